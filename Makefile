@@ -1,0 +1,48 @@
+# `make` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check lint types fix coverage clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 12
+
+# torch first and alone: a plain resolve would fetch gigabytes of CUDA onto a machine without it.
+# On a machine with an NVIDIA card, install the torch build you want into .venv before `make run`;
+# any 2.11 or newer is kept.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import torch' 2>/dev/null || \
+		$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	sed "s/^torch==.*/torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)')/" \
+		constraints.txt > .venv/constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt -e '.[dev]'
+	touch $@
+
+setup: .venv/installed ## make .venv and install everything, tested versions
+
+run: .venv/installed ## train the default run (CartPole) and say where the results are
+	$(BIN)/python -m ppo_lab
+
+test: .venv/installed ## the whole test suite
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/installed ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed ## mypy, strict
+	$(BIN)/mypy
+
+check: lint types test ## all that must pass before a change lands
+
+fix: .venv/installed ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+coverage: .venv/installed ## the suite with its coverage, at least 90 %
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+
+clean: ## remove .venv and caches; outputs/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -1,0 +1,306 @@
+"""The checked configuration of one run.
+
+YAML holds choices and named sets of values; every parameter's type, default, unit and meaning
+stands here once. ``none`` switches a number off. ``Config`` checks itself when it is made, so a
+value that reaches the trainer is a value that works.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+
+from ppo_lab.envs.base import EnvSpec
+from ppo_lab.envs.config import EnvConfig
+from ppo_lab.errors import ConfigError
+from ppo_lab.memory import MemoryStrategy
+from ppo_lab.networks import NetworkConfig
+from ppo_lab.paths import plain
+from ppo_lab.phases import AdvantageNormalization
+from ppo_lab.tracking import TrackingConfig
+
+__all__ = ["LANE_KEYS", "Config", "Dtype", "Schedule"]
+
+
+class Schedule(Enum):
+    """How a number changes over the run."""
+
+    constant = "constant"
+    linear = "linear"
+
+
+class Dtype(Enum):
+    """Arithmetic of the networks."""
+
+    float32 = "float32"
+    float64 = "float64"
+    bfloat16 = "bfloat16"
+
+
+@dataclass(kw_only=True)
+class Config:
+    """One run: an environment, a network, a memory strategy, and PPO's numbers."""
+
+    env: EnvConfig = MISSING
+    network: NetworkConfig = MISSING
+    memory: MemoryStrategy = MISSING
+    tracking: TrackingConfig = MISSING
+
+    name: str = "run"
+    """Ends the run folder's name; letters, digits and ``._=-``."""
+    seed: int = 1
+    """Decides every random number of the run. Compare settings over five seeds or more."""
+    total_steps: int = 100_000
+    """Environment steps; the last whole iteration within it is the run's last."""
+
+    epsilon: Any = 0.2
+    """Clip half-width: the policy has no incentive to push the probability ratio beyond
+    [1 - epsilon, 1 + epsilon]. 0.1 to 0.3 is usual; larger learns faster and breaks more easily;
+    ``none`` does not clip."""
+    epsilon_high: Any = None
+    """Upper half-width where it differs from epsilon (clip-higher, arXiv:2503.14476: 0.28 over
+    0.2); none for a symmetric clip."""
+    epsilon_schedule: Schedule = Schedule.constant
+    """linear anneals the clip to 0 over the run, as PPO's Atari settings do."""
+    dual_clip: Any = None
+    """Lower bound c > 1 on the objective of a bad action, c * A (arXiv:1912.09729, c = 3); none for
+    PPO's own objective."""
+    value_epsilon: Any = None
+    """Clip half-width of the value loss; none (off) is better by the evidence. Its own key, so that
+    a sweep of epsilon does not sweep it."""
+    target_kl: Any = None
+    """Nats: a run sits out the rest of an update when a minibatch's k3 KL exceeds 1.5 times this.
+    0.01 to 0.03 where wanted; none never stops."""
+
+    lr: float = 3e-4
+    """Adam's step size. 1e-4 to 1e-3; larger needs a smaller epsilon or fewer epochs."""
+    lr_schedule: Schedule = Schedule.constant
+    """linear: the first update runs at lr, the last of n at lr / n (CleanRL's; SB3 ends at 0)."""
+    adam_eps: float = 1e-5
+    """Added to the root of Adam's second moment; PPO's 1e-5, torch's default is 1e-8."""
+    max_grad_norm: Any = 0.5
+    """Limit of the gradient's norm over actor and critic together; none does not clip."""
+
+    gamma: float = 0.99
+    """Discount per step, in [0, 1]."""
+    gae_lambda: float = 0.95
+    """GAE's lambda, in [0, 1]: 0 trusts the critic, 1 the returns."""
+    bootstrap_truncated: bool = True
+    """Whether a time limit counts the value of the episode's true last observation (it should);
+    false treats it as a termination, as many older PPOs do."""
+
+    num_envs: int = 8
+    """Environments stepped together."""
+    num_steps: int = 128
+    """Steps of each environment per iteration."""
+    num_epochs: int = 4
+    """Passes over each rollout; more learns faster per step and drifts further from the data."""
+    num_minibatches: int = 4
+    """Gradient steps per epoch; must divide num_envs * num_steps."""
+    advantage_normalization: AdvantageNormalization = AdvantageNormalization.minibatch
+    """Rows over which advantages are standardised: each minibatch, the whole rollout, or none."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus, 0 to 0.02."""
+    value_coef: float = 0.5
+    """Weight of the value loss, itself half a mean squared error (CleanRL's; SB3's has no half)."""
+
+    device: str = "auto"
+    """auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N."""
+    dtype: Dtype = Dtype.float32
+    """bfloat16 runs the networks under autocast, with float32 weights."""
+    num_threads: Any = "auto"
+    """CPU threads for tensor arithmetic. auto: 1 where a gradient step is small (threads then
+    lose, badly so beside another busy process), else every core this process may use."""
+
+    def __post_init__(self) -> None:
+        """Check every value that can be checked by itself or against another."""
+        self.epsilon = _number(self, "epsilon", above=0.0, off=True)
+        for key in ("epsilon_high", "value_epsilon", "target_kl", "max_grad_norm"):
+            setattr(self, key, _number(self, key, above=0.0, off=True))
+        self.dual_clip = _number(self, "dual_clip", above=1.0, off=True)
+        for key in ("lr", "adam_eps"):
+            _number(self, key, above=0.0)
+        for key in ("gamma", "gae_lambda"):
+            _number(self, key, at_least=0.0, at_most=1.0)
+        for key in ("entropy_coef", "value_coef"):
+            _number(self, key, at_least=0.0)
+        for key in ("num_envs", "num_steps", "num_epochs", "num_minibatches", "total_steps"):
+            _number(self, key, at_least=1)
+        _number(self, "seed", at_least=0, at_most=2**63 - 1)
+        if not re.fullmatch(r"[A-Za-z0-9._=-]{1,64}", self.name):
+            raise ConfigError("name", self.name, "must be 1 to 64 letters, digits, or any of ._=-")
+        self._check_sizes()
+        self._check_threads()
+        self.torch_device  # noqa: B018 - raises for a device that is not there
+        self.network.check()
+        self.tracking.check()
+
+    def _check_sizes(self) -> None:
+        if self.num_rows % self.num_minibatches:
+            raise ConfigError(
+                "num_minibatches",
+                self.num_minibatches,
+                f"must divide num_envs * num_steps = {self.num_envs} * {self.num_steps} "
+                f"= {self.num_rows}; nearest that does: {self._nearest_divisor()}",
+            )
+        if self.total_steps < self.num_rows:
+            raise ConfigError(
+                "total_steps",
+                self.total_steps,
+                f"must be at least one rollout, num_envs * num_steps = {self.num_rows}",
+            )
+        if self.epsilon is None and self.epsilon_high is not None:
+            raise ConfigError(
+                "epsilon_high", self.epsilon_high, "has no effect with epsilon=none; leave it out"
+            )
+
+    def _nearest_divisor(self) -> int:
+        divisors = [d for d in range(1, self.num_rows + 1) if self.num_rows % d == 0]
+        return min(divisors, key=lambda d: abs(d - self.num_minibatches))
+
+    def _check_threads(self) -> None:
+        if self.num_threads != "auto":
+            is_count = isinstance(self.num_threads, int) and not isinstance(self.num_threads, bool)
+            if not is_count or self.num_threads < 1:
+                raise ConfigError(
+                    "num_threads", self.num_threads, "must be auto or a whole number >= 1"
+                )
+
+    def check_env(self) -> EnvSpec:
+        """Return what the environment looks like; raise ``ConfigError`` if it cannot be used."""
+        return self.env.check()
+
+    @property
+    def num_rows(self) -> int:
+        """Environment steps of one rollout."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_iterations(self) -> int:
+        """Iterations in the run."""
+        return self.total_steps // self.num_rows
+
+    @property
+    def epsilon_label(self) -> str:
+        """Epsilon as a person writes it."""
+        return "none" if self.epsilon is None else f"{self.epsilon:g}"
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The training device."""
+        has_cuda = torch.cuda.is_available()
+        if self.device == "auto":
+            return torch.device("cuda" if has_cuda else "cpu")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ConfigError("device", self.device, "must be auto, cpu, cuda or cuda:N")
+        device = torch.device(self.device)
+        if device.type == "cuda" and not has_cuda:
+            raise ConfigError(
+                "device", self.device, "there is no CUDA device here; use device=auto or device=cpu"
+            )
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                "device", self.device, f"must be cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+            )
+        return device
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """Type of weights and observations."""
+        return torch.float64 if self.dtype is Dtype.float64 else torch.float32
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """Autocast's type; None computes in the weights' own."""
+        return torch.bfloat16 if self.dtype is Dtype.bfloat16 else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the config as plain, nested values for a tracker.
+
+        ``epsilon`` is a number or absent, ``clipped`` says which, so that runs can be filtered and
+        plotted by it.
+        """
+        values: dict[str, Any] = plain(dataclasses.asdict(self))
+        values["memory"] = {"strategy": self.memory.name, **values["memory"]}
+        values["clipped"] = self.epsilon is not None
+        if self.epsilon is None:
+            del values["epsilon"]
+        return values
+
+    def choose_num_threads(self, spec: EnvSpec) -> int:
+        """Return the CPU threads to use.
+
+        Below about 2 GFLOP per gradient step (some 20 ms on one core) the work of one operation is
+        shorter than waking a second thread for it; measured in benchmarks/results/threads.md.
+        """
+        if self.num_threads != "auto":
+            return int(self.num_threads)
+        parameters = 2 * self.network.num_trunk_parameters(spec.observation_size)
+        flop = 6 * parameters * self.num_rows / self.num_minibatches
+        return 1 if flop < 2e9 else len(os.sched_getaffinity(0))
+
+
+# What may differ between the lanes of a stack; everything else must be equal.
+LANE_KEYS = frozenset(
+    {
+        "name",
+        "seed",
+        "epsilon",
+        "epsilon_high",
+        "epsilon_schedule",
+        "dual_clip",
+        "value_epsilon",
+        "target_kl",
+        "lr",
+        "lr_schedule",
+        "max_grad_norm",
+        "gamma",
+        "gae_lambda",
+        "entropy_coef",
+        "value_coef",
+        "tracking",
+    }
+)
+
+
+def _number(
+    config: Config,
+    key: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    off: bool = False,
+) -> float | None:
+    """Return the number under ``key``, None for ``none`` where it may be ``off``.
+
+    Raises:
+        ConfigError: not a finite number, or out of range.
+    """
+    value = getattr(config, key)
+    if off and (value is None or (isinstance(value, str) and value.lower() == "none")):
+        return None
+    bounds = [
+        f"{sign} {bound:g}"
+        for sign, bound in ((">", above), (">=", at_least), ("<=", at_most))
+        if bound is not None
+    ]
+    allowed = f"must be a number {' and '.join(bounds)}" + (", or none" if off else "")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if (
+        not is_number
+        or not math.isfinite(value)
+        or (above is not None and value <= above)
+        or (at_least is not None and value < at_least)
+        or (at_most is not None and value > at_most)
+    ):
+        raise ConfigError(key, value, allowed)
+    return float(value)

@@ -1,0 +1,133 @@
+"""Which environment a run trains in, how it is checked, and how it is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+from torch import Tensor
+
+from ppo_lab.envs import NATIVE_ENVS
+from ppo_lab.envs.base import Env, EnvSpec
+from ppo_lab.envs.gymnasium_backend import GymnasiumEnv
+from ppo_lab.envs.gymnasium_check import check_gymnasium
+from ppo_lab.envs.normalized import NormalizedEnv
+from ppo_lab.errors import ConfigError
+from ppo_lab.placement import Place, Placement
+
+__all__ = ["Backend", "EnvConfig"]
+
+
+class Backend(Enum):
+    """What steps the environments."""
+
+    auto = "auto"  # torch where there is a native version and no kwargs, else gymnasium
+    torch = "torch"  # native: tensor operations where the policy runs, no copies
+    gymnasium = "gymnasium"  # any id, one after the other on the host
+
+
+@dataclass(kw_only=True)
+class EnvConfig:
+    """The choices of the group ``env``."""
+
+    id: str = MISSING
+    """Gymnasium's name, such as CartPole-v1, or ``module:Name-v0``: the module is imported first
+    and registers the name."""
+
+    backend: Backend = Backend.auto
+    """What steps the environments; the native ones are held to Gymnasium's, step by step."""
+
+    normalize_observations: bool = False
+    """Subtract the running mean and divide by the running deviation, clipped to +-10. Needed where
+    components differ in scale (MuJoCo); takes away what an absolute scale would tell."""
+
+    normalize_rewards: bool = False
+    """Divide by the running deviation of the discounted return, clipped to +-10. Needed where
+    returns are far from order one; reported returns stay in the environment's units."""
+
+    max_episode_steps: int | None = None
+    """Steps after which an episode is cut off (truncated, not terminated); left out, the
+    environment's own. Smaller gives more and shorter episodes."""
+
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """What gymnasium.make is given beside the name, such as ``{continuous: true}``."""
+
+    random_return: float | None = None
+    """Mean episode return of uniformly random actions: where a run begins, and what a collapse
+    falls back to."""
+
+    target_return: float | None = None
+    """Episode return of a good policy: with ``random_return`` the range that a drop is measured
+    against."""
+
+    def resolved_backend(self) -> Backend:
+        """Return what ``auto`` stands for here; never ``auto`` itself."""
+        if self.backend is not Backend.auto:
+            return self.backend
+        return Backend.torch if self.id in NATIVE_ENVS and not self.kwargs else Backend.gymnasium
+
+    def check(self) -> EnvSpec:
+        """Return what a network must know, or raise ``ConfigError``; nothing stays open."""
+        if self.id in ("", MISSING):
+            raise ConfigError("env.id", self.id, "name one, for example env.id=CartPole-v1")
+        if self.max_episode_steps is not None and self.max_episode_steps < 1:
+            allowed = "at least 1 step, or null for the environment's own limit"
+            raise ConfigError("env.max_episode_steps", self.max_episode_steps, allowed)
+        if self.resolved_backend() is Backend.gymnasium:
+            return check_gymnasium(self.id, self.kwargs, native_ids=NATIVE_ENVS)
+        if self.id not in NATIVE_ENVS:
+            allowed = f"native are {', '.join(sorted(NATIVE_ENVS))}; {self.id} needs gymnasium"
+            raise ConfigError("env.backend", self.backend.value, allowed)
+        if self.kwargs:
+            allowed = "the torch backend takes none; set env.backend=gymnasium"
+            raise ConfigError("env.kwargs", self.kwargs, allowed)
+        return NATIVE_ENVS[self.id].spec
+
+    def build(
+        self,
+        *,
+        seeds: Tensor,
+        num_envs: int,
+        gamma: Tensor,
+        placement: Placement,
+        dtype: torch.dtype = torch.float32,
+    ) -> Env:
+        """Return L * N environments on ``placement.device``; call ``reset`` next.
+
+        Args:
+            seeds: (L,) int64 on the host; each lane's numbers depend on its own seed alone.
+            num_envs: N.
+            gamma: (L,) discount factors on the device, read at each step when rewards are
+                normalised and never copied.
+            placement: The device, and what moves tensors to it.
+            dtype: Of observations and rewards.
+        """
+        env: Env
+        if self.resolved_backend() is Backend.torch:
+            env = NATIVE_ENVS[self.id](
+                seeds=placement.move(seeds, Place.DEVICE),
+                num_envs=num_envs,
+                dtype=dtype,
+                max_episode_steps=self.max_episode_steps,
+            )
+        else:
+            env = GymnasiumEnv(
+                self.id,
+                seeds=seeds,
+                num_envs=num_envs,
+                placement=placement,
+                dtype=dtype,
+                max_episode_steps=self.max_episode_steps,
+                kwargs=self.kwargs,
+            )
+        if not (self.normalize_observations or self.normalize_rewards):
+            return env
+        return NormalizedEnv(
+            env,
+            observations=self.normalize_observations,
+            rewards=self.normalize_rewards,
+            gamma=gamma,
+        )

@@ -1,0 +1,54 @@
+"""What a memory strategy decides: which layers are shared, and where the optimizer's state lives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ppo_lab.envs.base import EnvSpec
+from ppo_lab.networks import ActorCritic, Initializer, NetworkConfig
+from ppo_lab.optimizer import LaneOptimizer
+from ppo_lab.placement import Place, Placement
+
+__all__ = ["MemoryStrategy"]
+
+
+@dataclass(kw_only=True)
+class MemoryStrategy(ABC):
+    """Options are fields, behaviour is methods; state lives in the optimizer it builds, so
+    checkpoints and schedules do not care which strategy ran."""
+
+    name: ClassVar[str]
+    """What ``memory=`` says."""
+    shares_trunk: ClassVar[bool] = False
+    """Whether actor and critic are two heads of one trunk. That is another model, with other
+    returns, not only a smaller one."""
+    optimizer_place: ClassVar[Place] = Place.DEVICE
+    """Where Adam's moments live."""
+    max_lanes: ClassVar[int | None] = None
+    """Most lanes in a stack; None for any number."""
+
+    def build_model(
+        self,
+        network: NetworkConfig,
+        spec: EnvSpec,
+        initializer: Initializer,
+        compute_dtype: torch.dtype | None,
+    ) -> ActorCritic:
+        """Return a new model on the initializer's device."""
+        return ActorCritic(
+            network,
+            spec,
+            initializer,
+            shares_trunk=self.shares_trunk,
+            compute_dtype=compute_dtype,
+        )
+
+    @abstractmethod
+    def build_optimizer(
+        self, model: ActorCritic, placement: Placement, *, eps: float
+    ) -> LaneOptimizer:
+        """Return the optimizer that steps ``model``; ``eps`` is Adam's."""

@@ -1,0 +1,26 @@
+"""Everything on the device: the classic, and the fastest where it fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ppo_lab.memory.base import MemoryStrategy
+from ppo_lab.networks import ActorCritic
+from ppo_lab.optimizer import LaneAdam, LaneOptimizer
+from ppo_lab.placement import Placement
+
+__all__ = ["CoResident"]
+
+
+@dataclass(kw_only=True)
+class CoResident(MemoryStrategy):
+    """Two networks, their gradients and their Adam state side by side: 16 B per parameter."""
+
+    name: ClassVar[str] = "co_resident"
+
+    def build_optimizer(
+        self, model: ActorCritic, placement: Placement, *, eps: float
+    ) -> LaneOptimizer:
+        """Return Adam on the device."""
+        return LaneAdam(model.parameters(), eps=eps)

@@ -1,0 +1,21 @@
+"""Networks: what maps observations to a policy and a value."""
+
+from ppo_lab.networks.actor_critic import ActorCritic, PolicyAndValues
+from ppo_lab.networks.base import NetworkConfig
+from ppo_lab.networks.distributions import Distribution, distribution_for
+from ppo_lab.networks.layers import Initializer
+from ppo_lab.networks.mlp import MlpConfig
+
+__all__ = [
+    "NETWORKS",
+    "ActorCritic",
+    "Distribution",
+    "Initializer",
+    "MlpConfig",
+    "NetworkConfig",
+    "PolicyAndValues",
+    "distribution_for",
+]
+
+# Schema name to config class: a new kind of network is one line here, one module and one YAML.
+NETWORKS: dict[str, type[NetworkConfig]] = {"mlp": MlpConfig}

@@ -1,0 +1,124 @@
+"""The policy and the value function, for every lane at once.
+
+Shapes: L = lanes, B = rows per lane, O = observation size, P = distribution parameters per row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ppo_lab.envs.base import EnvSpec
+from ppo_lab.networks.base import Initialization, NetworkConfig, Trunk
+from ppo_lab.networks.distributions import Distribution, distribution_for
+from ppo_lab.networks.layers import Initializer, LaneLinear
+
+__all__ = ["ActorCritic", "PolicyAndValues"]
+
+
+class PolicyAndValues(NamedTuple):
+    """Both networks' answers."""
+
+    policy_parameters: Tensor  # (L, B, P)
+    values: Tensor  # (L, B)
+
+
+class ActorCritic(nn.Module):
+    """Two trunks with a head each, or one trunk with both heads."""
+
+    actor: Trunk
+    critic: Trunk  # the same module as ``actor`` when the trunk is shared
+    policy_head: LaneLinear
+    value_head: LaneLinear
+    log_std: nn.Parameter | None  # (L, 1, A), for continuous actions
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        spec: EnvSpec,
+        initializer: Initializer,
+        *,
+        shares_trunk: bool,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Build for ``spec``; ``compute_dtype`` is autocast's, None for the weights' own."""
+        super().__init__()
+        self.distribution: Distribution = distribution_for(spec.actions)
+        self.shares_trunk = shares_trunk
+        self._compute_dtype = compute_dtype
+        self.actor = network.build_trunk(spec.observation_size, initializer)
+        self.critic = (
+            self.actor
+            if shares_trunk
+            else network.build_trunk(spec.observation_size, initializer)
+        )
+        num_outputs = self.distribution.num_parameters
+        if self.distribution.has_free_std:
+            num_outputs //= 2
+        # Gains: a policy that starts almost uniform, a value of ordinary size.
+        self.policy_head = _head(network, initializer, self.actor, num_outputs, gain=0.01)
+        self.value_head = _head(network, initializer, self.critic, 1, gain=1.0)
+        self.log_std = (
+            nn.Parameter(self.policy_head.bias.detach().new_zeros(len(self.policy_head.bias), 1, num_outputs))
+            if self.distribution.has_free_std
+            else None
+        )
+
+    def policy(self, observations: Tensor) -> Tensor:
+        """Return the distribution parameters (L, B, P) for ``observations`` (L, B, O)."""
+        if self._compute_dtype is None:
+            return self._policy_of(self.actor(observations))
+        with torch.autocast(observations.device.type, self._compute_dtype):
+            return self._policy_of(self.actor(observations))
+
+    def values(self, observations: Tensor) -> Tensor:
+        """Return the values (L, B) of ``observations`` (L, B, O)."""
+        if self._compute_dtype is None:
+            return self._values_of(self.critic(observations))
+        with torch.autocast(observations.device.type, self._compute_dtype):
+            return self._values_of(self.critic(observations))
+
+    def forward(self, observations: Tensor) -> PolicyAndValues:
+        """Return both; a shared trunk runs once."""
+        if not self.shares_trunk:
+            return PolicyAndValues(self.policy(observations), self.values(observations))
+        with torch.autocast(
+            observations.device.type,
+            self._compute_dtype,
+            enabled=self._compute_dtype is not None,
+        ):
+            features = self.actor(observations)
+            return PolicyAndValues(self._policy_of(features), self._values_of(features))
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return every parameter once, under ``actor``, ``critic`` or, where shared, ``trunk``."""
+        policy_side = list(self.policy_head.parameters())
+        policy_side += [] if self.log_std is None else [self.log_std]
+        value_side = list(self.value_head.parameters())
+        if self.shares_trunk:
+            trunk = list(self.actor.parameters())
+            return {"trunk": trunk, "actor": policy_side, "critic": value_side}
+        return {
+            "actor": list(self.actor.parameters()) + policy_side,
+            "critic": list(self.critic.parameters()) + value_side,
+        }
+
+    def _policy_of(self, features: Tensor) -> Tensor:
+        parameters = self.policy_head(features)
+        if self.log_std is None:
+            return parameters.to(self.policy_head.weight.dtype)
+        log_std = self.log_std.expand_as(parameters)
+        return torch.cat((parameters.to(log_std.dtype), log_std), -1)
+
+    def _values_of(self, features: Tensor) -> Tensor:
+        return self.value_head(features).squeeze(-1).to(self.value_head.weight.dtype)
+
+
+def _head(
+    network: NetworkConfig, initializer: Initializer, trunk: Trunk, num_outputs: int, *, gain: float
+) -> LaneLinear:
+    if network.init is Initialization.orthogonal:
+        return LaneLinear(initializer.orthogonal(trunk.num_features, num_outputs, gain))
+    return LaneLinear(initializer.uniform(trunk.num_features, num_outputs))

@@ -1,0 +1,140 @@
+"""Action distributions as functions of the numbers a policy head returns.
+
+Shapes: … = any leading axes, the first or second of which are lanes; P = parameters per row,
+A = actions or action dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ppo_lab import random
+from ppo_lab.envs.base import ContinuousActions, DiscreteActions
+
+__all__ = ["Categorical", "DiagonalGaussian", "Distribution", "distribution_for"]
+
+
+class Distribution(ABC):
+    """What the update and the rollout ask of a policy; holds sizes, no tensors."""
+
+    num_parameters: int
+    """P, the width of a row of ``parameters``."""
+    noise_size: int
+    """Random numbers one action takes."""
+    has_free_std: ClassVar[bool]
+    """Whether half of the parameters are a learned log standard deviation."""
+
+    @abstractmethod
+    def noise(self, keys: Tensor, num_draws: int, dtype: torch.dtype) -> Tensor:
+        """Return (L, num_draws, noise_size) of what ``sample`` needs, from lane ``keys`` (L,)."""
+
+    @abstractmethod
+    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        """Return actions for ``parameters`` (…, P) and ``noise`` (…, noise_size)."""
+
+    @abstractmethod
+    def mode(self, parameters: Tensor) -> Tensor:
+        """Return the most likely actions: what a deterministic policy does."""
+
+    @abstractmethod
+    def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
+        """Return the log probability (or density) of ``actions``, (…)."""
+
+    @abstractmethod
+    def entropy(self, parameters: Tensor) -> Tensor:
+        """Return the entropy in nats, (…)."""
+
+    @property
+    @abstractmethod
+    def max_entropy(self) -> float | None:
+        """The largest possible entropy in nats; None where there is none."""
+
+
+class Categorical(Distribution):
+    """One of A actions; the parameters are unnormalised log probabilities."""
+
+    has_free_std = False
+
+    def __init__(self, num_actions: int) -> None:
+        """Choose among ``num_actions``."""
+        self.num_parameters = self.noise_size = num_actions
+
+    def noise(self, keys: Tensor, num_draws: int, dtype: torch.dtype) -> Tensor:
+        """Return Gumbel noise: logits plus it are largest at an action with its probability."""
+        u = random.uniform(keys, num_draws * self.noise_size, dtype=dtype)
+        return u.log_().neg_().log_().neg_().unflatten(-1, (num_draws, self.noise_size))
+
+    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        """Return int64 actions (…)."""
+        return (parameters + noise).argmax(-1)
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        """Return int64 actions (…)."""
+        return parameters.argmax(-1)
+
+    def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
+        """Return log probabilities; ``actions`` int64 (…)."""
+        return parameters.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self, parameters: Tensor) -> Tensor:
+        """Return - sum p log p."""
+        log_probs = parameters.log_softmax(-1)
+        return -(log_probs.exp() * log_probs).sum(-1)
+
+    @property
+    def max_entropy(self) -> float:
+        """Log A, the entropy of the uniform policy."""
+        return math.log(self.num_parameters)
+
+
+class DiagonalGaussian(Distribution):
+    """Independent normal dimensions; the parameters are A means and then A log deviations."""
+
+    has_free_std = True
+
+    def __init__(self, num_dimensions: int) -> None:
+        """Act in ``num_dimensions``."""
+        self.num_parameters = 2 * num_dimensions
+        self.noise_size = num_dimensions
+
+    def noise(self, keys: Tensor, num_draws: int, dtype: torch.dtype) -> Tensor:
+        """Return standard normal numbers."""
+        z = random.normal(keys, num_draws * self.noise_size, dtype=dtype)
+        return z.unflatten(-1, (num_draws, self.noise_size))
+
+    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        """Return float actions (…, A), not clipped to the action space."""
+        mean, log_std = parameters.chunk(2, -1)
+        return torch.addcmul(mean, log_std.exp(), noise)
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        """Return the means (…, A)."""
+        return parameters.chunk(2, -1)[0]
+
+    def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
+        """Return log densities, summed over dimensions; ``actions`` float (…, A)."""
+        mean, log_std = parameters.chunk(2, -1)
+        z = (actions - mean) * (-log_std).exp()
+        return -(0.5 * z.square() + log_std).sum(-1) - 0.5 * self.noise_size * math.log(math.tau)
+
+    def entropy(self, parameters: Tensor) -> Tensor:
+        """Return the differential entropy, which may be negative."""
+        log_std = parameters.chunk(2, -1)[1]
+        return log_std.sum(-1) + 0.5 * self.noise_size * (1.0 + math.log(math.tau))
+
+    @property
+    def max_entropy(self) -> None:
+        """A density has no largest entropy."""
+        return
+
+
+def distribution_for(actions: DiscreteActions | ContinuousActions) -> Distribution:
+    """Return the distribution over an action space."""
+    if isinstance(actions, DiscreteActions):
+        return Categorical(actions.num_actions)
+    return DiagonalGaussian(len(actions.low))

@@ -1,0 +1,83 @@
+"""The multilayer perceptron: what PPO on vector observations uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ppo_lab.errors import ConfigError
+from ppo_lab.networks.base import Initialization, NetworkConfig, Trunk
+from ppo_lab.networks.layers import Initializer, LaneLinear
+
+__all__ = ["Activation", "Mlp", "MlpConfig"]
+
+
+class Activation(Enum):
+    """The nonlinearity after each hidden layer."""
+
+    tanh = "tanh"
+    relu = "relu"
+
+
+_FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.tanh: torch.tanh,
+    Activation.relu: torch.relu,
+}
+
+
+class Mlp(Trunk):
+    """Linear layers, each followed by the activation."""
+
+    def __init__(self, layers: list[LaneLinear], activation: Activation) -> None:
+        """Stack ``layers``."""
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.num_features = layers[-1].weight.shape[-1]
+        self._activate = _FUNCTIONS[activation]
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return features (L, B, hidden[-1]) of ``observations`` (L, B, O)."""
+        x = observations
+        for layer in self.layers:
+            x = self._activate(layer(x))
+        return x
+
+
+@dataclass(kw_only=True)
+class MlpConfig(NetworkConfig):
+    """A stack of fully connected layers."""
+
+    hidden: list[int] = field(default_factory=lambda: [64, 64])
+    """Width of each hidden layer, of the actor and of the critic each (or of their shared trunk).
+    [64, 64] suits classic control and MuJoCo; wider is slower and seldom better there."""
+    activation: Activation = Activation.tanh
+    """tanh is PPO's classic for vector observations; relu is usual for wide networks."""
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` unless there is at least one layer and every width is positive."""
+        if not self.hidden or any(width < 1 for width in self.hidden):
+            raise ConfigError(
+                "network.hidden", self.hidden, "must be a list of one or more widths >= 1"
+            )
+
+    def build_trunk(self, observation_size: int, initializer: Initializer) -> Mlp:
+        """Return the layers from ``observation_size`` through every hidden width."""
+        layers = []
+        for num_inputs, num_outputs in pairwise([observation_size, *self.hidden]):
+            if self.init is Initialization.orthogonal:
+                weight = initializer.orthogonal(num_inputs, num_outputs, math.sqrt(2.0))
+            else:
+                weight = initializer.uniform(num_inputs, num_outputs)
+            layers.append(LaneLinear(weight))
+        return Mlp(layers, self.activation)
+
+    def num_trunk_parameters(self, observation_size: int) -> int:
+        """Return the sum of weights and biases."""
+        sizes = [observation_size, *self.hidden]
+        return sum((num_inputs + 1) * num_outputs for num_inputs, num_outputs in pairwise(sizes))

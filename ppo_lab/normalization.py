@@ -1,0 +1,148 @@
+"""Running statistics of observations and rewards, one set per lane, and what is done with them.
+
+The algorithm is the one Stable-Baselines3's VecNormalize publishes (its defaults: clip 10, epsilon
+1e-8, statistics that begin as 1e-4 samples of mean 0 and variance 1), so that tuned settings carry
+over. Statistics are float64 whatever the observations are: the sums of a long run do not fit into
+float32.
+
+Shapes: L = lanes, N = environments per lane, F = features of one sample (no axis for returns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["CLIP", "EPSILON", "DiscountedReturns", "RunningMoments", "normalize"]
+
+CLIP = 10.0
+"""Largest absolute value after normalisation ("The 37 implementation details", continuous 7, 9)."""
+
+EPSILON = 1e-8
+"""Added to the variance inside the square root, so that a constant feature divides by 1e-4."""
+
+_INITIAL_COUNT = 1e-4
+"""Weight of the statistics' start; VecNormalize's, so that the first batch all but replaces it."""
+
+
+def normalize(values: Tensor, var: Tensor, mean: Tensor | None = None) -> Tensor:
+    """Return (values - mean) / sqrt(var + EPSILON), clipped to +-CLIP, in the dtype of ``values``.
+
+    Args:
+        values: (L, N, F) or (L, N).
+        var: Statistics that broadcast against ``values``, such as (L, 1, F).
+        mean: The same for the mean; left out, nothing is subtracted (rewards keep their sign).
+    """
+    centred = values if mean is None else values - mean
+    return centred.mul((var + EPSILON).rsqrt()).clamp_(-CLIP, CLIP).to(values.dtype)
+
+
+def _merge(mean: Tensor, var: Tensor, count: Tensor, samples: Tensor) -> None:
+    """Merge ``samples`` (L, N, F) into the statistics (L, 1, F), in place."""
+    num_samples = samples.shape[1]
+    batch_var, batch_mean = torch.var_mean(
+        samples.to(torch.float64), dim=1, correction=0, keepdim=True
+    )
+    count.add_(num_samples)
+    share = num_samples / count  # of the batch in the merged set
+    shift = batch_mean - mean
+    # var' = (1 - s) var + s batch_var + s (1 - s) shift^2: the formula, divided by the count
+    spread = torch.addcmul(batch_var, shift * shift, 1.0 - share)
+    var.lerp_(spread, share)
+    mean.addcmul_(shift, share)
+
+
+class RunningMoments:
+    """Mean and population variance of all samples a lane has seen, (L, F) each, float64.
+
+    Batches are merged by Chan, Golub and LeVeque's parallel formula (1983, "Algorithms for
+    computing the sample variance", eq. 2.1).
+    """
+
+    def __init__(
+        self, num_lanes: int, feature_shape: tuple[int, ...] = (), *, device: torch.device
+    ) -> None:
+        """Begin ``num_lanes`` sets of statistics for samples of ``feature_shape``."""
+        shape = (num_lanes, 1, *feature_shape)  # the axis of N kept at 1: it broadcasts as it is
+        self._mean = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._var = torch.ones(shape, dtype=torch.float64, device=device)
+        ones = (num_lanes, *[1] * (len(shape) - 1))
+        self._count = torch.full(ones, _INITIAL_COUNT, dtype=torch.float64, device=device)
+
+    @property
+    def mean(self) -> Tensor:
+        """Return the means with an axis of 1 for N, (L, 1, F)."""
+        return self._mean
+
+    @property
+    def var(self) -> Tensor:
+        """Return the variances with an axis of 1 for N, (L, 1, F)."""
+        return self._var
+
+    def update(self, samples: Tensor) -> None:
+        """Merge one batch of N samples per lane, (L, N, F)."""
+        _merge(self._mean, self._var, self._count, samples)
+
+    def update_lane(self, lane: int, samples: Tensor) -> None:
+        """Merge the batch of one lane, (N, F), and leave the others as they are."""
+        own = slice(lane, lane + 1)
+        _merge(self._mean[own], self._var[own], self._count[own], samples.unsqueeze(0))
+
+    def restart_lane(self, lane: int) -> None:
+        """Forget what ``lane`` has seen."""
+        self._mean[lane] = 0.0
+        self._var[lane] = 1.0
+        self._count[lane] = _INITIAL_COUNT
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies: "mean" and "var" (L, F), "count" (L,)."""
+        return {
+            "mean": self._mean.squeeze(1).clone(),
+            "var": self._var.squeeze(1).clone(),
+            "count": self._count.flatten().clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over statistics of the same shapes as ``state_dict`` returns."""
+        self._mean.copy_(state["mean"].unsqueeze(1))
+        self._var.copy_(state["var"].unsqueeze(1))
+        self._count.copy_(state["count"].reshape(self._count.shape))
+
+
+class DiscountedReturns:
+    """Scales rewards by the spread of the discounted return, so that returns are of order one.
+
+    The return is VecNormalize's, R <- gamma R + r over the past of the episode, not the future: it
+    has the right spread and needs no look ahead ("The 37 implementation details", continuous 8).
+    """
+
+    def __init__(self, gamma: Tensor, num_envs: int, *, device: torch.device) -> None:
+        """Start at return 0; ``gamma`` (L,) is read at each update, never copied."""
+        self._gamma = gamma.unsqueeze(-1)  # (L, 1), a view: a lane's gamma may be changed in place
+        num_lanes = gamma.shape[0]
+        self.moments = RunningMoments(num_lanes, device=device)
+        self.returns = torch.zeros(num_lanes, num_envs, dtype=torch.float64, device=device)
+
+    def update(self, rewards: Tensor) -> None:
+        """Advance every return by one step's ``rewards`` (L, N) and count them."""
+        self.returns.mul_(self._gamma).add_(rewards)
+        self.moments.update(self.returns)
+
+    def scale(self, rewards: Tensor) -> Tensor:
+        """Return ``rewards`` (L, N) divided by the returns' standard deviation, clipped."""
+        return normalize(rewards, self.moments.var)
+
+    def end_episodes(self, ended: Tensor) -> None:
+        """Set the return to 0 where ``ended`` (L, N) is true: after ``update`` of the same step."""
+        self.returns.masked_fill_(ended, 0.0)
+
+    def reset(self) -> None:
+        """Set all returns to 0; the statistics stay."""
+        self.returns.zero_()
+
+    def restart_lane(self, lane: int) -> None:
+        """Forget the returns and the statistics of ``lane``."""
+        self.returns[lane] = 0.0
+        self.moments.restart_lane(lane)

@@ -1,0 +1,72 @@
+"""The one way a tensor changes sides between the host's memory and the training device's.
+
+Every transfer goes through ``Placement.move``, which counts its bytes by direction. On a CPU-only
+machine both sides are the same memory, but a move still copies and still counts: what a strategy
+would send over PCIe can be tested, and is never hidden by two names for one storage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+__all__ = ["Place", "Placement", "Traffic"]
+
+
+class Place(Enum):
+    """A side of the bus."""
+
+    HOST = "host"
+    DEVICE = "device"
+
+
+@dataclass
+class Traffic:
+    """Bytes moved since the start, by direction."""
+
+    h2d_bytes: int = 0
+    d2h_bytes: int = 0
+
+    def since(self, earlier: Traffic) -> Traffic:
+        """Return what was moved after ``earlier`` was copied from this counter."""
+        return Traffic(self.h2d_bytes - earlier.h2d_bytes, self.d2h_bytes - earlier.d2h_bytes)
+
+
+@dataclass
+class Placement:
+    """The training device, the host beside it, and the count of what passed between them."""
+
+    device: torch.device
+    traffic: Traffic = field(default_factory=Traffic)
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the two sides are really two memories."""
+        return self.device.type == "cuda"
+
+    def empty_host_like(self, tensor: Tensor, *, pin: bool) -> Tensor:
+        """Return an uninitialised host tensor; ``pin`` counts only where there is a bus to cross."""
+        return torch.empty_like(tensor, device="cpu", pin_memory=pin and self.is_cuda)
+
+    def move(
+        self, tensor: Tensor, to: Place, out: Tensor | None = None, *, non_blocking: bool = False
+    ) -> Tensor:
+        """Copy ``tensor`` from the other side to ``to`` and count its bytes.
+
+        The result never shares storage with ``tensor``. ``out`` is written when given, else a
+        tensor is made. A copy to pinned host memory is complete only after a synchronisation when
+        ``non_blocking`` is true.
+        """
+        num_bytes = tensor.numel() * tensor.element_size()
+        if to is Place.DEVICE:
+            self.traffic.h2d_bytes += num_bytes
+            target = self.device
+        else:
+            self.traffic.d2h_bytes += num_bytes
+            target = torch.device("cpu")
+        if out is None:
+            return tensor.to(target, non_blocking=non_blocking, copy=True)
+        return out.copy_(tensor, non_blocking=non_blocking)

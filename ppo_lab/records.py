@@ -1,0 +1,137 @@
+"""Turns an iteration's tensors into one record per lane, and keeps each lane's curve.
+
+Here, and only here, an iteration is read back to the host.
+
+Shapes: T = steps per rollout, L = lanes, N = environments per lane, R = T * N.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ppo_lab.config import Config
+from ppo_lab.diagnostics import RatioDiagnostics, ratio_edges
+from ppo_lab.episodes import EpisodeTotals
+from ppo_lab.outcome import History
+from ppo_lab.phases import UpdateDiagnostics
+from ppo_lab.placement import Place, Placement
+from ppo_lab.tracking import Histogram, Record
+
+__all__ = ["IterationTensors", "Recorder"]
+
+# CleanRL's names, verbatim, for what it logs too: people compare with their old runs.
+_UPDATE_NAMES = {
+    "policy_loss": "losses/policy_loss",
+    "value_loss": "losses/value_loss",
+    "entropy": "losses/entropy",
+    "grad_norm": "losses/grad_norm",
+    "approx_kl": "losses/approx_kl",
+    "old_approx_kl": "losses/old_approx_kl",
+    "clip_frac": "losses/clipfrac",
+    "clip_above_frac": "losses/clipfrac_above",
+    "clip_below_frac": "losses/clipfrac_below",
+    "cut_above_frac": "losses/cutfrac_above",
+    "cut_below_frac": "losses/cutfrac_below",
+    "pass_frac": "losses/passfrac",
+    "ratio_min": "losses/ratio_min",
+    "ratio_max": "losses/ratio_max",
+    "gradient_steps": "ppo/gradient_steps",
+    "epochs_done": "ppo/epochs_done",
+}
+_MUST_BE_FINITE = ("losses/policy_loss", "losses/value_loss", "losses/grad_norm", "ppo/kl_k3")
+
+
+@dataclass(frozen=True)
+class IterationTensors:
+    """What one iteration leaves on the device for the record."""
+
+    update: UpdateDiagnostics
+    rollout_after: RatioDiagnostics
+    """Over the whole rollout, after the last epoch."""
+    entropy_after: Tensor  # (L,) nats, over the whole rollout, after the last epoch
+    ratio_counts: Tensor  # (L, 64)
+    explained_variance: Tensor  # (L,) of the critic that collected the rollout
+    advantages_std: Tensor  # (L,) before normalisation
+    episodes: EpisodeTotals
+
+
+@dataclass
+class Recorder:
+    """Builds records and histories for the lanes of a stack."""
+
+    configs: Sequence[Config]
+    placement: Placement
+    max_entropy: float | None
+    histories: list[History] = field(init=False)
+    diverged: list[str | None] = field(init=False)
+    """For each lane the first number that was not finite, with its value; None while all is well."""
+
+    def __post_init__(self) -> None:
+        """Start with empty histories."""
+        self.histories = [History() for _ in self.configs]
+        self.diverged = [None for _ in self.configs]
+
+    def records(
+        self, tensors: IterationTensors, *, iteration: int, shared: Mapping[str, float]
+    ) -> list[Record]:
+        """Return one record per lane; ``shared`` holds what is measured for the stack as a whole.
+
+        ``iteration`` counts from 1.
+        """
+        scalars = self._read_scalars(tensors)
+        counts = self._to_host(tensors.ratio_counts).tolist()
+        episodes = EpisodeTotals(*(self._to_host(t) for t in tensors.episodes))
+        step = iteration * self.configs[0].num_rows
+        records = []
+        for lane, (metrics, history) in enumerate(zip(scalars, self.histories)):
+            ended = episodes.ended[:, lane]
+            returns = episodes.returns[:, lane][ended].tolist()
+            lengths = episodes.lengths[:, lane][ended].tolist()
+            metrics |= _episode_metrics(returns, lengths)
+            entropy_frac = None
+            if self.max_entropy is not None:
+                entropy_frac = metrics["ppo/entropy"] / self.max_entropy
+                metrics["ppo/entropy_frac"] = entropy_frac
+            history.add(step, returns, entropy_frac, metrics["ppo/kl_k3"])
+            self._note_divergence(lane, metrics)
+            histograms = {"ppo/ratio": Histogram(counts[lane], ratio_edges())}
+            records.append(Record(step, iteration, metrics | dict(shared), histograms))
+        return records
+
+    def _read_scalars(self, tensors: IterationTensors) -> list[dict[str, float]]:
+        """Return each lane's numbers by name: one tensor, one copy to the host."""
+        named = {name: getattr(tensors.update, key) for key, name in _UPDATE_NAMES.items()}
+        named |= {f"ppo/{key}": value for key, value in tensors.rollout_after._asdict().items()}
+        named["ppo/entropy"] = tensors.entropy_after
+        named["ppo/advantages_std"] = tensors.advantages_std
+        named["losses/explained_variance"] = tensors.explained_variance
+        table = torch.stack([value.double() for value in named.values()], -1)  # (L, names)
+        return [dict(zip(named, row)) for row in self._to_host(table).tolist()]
+
+    def _to_host(self, tensor: Tensor) -> Tensor:
+        return self.placement.move(tensor, Place.HOST)
+
+    def _note_divergence(self, lane: int, metrics: Mapping[str, float]) -> None:
+        for name in _MUST_BE_FINITE:
+            if self.diverged[lane] is None and not math.isfinite(metrics[name]):
+                self.diverged[lane] = f"{name} is {metrics[name]}"
+
+
+def _episode_metrics(returns: Sequence[float], lengths: Sequence[float]) -> dict[str, float]:
+    """Return statistics of the episodes that ended in an iteration; no keys but the count if none."""
+    if not returns:
+        return {"charts/episodes": 0.0}
+    return {
+        "charts/episodes": float(len(returns)),
+        "charts/episodic_return": statistics.fmean(returns),
+        "charts/episodic_return_std": statistics.pstdev(returns),
+        "charts/episodic_return_min": min(returns),
+        "charts/episodic_return_max": max(returns),
+        "charts/episodic_length": statistics.fmean(lengths),
+    }

@@ -1,0 +1,1 @@
+def explain(e, o): return None

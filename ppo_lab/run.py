@@ -1,0 +1,171 @@
+"""One run from a checked config to a finished folder: trackers, training, summary, saved policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ppo_lab.config import Config
+from ppo_lab.meters import memory_stats
+from ppo_lab.networks import ActorCritic
+from ppo_lab.outcome import History, area_under_curve, has_collapsed, is_dead
+from ppo_lab.policy import save_policy
+from ppo_lab.tracking import Progress, RunInfo, Tracker
+from ppo_lab.trainer import LaneResult, Trainer
+from ppo_lab.versions import git_state, machine, versions
+
+__all__ = ["Status", "run_in_folder"]
+
+log = logging.getLogger(__name__)
+
+
+class Status(Enum):
+    """How a run ended."""
+
+    finished = "finished"
+    diverged = "diverged"  # a loss or a gradient was not finite
+    failed = "failed"  # something raised
+    interrupted = "interrupted"  # Ctrl-C or a signal
+
+
+def run_in_folder(
+    config: Config, folder: Path, *, overrides: Sequence[str], group: str | None = None
+) -> dict[str, Any]:
+    """Train ``config``, leave everything in ``folder`` (which exists), and return the summary.
+
+    An exception of the run becomes a summary of status ``failed``; Ctrl-C and SystemExit are
+    raised again once the trackers are closed.
+    """
+    begin_s = time.perf_counter()
+    facts = {"versions": versions(), "git": git_state(), "machine": machine(config.torch_device)}
+    info = _run_info(config, folder, overrides, group, facts)
+    tracker = Tracker(config.tracking, Path("outputs").resolve(), Progress(config.tracking.terminal))
+    tracker.start(info)
+    summary = _static_summary(config, folder, overrides, facts)
+    trainer = None
+    try:
+        trainer = Trainer([config], on_record=lambda _, record: tracker.record(record))
+        (result,) = trainer.run()
+        save_policy(folder, config, trainer.model, trainer.env.state_dict())
+        summary |= _ending(result)
+    except Exception as error:
+        log.exception("the run failed")
+        summary |= {"status": Status.failed.value, "reason": _one_line(error)}
+    except BaseException:
+        summary |= {"status": Status.interrupted.value, "reason": "stopped by a signal"}
+        raise
+    finally:
+        if trainer is not None:
+            trainer.env.close()
+            summary |= _measured(config, trainer)
+        summary["wall_time_s"] = time.perf_counter() - begin_s
+        is_well = summary["status"] == Status.finished.value
+        tracker.finish(summary, exit_code=0 if is_well else 1)
+        summary |= {"wandb": tracker.link} if tracker.link else {}
+    return summary
+
+
+def _run_info(
+    config: Config,
+    folder: Path,
+    overrides: Sequence[str],
+    group: str | None,
+    facts: dict[str, Any],
+) -> RunInfo:
+    env = re.sub(r"[^A-Za-z0-9._=-]", "-", config.env.id)[:24]
+    parts = [env, config.memory.name, f"eps{config.epsilon_label}", f"s{config.seed}"]
+    commit = facts["git"].get("commit")
+    tags = [config.env.id, config.memory.name, *([f"g{commit[:7]}"] if commit else [])]
+    return RunInfo(
+        folder=folder,
+        id="-".join([*parts[:3], parts[3][:12], secrets.token_hex(2)])[:64],
+        name="__".join([config.env.id, *parts[1:]]),
+        group=config.tracking.group or group,
+        tags=tuple(tag[:64] for tag in [*tags, *config.tracking.tags]),
+        total_steps=config.num_iterations * config.num_rows,
+        config=config.as_dict() | {"overrides": list(overrides)} | facts,
+    )
+
+
+def _static_summary(
+    config: Config, folder: Path, overrides: Sequence[str], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what is known before the first step; ``epsilon`` is absent when there is no clip."""
+    summary = {
+        "env": config.env.id,
+        "memory": config.memory.name,
+        "clipped": config.epsilon is not None,
+        "seed": config.seed,
+        "name": config.name,
+        "overrides": list(overrides),
+        "folder": str(folder),
+    }
+    if config.epsilon is not None:
+        summary["epsilon"] = config.epsilon
+    return summary | facts
+
+
+def _ending(result: LaneResult) -> dict[str, Any]:
+    if result.diverged is not None:
+        return {"status": Status.diverged.value, "reason": result.diverged}
+    return {"status": Status.finished.value, "reason": None}
+
+
+def _measured(config: Config, trainer: Trainer) -> dict[str, Any]:
+    """Return what the run measured, as far as it came."""
+    trainer.clock.read()
+    history = trainer.history(lane=0)
+    num_steps = trainer.iteration * config.num_rows
+    measured = _scores(config, history) | {
+        "env_steps": num_steps,
+        "num_episodes": history.num_episodes,
+        "num_parameters": _num_parameters(trainer.model),
+        "time": {f"{name}_s": seconds for name, seconds in trainer.phase_seconds().items()},
+        "env_steps_per_s": num_steps / max(trainer.elapsed_s, 1e-9),
+    }
+    if trainer.placement.is_cuda:
+        stats = memory_stats(trainer.placement.device)
+        measured["peak_memory"] = {k: v for k, v in stats.items() if k.startswith("peak_")}
+        measured["pcie"] = dataclasses.asdict(trainer.placement.traffic)
+    return measured
+
+
+def _scores(config: Config, history: History) -> dict[str, Any]:
+    scores: dict[str, Any] = {
+        "final_return": history.final_return,
+        "best_return": history.best_return,
+        "auc_return": area_under_curve(history.steps, history.returns),
+        "collapsed": None,
+        "dead": None,
+    }
+    random_return, target_return = config.env.random_return, config.env.target_return
+    if random_return is not None and target_return is not None:
+        scores["collapsed"] = has_collapsed(
+            history.returns, random_return=random_return, target_return=target_return
+        )
+        scores["dead"] = is_dead(
+            history.returns, history.entropy_fracs, history.kls, random_return=random_return
+        )
+    return scores
+
+
+def _num_parameters(model: ActorCritic) -> dict[str, int]:
+    """Return one lane's parameters by group: actor, critic and, where shared, trunk."""
+    return {
+        name: sum(p.numel() // p.shape[0] for p in parameters)
+        for name, parameters in model.groups().items()
+    }
+
+
+def _one_line(error: Exception) -> str:
+    first = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {first[0] if first else '(no message)'}"
+
+

@@ -1,0 +1,30 @@
+"""Where a run's numbers go: its own files, Weights & Biases, and the terminal."""
+
+from ppo_lab.tracking.base import Histogram, Record, RunInfo, Sink
+from ppo_lab.tracking.config import Terminal, TrackingConfig, TrackingMode
+from ppo_lab.tracking.guard import GuardedSink
+from ppo_lab.tracking.local import LocalSink, read_metrics, read_summary
+from ppo_lab.tracking.tables import grid_table, summary_panel
+from ppo_lab.tracking.terminal import Progress, TerminalSink
+from ppo_lab.tracking.tracker import Tracker
+from ppo_lab.tracking.wandb import WandbSink
+
+__all__ = [
+    "GuardedSink",
+    "Histogram",
+    "LocalSink",
+    "Progress",
+    "Record",
+    "RunInfo",
+    "Sink",
+    "Terminal",
+    "TerminalSink",
+    "Tracker",
+    "TrackingConfig",
+    "TrackingMode",
+    "WandbSink",
+    "grid_table",
+    "read_metrics",
+    "read_summary",
+    "summary_panel",
+]

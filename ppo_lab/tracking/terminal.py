@@ -1,0 +1,145 @@
+"""Progress while a run trains: one live line on a terminal, now and then a line in a log.
+
+Everything goes to stderr, stdout stays free. The lanes of a stack share one ``Progress``, and so
+one line.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from ppo_lab.tracking.base import Record, RunInfo, Sink
+from ppo_lab.tracking.config import Terminal
+from ppo_lab.tracking.progress_line import LaneProgress, progress_line
+
+__all__ = ["Progress", "TerminalSink"]
+
+# A plain line is due after 10 % of the steps, but not within 10 s of the last one, so that short
+# runs stay short in a log; and after 5 minutes in any case, so that long ones look alive. The
+# first record and the end always get a line.
+_PLAIN_SHARE = 0.1
+_PLAIN_MIN_S = 10.0
+_PLAIN_MAX_S = 300.0
+_REFRESH_PER_S = 4.0
+_BAR_CELLS = 20
+
+
+class Progress:
+    """What the terminal shows for the runs that train at the same time in this process."""
+
+    def __init__(
+        self,
+        style: Terminal = Terminal.auto,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Choose the style; ``console`` is stderr, and decides what ``auto`` means."""
+        self._console = console or Console(stderr=True)
+        if style is Terminal.auto:
+            style = Terminal.live if self._console.is_terminal else Terminal.plain
+        self._style = style
+        self._clock = clock
+        self._live: Live | None = None
+        self._reset()
+
+    def open(self, run: RunInfo) -> None:
+        """Add a run; the first one starts the clock."""
+        if not self._lanes:
+            self._started_s = self._clock()
+        self._lanes[run.id] = LaneProgress(run.total_steps)
+        if self._style is Terminal.live and self._live is None:
+            # Its own thread redraws, so that a record costs the trainer nothing.
+            self._live = Live(
+                console=self._console,
+                get_renderable=self._draw,
+                refresh_per_second=_REFRESH_PER_S,
+                transient=True,
+                redirect_stdout=False,
+            )
+            self._live.start()
+
+    def update(self, run_id: str, record: Record) -> None:
+        """Take a run's newest numbers; print them when a plain line is due."""
+        lane = self._lanes[run_id]
+        if not lane.global_step and record.iteration > 1:  # resumed
+            share_before = (record.iteration - 1) / record.iteration
+            lane.steps_before = round(record.global_step * share_before)
+        lane.global_step, lane.metrics = record.global_step, record.metrics
+        if self._style is Terminal.plain and self._is_line_due():
+            self._print_line()
+
+    def close(self, run_id: str) -> None:
+        """Take a run off; after the last one a plain line remains."""
+        self._lanes[run_id].is_open = False
+        if any(lane.is_open for lane in self._lanes.values()):
+            return
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._style is not Terminal.none and self._count_steps() != self._printed_steps:
+            self._print_line()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lanes: dict[str, LaneProgress] = {}
+        self._started_s = 0.0
+        self._printed_s = -math.inf
+        self._printed_steps = 0
+
+    def _count_steps(self) -> int:
+        return sum(lane.global_step for lane in tuple(self._lanes.values()))
+
+    def _share(self, steps: int) -> float:
+        return steps / max(sum(lane.total_steps for lane in tuple(self._lanes.values())), 1)
+
+    def _is_line_due(self) -> bool:
+        waited_s = self._clock() - self._printed_s
+        share = self._share(self._count_steps() - self._printed_steps)
+        return waited_s >= _PLAIN_MAX_S or (waited_s >= _PLAIN_MIN_S and share >= _PLAIN_SHARE)
+
+    def _line(self) -> Text:
+        lanes = tuple(self._lanes.values())  # the redrawing thread must not see the dict grow
+        return Text(progress_line(lanes, self._clock() - self._started_s))
+
+    def _print_line(self) -> None:
+        self._console.print(self._line(), soft_wrap=True)
+        self._printed_s, self._printed_steps = self._clock(), self._count_steps()
+
+    def _draw(self) -> Text:
+        """Return the live line: a bar as long as there is room for, then the numbers."""
+        line = self._line()
+        cells = max(min(self._console.width - line.cell_len - 1, _BAR_CELLS), 0)
+        done = round(cells * min(self._share(self._count_steps()), 1.0))
+        bar = Text.assemble(("━" * done, "cyan"), ("━" * (cells - done), "dim"), " ")
+        drawn = bar + line
+        drawn.no_wrap, drawn.overflow = True, "ellipsis"
+        return drawn
+
+
+class TerminalSink(Sink):
+    """Shows one run through a ``Progress`` that other runs may share."""
+
+    def __init__(self, progress: Progress) -> None:
+        """Show on ``progress``."""
+        self._progress = progress
+        self._run_id = ""
+
+    def start(self, run: RunInfo) -> None:
+        """Add the run to what is shown."""
+        self._run_id = run.id
+        self._progress.open(run)
+
+    def record(self, record: Record) -> None:
+        """Show the record's numbers."""
+        self._progress.update(self._run_id, record)
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:  # noqa: ARG002
+        """Take the run off."""
+        self._progress.close(self._run_id)

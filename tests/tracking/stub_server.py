@@ -1,0 +1,96 @@
+"""A W&B server on 127.0.0.1 that misbehaves as told; it ends with the ``with`` block."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+# A bucket as the server would return it; wandb needs these keys to accept the run.
+_PROJECT = {"id": "P", "name": "ppo_lab", "entity": {"id": "E", "name": "me"}}
+
+
+class StubServer(ThreadingHTTPServer):
+    """Answers per ``fault``: ok, hang, 401, 500, or hang_after_init (accepts runs, then hangs)."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.fault = fault
+        self.is_closing = threading.Event()
+        self.bodies: list[bytes] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing when a client has given up waiting."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: StubServer
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.bodies.append(body)
+        query = body.decode(errors="replace")
+        fault = self.server.fault
+        if fault == "hang_after_init":
+            is_init = any(word in query for word in ("UpsertBucket", "RunResumeStatus"))
+            fault = "ok" if is_init else "hang"
+        if fault == "hang":
+            self.server.is_closing.wait(60)
+        elif fault == "ok":
+            self._reply(200, self._answer(query))
+        else:
+            self._reply(int(fault), {"error": "stub"})
+
+    do_GET = do_PUT = do_POST  # noqa: N815 - http.server's names
+
+    def _answer(self, query: str) -> dict[str, Any]:
+        if "UpsertBucket" in query:
+            name = json.loads(query)["variables"]["name"]
+            bucket = {"id": "B", "name": name, "displayName": name, "project": _PROJECT}
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
+        if "RunResumeStatus" in query:
+            return {"data": {"model": None}}
+        if "CreateRunFiles" in query:  # wandb's process dies of an empty answer here
+            return {"data": {"createRunFiles": {"runID": "B", "uploadHeaders": [], "files": []}}}
+        return {"data": {}}
+
+    def _reply(self, status: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the test's output clean."""
+
+
+@contextmanager
+def serve(fault: str) -> Iterator[str]:
+    """Yield the base URL of a server with ``fault``; ``refused`` is a port nobody listens on."""
+    if fault == "refused":
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+            yield f"http://127.0.0.1:{unused.getsockname()[1]}"
+        return
+    server = StubServer(fault)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.url
+    finally:
+        server.is_closing.set()
+        server.shutdown()
+        server.server_close()

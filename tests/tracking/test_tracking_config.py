@@ -1,0 +1,78 @@
+"""The tracking group's choices, and the command that browses what they left on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from ppo_lab import browse
+from ppo_lab.errors import ConfigError
+from ppo_lab.tracking import Terminal, TrackingConfig, TrackingMode
+
+_CONF = Path(__file__).resolve().parents[2] / "conf" / "tracking"
+
+
+def test_the_defaults_bound_a_broken_server_to_ten_seconds() -> None:
+    config = TrackingConfig()
+    config.check()
+    assert config.init_timeout_s + config.finish_timeout_s < 10
+
+
+@pytest.mark.parametrize("path", sorted(_CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_yaml_fits_the_schema_and_dumps_as_json(path: Path) -> None:
+    merged = OmegaConf.merge(OmegaConf.structured(TrackingConfig), OmegaConf.load(path))
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, TrackingConfig)
+    config.check()
+    assert json.loads(json.dumps(OmegaConf.to_container(merged)))["mode"] == config.mode.value
+
+
+def test_typed_words_become_choices() -> None:
+    words = OmegaConf.from_dotlist(["mode=offline", "terminal=none"])
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrackingConfig), words))
+    assert isinstance(config, TrackingConfig)
+    assert config.mode is TrackingMode.offline
+    assert config.terminal is Terminal.none
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (TrackingConfig(tags=["x" * 65]), "tracking.tags"),
+        (TrackingConfig(tags=[""]), "tracking.tags"),
+        (TrackingConfig(project="a/b"), "tracking.project"),
+        (TrackingConfig(project=""), "tracking.project"),
+        (TrackingConfig(init_timeout_s=0.0), "tracking.init_timeout_s"),
+        (TrackingConfig(finish_timeout_s=float("inf")), "tracking.finish_timeout_s"),
+    ],
+)
+def test_a_value_that_wandb_would_refuse_names_its_key(config: TrackingConfig, key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        config.check()
+
+
+@pytest.mark.parametrize("start", [".", "outputs", "outputs/wandb", "outputs/runs/one"])
+def test_browse_finds_the_folder_that_directly_holds_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    runs = tmp_path / "outputs" / "wandb"
+    (runs / "offline-run-20260101_000000-a").mkdir(parents=True)
+    (tmp_path / "outputs" / "runs" / "one").mkdir(parents=True)
+    calls: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: calls.append(command))
+    monkeypatch.chdir(tmp_path if start != "." else tmp_path / "outputs")
+    browse.main([start])
+    assert calls[0][1:] == ["-m", "wandb", "leet", str(runs)]
+
+
+def test_browse_says_in_one_line_that_there_is_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert browse.main([str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert str(tmp_path) in told

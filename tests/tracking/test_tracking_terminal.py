@@ -1,0 +1,184 @@
+"""What a person sees: progress lines, the summary panel, the grid's table."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from ppo_lab.tracking import (
+    Progress,
+    Record,
+    RunInfo,
+    Terminal,
+    TerminalSink,
+    grid_table,
+    summary_panel,
+)
+
+METRICS = {
+    "charts/episodic_return": 20.0,
+    "ppo/epsilon": 0.2,
+    "losses/clipfrac": 0.125,
+    "losses/approx_kl": 0.01,
+}
+SUMMARY: dict[str, Any] = {
+    "status": "finished",
+    "reason": None,
+    "final_return": 480.25,
+    "best_return": 500.0,
+    "collapsed": False,
+    "env_steps_per_s": 52310.4,
+    "wall_time_s": 12.5,
+    "time": {"rollout_s": 6.25, "update_s": 5.0},
+    "peak_memory": {"optimizer_gib": 0.25, "allocated_gib": 1.5},
+    "folder": "/x/outputs/runs/one",
+    "wandb": "wandb sync /x/outputs/wandb/offline-run-1",
+    "overrides": ["epsilon=0.1", "env=cartpole", "network.sizes=[64,64]"],
+}
+
+
+class Clock:
+    """A clock that stands still until told."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def describe(run_id: str, total_steps: int = 1000) -> RunInfo:
+    return RunInfo(Path(), run_id, run_id, None, (), total_steps, {})
+
+
+def plain_lines(*, seconds_per_record: float, num_records: int = 10) -> list[str]:
+    """Return what a run of ``num_records`` records, 100 steps each, prints to a file."""
+    out, clock = io.StringIO(), Clock()
+    progress = Progress(Terminal.auto, Console(file=out, width=40), clock)
+    sink = TerminalSink(progress)
+    sink.start(describe("a", 100 * num_records))
+    for iteration in range(1, num_records + 1):
+        clock.now_s += seconds_per_record
+        sink.record(Record(100 * iteration, iteration, METRICS))
+    sink.finish({}, 0)
+    return out.getvalue().splitlines()
+
+
+def text_of(renderable: RenderableType) -> str:
+    console = Console(record=True, width=100, file=io.StringIO())
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_a_short_run_prints_its_first_record_and_its_end() -> None:
+    first, last = plain_lines(seconds_per_record=0.5)
+    # 100 steps in 0.5 s are 200 a second; 900 are left, 4.5 s, rounded to even.
+    assert first == "100/1,000  return 20.0  ε 0.2  clipped 12.5%  200 steps/s  ETA 0:04"
+    assert last == "1,000/1,000  return 20.0  ε 0.2  clipped 12.5%  200 steps/s  in 0:05"
+
+
+def test_a_plain_line_comes_every_tenth_of_the_steps_and_not_within_ten_seconds() -> None:
+    assert len(plain_lines(seconds_per_record=20.0)) == 10  # each record is a tenth
+    assert len(plain_lines(seconds_per_record=5.0)) == 6  # records 1, 3, 5, 7, 9 and the end
+    # 100 records of 2 s: a tenth is 20 s away, so records 1, 11, ..., 91 and the end.
+    assert len(plain_lines(seconds_per_record=2.0, num_records=100)) == 11
+
+
+def test_a_slow_run_prints_at_least_every_five_minutes() -> None:
+    # 100 records of 150 s: a tenth would take 25 minutes, so every second record, and the end.
+    assert len(plain_lines(seconds_per_record=150.0, num_records=100)) == 51
+
+
+def test_the_lanes_of_a_stack_share_one_line() -> None:
+    out, clock = io.StringIO(), Clock()
+    progress = Progress(Terminal.plain, Console(file=out), clock)
+    sinks = [TerminalSink(progress), TerminalSink(progress)]
+    for lane, sink in enumerate(sinks):
+        sink.start(describe(f"lane{lane}"))
+    clock.now_s = 2.0
+    for lane, sink in enumerate(sinks):
+        # Returns 20 and nan: the mean is over lanes that have one. VRAM is the process's.
+        returns = float("nan") if lane else 20.0
+        own = {"charts/episodic_return": returns, "ppo/epsilon": 0.1 + 0.1 * lane}
+        sink.record(Record(100, 1, METRICS | own | {"memory/allocated_gib": 1.25}))
+    for sink in sinks:
+        sink.finish({}, 0)
+    last = out.getvalue().splitlines()[-1]
+    assert last.startswith("2 lanes  200/2,000  return 20.0  ε 0.1 to 0.2  clipped 12.5%")
+    assert "VRAM 1.25 GiB  100 steps/s" in last
+
+
+def test_a_resumed_run_does_not_count_earlier_steps_as_speed() -> None:
+    out, clock = io.StringIO(), Clock()
+    sink = TerminalSink(Progress(Terminal.plain, Console(file=out), clock))
+    sink.start(describe("a"))
+    clock.now_s = 1.0
+    sink.record(Record(900, 9, {}))  # 100 steps in this process's first second
+    assert out.getvalue() == "900/1,000  100 steps/s  ETA 0:01\n"
+
+
+def test_a_terminal_shows_a_live_line_and_leaves_one_plain_line() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=True)
+    sink = TerminalSink(Progress(Terminal.auto, console, Clock()))
+    sink.start(describe("a"))
+    sink.record(Record(100, 1, METRICS))
+    sink.finish({}, 0)
+    assert "━" in out.getvalue()
+    assert out.getvalue().splitlines()[-1].endswith("clipped 12.5%")
+
+
+def test_none_prints_nothing() -> None:
+    out = io.StringIO()
+    sink = TerminalSink(Progress(Terminal.none, Console(file=out), Clock()))
+    sink.start(describe("a"))
+    sink.record(Record(100, 1, METRICS))
+    sink.finish({}, 0)
+    assert out.getvalue() == ""
+
+
+def test_the_panel_shows_return_time_memory_and_places() -> None:
+    text = text_of(summary_panel(SUMMARY))
+    assert "finished in 12.5 s" in text
+    assert "480.2 final, 500.0 best" in text
+    assert "52,310 steps/s" in text
+    # Of 12.5 s: 6.25 rollout, 5 update, and 1.25 that no phase claims.
+    rows = {line.split()[1]: line.split() for line in text.splitlines() if "%" in line}
+    assert {name: (row[-4], row[-3]) for name, row in rows.items()} == {
+        "rollout": ("50%", "6.25"),
+        "update": ("40%", "5.00"),
+        "rest": ("10%", "1.25"),
+    }
+    assert rows["rollout"][2] == "█" * 12
+    assert "0.250 GiB" in text
+    assert "1.500 GiB" in text
+    assert "/x/outputs/runs/one" in text
+    assert "wandb sync /x/outputs/wandb/offline-run-1" in text
+
+
+def test_the_panel_of_a_failed_run_says_why_and_leaves_out_what_is_absent() -> None:
+    text = text_of(summary_panel({"status": "failed", "reason": "out of memory [cuda]"}))
+    assert "failed" in text
+    assert "out of memory [cuda]" in text
+    assert "memory went" not in text
+    assert "return" not in text
+
+
+def test_the_grid_shows_what_varies_and_why_a_job_failed() -> None:
+    rows: list[dict[str, Any]] = [
+        SUMMARY,
+        SUMMARY | {"overrides": ["epsilon=0.2", "env=cartpole", "network.sizes=[64,64]"]},
+        {
+            "status": "failed",
+            "reason": "OOM",
+            "overrides": ["epsilon=0.3", "env=cartpole", "network.sizes=[8]"],
+        },
+    ]
+    lines = [line.split() for line in text_of(grid_table(rows)).splitlines() if line.strip()]
+    assert lines[0][:4] == ["#", "epsilon", "network.sizes", "return"]  # env is the same in all
+    results = ["480.2", "500.0", "no", "52,310", "12.5", "s", "finished"]
+    assert lines[2] == ["0", "0.1", "[64,64]", *results]
+    assert lines[3] == ["1", "0.2", "[64,64]", *results]
+    assert lines[4] == ["2", "0.3", "[8]", *"-----", "failed:", "OOM"]
