@@ -19,7 +19,7 @@ from ppo_lab.compose import check_jobs, load, register
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.refusals import explain
 from ppo_lab.run import Status, run_in_folder
-from ppo_lab.tracking import grid_table, summary_panel
+from ppo_lab.tracking import grid_table, places, reasons, summary_panel
 
 __all__ = ["main"]
 
@@ -97,12 +97,16 @@ def _check(
 def _show(*, is_grid: bool) -> None:
     """Print the summary panel of a run, or the table of a grid, to stdout."""
     console = Console()
-    if is_grid:
+    if is_grid and _summaries:
         console.print(grid_table(_summaries))
-        console.print(f"folder  {Path(str(_summaries[0]['folder'])).parent}")
-    else:
-        for summary in _summaries:
-            console.print(summary_panel(summary))
+        if failed := reasons(_summaries):
+            console.print(failed, style="red", soft_wrap=True, highlight=False, markup=False)
+        grid = {"folder": Path(str(_summaries[0]["folder"])).parent}
+        console.print(places(grid), soft_wrap=True, highlight=False, markup=False)
+        return
+    for summary in _summaries:
+        console.print(summary_panel(summary))
+        console.print(places(summary), soft_wrap=True, highlight=False, markup=False)
 
 
 def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

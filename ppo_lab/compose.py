@@ -1,7 +1,7 @@
 """From a command line to checked configs, before Hydra makes a folder or starts a job.
 
 Hydra creates a job's folder first and calls us afterwards. So every job of a command is composed
-and checked here beforehand, through Hydra's own compose API, and what is wrong is said in our words.
+and checked here beforehand, through Hydra's own compose API.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def check_jobs(
         ConfigError: a value cannot be used.
         HydraException, OmegaConfBaseException: Hydra could not compose; see ``refusals.explain``.
     """
-    search = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+    search = (
+        [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+    )
     batches = _expand(overrides) if is_multirun else [tuple(overrides)]
     with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
         return [
@@ -109,7 +111,7 @@ def known_keys() -> frozenset[str]:
 
 
 def _dotted(node: DictConfig, prefix: str) -> Iterator[str]:
-    for key in node:
+    for key in map(str, node):
         yield f"{prefix}{key}"
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
@@ -122,9 +124,9 @@ def _refuse_unknown_keys(node: DictConfig, prefix: str = "") -> None:
     if not dataclasses.is_dataclass(kind):
         return  # a free dictionary, such as env.kwargs
     names = {field.name for field in dataclasses.fields(kind)}
-    for key in node:
+    for key in map(str, node):
         if key not in names:
-            close = nearest(str(key), names)
+            close = nearest(key, names)
             hint = f"; did you mean {prefix}{close}?" if close else ""
             raise ConfigError(f"{prefix}{key}", node[key], f"there is no such key{hint}")
         child = node._get_node(key)

@@ -21,9 +21,9 @@ from omegaconf import MISSING
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.errors import ConfigError
+from ppo_lab.files import plain
 from ppo_lab.memory import MemoryStrategy
 from ppo_lab.networks import NetworkConfig
-from ppo_lab.paths import plain
 from ppo_lab.phases import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
 
@@ -133,8 +133,10 @@ class Config:
         for key in ("entropy_coef", "value_coef"):
             _number(self, key, at_least=0.0)
         for key in ("num_envs", "num_steps", "num_epochs", "num_minibatches", "total_steps"):
-            _number(self, key, at_least=1)
-        _number(self, "seed", at_least=0, at_most=2**63 - 1)
+            if getattr(self, key) < 1:
+                raise ConfigError(key, getattr(self, key), "must be a whole number >= 1")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError("seed", self.seed, "must be a whole number from 0 to 2^63 - 1")
         if not re.fullmatch(r"[A-Za-z0-9._=-]{1,64}", self.name):
             raise ConfigError("name", self.name, "must be 1 to 64 letters, digits, or any of ._=-")
         self._check_sizes()

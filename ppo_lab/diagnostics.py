@@ -83,7 +83,7 @@ def ratio_diagnostics(log_ratio: Tensor, advantages: Tensor, clip: ClipRange) ->
     ranks = [0, round(0.01 * (num_rows - 1)), round(0.99 * (num_rows - 1)), num_rows - 1]
     ratio_min, ratio_p01, ratio_p99, ratio_max = ordered[:, ranks].exp().unbind(-1)
     outside = (log_ratio.exp() - 1.0).abs() > _FIXED_WIDTH
-    # (sum r)^2 / sum r^2 with r = exp(log_ratio), in logarithms so that a huge ratio is no overflow.
+    # (sum r)^2 / sum r^2 with r = exp(log_ratio), in logarithms: a huge ratio does not overflow.
     log_ess = 2.0 * log_ratio.logsumexp(-1) - (2.0 * log_ratio).logsumexp(-1)
     return RatioDiagnostics(
         **clip_fractions(log_ratio, advantages, clip),

@@ -82,7 +82,7 @@ class LaneTensors:
         )
 
     def scheduled(self, config: Config, iteration: int) -> dict[str, float]:
-        """Return one lane's scheduled numbers as metrics; ``ppo/epsilon`` only where there is one."""
+        """Return one lane's scheduled numbers as metrics; no ``ppo/epsilon`` without a clip."""
         spent = self._spent(iteration)
         metrics = {"charts/learning_rate": config.lr}
         if config.lr_schedule is Schedule.linear:

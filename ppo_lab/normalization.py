@@ -41,17 +41,15 @@ def normalize(values: Tensor, var: Tensor, mean: Tensor | None = None) -> Tensor
 
 def _merge(mean: Tensor, var: Tensor, count: Tensor, samples: Tensor) -> None:
     """Merge ``samples`` (L, N, F) into the statistics (L, 1, F), in place."""
-    num_samples = samples.shape[1]
-    batch_var, batch_mean = torch.var_mean(
-        samples.to(torch.float64), dim=1, correction=0, keepdim=True
-    )
-    count.add_(num_samples)
-    share = num_samples / count  # of the batch in the merged set
+    batch_var, batch_mean = torch.var_mean(samples.double(), dim=1, correction=0, keepdim=True)
+    total = count + samples.shape[1]
+    kept = count / total  # the share of what was there before in the merged set
     shift = batch_mean - mean
-    # var' = (1 - s) var + s batch_var + s (1 - s) shift^2: the formula, divided by the count
-    spread = torch.addcmul(batch_var, shift * shift, 1.0 - share)
-    var.lerp_(spread, share)
-    mean.addcmul_(shift, share)
+    # var' = kept var + (1 - kept) (batch_var + kept shift^2): the formula, divided by the count
+    spread = torch.addcmul(batch_var, shift * shift, kept)
+    torch.lerp(spread, var, kept, out=var)
+    torch.lerp(batch_mean, mean, kept, out=mean)
+    count.copy_(total)
 
 
 class RunningMoments:

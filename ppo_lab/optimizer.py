@@ -9,6 +9,7 @@ Shapes: L = lanes, D = parameters per lane in a bucket.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
@@ -33,11 +34,11 @@ class LaneOptimizer(ABC):
             parameter.grad = None
 
     @abstractmethod
-    def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor) -> Tensor:
+    def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
         """Clip each lane's joint gradient norm, take one step, return the norms before clipping.
 
         All arguments and the result are (L,). Where ``active`` is false, parameters, moments and
-        step count stand still.
+        step count stand still; None for all lanes active.
         """
 
     @abstractmethod
@@ -70,34 +71,40 @@ class LaneAdam(LaneOptimizer):
         self._eps = eps
         self._buckets = [_Bucket(group) for group in _group_by_size(self.parameters)]
         num_lanes = self.parameters[0].shape[0]
-        self._num_steps = torch.zeros(num_lanes, device=self.parameters[0].device)
+        like = self.parameters[0].detach()
+        self._num_steps = like.new_zeros(num_lanes)
+        self._log_betas = like.new_tensor([[math.log(beta)] for beta in BETAS])  # (2, 1)
 
     @torch.no_grad()
-    def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor) -> Tensor:
+    def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
         """See ``LaneOptimizer.step``."""
-        beta1, beta2 = BETAS
         gradients = [bucket.gradient() for bucket in self._buckets]
         norms = [torch.linalg.vector_norm(gradient, dim=-1) for gradient in gradients]
         grad_norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
         scale = clip_coefficient(grad_norm, max_grad_norm).unsqueeze(-1)
 
-        weight = active.to(grad_norm.dtype)
-        self._num_steps += weight
-        # Before a lane's first step the corrections are 0 and unused: its step size is 0.
-        correction1 = (1.0 - beta1**self._num_steps).clamp(min=1.0 - beta1)
-        correction2 = (1.0 - beta2**self._num_steps).clamp(min=1.0 - beta2)
-        step_size = (weight * lr / correction1).neg().unsqueeze(-1)
-        root_scale = correction2.rsqrt().unsqueeze(-1)
-        weight1 = (weight * (1.0 - beta1)).unsqueeze(-1)
-        weight2 = (weight * (1.0 - beta2)).unsqueeze(-1)
-        inactive = ~active.unsqueeze(-1)
+        weight1: float | Tensor = 1.0 - BETAS[0]
+        weight2: float | Tensor = 1.0 - BETAS[1]
+        if active is None:
+            self._num_steps += 1.0
+        else:
+            is_active = active.to(lr.dtype)
+            self._num_steps += is_active
+            lr = lr * is_active
+            weight1, weight2 = (is_active.unsqueeze(-1) * weight for weight in (weight1, weight2))
+        # 1 - beta^t without cancellation; before a lane's first step it is unused, so not 0.
+        corrections = torch.expm1(self._num_steps * self._log_betas).neg_().clamp_(min=1e-12)
+        step_size = (lr / corrections[0]).neg_().unsqueeze(-1)
+        root_scale = corrections[1].rsqrt_().unsqueeze(-1)
         for bucket, gradient in zip(self._buckets, gradients):
-            # A switched-off lane may hold an infinite gradient, and 0 * inf would poison it.
-            gradient.mul_(scale).masked_fill_(inactive, 0.0)
+            gradient.mul_(scale)
+            if active is not None:
+                # A switched-off lane may hold an infinite gradient, and 0 * inf would poison it.
+                gradient.masked_fill_(~active.unsqueeze(-1), 0.0)
             bucket.exp_avg.lerp_(gradient, weight1)
             bucket.exp_avg_sq.lerp_(gradient.square_(), weight2)
             root = bucket.exp_avg_sq.sqrt().mul_(root_scale).add_(self._eps)
-            bucket.weights.addcmul_(bucket.exp_avg.div(root), step_size)
+            bucket.weights.addcmul_(bucket.exp_avg / root, step_size)
         return grad_norm
 
     def state_dict(self) -> dict[str, Tensor]:

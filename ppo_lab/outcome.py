@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 __all__ = ["History", "area_under_curve", "has_collapsed", "is_dead"]
 
-_SCORE_EPISODES = 100  # final_return is a mean of this many, as in the paper (arXiv:1707.06347, 6.1)
+_SCORE_EPISODES = (
+    100  # final_return is a mean of this many, as in the paper (arXiv:1707.06347, 6.1)
+)
 _COLLAPSE_GAIN = 0.2  # a run must first have gained this share of the task's range to lose it
 _COLLAPSE_KEPT = 0.5  # and ends with less than this share of its gain
 _WINDOW_SHARE = 0.1  # windows are this share of the run's iterations
@@ -86,8 +88,7 @@ def has_collapsed(
     if width == 0:
         return None
     windows = [
-        sum(returns[i : i + width]) / width - random_return
-        for i in range(len(returns) - width + 1)
+        sum(returns[i : i + width]) / width - random_return for i in range(len(returns) - width + 1)
     ]
     sign = math.copysign(1.0, target_return - random_return)
     best, last = max(sign * gain for gain in windows), sign * windows[-1]

@@ -92,10 +92,8 @@ class UpdateDiagnostics(NamedTuple):
 class Collector:
     """Keeps what one rollout hands to the next: the current observations and the storage."""
 
-    def __init__(
-        self, env: Env, model: ActorCritic, *, num_steps: int, rows_per_pass: int
-    ) -> None:
-        """Reset ``env``; rollouts are ``num_steps`` long, values come ``rows_per_pass`` at a time."""
+    def __init__(self, env: Env, model: ActorCritic, *, num_steps: int, rows_per_pass: int) -> None:
+        """Reset ``env``; rollouts have ``num_steps``, forward passes ``rows_per_pass`` rows."""
         self.env_s = 0.0
         """Seconds the host has spent in ``env.step``; launches only where steps run on CUDA."""
         self._env, self._model = env, model
@@ -188,13 +186,16 @@ def update(
     """
     if plan.normalization is AdvantageNormalization.rollout:
         rows = rows._replace(advantages=normalize_advantages(rows.advantages))
-    active = torch.ones(orders.shape[1], dtype=torch.bool, device=orders.device)
+    target_kl = coefficients.target_kl
+    active = None  # every lane, unless target_kl may stop some
+    if target_kl is not None:
+        active = torch.ones_like(target_kl, dtype=torch.bool)
     log = _StepLog()
     for order in orders.unbind(0):
         for batch in minibatches(rows, order, plan.num_minibatches):
             loss, step = _loss(model, batch, coefficients, plan)
-            if coefficients.target_kl is not None:
-                active = active & (approx_kl_k3(step.log_ratio) <= 1.5 * coefficients.target_kl)
+            if active is not None and target_kl is not None:
+                active = active & (approx_kl_k3(step.log_ratio) <= 1.5 * target_kl)
             optimizer.zero_grad()
             loss.sum().backward()
             grad_norm = optimizer.step(
@@ -218,10 +219,10 @@ class _Step(NamedTuple):
 def _loss(
     model: ActorCritic, batch: Batch, coefficients: Coefficients, plan: UpdatePlan
 ) -> tuple[Tensor, _Step]:
-    """Return each lane's loss (L,): policy - c2 * entropy + c1 * value (arXiv:1707.06347, eq. 9)."""
+    """Return each lane's loss (L,), policy - c2 * entropy + c1 * value (arXiv:1707.06347 eq. 9)."""
     policy_parameters, values = model(batch.observations)
-    log_ratio = model.distribution.log_prob(policy_parameters, batch.actions) - batch.log_probs
-    entropy = model.distribution.entropy(policy_parameters).mean(-1)
+    log_prob, entropies = model.distribution.log_prob_and_entropy(policy_parameters, batch.actions)
+    log_ratio, entropy = log_prob - batch.log_probs, entropies.mean(-1)
     advantages = batch.advantages
     if plan.normalization is AdvantageNormalization.minibatch:
         advantages = normalize_advantages(advantages)
@@ -241,10 +242,12 @@ class _StepLog:
         self._grad_norms: list[Tensor] = []
         self._active: list[Tensor] = []
 
-    def append(self, step: _Step, grad_norm: Tensor, active: Tensor) -> None:
+    def append(self, step: _Step, grad_norm: Tensor, active: Tensor | None) -> None:
         self._steps.append(step)
         self._grad_norms.append(grad_norm)
-        self._active.append(active)
+        self._active.append(
+            torch.ones_like(grad_norm, dtype=torch.bool) if active is None else active
+        )
 
     def means(self, clip: ClipRange, num_minibatches: int) -> UpdateDiagnostics:
         """Return means over the K gradient steps in which a lane was active."""
@@ -279,5 +282,5 @@ def policy_over_rollout(
 ) -> tuple[Tensor, Tensor]:
     """Return log ratios and entropies (L, R) of the updated policy over the whole rollout."""
     policy_parameters = _in_passes(model.policy, rows.observations, rows_per_pass)
-    log_probs = model.distribution.log_prob(policy_parameters, rows.actions)
-    return log_probs - rows.log_probs, model.distribution.entropy(policy_parameters)
+    log_prob, entropy = model.distribution.log_prob_and_entropy(policy_parameters, rows.actions)
+    return log_prob - rows.log_probs, entropy

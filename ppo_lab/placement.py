@@ -48,7 +48,7 @@ class Placement:
         return self.device.type == "cuda"
 
     def empty_host_like(self, tensor: Tensor, *, pin: bool) -> Tensor:
-        """Return an uninitialised host tensor; ``pin`` counts only where there is a bus to cross."""
+        """Return an uninitialised host tensor, pinned if asked and if there is a bus to cross."""
         return torch.empty_like(tensor, device="cpu", pin_memory=pin and self.is_cuda)
 
     def move(

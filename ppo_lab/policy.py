@@ -23,9 +23,9 @@ from torch import Tensor
 from ppo_lab import random
 from ppo_lab.config import Config
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
+from ppo_lab.files import plain, write_json, write_whole
 from ppo_lab.networks import NETWORKS, ActorCritic, Initializer, NetworkConfig
 from ppo_lab.normalization import normalize
-from ppo_lab.paths import plain, write_json, write_whole
 
 __all__ = ["Policy", "load_policy", "save_policy"]
 
@@ -53,7 +53,8 @@ def save_policy(
             "format": _FORMAT,
             "env_id": config.env.id,
             "observation_size": spec.observation_size,
-            "actions": {"kind": type(spec.actions).__name__} | plain(dataclasses.asdict(spec.actions)),
+            "actions": {"kind": type(spec.actions).__name__}
+            | plain(dataclasses.asdict(spec.actions)),
             "network": {"kind": network_kind} | plain(dataclasses.asdict(config.network)),
             "shares_trunk": model.shares_trunk,
             "dtype": config.dtype.value,
@@ -65,7 +66,9 @@ def save_policy(
 class Policy:
     """Acts on observations as the environment gives them: it normalises them itself."""
 
-    def __init__(self, model: ActorCritic, spec: EnvSpec, env_id: str, state: dict[str, Tensor]):
+    def __init__(
+        self, model: ActorCritic, spec: EnvSpec, env_id: str, state: dict[str, Tensor]
+    ) -> None:
         """Wrap a one-lane ``model``; ``state`` holds observation statistics, if there are any."""
         self.spec, self.env_id = spec, env_id
         self._model, self._state = model, state
@@ -121,7 +124,9 @@ def load_policy(run: str | Path) -> Policy:
         raise FileNotFoundError(f"{run}: no checkpoint/policy.json there; is it a finished run?")
     described = json.loads((checkpoint / "policy.json").read_text())
     if described["format"] != _FORMAT:
-        raise ValueError(f"{run}: policy format {described['format']}, this version reads {_FORMAT}")
+        raise ValueError(
+            f"{run}: policy format {described['format']}, this version reads {_FORMAT}"
+        )
     spec = EnvSpec(described["observation_size"], _actions(described["actions"]))
     dtype = torch.float64 if described["dtype"] == "float64" else torch.float32
     initializer = Initializer(torch.zeros(1, dtype=torch.int64), torch.device("meta"), dtype)
@@ -152,7 +157,7 @@ def _actions(described: dict[str, Any]) -> DiscreteActions | ContinuousActions:
 
 def _network(described: dict[str, Any]) -> NetworkConfig:
     kind = NETWORKS[described["kind"]]
-    values = {}
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         value = described[field.name]
         default = field.default

@@ -83,7 +83,7 @@ def approx_kl_k3(log_ratio: Tensor) -> Tensor:
 
 
 def explained_variance(values: Tensor, value_targets: Tensor) -> Tensor:
-    """Return 1 - Var(targets - values) / Var(targets) per lane (L,); NaN where targets are constant.
+    """Return 1 - Var(targets - values) / Var(targets) per lane (L,), NaN for constant targets.
 
     1 is a perfect critic, 0 one no better than a constant, below 0 worse than that.
     """

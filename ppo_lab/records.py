@@ -70,7 +70,7 @@ class Recorder:
     max_entropy: float | None
     histories: list[History] = field(init=False)
     diverged: list[str | None] = field(init=False)
-    """For each lane the first number that was not finite, with its value; None while all is well."""
+    """For each lane the first number that was not finite; None while all is well."""
 
     def __post_init__(self) -> None:
         """Start with empty histories."""
@@ -99,6 +99,8 @@ class Recorder:
                 entropy_frac = metrics["ppo/entropy"] / self.max_entropy
                 metrics["ppo/entropy_frac"] = entropy_frac
             history.add(step, returns, entropy_frac, metrics["ppo/kl_k3"])
+            if history.final_return is not None:
+                metrics["charts/episodic_return_last100"] = history.final_return
             self._note_divergence(lane, metrics)
             histograms = {"ppo/ratio": Histogram(counts[lane], ratio_edges())}
             records.append(Record(step, iteration, metrics | dict(shared), histograms))
@@ -124,7 +126,7 @@ class Recorder:
 
 
 def _episode_metrics(returns: Sequence[float], lengths: Sequence[float]) -> dict[str, float]:
-    """Return statistics of the episodes that ended in an iteration; no keys but the count if none."""
+    """Return statistics of the episodes that ended in an iteration; the count alone if none."""
     if not returns:
         return {"charts/episodes": 0.0}
     return {

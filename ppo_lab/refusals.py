@@ -1,1 +1,121 @@
-def explain(e, o): return None
+"""Says in one or two lines why a command line cannot be run: what was typed, what is allowed.
+
+Hydra's and OmegaConf's own messages speak of structs, nodes and mergers. A person wants to know
+which word to change into what.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
+
+from ppo_lab.compose import known_keys
+from ppo_lab.errors import ConfigError, nearest
+from ppo_lab.memory import STRATEGIES
+
+__all__ = ["explain"]
+
+_EXPECTED = (
+    (r"could not be converted to Float", "must be a number"),
+    (r"could not be converted to Integer", "must be a whole number"),
+    (r"is not a valid bool", "must be true or false"),
+    (r"is not Optional", "must have a value"),
+    (r"expected one of \[(.*)\]", r"must be one of \1"),
+    (r"Invalid value assigned: .* is not a ListConfig", "must be a list, such as [256,256]"),
+)
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str | None:
+    """Return the message for ``error``, or None if it is not about the command line's words."""
+    if isinstance(error, ConfigError):
+        return _line(_typed(error.key, overrides) or f"{error.key}={error.value}", error.allowed)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _unknown_option(error.missing_cfg_file, error.options or ())
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        return _bad_override(error, cause, overrides)
+    if isinstance(error, MissingMandatoryValue):
+        return _line(f"{error.full_key}", f"needs a value: {error.full_key}=...")
+    if isinstance(error, OmegaConfBaseException):
+        key = str(error.full_key)
+        return _line(_typed(key, overrides) or key, _first_line(error))
+    if isinstance(error, HydraException):
+        return _by_message(_first_line(error), overrides)
+    for override in overrides:
+        if override.startswith("="):  # Hydra's parser fails on it with a bare ValueError
+            return _line(override, "names no key; write key=value, such as epsilon=0.1")
+    return None
+
+
+def _line(what: str, allowed: str) -> str:
+    return f"ppo_lab: {what}: {allowed}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".:")
+
+
+def _typed(key: str, overrides: Sequence[str]) -> str | None:
+    """Return the override that sets ``key``, as it was typed; None for several values or none."""
+    for override in reversed(overrides):
+        if override.lstrip("+~").partition("=")[0] == key and "," not in override:
+            return override
+    return None
+
+
+def _unknown_option(missing: str, options: Sequence[str]) -> str:
+    group, _, name = missing.rpartition("/")
+    names = [option for option in options if option != "schema"]
+    close = nearest(name, names)
+    hint = f"did you mean {close}? " if close else ""
+    return _line(f"{group}={name}", f"{hint}{group} is one of {', '.join(names)}")
+
+
+def _bad_override(
+    error: HydraException, cause: OmegaConfBaseException, overrides: Sequence[str]
+) -> str:
+    if isinstance(cause, ValidationError):
+        reason = _first_line(cause)
+        for pattern, expected in _EXPECTED:
+            if match := re.search(pattern, reason):
+                reason = match.expand(expected)
+                break
+        key = str(cause.full_key)
+        return _line(_typed(key, overrides) or f"{key}={cause.value}", reason)
+    named = re.search(r"Could not override '([^']+)'", str(error))
+    key = named.group(1) if named else str(cause.full_key)
+    return _line(_typed(key, overrides) or key, _unknown_key(key))
+
+
+def _unknown_key(key: str) -> str:
+    group, _, option = key.rpartition(".")
+    owners = [
+        name
+        for name, strategy in STRATEGIES.items()
+        if group == "memory" and option in {f.name for f in dataclasses.fields(strategy)}
+    ]
+    if owners:
+        return f"{option} is an option of memory={' or '.join(owners)} alone"
+    options = {f"memory.{f.name}" for s in STRATEGIES.values() for f in dataclasses.fields(s)}
+    keys = known_keys() | options
+    as_deep = [other for other in keys if other.count(".") == key.count(".")]
+    close = nearest(key, as_deep) or nearest(key, keys)
+    return "there is no such key" + (f"; did you mean {close}?" if close else "")
+
+
+def _by_message(message: str, overrides: Sequence[str]) -> str:
+    if named := re.search(r"Ambiguous value for argument '(.*)'", message):
+        return _line(named.group(1), "several values make a grid; add -m to run it")
+    if re.search(r"requires --multirun|sweep", message):
+        return _line(" ".join(overrides), "several values make a grid; add -m to run it")
+    if named := re.search(r"Error parsing override '(.*)'", message):
+        if "=" not in named.group(1):
+            return _line(named.group(1), "write key=value, such as epsilon=0.1")
+        return _line(named.group(1), "cannot be read; quote values that hold brackets or commas")
+    if "no viable alternative" in message or "mismatched input" in message:
+        return _line(" ".join(overrides), f"cannot be read, {message}; quote unusual values")
+    return _line(" ".join(overrides), message)

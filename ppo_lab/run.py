@@ -46,11 +46,13 @@ def run_in_folder(
     begin_s = time.perf_counter()
     facts = {"versions": versions(), "git": git_state(), "machine": machine(config.torch_device)}
     info = _run_info(config, folder, overrides, group, facts)
-    tracker = Tracker(config.tracking, Path("outputs").resolve(), Progress(config.tracking.terminal))
-    tracker.start(info)
+    tracker = Tracker(
+        config.tracking, Path("outputs").resolve(), Progress(config.tracking.terminal)
+    )
     summary = _static_summary(config, folder, overrides, facts)
     trainer = None
     try:
+        tracker.start(info)
         trainer = Trainer([config], on_record=lambda _, record: tracker.record(record))
         (result,) = trainer.run()
         save_policy(folder, config, trainer.model, trainer.env.state_dict())
@@ -167,5 +169,3 @@ def _num_parameters(model: ActorCritic) -> dict[str, int]:
 def _one_line(error: Exception) -> str:
     first = str(error).strip().splitlines()
     return f"{type(error).__name__}: {first[0] if first else '(no message)'}"
-
-

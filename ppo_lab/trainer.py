@@ -19,8 +19,8 @@ from ppo_lab.advantages import Advantages, gae
 from ppo_lab.config import Config
 from ppo_lab.diagnostics import ratio_diagnostics, ratio_histogram
 from ppo_lab.episodes import EpisodeMeter
-from ppo_lab.meters import PhaseClock, memory_stats
 from ppo_lab.lanes import LaneTensors, check_stack
+from ppo_lab.meters import PhaseClock, memory_stats
 from ppo_lab.networks import Initializer
 from ppo_lab.outcome import History
 from ppo_lab.phases import (
@@ -56,7 +56,7 @@ class Trainer:
     def __init__(
         self,
         configs: Sequence[Config],
-        on_record: Callable[[int, Record], None] = lambda lane, record: None,
+        on_record: Callable[[int, Record], None] | None = None,
     ) -> None:
         """Build environments, model and optimizer; ``on_record`` gets (lane, record)."""
         check_stack(configs)
@@ -117,9 +117,7 @@ class Trainer:
     def collect(self) -> Rollout:
         """Return the next T steps of every environment."""
         keys = random.fold_in(self._action_keys, self.iteration)
-        noise = self.model.distribution.noise(
-            keys, self.config.num_rows, self.config.weights_dtype
-        )
+        noise = self.model.distribution.noise(keys, self.config.num_rows, self.config.weights_dtype)
         return self._collector.collect(noise)
 
     def advantages(self, rollout: Rollout) -> Advantages:
@@ -179,7 +177,7 @@ class Trainer:
         was_live = [diverged is None for diverged in self._recorder.diverged]
         records = self._recorder.records(tensors, iteration=self.iteration, shared=self._measure())
         for lane, record in enumerate(records):
-            if was_live[lane]:
+            if was_live[lane] and self._on_record is not None:
                 schedule = self._lanes.scheduled(self.configs[lane], self.iteration - 1)
                 self._on_record(
                     lane, dataclasses.replace(record, metrics={**record.metrics, **schedule})

@@ -1,4 +1,4 @@
-"""What a memory strategy decides: which layers are shared, and where the optimizer's state lives."""
+"""What a memory strategy decides: which layers are shared, where the optimizer's state lives."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ __all__ = ["MemoryStrategy"]
 
 @dataclass(kw_only=True)
 class MemoryStrategy(ABC):
-    """Options are fields, behaviour is methods; state lives in the optimizer it builds, so
-    checkpoints and schedules do not care which strategy ran."""
+    """A strategy: its options are fields, its behaviour is methods.
+
+    It holds no state; the optimizer it builds does, so checkpoints and schedules do not care which
+    strategy ran.
+    """
 
     name: ClassVar[str]
     """What ``memory=`` says."""

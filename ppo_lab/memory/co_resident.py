@@ -20,7 +20,11 @@ class CoResident(MemoryStrategy):
     name: ClassVar[str] = "co_resident"
 
     def build_optimizer(
-        self, model: ActorCritic, placement: Placement, *, eps: float
+        self,
+        model: ActorCritic,
+        placement: Placement,  # noqa: ARG002 - nothing moves
+        *,
+        eps: float,
     ) -> LaneOptimizer:
         """Return Adam on the device."""
         return LaneAdam(model.parameters(), eps=eps)

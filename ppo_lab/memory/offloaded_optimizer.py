@@ -39,9 +39,7 @@ class OffloadedOptimizer(MemoryStrategy):
         self, model: ActorCritic, placement: Placement, *, eps: float
     ) -> LaneOptimizer:
         """Return Adam on the host."""
-        return HostAdam(
-            list(model.parameters()), placement, eps=eps, pin_memory=self.pin_memory
-        )
+        return HostAdam(list(model.parameters()), placement, eps=eps, pin_memory=self.pin_memory)
 
 
 class HostAdam(LaneOptimizer):
@@ -70,7 +68,7 @@ class HostAdam(LaneOptimizer):
         )
 
     @torch.no_grad()
-    def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor) -> Tensor:
+    def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
         """See ``LaneOptimizer.step``; waits for the gradients before the host's step."""
         for parameter, host in zip(self.parameters, self._host):
             assert parameter.grad is not None
@@ -78,19 +76,16 @@ class HostAdam(LaneOptimizer):
         grad_norm = torch.stack(
             [torch.linalg.vector_norm(p.grad) for p in self.parameters if p.grad is not None]
         ).norm()
-        scalars = torch.stack(
-            (lr[0], clip_coefficient(grad_norm, max_grad_norm[0]), active[0].to(lr.dtype))
-        )
+        is_active = torch.ones_like(lr) if active is None else active.to(lr.dtype)
+        scalars = torch.stack((lr[0], clip_coefficient(grad_norm, max_grad_norm[0]), is_active[0]))
         # Blocking, so the gradients queued before it on the same stream have arrived too.
-        host_lr, coefficient, is_active = self._placement.move(scalars, Place.HOST).unbind()
+        host_lr, coefficient, takes_step = self._placement.move(scalars, Place.HOST).unbind()
         self._adamw.param_groups[0]["lr"] = host_lr.item()
         self._adamw.grad_scale = coefficient.reciprocal().float()  # type: ignore[attr-defined]
-        self._adamw.found_inf = 1.0 - is_active.float()  # type: ignore[attr-defined]
+        self._adamw.found_inf = 1.0 - takes_step.float()  # type: ignore[attr-defined]
         self._adamw.step()
         for parameter, host in zip(self.parameters, self._host):
-            self._placement.move(
-                host.detach(), Place.DEVICE, out=parameter.data, non_blocking=True
-            )
+            self._placement.move(host.detach(), Place.DEVICE, out=parameter.data, non_blocking=True)
         return grad_norm.unsqueeze(0)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -107,6 +102,9 @@ class HostAdam(LaneOptimizer):
         with torch.no_grad():
             for i, host in enumerate(self._host):
                 host.copy_(state[f"weights.{i}"])
-                for key in ("step", "exp_avg", "exp_avg_sq"):
-                    if f"{key}.{i}" in state:
-                        self._adamw.state[host][key] = state[f"{key}.{i}"].clone()
+                # Before the first step there are no moments: then none may be left over either.
+                self._adamw.state[host] = {
+                    key: state[f"{key}.{i}"].clone()
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    if f"{key}.{i}" in state
+                }

@@ -50,9 +50,7 @@ class ActorCritic(nn.Module):
         self._compute_dtype = compute_dtype
         self.actor = network.build_trunk(spec.observation_size, initializer)
         self.critic = (
-            self.actor
-            if shares_trunk
-            else network.build_trunk(spec.observation_size, initializer)
+            self.actor if shares_trunk else network.build_trunk(spec.observation_size, initializer)
         )
         num_outputs = self.distribution.num_parameters
         if self.distribution.has_free_std:
@@ -61,7 +59,9 @@ class ActorCritic(nn.Module):
         self.policy_head = _head(network, initializer, self.actor, num_outputs, gain=0.01)
         self.value_head = _head(network, initializer, self.critic, 1, gain=1.0)
         self.log_std = (
-            nn.Parameter(self.policy_head.bias.detach().new_zeros(len(self.policy_head.bias), 1, num_outputs))
+            nn.Parameter(
+                self.policy_head.bias.detach().new_zeros(len(self.policy_head.bias), 1, num_outputs)
+            )
             if self.distribution.has_free_std
             else None
         )

@@ -49,6 +49,10 @@ class Distribution(ABC):
     def entropy(self, parameters: Tensor) -> Tensor:
         """Return the entropy in nats, (…)."""
 
+    def log_prob_and_entropy(self, parameters: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both at once, which an update needs."""
+        return self.log_prob(parameters, actions), self.entropy(parameters)
+
     @property
     @abstractmethod
     def max_entropy(self) -> float | None:
@@ -79,12 +83,16 @@ class Categorical(Distribution):
 
     def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
         """Return log probabilities; ``actions`` int64 (…)."""
-        return parameters.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return _pick(parameters.log_softmax(-1), actions)
 
     def entropy(self, parameters: Tensor) -> Tensor:
         """Return - sum p log p."""
+        return _entropy(parameters.log_softmax(-1))
+
+    def log_prob_and_entropy(self, parameters: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both; the softmax is taken once."""
         log_probs = parameters.log_softmax(-1)
-        return -(log_probs.exp() * log_probs).sum(-1)
+        return _pick(log_probs, actions), _entropy(log_probs)
 
     @property
     def max_entropy(self) -> float:
@@ -131,6 +139,14 @@ class DiagonalGaussian(Distribution):
     def max_entropy(self) -> None:
         """A density has no largest entropy."""
         return
+
+
+def _pick(log_probs: Tensor, actions: Tensor) -> Tensor:
+    return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    return -(log_probs.exp() * log_probs).sum(-1)
 
 
 def distribution_for(actions: DiscreteActions | ContinuousActions) -> Distribution:

@@ -4,7 +4,7 @@ from ppo_lab.tracking.base import Histogram, Record, RunInfo, Sink
 from ppo_lab.tracking.config import Terminal, TrackingConfig, TrackingMode
 from ppo_lab.tracking.guard import GuardedSink
 from ppo_lab.tracking.local import LocalSink, read_metrics, read_summary
-from ppo_lab.tracking.tables import grid_table, summary_panel
+from ppo_lab.tracking.tables import grid_table, places, reasons, summary_panel
 from ppo_lab.tracking.terminal import Progress, TerminalSink
 from ppo_lab.tracking.tracker import Tracker
 from ppo_lab.tracking.wandb import WandbSink
@@ -24,7 +24,9 @@ __all__ = [
     "TrackingMode",
     "WandbSink",
     "grid_table",
+    "places",
     "read_metrics",
     "read_summary",
+    "reasons",
     "summary_panel",
 ]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from ppo_lab.paths import write_json
+from ppo_lab.files import write_json
 from ppo_lab.tracking.base import Record, RunInfo, Sink
 from ppo_lab.tracking.strict_json import restore, strict
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -11,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["grid_table", "summary_panel"]
+__all__ = ["grid_table", "places", "reasons", "summary_panel"]
 
 _BAR_CELLS = 24
 _ABSENT = "-"
@@ -20,7 +21,7 @@ _TIME_TOTALS = frozenset({"total_s", "elapsed_s"})
 
 
 def summary_panel(summary: Mapping[str, Any]) -> RenderableType:
-    """Return one run's result: its return, where time and memory went, where to look next."""
+    """Return one run's result: its return, where time and memory went."""
     status = summary.get("status", "finished")
     title = f"{status} in {_duration(summary.get('wall_time_s'))}"
     parts: list[RenderableType] = []
@@ -28,7 +29,7 @@ def summary_panel(summary: Mapping[str, Any]) -> RenderableType:
         parts.append(Text(str(reason), "red"))
     if "final_return" in summary:
         parts.append(_headline(summary))
-    parts += [*_time_bars(summary), *_memory_bars(summary), _places(summary)]
+    parts += [*_time_bars(summary), *_memory_bars(summary)]
     border = "green" if status == "finished" else "red"
     return Panel(Group(*parts), title=Text(title), border_style=border, expand=False)
 
@@ -102,12 +103,24 @@ def _bars(title: str, bars: Mapping[str, tuple[float, str]]) -> Table:
     return table
 
 
-def _places(summary: Mapping[str, Any]) -> Text:
-    text = Text()
-    for label, key in (("folder", "folder"), ("W&B", "wandb")):
-        if summary.get(key):
-            text.append(f"\n{label:<8}{summary[key]}")
-    return text
+def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return why jobs did not finish, a line each; empty when all did."""
+    return "\n".join(
+        f"job {number} {row['status']}: {row['reason']}"
+        for number, row in enumerate(rows)
+        if row.get("reason")
+    )
+
+
+def places(summary: Mapping[str, Any]) -> str:
+    """Return where to look next, a line each, paths relative to the current folder."""
+    here = f"{Path.cwd()}/"
+    lines = [
+        f"{label:<8}{str(summary[key]).replace(here, '')}"
+        for label, key in (("folder", "folder"), ("W&B", "wandb"))
+        if summary.get(key)
+    ]
+    return "\n".join(lines)
 
 
 def _override_values(row: Mapping[str, Any]) -> dict[str, str]:
@@ -136,10 +149,7 @@ def _result_cells(row: Mapping[str, Any]) -> list[str]:
 
 def _status(row: Mapping[str, Any]) -> Text:
     status = str(row.get("status", "finished"))
-    if status == "finished":
-        return Text(status, "green")
-    reason = row.get("reason")
-    return Text(f"{status}: {reason}" if reason else status, "red")
+    return Text(status, "green" if status == "finished" else "red")
 
 
 def _number(value: Any, num_digits: int = 1) -> str:  # noqa: ANN401 - a summary's value

@@ -1,7 +1,8 @@
 """Native environments against Gymnasium's own, step by step, from Gymnasium's states."""
 
-import gymnasium
 import itertools
+
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -71,9 +72,9 @@ def test_the_recording_contains_both_outcomes(recorded):
     assert ended == 0 if env_id == "Pendulum-v1" else 100 < ended < NUM_STEPS / 2
 
 
-# float32 rounds to 6e-8 relative. CartPole: speeds of 3, 20 operations: 2e-6. Pendulum: angles of 10,
-# costs of 17: 2e-5. Acrobot: at 28 rad/s each of four stages multiplies an error by up to 0.2 s *
-# 2 * 28 / s = 11, so 11^3 * 28 * 6e-8 = 2e-3 and a few such; but 99 of 100 numbers are within 1e-5.
+# float32 rounds to 6e-8 relative. CartPole: speeds of 3, 20 operations: 2e-6. Pendulum: angles of
+# 10, costs of 17: 2e-5. Acrobot: at 28 rad/s each of four stages multiplies an error by up to 0.2 s
+# * 2 * 28 / s = 11: 11^3 * 28 * 6e-8 = 2e-3 and a few such; yet 99 of 100 numbers are within 1e-5.
 FLOAT32_TOLERANCE = {"CartPole-v1": 2e-6, "Pendulum-v1": 2e-5, "Acrobot-v1": 1e-2}
 
 

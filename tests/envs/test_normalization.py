@@ -9,7 +9,7 @@ from ppo_lab.envs.normalized import NormalizedEnv
 from ppo_lab.normalization import DiscountedReturns, RunningMoments, normalize
 
 CPU = torch.device("cpu")
-NUM_STEPS, L, N, O = 30, 2, 5, 3
+NUM_STEPS, L, N, SIZE = 30, 2, 5, 3
 GAMMA = (0.99, 0.9)
 
 
@@ -43,7 +43,7 @@ class Scripted(Env):
     """An environment that plays back prepared tensors."""
 
     def __init__(self, first, steps):
-        self.spec = EnvSpec(O, ContinuousActions((-1.0,), (1.0,)))
+        self.spec = EnvSpec(SIZE, ContinuousActions((-1.0,), (1.0,)))
         self.num_lanes, self.num_envs, self.device = L, N, CPU
         self._first, self._steps, self._next = first, steps, 0
 
@@ -65,7 +65,7 @@ def script(seed=0):
     scale, offset = np.array([1.0, 100.0, 1e-3]), np.array([0.0, 50.0, 7.0])
 
     def observations():
-        return torch.as_tensor(rng.standard_normal((L, N, O)) * scale + offset)
+        return torch.as_tensor(rng.standard_normal((L, N, SIZE)) * scale + offset)
 
     steps = []
     for _ in range(NUM_STEPS):
@@ -94,7 +94,7 @@ def test_thirty_steps_equal_vecnormalize(dtype):
         rewards=True,
         gamma=torch.tensor(GAMMA, dtype=torch.float64),
     )
-    references = [Reference(O, gamma) for gamma in GAMMA]
+    references = [Reference(SIZE, gamma) for gamma in GAMMA]
     tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"atol": 1e-5}
     ours = env.reset()
     for lane, reference in enumerate(references):
@@ -210,7 +210,7 @@ def test_state_names_say_what_is_normalised():
     assert set(build(rewards=False).state_dict()) == {f"observation_{key}" for key in keys}
     assert set(build(observations=False).state_dict()) == {f"return_{key}" for key in keys}
     shapes = {key: tuple(value.shape) for key, value in build().state_dict().items()}
-    assert shapes["observation_mean"] == (L, O)
+    assert shapes["observation_mean"] == (L, SIZE)
     assert shapes["observation_count"] == shapes["return_var"] == (L,)
     with pytest.raises(ValueError, match="keeps no statistics"):
         Scripted(*script()).load_state_dict(build().state_dict())

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console, RenderableType
 
 from ppo_lab.tracking import (
@@ -15,6 +16,8 @@ from ppo_lab.tracking import (
     Terminal,
     TerminalSink,
     grid_table,
+    places,
+    reasons,
     summary_panel,
 )
 
@@ -139,7 +142,7 @@ def test_none_prints_nothing() -> None:
     assert out.getvalue() == ""
 
 
-def test_the_panel_shows_return_time_memory_and_places() -> None:
+def test_the_panel_shows_return_time_and_memory() -> None:
     text = text_of(summary_panel(SUMMARY))
     assert "finished in 12.5 s" in text
     assert "480.2 final, 500.0 best" in text
@@ -154,8 +157,13 @@ def test_the_panel_shows_return_time_memory_and_places() -> None:
     assert rows["rollout"][2] == "█" * 12
     assert "0.250 GiB" in text
     assert "1.500 GiB" in text
-    assert "/x/outputs/runs/one" in text
-    assert "wandb sync /x/outputs/wandb/offline-run-1" in text
+
+
+def test_places_are_short_enough_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    inside = {"folder": f"{tmp_path}/outputs/runs/one", "wandb": f"wandb sync {tmp_path}/outputs/w"}
+    assert places(inside) == "folder  outputs/runs/one\nW&B     wandb sync outputs/w"
+    assert places({"folder": "/x/outputs/runs/one"}) == "folder  /x/outputs/runs/one"
 
 
 def test_the_panel_of_a_failed_run_says_why_and_leaves_out_what_is_absent() -> None:
@@ -181,4 +189,5 @@ def test_the_grid_shows_what_varies_and_why_a_job_failed() -> None:
     results = ["480.2", "500.0", "no", "52,310", "12.5", "s", "finished"]
     assert lines[2] == ["0", "0.1", "[64,64]", *results]
     assert lines[3] == ["1", "0.2", "[64,64]", *results]
-    assert lines[4] == ["2", "0.3", "[8]", *"-----", "failed:", "OOM"]
+    assert lines[4] == ["2", "0.3", "[8]", *"-----", "failed"]
+    assert reasons(rows) == "job 2 failed: OOM"

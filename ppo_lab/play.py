@@ -1,0 +1,108 @@
+"""Evaluates a saved policy: ``python -m ppo_lab.play outputs/runs/...``.
+
+Every episode starts from its own seed and runs to its end; the policy is deterministic unless told
+otherwise. Prints eval_return, mean and standard deviation over the episodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from ppo_lab.envs.config import EnvConfig
+from ppo_lab.placement import Placement
+from ppo_lab.policy import Policy, load_policy
+
+__all__ = ["evaluate", "main"]
+
+
+def evaluate(
+    policy: Policy, env_config: EnvConfig, *, num_episodes: int, seed: int, deterministic: bool
+) -> list[float]:
+    """Return each episode's return; one environment per episode, all stepped together."""
+    # The policy normalises what it sees, with the statistics it was trained on.
+    raw = EnvConfig(
+        id=env_config.id,
+        backend=env_config.backend,
+        max_episode_steps=env_config.max_episode_steps,
+        kwargs=dict(env_config.kwargs),
+    )
+    env = raw.build(
+        seeds=torch.tensor([seed], dtype=torch.int64),
+        num_envs=num_episodes,
+        gamma=torch.ones(1),
+        placement=Placement(torch.device("cpu")),
+    )
+    observations = env.reset()
+    returns = torch.zeros(num_episodes, dtype=torch.float64)
+    is_running = torch.ones(num_episodes, dtype=torch.bool)
+    while is_running.any():
+        actions = policy.act(observations[0].numpy(), deterministic=deterministic, seed=seed)
+        step = env.step(torch.as_tensor(actions).unsqueeze(0))
+        returns += step.env_rewards[0].double() * is_running
+        is_running &= ~(step.terminated | step.truncated)[0]
+        observations = step.observations
+    env.close()
+    return returns.tolist()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate the run named on the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m ppo_lab.play", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run's folder")
+    parser.add_argument("--episodes", type=_positive, default=20, help="default 20")
+    parser.add_argument("--seed", type=int, default=1_000_000, help="of the episodes' starts")
+    parser.add_argument("--stochastic", action="store_true", help="sample actions, as in training")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parsed = parser.parse_args(arguments)
+    try:
+        policy = load_policy(parsed.run)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"ppo_lab.play: {error}", file=sys.stderr)  # noqa: T201 - what the command says
+        return 2
+    returns = evaluate(
+        policy,
+        _env_config(parsed.run),
+        num_episodes=parsed.episodes,
+        seed=parsed.seed,
+        deterministic=not parsed.stochastic,
+    )
+    mean, deviation = statistics.fmean(returns), statistics.pstdev(returns)
+    if parsed.json:
+        result = {"eval_return": mean, "eval_return_std": deviation, "returns": returns}
+        print(json.dumps(result))  # noqa: T201
+    else:
+        Console().print(
+            f"eval_return {mean:,.1f} ± {deviation:,.1f} "
+            f"over {len(returns)} episodes of {policy.env_id} "
+            f"({min(returns):,.1f} to {max(returns):,.1f})",
+            soft_wrap=True,
+        )
+    return 0
+
+
+def _env_config(run: Path) -> EnvConfig:
+    """Return the environment that ``run`` was trained in."""
+    saved = OmegaConf.load(run / ".hydra" / "config.yaml")
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EnvConfig), saved.env))
+    assert isinstance(config, EnvConfig)
+    return config
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""The commands of the README, as a person types them, in an empty folder."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ppo_lab import load_policy
+from ppo_lab.tracking import read_metrics
+
+QUICK = ["network=tiny", "total_steps=4096"]
+
+
+def ppo_lab(folder, *arguments, module="ppo_lab", **environment):
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One quick run: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    done = ppo_lab(folder, *QUICK, "name=quick")
+    assert done.returncode == 0, done.stderr
+    (path,) = (folder / "outputs" / "runs").iterdir()
+    return path, done
+
+
+def test_a_run_leaves_everything_in_its_folder(run):
+    path, _ = run
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_quick", path.name)
+    names = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
+    assert names == {
+        ".hydra/config.yaml",
+        ".hydra/hydra.yaml",
+        ".hydra/overrides.yaml",
+        "checkpoint/model.safetensors",
+        "checkpoint/policy.json",
+        "log",
+        "metrics.jsonl",
+        "summary.json",
+    }
+
+
+def test_a_run_ends_with_a_panel_on_stdout_and_progress_on_stderr(run):
+    path, done = run
+    assert "finished" in done.stdout
+    assert "where the time went" in done.stdout
+    assert f"folder  outputs/runs/{path.name}\n" in done.stdout
+    assert "W&B     wandb sync outputs/wandb/offline-run-" in done.stdout
+    assert "4,096/4,096" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_summary_names_result_settings_versions_and_commit(run):
+    path, _ = run
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["env_steps"] == 4096
+    assert summary["epsilon"] == 0.2
+    assert summary["seed"] == 1
+    assert summary["overrides"] == [*QUICK, "name=quick"]
+    assert 8 < summary["final_return"] < 500
+    assert summary["best_return"] >= summary["final_return"]
+    assert summary["collapsed"] is None  # four iterations: a tenth of them is no window
+    assert {"torch", "gymnasium", "hydra-core", "python"} <= summary["versions"].keys()
+    phases = summary["time"]
+    assert set(phases) == {
+        "env_s",
+        "rollout_s",
+        "advantages_s",
+        "update_s",
+        "diagnostics_s",
+        "record_s",
+    }
+    assert 0 < sum(phases.values()) <= summary["wall_time_s"]
+    assert "peak_memory" not in summary or summary["machine"]["device"].startswith("cuda")
+    # Two networks of 4 -> 64 -> 64: 4 * 64 + 64 + 64 * 64 + 64 = 4,480; heads 65 * 2 and 65.
+    assert summary["num_parameters"] == {"actor": 4480 + 130, "critic": 4480 + 65}
+
+
+def test_each_iteration_is_a_line_of_metrics(run):
+    path, _ = run
+    rows = read_metrics(path / "metrics.jsonl")
+    assert [row["global_step"] for row in rows] == [1024, 2048, 3072, 4096]
+    last = rows[-1]
+    for name in (
+        "charts/episodic_return", "charts/episodic_length", "charts/SPS", "charts/learning_rate",
+        "losses/value_loss", "losses/policy_loss", "losses/entropy", "losses/old_approx_kl",
+        "losses/approx_kl", "losses/clipfrac", "losses/explained_variance", "losses/grad_norm",
+        "ppo/epsilon", "ppo/clip_frac", "ppo/clip_above_frac", "ppo/cut_below_frac",
+        "ppo/ratio_min", "ppo/ratio_p99", "ppo/kl_k1", "ppo/kl_k2", "ppo/kl_k3", "ppo/ess_frac",
+        "ppo/entropy", "ppo/entropy_frac", "time/rollout_s", "time/update_s", "time/env_s",
+    ):  # fmt: skip
+        assert np.isfinite(last[name]), name
+    # Every one of the rollout's 1,024 ratios is in a bin.
+    assert sum(last["ppo/ratio"]["counts"]) == 1024
+    assert len(last["ppo/ratio"]["edges"]) == 65
+
+
+def test_on_a_cpu_there_are_no_cuda_keys(run):
+    path, _ = run
+    if json.loads((path / "summary.json").read_text())["machine"]["device"] != "cpu":
+        pytest.skip("this run was on CUDA")
+    for row in read_metrics(path / "metrics.jsonl"):
+        assert not [name for name in row if name.startswith(("memory/", "pcie/"))]
+
+
+def test_the_saved_policy_acts_on_numpy_observations(run):
+    path, _ = run
+    policy = load_policy(path)
+    action = policy.act(np.zeros(4))
+    assert action in (0, 1)
+    batch = policy.act(np.zeros((5, 4)), deterministic=False, seed=3)
+    assert batch.shape == (5,)
+    assert set(batch.tolist()) <= {0, 1}
+
+
+def test_play_evaluates_the_saved_policy(run):
+    path, _ = run
+    done = ppo_lab(path, str(path), "--episodes", "3", "--json", module="ppo_lab.play")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert len(result["returns"]) == 3
+    assert result["eval_return"] == pytest.approx(np.mean(result["returns"]))
+    shown = ppo_lab(path, str(path), "--episodes", "3", module="ppo_lab.play").stdout
+    assert f"eval_return {result['eval_return']:,.1f}" in shown
+
+
+def test_play_refuses_a_folder_without_a_policy(tmp_path):
+    done = ppo_lab(tmp_path, str(tmp_path), module="ppo_lab.play")
+    assert done.returncode == 2
+    assert "no checkpoint/policy.json" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """The README's grid, quick: two values of epsilon, side by side."""
+    folder = tmp_path_factory.mktemp("grid")
+    done = ppo_lab(folder, "epsilon=0.1,none", *QUICK, "-m")
+    assert done.returncode == 0, done.stderr
+    (path,) = (folder / "outputs" / "grids").iterdir()
+    return path, done
+
+
+def test_a_grid_makes_a_folder_and_a_wandb_run_for_each_job_and_one_table(grid):
+    path, done = grid
+    assert {p.name for p in path.iterdir()} == {"0", "1", "multirun.yaml"}
+    wandb_runs = list((path.parents[1] / "wandb").glob("offline-run-*"))
+    assert len(wandb_runs) == 2
+    assert done.stdout.count("finished") == 2
+    assert "epsilon" in done.stdout
+    summaries = [json.loads((path / str(i) / "summary.json").read_text()) for i in (0, 1)]
+    assert summaries[0]["epsilon"] == 0.1
+    assert "epsilon" not in summaries[1]
+    assert not summaries[1]["clipped"]
+
+
+def test_a_report_draws_a_grid(grid, tmp_path):
+    path, _ = grid
+    output = tmp_path / "returns.png"
+    done = ppo_lab(tmp_path, str(path), "-o", str(output), module="ppo_lab.report")
+    assert done.returncode == 0, done.stderr
+    assert output.read_bytes().startswith(b"\x89PNG")
+    assert ppo_lab(tmp_path, str(tmp_path / "no"), module="ppo_lab.report").returncode == 2
+
+
+def test_one_failing_job_does_not_stop_a_grid(tmp_path):
+    # An environment that raises in its 10th step when its seed says so.
+    (tmp_path / "fragile.py").write_text(
+        "import gymnasium as gym\n"
+        "import numpy as np\n"
+        "class Fragile(gym.Env):\n"
+        "    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)\n"
+        "    action_space = gym.spaces.Discrete(2)\n"
+        "    def __init__(self, breaks=False):\n"
+        "        self.breaks, self.steps = breaks, 0\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        return np.zeros(2, np.float32), {}\n"
+        "    def step(self, action):\n"
+        "        self.steps += 1\n"
+        "        if self.breaks and self.steps == 10:\n"
+        "            raise RuntimeError('the pole caught fire')\n"
+        "        return np.zeros(2, np.float32), 1.0, self.steps % 50 == 0, False, {}\n"
+        "gym.register('Fragile-v0', Fragile)\n"
+    )
+    done = ppo_lab(
+        tmp_path,
+        "env=gymnasium",
+        "env.id=fragile:Fragile-v0",
+        "+env.kwargs.breaks=true,false",
+        "total_steps=2048",
+        "network=tiny",
+        "tracking=local",
+        "-m",
+    )
+    assert done.returncode == 1
+    assert "the pole caught fire" in done.stdout
+    (path,) = (tmp_path / "outputs" / "grids").iterdir()
+    statuses = [json.loads((path / str(i) / "summary.json").read_text())["status"] for i in (0, 1)]
+    assert statuses == ["failed", "finished"]
+    assert "Traceback" in (path / "0" / "log").read_text()
+
+
+def test_sigterm_closes_the_run_and_says_so(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppo_lab", "network=tiny", "total_steps=100000000"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.glob("outputs/runs/*/metrics.jsonl")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    (summary,) = tmp_path.glob("outputs/runs/*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "interrupted"
+
+
+def test_two_starts_in_one_second_do_not_share_a_folder(tmp_path):
+    arguments = [sys.executable, "-m", "ppo_lab", "network=tiny", "total_steps=1024",
+                 "tracking=local", "hydra.run.dir=${unused_dir:outputs/runs/same}"]  # fmt: skip
+    for _ in range(2):
+        subprocess.run(arguments, cwd=tmp_path, check=True, capture_output=True)
+    assert {p.name for p in (tmp_path / "outputs" / "runs").iterdir()} == {"same", "same-2"}
+
+
+def test_help_lists_the_groups_and_trains_nothing(tmp_path):
+    done = ppo_lab(tmp_path, "--help")
+    assert done.returncode == 0
+    assert "co_resident" in done.stdout
+    assert list(tmp_path.iterdir()) == []
