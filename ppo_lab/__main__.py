@@ -6,16 +6,20 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any, NamedTuple
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
 from ppo_lab.compose import check_jobs, load, register
+from ppo_lab.grid import GridFolder, grid_summaries
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.refusals import explain
 from ppo_lab.run import Status, run_in_folder
@@ -23,17 +27,23 @@ from ppo_lab.tracking import grid_table, places, reasons, summary_panel
 
 __all__ = ["main"]
 
-EXIT_FAILED, EXIT_REFUSED = 1, 2
+EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
-_summaries: list[dict[str, object]] = []
-"""What the jobs of this command came to; Hydra's launcher returns nothing to us."""
+
+class Command(NamedTuple):
+    """What the command line asks Hydra to run."""
+
+    overrides: list[str]
+    is_grid: bool
+    config_dir: str | None
+    config_name: str | None
 
 
 def job(cfg: DictConfig) -> float | None:
     """Run one job in the folder that Hydra made for it; return its final return.
 
-    A failure is an outcome, not an exception: Hydra would stop telling of the others.
+    A failure is an outcome, not an exception: Hydra would tell of the first one only.
     """
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
@@ -44,69 +54,75 @@ def job(cfg: DictConfig) -> float | None:
         overrides=list(hydra_config.overrides.task),
         group=folder.parent.name if is_grid else None,
     )
-    _summaries.append(summary)
-    final_return = summary.get("final_return")
-    return float(final_return) if isinstance(final_return, float) else None
+    if not is_grid:
+        _show_run(summary)
+        _exit_unless_finished([summary])
+    final_return: float | None = summary.get("final_return")
+    return final_return
 
 
 def main() -> None:
     """Check every job of the command line, run them, show what came of it.
 
-    Exit status: 0 when every job finished, 1 when one did not, 2 for a refused command line.
+    Exit status: 0 when every job finished, 1 when one did not, 2 for a refused command line, 130
+    and 143 after Ctrl-C and SIGTERM.
     """
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     register()
-    arguments = _hydra_arguments()
-    if arguments is not None:
-        _check(*arguments)
-    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
-    _show(is_grid=arguments is not None and arguments[1])
-    if any(summary["status"] != Status.finished.value for summary in _summaries):
-        sys.exit(EXIT_FAILED)
+    if (command := _command()) is not None:
+        _check(command)
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    if GridFolder.path is not None:
+        summaries = grid_summaries(GridFolder.path)
+        _show_grid(summaries, GridFolder.path)
+        _exit_unless_finished(summaries)
 
 
-def _hydra_arguments() -> tuple[list[str], bool, str | None, str | None] | None:
-    """Return overrides, whether they are a grid, --config-dir and --config-name.
-
-    None for the commands that train nothing: --help, --cfg, --info, shell completion.
-    """
-    from hydra._internal.utils import get_args_parser
-
+def _command() -> Command | None:
+    """Return what will run; None for --help, --cfg, --info and shell completion."""
     args = get_args_parser().parse_args()
     if args.help or args.hydra_help or args.info or args.cfg or args.shell_completion:
         return None
-    return args.overrides, args.multirun, args.config_dir, args.config_name
+    return Command(args.overrides, args.multirun, args.config_dir, args.config_name)
 
 
-def _check(
-    overrides: list[str], is_multirun: bool, config_dir: str | None, config_name: str | None
-) -> None:
+def _check(command: Command) -> None:
     """Leave with status 2 and a short message if any job's config cannot be used."""
     try:
         check_jobs(
-            overrides, is_multirun=is_multirun, config_dir=config_dir, config_name=config_name
+            command.overrides,
+            is_multirun=command.is_grid,
+            config_dir=command.config_dir,
+            config_name=command.config_name,
         )
     except Exception as error:
-        message = explain(error, overrides)
+        message = explain(error, command.overrides)
         if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(message, file=sys.stderr)  # noqa: T201 - what the command says
         sys.exit(EXIT_REFUSED)
 
 
-def _show(*, is_grid: bool) -> None:
-    """Print the summary panel of a run, or the table of a grid, to stdout."""
+def _show_run(summary: Mapping[str, Any]) -> None:
     console = Console()
-    if is_grid and _summaries:
-        console.print(grid_table(_summaries))
-        if failed := reasons(_summaries):
-            console.print(failed, style="red", soft_wrap=True, highlight=False, markup=False)
-        grid = {"folder": Path(str(_summaries[0]["folder"])).parent}
-        console.print(places(grid), soft_wrap=True, highlight=False, markup=False)
-        return
-    for summary in _summaries:
-        console.print(summary_panel(summary))
-        console.print(places(summary), soft_wrap=True, highlight=False, markup=False)
+    console.print(summary_panel(summary))
+    console.print(places(summary), soft_wrap=True, highlight=False, markup=False)
+
+
+def _show_grid(summaries: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    console = Console()
+    console.print(grid_table(summaries))
+    for lines, style in ((reasons(summaries), "red"), (places({"folder": folder.resolve()}), "")):
+        if lines:
+            console.print(lines, style=style, soft_wrap=True, highlight=False, markup=False)
+
+
+def _exit_unless_finished(summaries: Sequence[Mapping[str, Any]]) -> None:
+    if any(summary["status"] != Status.finished.value for summary in summaries):
+        sys.exit(EXIT_FAILED)
 
 
 def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

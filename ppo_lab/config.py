@@ -20,7 +20,7 @@ from omegaconf import MISSING
 
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
-from ppo_lab.errors import ConfigError
+from ppo_lab.errors import HIDDEN, ConfigError
 from ppo_lab.files import plain
 from ppo_lab.memory import MemoryStrategy
 from ppo_lab.networks import NetworkConfig
@@ -140,6 +140,7 @@ class Config:
         if not re.fullmatch(r"[A-Za-z0-9._=-]{1,64}", self.name):
             raise ConfigError("name", self.name, "must be 1 to 64 letters, digits, or any of ._=-")
         self._check_sizes()
+        self._check_secrets()
         self._check_threads()
         self.torch_device  # noqa: B018 - raises for a device that is not there
         self.network.check()
@@ -163,6 +164,16 @@ class Config:
             raise ConfigError(
                 "epsilon_high", self.epsilon_high, "has no effect with epsilon=none; leave it out"
             )
+
+    def _check_secrets(self) -> None:
+        """Refuse what looks like a credential: the config is written to files and to W&B."""
+        for key in self.env.kwargs:
+            if re.search(r"(?i)(api_?key|token|secret|password)$", key):
+                raise ConfigError(
+                    f"env.kwargs.{key}",
+                    HIDDEN,
+                    "looks like a secret, and configs are saved in clear; pass it by environment",
+                )
 
     def _nearest_divisor(self) -> int:
         divisors = [d for d in range(1, self.num_rows + 1) if self.num_rows % d == 0]
@@ -241,7 +252,7 @@ class Config:
         """Return the CPU threads to use.
 
         Below about 2 GFLOP per gradient step (some 20 ms on one core) the work of one operation is
-        shorter than waking a second thread for it; measured in benchmarks/results/threads.md.
+        shorter than waking a second thread for it; measured by benchmarks/threads.py.
         """
         if self.num_threads != "auto":
             return int(self.num_threads)

@@ -81,7 +81,7 @@ def ratio_diagnostics(log_ratio: Tensor, advantages: Tensor, clip: ClipRange) ->
     num_rows = log_ratio.shape[-1]
     ordered = log_ratio.sort(-1).values
     ranks = [0, round(0.01 * (num_rows - 1)), round(0.99 * (num_rows - 1)), num_rows - 1]
-    ratio_min, ratio_p01, ratio_p99, ratio_max = ordered[:, ranks].exp().unbind(-1)
+    ratio_min, ratio_p01, ratio_p99, ratio_max = (ordered[:, rank].exp() for rank in ranks)
     outside = (log_ratio.exp() - 1.0).abs() > _FIXED_WIDTH
     # (sum r)^2 / sum r^2 with r = exp(log_ratio), in logarithms: a huge ratio does not overflow.
     log_ess = 2.0 * log_ratio.logsumexp(-1) - (2.0 * log_ratio).logsumexp(-1)

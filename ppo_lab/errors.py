@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["ConfigError", "nearest"]
+__all__ = ["HIDDEN", "ConfigError", "nearest"]
+
+HIDDEN = "..."
+"""Stands for a value that must not be repeated."""
 
 
 class ConfigError(ValueError):

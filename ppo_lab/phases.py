@@ -258,7 +258,7 @@ class _StepLog:
         num_active = active.sum(0)
 
         def mean(steps: Tensor) -> Tensor:
-            return torch.where(active, steps, 0.0).sum(0) / num_active.clamp(min=1)
+            return steps.masked_fill(~active, 0.0).sum(0) / num_active.clamp(min=1)
 
         shares = clip_fractions(log_ratio, advantages, clip)
         return UpdateDiagnostics(

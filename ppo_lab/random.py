@@ -52,9 +52,14 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
+def _on_device(number: Tensor | int, keys: Tensor) -> Tensor:
+    """Return ``number`` beside ``keys``; a fill, where a copy would wait for the device."""
+    return keys.new_full((), number) if isinstance(number, int) else number
+
+
 def fold_in(keys: Tensor, data: Tensor | int) -> Tensor:
     """Return new keys (L,) that depend on ``keys`` (L,) and ``data`` ((L,) or a number)."""
-    return _mix(_mix(keys + _GOLDEN_GAMMA) ^ (_mix(torch.as_tensor(data, device=keys.device) + 1)))
+    return _mix(_mix(keys + _GOLDEN_GAMMA) ^ _mix(_on_device(data, keys) + 1))
 
 
 def lane_keys(seeds: Tensor, stream: Stream) -> Tensor:
@@ -64,9 +69,7 @@ def lane_keys(seeds: Tensor, stream: Stream) -> Tensor:
 
 def bits(keys: Tensor, count: int, start: Tensor | int = 0) -> Tensor:
     """Return (L, K) int64 of 64 random bits; number k of a lane has counter ``start + k``."""
-    counters = torch.arange(1, count + 1, device=keys.device) + torch.as_tensor(
-        start, device=keys.device
-    ).reshape(-1, 1)
+    counters = torch.arange(1, count + 1, device=keys.device) + _on_device(start, keys).view(-1, 1)
     return _mix(keys.unsqueeze(-1) + counters * _GOLDEN_GAMMA)
 
 

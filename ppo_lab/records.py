@@ -98,7 +98,8 @@ class Recorder:
             if self.max_entropy is not None:
                 entropy_frac = metrics["ppo/entropy"] / self.max_entropy
                 metrics["ppo/entropy_frac"] = entropy_frac
-            history.add(step, returns, entropy_frac, metrics["ppo/kl_k3"])
+            if self.diverged[lane] is None:  # what a broken policy does later is not its score
+                history.add(step, returns, entropy_frac, metrics["ppo/kl_k3"])
             if history.final_return is not None:
                 metrics["charts/episodic_return_last100"] = history.final_return
             self._note_divergence(lane, metrics)

@@ -14,7 +14,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from ppo_lab.compose import known_keys
-from ppo_lab.errors import ConfigError, nearest
+from ppo_lab.errors import HIDDEN, ConfigError, nearest
 from ppo_lab.memory import STRATEGIES
 
 __all__ = ["explain"]
@@ -32,7 +32,8 @@ _EXPECTED = (
 def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     """Return the message for ``error``, or None if it is not about the command line's words."""
     if isinstance(error, ConfigError):
-        return _line(_typed(error.key, overrides) or f"{error.key}={error.value}", error.allowed)
+        typed = None if error.value == HIDDEN else _typed(error.key, overrides)
+        return _line(typed or f"{error.key}={error.value}", error.allowed)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _unknown_option(error.missing_cfg_file, error.options or ())
     cause = error.__cause__

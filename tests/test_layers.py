@@ -22,7 +22,7 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
     {"config", "lanes", "policy", "compose", "refusals", "records"},
     {"trainer"},
     {"run"},
-    {"__main__", "browse", "play", "report"},
+    {"__main__", "browse", "grid", "play", "report"},
 ]  # fmt: skip
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -151,3 +151,9 @@ def test_hydra_full_error_still_gives_the_traceback(tmp_path):
     assert done.returncode != 0
     assert "Traceback" in done.stderr
     assert "ConfigError" in done.stderr
+
+
+def test_a_secret_in_the_config_is_refused_without_repeating_it():
+    message = refuse("+env.kwargs.api_key=s3cret", is_multirun=False)
+    assert "env.kwargs.api_key" in message
+    assert "s3cret" not in message

@@ -1,0 +1,45 @@
+"""What the jobs of a grid came to, read from their folders: whichever launcher ran them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from ppo_lab.tracking import read_summary
+
+__all__ = ["GridFolder", "grid_summaries"]
+
+
+class GridFolder(Callback):
+    """Remembers where Hydra put the grid; named in conf/config.yaml."""
+
+    path: ClassVar[Path | None] = None
+    """The folder of this process's grid, once it has ended."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401, ARG002
+        """Take the folder from Hydra's own config."""
+        GridFolder.path = Path(config.hydra.sweep.dir)
+
+
+def grid_summaries(folder: Path) -> list[dict[str, Any]]:
+    """Return each job's summary in order of its number; status ``lost`` where there is none.
+
+    A job that was killed, or whose machine was, has a folder but no summary.
+    """
+    jobs = sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    return [_summary(job) for job in jobs]
+
+
+def _summary(job: Path) -> dict[str, Any]:
+    if (job / "summary.json").is_file():
+        return read_summary(job / "summary.json")
+    overrides = job / ".hydra" / "overrides.yaml"
+    return {
+        "status": "lost",
+        "reason": "ended without a summary",
+        "overrides": list(OmegaConf.load(overrides)) if overrides.is_file() else [],
+        "folder": str(job),
+    }
