@@ -41,13 +41,13 @@ def grid_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """
     overrides = [_override_values(row) for row in rows]
     varying = _varying(overrides)
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right")
     for key in varying:
         table.add_column(Text(key), overflow="fold")
     for heading in ("return", "best", "collapsed", "steps/s", "time"):
         table.add_column(heading, justify="right")
-    table.add_column("status", overflow="fold")
+    table.add_column("status", no_wrap=True)
     for number, (row, chosen) in enumerate(zip(rows, overrides, strict=True)):
         cells = [str(number), *(chosen.get(key, _ABSENT) for key in varying), *_result_cells(row)]
         table.add_row(*(Text(cell) for cell in cells), _status(row))
