@@ -46,7 +46,7 @@ def _since_last_end(amounts: Tensor, ended: Tensor, carried: Tensor) -> tuple[Te
     # sums[t] is what came before step t; the carried part belongs to the first episode alone.
     sums = torch.cat((zeros, amounts.to(carried.dtype).cumsum(0)))  # (T + 1, L, N)
     steps = torch.arange(1, num_steps + 1, device=amounts.device).view(-1, 1, 1)
-    ends = torch.where(ended, steps, 0).cummax(0).values  # (T, L, N) steps up to the last end
+    ends = (ended * steps).cummax(0).values  # (T, L, N) steps up to the last end
     starts = torch.cat((zeros.long(), ends))  # (T + 1, L, N) where step t's episode began
     since = sums[1:] - sums.gather(0, starts[:-1])
     since = torch.where(starts[:-1] == 0, since + carried, since)

@@ -261,6 +261,7 @@ class _StepLog:
             return steps.masked_fill(~active, 0.0).sum(0) / num_active.clamp(min=1)
 
         shares = clip_fractions(log_ratio, advantages, clip)
+        taken = log_ratio.masked_fill(~active.unsqueeze(-1), 0.0)  # a ratio of 1 for the rest
         return UpdateDiagnostics(
             policy_loss=mean(policy),
             value_loss=mean(value),
@@ -269,8 +270,8 @@ class _StepLog:
             approx_kl=mean(approx_kl_k3(log_ratio)),
             old_approx_kl=mean(-log_ratio.mean(-1)),
             **{name: mean(share) for name, share in shares.items()},
-            ratio_min=log_ratio.amin((0, 2)).exp(),
-            ratio_max=log_ratio.amax((0, 2)).exp(),
+            ratio_min=taken.amin((0, 2)).exp(),
+            ratio_max=taken.amax((0, 2)).exp(),
             gradient_steps=num_active,
             epochs_done=num_active / num_minibatches,
         )

@@ -48,7 +48,9 @@ def _metric_parts(lanes: Sequence[LaneProgress]) -> list[str]:
         return [float(lane.metrics[name]) for lane in lanes if name in lane.metrics]
 
     parts = []
-    if returns := values("charts/episodic_return"):
+    # The last 100 episodes' mean is there even when none ended in this iteration.
+    returns = values("charts/episodic_return_last100") or values("charts/episodic_return")
+    if returns:
         parts.append(f"return {_mean(returns):.1f}")
     if epsilons := values("ppo/epsilon"):
         low, high = min(epsilons), max(epsilons)

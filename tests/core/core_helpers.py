@@ -1,0 +1,73 @@
+"""What several tests of the core share: configs as a user would get them, and recorded rollouts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+
+from ppo_lab.compose import check_jobs, register
+from ppo_lab.config import Config
+from ppo_lab.optimizer import LaneOptimizer
+from ppo_lab.rollout import RolloutRows, lane_rows
+from ppo_lab.trainer import Trainer
+
+CPU = torch.device("cpu")
+QUICK = ("network=tiny", "tracking=local", "device=cpu")
+# 20 gradient steps per update: long enough for errors to add up, too short for chaos.
+TWENTY_STEPS = ("num_epochs=5", "num_minibatches=4")
+PENDULUM = ("env=pendulum", "num_steps=64", "num_envs=4", *TWENTY_STEPS)
+
+register()
+
+
+@functools.cache
+def config(*overrides: str) -> Config:
+    """Return the config of ``python -m ppo_lab OVERRIDES``, on the CPU with a tiny network."""
+    jobs = check_jobs([*QUICK, *overrides], is_multirun=False, config_dir=None, config_name=None)
+    return jobs[0].config
+
+
+def lanes_of(base: Config, *changes: dict) -> list[Config]:
+    """Return ``base`` once per dictionary of changed keys, each checked anew."""
+    return [dataclasses.replace(base, **change) for change in changes]
+
+
+def record_rows(trainer: Trainer) -> RolloutRows:
+    """Collect one real rollout and return it as the update wants it."""
+    rollout = trainer.collect()
+    return lane_rows(rollout, trainer.advantages(rollout))
+
+
+def lane_of(rows: RolloutRows, lane: int) -> RolloutRows:
+    """Return one lane's rows as a stack of one."""
+    return RolloutRows(*(tensor[lane : lane + 1].clone() for tensor in rows))
+
+
+def weights(trainer: Trainer, lane: int = 0) -> torch.Tensor:
+    """Return a copy of all of a lane's parameters as one vector."""
+    return torch.cat([p.detach()[lane].flatten().cpu() for p in trainer.model.parameters()])
+
+
+def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the largest absolute difference; NaN anywhere makes it NaN, which fails any bound."""
+    return float((a - b).abs().max())
+
+
+class GradientSpy(LaneOptimizer):
+    """Keeps what every step is given and moves nothing."""
+
+    def __init__(self, parameters):
+        self.parameters = list(parameters)
+        self.gradients: list[list[torch.Tensor]] = []  # [step][parameter] (L, …)
+
+    def step(self, *, lr, max_grad_norm, active=None):
+        self.gradients.append([p.grad.clone() for p in self.parameters])
+        return torch.zeros_like(lr)
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
