@@ -6,6 +6,7 @@ recorded, so that timing adds no synchronisation. Elsewhere it is wall time.
 
 from __future__ import annotations
 
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["PhaseClock", "memory_stats"]
+__all__ = ["PhaseClock", "memory_stats", "peak_host_gib"]
 
 _GIB = 1024**3
 
@@ -71,3 +72,12 @@ def memory_stats(device: torch.device) -> dict[str, float]:
         "peak_allocated_gib": torch.cuda.max_memory_allocated(device) / _GIB,
         "peak_reserved_gib": torch.cuda.max_memory_reserved(device) / _GIB,
     }
+
+
+def peak_host_gib() -> float:
+    """Return the most memory this process has held on the host so far, in GiB.
+
+    The kernel's count of resident pages since the process began, so the jobs of a grid that share a
+    process share it too. Linux counts in KiB.
+    """
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab.config import Config
-from ppo_lab.meters import memory_stats
+from ppo_lab.meters import memory_stats, peak_host_gib
 from ppo_lab.networks import ActorCritic
 from ppo_lab.outcome import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.policy import save_policy
@@ -132,9 +132,10 @@ def _measured(config: Config, trainer: Trainer) -> dict[str, Any]:
         "time": {f"{name}_s": seconds for name, seconds in trainer.phase_seconds().items()},
         "env_steps_per_s": num_steps / max(trainer.elapsed_s, 1e-9),
     }
+    stats = memory_stats(trainer.placement.device)
+    peaks = {k.removeprefix("peak_"): v for k, v in stats.items() if k.startswith("peak_")}
+    measured["peak_memory"] = {"host_gib": peak_host_gib(), **peaks}
     if trainer.placement.is_cuda:
-        stats = memory_stats(trainer.placement.device)
-        measured["peak_memory"] = {k: v for k, v in stats.items() if k.startswith("peak_")}
         measured["pcie"] = dataclasses.asdict(trainer.placement.traffic)
     return measured
 

@@ -1,0 +1,100 @@
+"""A saved policy acts as the trained one did, from raw observations."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_lab import load_policy
+from ppo_lab.compose import check_jobs, register
+from ppo_lab.normalization import normalize
+from ppo_lab.policy import save_policy
+from ppo_lab.trainer import Trainer
+
+
+def trained(*overrides: str) -> Trainer:
+    register()
+    command = ["network=tiny", "num_envs=4", "num_steps=16", "total_steps=128", *overrides]
+    jobs = check_jobs(command, is_multirun=True, config_dir=None, config_name=None)
+    trainer = Trainer([job.config for job in jobs])
+    trainer.run()
+    return trainer
+
+
+def save(trainer: Trainer, folder, lane: int = 0):
+    return save_policy(
+        folder, trainer.configs[lane], trainer.model, trainer.env.state_dict(), lane=lane
+    )
+
+
+@pytest.mark.parametrize("memory", ["co_resident", "shared_trunk", "offloaded_optimizer"])
+def test_a_loaded_policy_normalises_what_it_sees(tmp_path, memory):
+    trainer = trained("env=pendulum", "env.normalize_observations=true", f"memory={memory}")
+    save(trainer, tmp_path)
+    policy = load_policy(tmp_path)
+    raw = torch.tensor([[1.0, 0.0, 0.5], [0.0, -1.0, -3.0]])
+    state = trainer.env.state_dict()
+    seen = normalize(raw.unsqueeze(0), state["observation_mean"], state["observation_var"])
+    expected = trainer.model.distribution.mode(trainer.model.policy(seen.float()))[0]
+    expected = expected.clamp(-2.0, 2.0).detach().numpy()  # Pendulum's torque
+    actions = policy.act(raw.numpy())
+    assert actions.dtype == np.float32
+    np.testing.assert_allclose(actions, expected, atol=1e-6)
+    # Without the statistics the actions would differ.
+    unseen = trainer.model.distribution.mode(trainer.model.policy(raw.unsqueeze(0)))[0]
+    assert not np.allclose(actions, unseen.clamp(-2.0, 2.0).detach().numpy(), atol=1e-3)
+
+
+def test_one_lane_of_a_stack_is_saved_alone(tmp_path):
+    trainer = trained("env=cartpole", "seed=1,2")
+    save(trainer, tmp_path, lane=1)
+    observations = torch.randn(1, 64, 4, generator=torch.Generator().manual_seed(0))
+    both = trainer.model.distribution.mode(trainer.model.policy(observations.expand(2, -1, -1)))
+    actions = load_policy(tmp_path).act(observations[0].numpy())
+    assert actions.tolist() == both[1].tolist()
+    assert actions.tolist() != both[0].tolist()
+
+
+def test_actions_are_clipped_to_the_box_and_shaped_as_the_observation(tmp_path):
+    trainer = trained("env=pendulum")
+    save(trainer, tmp_path)
+    policy = load_policy(tmp_path)
+    assert policy.act(np.zeros(3)).shape == (1,)
+    many = policy.act(np.zeros((500, 3)), deterministic=False)
+    assert many.shape == (500, 1)
+    assert np.abs(many).max() <= 2.0
+    assert many.std() > 0.3  # a deviation of about 1 before clipping
+
+
+def test_sampled_actions_follow_from_the_seed(tmp_path):
+    save(trained("env=cartpole"), tmp_path)
+    first, second = load_policy(tmp_path), load_policy(tmp_path)
+    observations = np.zeros((32, 4))
+    a = [first.act(observations, deterministic=False, seed=3).tolist() for _ in range(2)]
+    b = [second.act(observations, deterministic=False, seed=3).tolist() for _ in range(2)]
+    assert a == b
+    assert a[0] != a[1]  # calls differ
+
+
+def test_an_unknown_format_is_refused_by_name(tmp_path):
+    checkpoint = save(trained("env=cartpole"), tmp_path)
+    described = json.loads((checkpoint / "policy.json").read_text()) | {"format": 99}
+    (checkpoint / "policy.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match="policy format 99, this version reads 1"):
+        load_policy(tmp_path)
+
+
+def test_a_folder_without_a_policy_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint/policy\.json"):
+        load_policy(tmp_path)
+
+
+def test_infinite_action_bounds_survive_the_file(tmp_path):
+    trainer = trained("env=pendulum")
+    spec = trainer.spec
+    unbounded = spec.actions.__class__((-float("inf"),), (float("inf"),))
+    config = trainer.configs[0]
+    config.check_env = lambda: spec.__class__(spec.observation_size, unbounded)
+    save(trainer, tmp_path)
+    assert load_policy(tmp_path).spec.actions == unbounded
