@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from ppo_lab.compose import check_jobs, load, register
+from ppo_lab.errors import ConfigError
 from ppo_lab.grid import GridFolder, grid_summaries
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.refusals import explain
@@ -38,6 +39,7 @@ class Command(NamedTuple):
     is_grid: bool
     config_dir: str | None
     config_name: str | None
+    config_path: str | None
 
 
 def job(cfg: DictConfig) -> float | None:
@@ -48,6 +50,8 @@ def job(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     is_grid = hydra_config.mode is RunMode.MULTIRUN
+    if (folder / "metrics.jsonl").exists():
+        _refuse(f"ppo_lab: {folder}: holds a run already; choose another folder for this one")
     summary = run_in_folder(
         load(cfg),
         folder,
@@ -56,7 +60,7 @@ def job(cfg: DictConfig) -> float | None:
     )
     if not is_grid:
         _show_run(summary)
-        _exit_unless_finished([summary])
+        _exit_unless_finished([summary], num_jobs=1)
     final_return: float | None = summary.get("final_return")
     return final_return
 
@@ -69,16 +73,15 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     register()
-    if (command := _command()) is not None:
-        _check(command)
+    command = _command()
+    num_jobs = 0 if command is None else _check(command)
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
     except KeyboardInterrupt:
+        _show_grid()
         sys.exit(EXIT_INTERRUPTED)
-    if GridFolder.path is not None:
-        summaries = grid_summaries(GridFolder.path)
-        _show_grid(summaries, GridFolder.path)
-        _exit_unless_finished(summaries)
+    if (summaries := _show_grid()) is not None:
+        _exit_unless_finished(summaries, num_jobs)
 
 
 def _command() -> Command | None:
@@ -86,13 +89,21 @@ def _command() -> Command | None:
     args = get_args_parser().parse_args()
     if args.help or args.hydra_help or args.info or args.cfg or args.shell_completion:
         return None
-    return Command(args.overrides, args.multirun, args.config_dir, args.config_name)
+    is_grid = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
+    return Command(args.overrides, is_grid, args.config_dir, args.config_name, args.config_path)
 
 
-def _check(command: Command) -> None:
-    """Leave with status 2 and a short message if any job's config cannot be used."""
+def _check(command: Command) -> int:
+    """Return the number of jobs; leave with status 2 and a short message if one cannot run."""
     try:
-        check_jobs(
+        if command.config_path is not None:
+            allowed = "replaces the project's own config; add yours with --config-dir"
+            raise ConfigError("--config-path", command.config_path, allowed)
+        outputs = Path("outputs")
+        if outputs.exists() and not (outputs.is_dir() and os.access(outputs, os.W_OK)):
+            allowed = "must be a folder that can be written to; runs are kept there"
+            raise ConfigError("outputs", outputs.resolve(), allowed)
+        jobs = check_jobs(
             command.overrides,
             is_multirun=command.is_grid,
             config_dir=command.config_dir,
@@ -102,8 +113,13 @@ def _check(command: Command) -> None:
         message = explain(error, command.overrides)
         if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(message, file=sys.stderr)  # noqa: T201 - what the command says
-        sys.exit(EXIT_REFUSED)
+        _refuse(message)
+    return len(jobs)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(message, file=sys.stderr)  # noqa: T201 - what the command says
+    sys.exit(EXIT_REFUSED)
 
 
 def _show_run(summary: Mapping[str, Any]) -> None:
@@ -112,16 +128,23 @@ def _show_run(summary: Mapping[str, Any]) -> None:
     console.print(places(summary), soft_wrap=True, highlight=False, markup=False)
 
 
-def _show_grid(summaries: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def _show_grid() -> list[dict[str, Any]] | None:
+    """Print the table of this command's grid and return its summaries; None for a single run."""
+    folder = GridFolder.path
+    if folder is None:
+        return None
+    summaries = grid_summaries(folder)
     console = Console()
     console.print(grid_table(summaries))
     for lines, style in ((reasons(summaries), "red"), (places({"folder": folder.resolve()}), "")):
         if lines:
             console.print(lines, style=style, soft_wrap=True, highlight=False, markup=False)
+    return summaries
 
 
-def _exit_unless_finished(summaries: Sequence[Mapping[str, Any]]) -> None:
-    if any(summary["status"] != Status.finished.value for summary in summaries):
+def _exit_unless_finished(summaries: Sequence[Mapping[str, Any]], num_jobs: int) -> None:
+    num_finished = sum(summary["status"] == Status.finished.value for summary in summaries)
+    if num_finished < num_jobs:
         sys.exit(EXIT_FAILED)
 
 

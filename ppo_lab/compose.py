@@ -38,15 +38,21 @@ class Job:
 
 @functools.cache
 def _unused_dir(path: str) -> str:
-    """Return ``path``, or ``path-2``, ``path-3``, … if it exists: two starts in one second differ.
+    """Make and return ``path``, or ``path-2``, ``path-3``, … where it exists already.
 
-    Cached, because Hydra asks anew for every job of a grid, whose first one makes the folder.
+    Making it claims it: of two starts in one second each gets a folder of its own. Cached, because
+    Hydra asks anew for every job of a grid.
     """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     candidate, number = path, 1
-    while Path(candidate).exists():
-        number += 1
-        candidate = f"{path}-{number}"
-    return candidate
+    while True:
+        try:
+            Path(candidate).mkdir()
+        except FileExistsError:
+            number += 1
+            candidate = f"{path}-{number}"
+        else:
+            return candidate
 
 
 def register() -> None:
@@ -82,22 +88,30 @@ def check_jobs(
         ConfigError: a value cannot be used.
         HydraException, OmegaConfBaseException: Hydra could not compose; see ``refusals.explain``.
     """
-    search = (
-        [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
-    )
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError("--config-dir", config_dir, "there is no such folder")
+    folders = [CONF_DIR] if config_dir is None else [CONF_DIR, Path(config_dir).resolve()]
+    name = config_name or "config"
+    # The first folder is where Hydra looks for the primary config itself.
+    if config_dir is not None and (folders[1] / name).with_suffix(".yaml").is_file():
+        folders.reverse()
+    search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"]
+    if any(override.startswith("hydra.searchpath=") for override in overrides) or not folders[1:]:
+        search = []
     batches = _expand(overrides) if is_multirun else [tuple(overrides)]
-    with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-        return [
-            Job(batch, load(compose(config_name or "config", overrides=[*batch, *search])))
-            for batch in batches
-        ]
+    with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
+        return [Job(batch, load(compose(name, overrides=[*batch, *search]))) for batch in batches]
 
 
 def _expand(overrides: Sequence[str]) -> list[tuple[str, ...]]:
     """Return each job's overrides, as Hydra's own sweeper will run them."""
     parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
-    # Hydra's own keys belong to the command, not to its jobs.
-    of_jobs = [o for o in parsed if not (o.key_or_group or "").startswith("hydra")]
+    # Hydra's own keys belong to the command, not to its jobs; but for where YAML is looked for.
+    of_jobs = [
+        override
+        for override in parsed
+        if not (key := override.key_or_group or "").startswith("hydra") or key == "hydra.searchpath"
+    ]
     (batch,) = BasicSweeper.split_arguments(of_jobs, max_batch_size=None)
     return [tuple(job) for job in batch]
 

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -167,7 +168,7 @@ class Config:
 
     def _check_secrets(self) -> None:
         """Refuse what looks like a credential: the config is written to files and to W&B."""
-        for key in self.env.kwargs:
+        for key in _nested_keys(self.env.kwargs):
             if re.search(r"(?i)(api_?key|token|secret|password)$", key):
                 raise ConfigError(
                     f"env.kwargs.{key}",
@@ -176,7 +177,8 @@ class Config:
                 )
 
     def _nearest_divisor(self) -> int:
-        divisors = [d for d in range(1, self.num_rows + 1) if self.num_rows % d == 0]
+        small = [d for d in range(1, math.isqrt(self.num_rows) + 1) if self.num_rows % d == 0]
+        divisors = {*small, *(self.num_rows // d for d in small)}
         return min(divisors, key=lambda d: abs(d - self.num_minibatches))
 
     def _check_threads(self) -> None:
@@ -251,14 +253,31 @@ class Config:
     def choose_num_threads(self, spec: EnvSpec) -> int:
         """Return the CPU threads to use.
 
-        Below about 2 GFLOP per gradient step (some 20 ms on one core) the work of one operation is
-        shorter than waking a second thread for it; measured by benchmarks/threads.py.
+        A second thread gains up to 1.6 to 2 times from about 0.5 GFLOP per gradient step on, but
+        only on an idle machine: beside one busy process it costs 3 to 30 times below 2 GFLOP, and
+        about 2 times above (benchmarks/results/threads.md). So below 2 GFLOP it is one.
         """
         if self.num_threads != "auto":
             return int(self.num_threads)
-        parameters = 2 * self.network.num_trunk_parameters(spec.observation_size)
+        num_trunks = 1 if self.memory.shares_trunk else 2
+        parameters = num_trunks * self.network.num_trunk_parameters(spec.observation_size)
         flop = 6 * parameters * self.num_rows / self.num_minibatches
-        return 1 if flop < 2e9 else len(os.sched_getaffinity(0))
+        return 1 if flop < 2e9 else _usable_cores()
+
+
+def _nested_keys(values: dict[str, Any]) -> Iterator[str]:
+    """Return every key of nested dictionaries, dotted."""
+    for key, value in values.items():
+        yield str(key)
+        if isinstance(value, dict):
+            yield from (f"{key}.{below}" for below in _nested_keys(value))
+
+
+def _usable_cores() -> int:
+    """Return the cores this process may use; where the system does not say, all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 # What may differ between the lanes of a stack; everything else must be equal.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +18,9 @@ class GridFolder(Callback):
     """Remembers where Hydra put the grid; named in conf/config.yaml."""
 
     path: ClassVar[Path | None] = None
-    """The folder of this process's grid, once it has ended."""
+    """The folder of this process's grid, once it has begun."""
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401, ARG002
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401, ARG002
         """Take the folder from Hydra's own config."""
         GridFolder.path = Path(config.hydra.sweep.dir)
 
@@ -27,10 +28,17 @@ class GridFolder(Callback):
 def grid_summaries(folder: Path) -> list[dict[str, Any]]:
     """Return each job's summary in order of its number; status ``lost`` where there is none.
 
-    A job that was killed, or whose machine was, has a folder but no summary.
+    A job that was killed, or whose machine was, has a folder with its config but no summary.
     """
-    jobs = sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-    return [_summary(job) for job in jobs]
+    jobs = [path.parent for path in folder.rglob(".hydra") if path.is_dir()]
+    return [_summary(job) for job in sorted(jobs, key=_number_of)]
+
+
+def _number_of(job: Path) -> tuple[int, str]:
+    """Return the job's number in its grid, from what Hydra wrote beside its config."""
+    saved = job / ".hydra" / "hydra.yaml"
+    number = OmegaConf.select(OmegaConf.load(saved), "hydra.job.num") if saved.is_file() else None
+    return (number if isinstance(number, int) else sys.maxsize, str(job))
 
 
 def _summary(job: Path) -> dict[str, Any]:

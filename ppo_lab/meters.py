@@ -6,7 +6,7 @@ recorded, so that timing adds no synchronisation. Elsewhere it is wall time.
 
 from __future__ import annotations
 
-import resource
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -74,10 +74,15 @@ def memory_stats(device: torch.device) -> dict[str, float]:
     }
 
 
-def peak_host_gib() -> float:
+def peak_host_gib() -> float | None:
     """Return the most memory this process has held on the host so far, in GiB.
 
     The kernel's count of resident pages since the process began, so the jobs of a grid that share a
-    process share it too. Linux counts in KiB.
+    process share it too. None on Windows, which keeps no such count.
     """
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GIB

@@ -27,7 +27,7 @@ _INITIAL_COUNT = 1e-4
 """Weight of the statistics' start; VecNormalize's, so that the first batch all but replaces it."""
 
 
-def normalize(values: Tensor, var: Tensor, mean: Tensor | None = None) -> Tensor:
+def normalize(values: Tensor, *, var: Tensor, mean: Tensor | None = None) -> Tensor:
     """Return (values - mean) / sqrt(var + EPSILON), clipped to +-CLIP, in the dtype of ``values``.
 
     Args:
@@ -130,7 +130,7 @@ class DiscountedReturns:
 
     def scale(self, rewards: Tensor) -> Tensor:
         """Return ``rewards`` (L, N) divided by the returns' standard deviation, clipped."""
-        return normalize(rewards, self.moments.var)
+        return normalize(rewards, var=self.moments.var)
 
     def end_episodes(self, ended: Tensor) -> None:
         """Set the return to 0 where ``ended`` (L, N) is true: after ``update`` of the same step."""

@@ -7,16 +7,18 @@ otherwise. Prints eval_return, mean and standard deviation over the episodes.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from ppo_lab.envs.base import DiscreteActions
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.placement import Placement
 from ppo_lab.policy import Policy, load_policy
@@ -25,33 +27,45 @@ __all__ = ["evaluate", "main"]
 
 
 def evaluate(
-    policy: Policy, env_config: EnvConfig, *, num_episodes: int, seed: int, deterministic: bool
+    policy: Policy,
+    env_config: EnvConfig,
+    *,
+    num_episodes: int,
+    seed: int,
+    deterministic: bool,
+    max_steps: int,
 ) -> list[float]:
-    """Return each episode's return; one environment per episode, all stepped together."""
+    """Return each episode's return; one environment per episode, all stepped together.
+
+    Raises:
+        TimeoutError: an episode did not end within ``max_steps``.
+    """
     # The policy normalises what it sees, with the statistics it was trained on.
-    raw = EnvConfig(
-        id=env_config.id,
-        backend=env_config.backend,
-        max_episode_steps=env_config.max_episode_steps,
-        kwargs=dict(env_config.kwargs),
-    )
+    raw = dataclasses.replace(env_config, normalize_observations=False, normalize_rewards=False)
     env = raw.build(
         seeds=torch.tensor([seed], dtype=torch.int64),
         num_envs=num_episodes,
         gamma=torch.ones(1),
         placement=Placement(torch.device("cpu")),
     )
+    shape = env.spec.observation_shape or (env.spec.observation_size,)
+    start = env.spec.actions.start if isinstance(env.spec.actions, DiscreteActions) else 0
     observations = env.reset()
     returns = torch.zeros(num_episodes, dtype=torch.float64)
     is_running = torch.ones(num_episodes, dtype=torch.bool)
-    while is_running.any():
-        actions = policy.act(observations[0].numpy(), deterministic=deterministic, seed=seed)
+    for _ in range(max_steps):
+        seen = observations[0].reshape(num_episodes, *shape).numpy()
+        actions = policy.act(seen, deterministic=deterministic, seed=seed) - start
         step = env.step(torch.as_tensor(actions).unsqueeze(0))
-        returns += step.env_rewards[0].double() * is_running
+        returns += torch.where(is_running, step.env_rewards[0].double(), 0.0)
         is_running &= ~(step.terminated | step.truncated)[0]
         observations = step.observations
+        if not is_running.any():
+            env.close()
+            return returns.tolist()
     env.close()
-    return returns.tolist()
+    running = int(is_running.sum())
+    raise TimeoutError(f"{running} of {num_episodes} episodes did not end within {max_steps} steps")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,22 +74,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run's folder")
     parser.add_argument("--episodes", type=_positive, default=20, help="default 20")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the episodes' starts")
+    parser.add_argument("--max-steps", type=_positive, default=100_000, help="of an episode")
     parser.add_argument("--stochastic", action="store_true", help="sample actions, as in training")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parsed = parser.parse_args(arguments)
     try:
         policy = load_policy(parsed.run)
-    except (FileNotFoundError, ValueError) as error:
+        returns = evaluate(
+            policy,
+            _env_config(parsed.run),
+            num_episodes=parsed.episodes,
+            seed=parsed.seed,
+            deterministic=not parsed.stochastic,
+            max_steps=parsed.max_steps,
+        )
+    except (FileNotFoundError, ValueError, TimeoutError) as error:
         print(f"ppo_lab.play: {error}", file=sys.stderr)  # noqa: T201 - what the command says
         return 2
-    returns = evaluate(
-        policy,
-        _env_config(parsed.run),
-        num_episodes=parsed.episodes,
-        seed=parsed.seed,
-        deterministic=not parsed.stochastic,
-    )
-    mean, deviation = statistics.fmean(returns), statistics.pstdev(returns)
+    mean, deviation = float(np.mean(returns)), float(np.std(returns))
     if parsed.json:
         result = {"eval_return": mean, "eval_return_std": deviation, "returns": returns}
         print(json.dumps(result))  # noqa: T201

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def save_policy(
         {
             "format": _FORMAT,
             "env_id": config.env.id,
-            "observation_size": spec.observation_size,
+            "observation_shape": spec.observation_shape or (spec.observation_size,),
             "actions": {"kind": type(spec.actions).__name__}
             | plain(dataclasses.asdict(spec.actions)),
             "network": {"kind": network_kind} | plain(dataclasses.asdict(config.network)),
@@ -77,20 +78,31 @@ class Policy:
     def act(
         self, observation: NDArray[Any], *, deterministic: bool = True, seed: int = 0
     ) -> NDArray[Any]:
-        """Return the action for one observation (O,), or actions for a batch (n, O).
+        """Return the action for one observation, or actions for a batch with a leading axis n.
 
-        Discrete actions are int64, () or (n,); continuous ones float32, (A,) or (n, A), clipped to
-        the action space. Stochastic actions follow from ``seed`` and the calls made so far.
+        Discrete actions are int64, () or (n,), counted as the environment does; continuous ones
+        float32, (A,) or (n, A), clipped to the action space. Stochastic actions follow from
+        ``seed`` and the calls made so far.
+
+        Raises:
+            ValueError: the observation has another shape than the environment's.
         """
-        observations = torch.as_tensor(np.asarray(observation), dtype=self._dtype)
-        is_batch = observations.dim() == 2
+        array = np.asarray(observation)
+        shape = self.spec.observation_shape or (self.spec.observation_size,)
+        is_batch = array.ndim == len(shape) + 1
+        if array.shape[is_batch:] != shape:
+            raise ValueError(f"an observation has shape {shape}, not {array.shape}")
+        observations = torch.as_tensor(array, dtype=self._dtype)
         rows = observations.reshape(1, -1, self.spec.observation_size)
         with torch.no_grad():
             actions = self._act(rows, deterministic=deterministic, seed=seed)[0]
-        array = actions.numpy()
-        if isinstance(self.spec.actions, ContinuousActions):
-            array = np.clip(array, self.spec.actions.low, self.spec.actions.high).astype(np.float32)
-        return array if is_batch else array[0]
+        chosen = actions.numpy()
+        if isinstance(self.spec.actions, DiscreteActions):
+            chosen = chosen + self.spec.actions.start
+        else:
+            low, high = self.spec.actions.low, self.spec.actions.high
+            chosen = np.clip(chosen, low, high).astype(np.float32)
+        return chosen if is_batch else chosen[0]
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -100,8 +112,8 @@ class Policy:
         """Return actions (1, n, …) for raw observations (1, n, O)."""
         if _OBSERVATION_MEAN in self._state:
             rows = normalize(
-                rows, self._state[_OBSERVATION_MEAN], self._state[_OBSERVATION_VAR]
-            ).to(self._dtype)
+                rows, var=self._state[_OBSERVATION_VAR], mean=self._state[_OBSERVATION_MEAN]
+            )
         parameters = self._model.policy(rows)
         distribution = self._model.distribution
         if deterministic:
@@ -127,7 +139,8 @@ def load_policy(run: str | Path) -> Policy:
         raise ValueError(
             f"{run}: policy format {described['format']}, this version reads {_FORMAT}"
         )
-    spec = EnvSpec(described["observation_size"], _actions(described["actions"]))
+    shape = tuple(described["observation_shape"])
+    spec = EnvSpec(math.prod(shape), _actions(described["actions"]), shape)
     dtype = torch.float64 if described["dtype"] == "float64" else torch.float32
     initializer = Initializer(torch.zeros(1, dtype=torch.int64), torch.device("meta"), dtype)
     model = ActorCritic(
@@ -148,7 +161,7 @@ def load_policy(run: str | Path) -> Policy:
 
 def _actions(described: dict[str, Any]) -> DiscreteActions | ContinuousActions:
     if described["kind"] == DiscreteActions.__name__:
-        return DiscreteActions(described["num_actions"])
+        return DiscreteActions(described["num_actions"], described["start"])
     return ContinuousActions(
         tuple(float(bound) for bound in described["low"]),
         tuple(float(bound) for bound in described["high"]),

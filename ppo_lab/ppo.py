@@ -24,7 +24,7 @@ __all__ = [
 class ClipRange(NamedTuple):
     """The band [1 - low, 1 + high] that the probability ratio has no incentive to leave."""
 
-    low: Tensor  # (L,) epsilon, at most 1 unless infinite
+    low: Tensor  # (L,) epsilon; from 1 on nothing is clipped below
     high: Tensor  # (L,) epsilon_high, equal to low unless asked otherwise
 
 
@@ -87,6 +87,6 @@ def explained_variance(values: Tensor, value_targets: Tensor) -> Tensor:
 
     1 is a perfect critic, 0 one no better than a constant, below 0 worse than that.
     """
-    variance = value_targets.var(-1)
-    explained = 1.0 - (value_targets - values).var(-1) / variance
+    variance = value_targets.var(-1, correction=0)
+    explained = 1.0 - (value_targets - values).var(-1, correction=0) / variance
     return explained.masked_fill(variance == 0.0, torch.nan)

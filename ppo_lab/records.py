@@ -8,10 +8,10 @@ Shapes: T = steps per rollout, L = lanes, N = environments per lane, R = T * N.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +44,13 @@ _UPDATE_NAMES = {
     "gradient_steps": "ppo/gradient_steps",
     "epochs_done": "ppo/epochs_done",
 }
-_MUST_BE_FINITE = ("losses/policy_loss", "losses/value_loss", "losses/grad_norm", "ppo/kl_k3")
+_MUST_BE_FINITE = (
+    "charts/episodic_return",  # absent where no episode ended
+    "losses/policy_loss",
+    "losses/value_loss",
+    "losses/grad_norm",
+    "ppo/kl_k3",
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class Recorder:
 
     def _note_divergence(self, lane: int, metrics: Mapping[str, float]) -> None:
         for name in _MUST_BE_FINITE:
-            if self.diverged[lane] is None and not math.isfinite(metrics[name]):
+            if self.diverged[lane] is None and not math.isfinite(metrics.get(name, 0.0)):
                 self.diverged[lane] = f"{name} is {metrics[name]}"
 
 
@@ -132,9 +138,9 @@ def _episode_metrics(returns: Sequence[float], lengths: Sequence[float]) -> dict
         return {"charts/episodes": 0.0}
     return {
         "charts/episodes": float(len(returns)),
-        "charts/episodic_return": statistics.fmean(returns),
-        "charts/episodic_return_std": statistics.pstdev(returns),
+        "charts/episodic_return": float(np.mean(returns)),
+        "charts/episodic_return_std": float(np.std(returns)),
         "charts/episodic_return_min": min(returns),
         "charts/episodic_return_max": max(returns),
-        "charts/episodic_length": statistics.fmean(lengths),
+        "charts/episodic_length": float(np.mean(lengths)),
     }

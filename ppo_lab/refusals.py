@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
+from yaml import YAMLError
 
 from ppo_lab.compose import known_keys
 from ppo_lab.errors import HIDDEN, ConfigError, nearest
@@ -36,6 +37,11 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         return _line(typed or f"{error.key}={error.value}", error.allowed)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _unknown_option(error.missing_cfg_file, error.options or ())
+    if isinstance(error, YAMLError):
+        return _line("a YAML file cannot be read", " ".join(str(error).split()))
+    in_file = re.search(r"In '([^']+)': \w+ raised while composing .*\s+Key '([^']+)'", str(error))
+    if in_file:
+        return _line(f"{in_file[2]} in {in_file[1]}.yaml", "there is no such key")
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         return _bad_override(error, cause, overrides)
@@ -70,6 +76,8 @@ def _typed(key: str, overrides: Sequence[str]) -> str | None:
 
 def _unknown_option(missing: str, options: Sequence[str]) -> str:
     group, _, name = missing.rpartition("/")
+    if not group:
+        return _line(f"--config-name={name}", "there is no such file in the config folders")
     names = [option for option in options if option != "schema"]
     close = nearest(name, names)
     hint = f"did you mean {close}? " if close else ""
@@ -85,6 +93,8 @@ def _bad_override(
             if match := re.search(pattern, reason):
                 reason = match.expand(expected)
                 break
+        if isinstance(cause.value, float) and cause.value.is_integer():
+            reason += f"; write {int(cause.value)}"
         key = str(cause.full_key)
         return _line(_typed(key, overrides) or f"{key}={cause.value}", reason)
     named = re.search(r"Could not override '([^']+)'", str(error))
@@ -93,6 +103,8 @@ def _bad_override(
 
 
 def _unknown_key(key: str) -> str:
+    if key.startswith("env.kwargs"):
+        return f"what gymnasium.make is given is added with a +: +{key}=..."
     group, _, option = key.rpartition(".")
     owners = [
         name
@@ -111,6 +123,11 @@ def _unknown_key(key: str) -> str:
 def _by_message(message: str, overrides: Sequence[str]) -> str:
     if named := re.search(r"Ambiguous value for argument '(.*)'", message):
         return _line(named.group(1), "several values make a grid; add -m to run it")
+    if interval := next((o for o in overrides if "interval(" in o), None):
+        return _line(interval, "an interval belongs to a study; a grid takes a list of values")
+    if named := re.search(r"Could not append to config. An item is already at '(.*)'", message):
+        key = named.group(1)
+        return _line(f"+{key}", f"the key exists; write {key}=... without the +")
     if re.search(r"requires --multirun|sweep", message):
         return _line(" ".join(overrides), "several values make a grid; add -m to run it")
     if named := re.search(r"Error parsing override '(.*)'", message):

@@ -49,6 +49,7 @@ def find_curves(folders: Sequence[Path]) -> list[Curve]:
     ]
     if not found:
         raise FileNotFoundError(f"no summary.json in or below {', '.join(map(str, folders))}")
+    found = [path for path in found if _is_whole(path)]
     summaries = [read_summary(path) for path in found]
     chosen = [_settings(summary) for summary in summaries]
     varying = [
@@ -113,7 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("ppo_lab.report: no episode ended in these runs", file=sys.stderr)  # noqa: T201
         return 2
     output = parsed.output or parsed.folders[0] / "returns.png"
-    draw_returns(curves, output)
+    try:
+        draw_returns(curves, output)
+    except (OSError, ValueError) as error:  # no such folder; a format nobody can write
+        print(f"ppo_lab.report: {output}: {error}", file=sys.stderr)  # noqa: T201
+        return 2
     print(output)  # noqa: T201
     return 0
 
@@ -124,6 +129,16 @@ def _mean_curve(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[n
     last = min(curve.steps[-1] for curve in curves)
     steps = np.linspace(first, last, _NUM_POINTS)
     return steps, np.mean([np.interp(steps, c.steps, c.returns) for c in curves], axis=0)
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a run's summary can be read; say so if not."""
+    try:
+        read_summary(path)
+    except ValueError as error:
+        print(f"ppo_lab.report: left out {path}: {error}", file=sys.stderr)  # noqa: T201
+        return False
+    return True
 
 
 def _settings(summary: Mapping[str, Any]) -> dict[str, str]:

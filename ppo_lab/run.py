@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab.config import Config
+from ppo_lab.envs.base import Env
 from ppo_lab.meters import memory_stats, peak_host_gib
 from ppo_lab.networks import ActorCritic
 from ppo_lab.outcome import History, area_under_curve, has_collapsed, is_dead
@@ -50,13 +51,9 @@ def run_in_folder(
         config.tracking, Path("outputs").resolve(), Progress(config.tracking.terminal)
     )
     summary = _static_summary(config, folder, overrides, facts)
-    trainer = None
     try:
         tracker.start(info)
-        trainer = Trainer([config], on_record=lambda _, record: tracker.record(record))
-        (result,) = trainer.run()
-        save_policy(folder, config, trainer.model, trainer.env.state_dict())
-        summary |= _ending(result)
+        _train(config, folder, tracker, summary)
     except Exception as error:
         log.exception("the run failed")
         summary |= {"status": Status.failed.value, "reason": _one_line(error)}
@@ -64,14 +61,34 @@ def run_in_folder(
         summary |= {"status": Status.interrupted.value, "reason": "stopped by a signal"}
         raise
     finally:
-        if trainer is not None:
-            trainer.env.close()
-            summary |= _measured(config, trainer)
         summary["wall_time_s"] = time.perf_counter() - begin_s
         is_well = summary["status"] == Status.finished.value
         tracker.finish(summary, exit_code=0 if is_well else 1)
         summary |= {"wandb": tracker.link} if tracker.link else {}
     return summary
+
+
+def _train(config: Config, folder: Path, tracker: Tracker, summary: dict[str, Any]) -> None:
+    """Train and save the policy; add to ``summary`` what came of it, as far as it came."""
+    trainer = Trainer([config], on_record=lambda _, record: tracker.record(record))
+    try:
+        (result,) = trainer.run()
+        if result.diverged is None:  # a policy of NaNs is no policy
+            save_policy(folder, config, trainer.model, trainer.env.state_dict())
+        summary |= _ending(result)
+    finally:
+        try:
+            summary |= _measured(config, trainer)
+        finally:
+            _close(trainer.env)
+
+
+def _close(env: Env) -> None:
+    """Close ``env``; a failure to is logged, the run's result stands."""
+    try:
+        env.close()
+    except Exception:
+        log.exception("the environment did not close")
 
 
 def _run_info(
@@ -148,8 +165,9 @@ def _scores(config: Config, history: History) -> dict[str, Any]:
         "collapsed": None,
         "dead": None,
     }
-    random_return, target_return = config.env.random_return, config.env.target_return
-    if random_return is not None and target_return is not None:
+    score_range = config.env.score_range()
+    if score_range is not None:
+        random_return, target_return = score_range
         scores["collapsed"] = has_collapsed(
             history.returns, random_return=random_return, target_return=target_return
         )

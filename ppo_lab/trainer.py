@@ -24,6 +24,7 @@ from ppo_lab.meters import PhaseClock, memory_stats
 from ppo_lab.networks import Initializer
 from ppo_lab.outcome import History
 from ppo_lab.phases import (
+    AdvantageNormalization,
     Collector,
     UpdateDiagnostics,
     UpdatePlan,
@@ -31,7 +32,7 @@ from ppo_lab.phases import (
     update,
 )
 from ppo_lab.placement import Placement, Traffic
-from ppo_lab.ppo import explained_variance
+from ppo_lab.ppo import explained_variance, normalize_advantages
 from ppo_lab.records import IterationTensors, Recorder
 from ppo_lab.rollout import Rollout, RolloutRows, lane_rows
 from ppo_lab.tracking import Record
@@ -159,13 +160,17 @@ class Trainer:
         """Return what the record needs, still on the device."""
         log_ratio, entropy = policy_over_rollout(self.model, rows, self._rows_per_pass)
         clip = self._lanes.coefficients(self.iteration).clip
+        advantages = rows.advantages
+        if self.config.advantage_normalization is not AdvantageNormalization.none:
+            # The gradient saw them standardised, and their signs decide what the clip cuts.
+            advantages = normalize_advantages(advantages)
         return IterationTensors(
             update=diagnostics,
-            rollout_after=ratio_diagnostics(log_ratio, rows.advantages, clip),
+            rollout_after=ratio_diagnostics(log_ratio, advantages, clip),
             entropy_after=entropy.mean(-1),
             ratio_counts=ratio_histogram(log_ratio),
             explained_variance=explained_variance(rows.values, rows.value_targets),
-            advantages_std=rows.advantages.std(-1),
+            advantages_std=rows.advantages.std(-1, correction=int(rows.advantages.shape[-1] > 1)),
             episodes=self._episodes.count(
                 rollout.env_rewards, rollout.terminated | rollout.truncated
             ),

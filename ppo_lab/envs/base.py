@@ -21,6 +21,8 @@ class DiscreteActions:
     """One of ``num_actions`` actions; a batch is int64 (L, N), counted from 0."""
 
     num_actions: int
+    start: int = 0
+    """What the environment itself calls action 0."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,10 @@ class EnvSpec:
     """What a network must know to fit an environment."""
 
     observation_size: int
+    """O, after flattening."""
     actions: DiscreteActions | ContinuousActions
+    observation_shape: tuple[int, ...] | None = None
+    """As the environment itself gives them; None for a vector (O,)."""
 
 
 class Step(NamedTuple):

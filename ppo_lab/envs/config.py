@@ -63,6 +63,17 @@ class EnvConfig:
     """Episode return of a good policy: with ``random_return`` the range that a drop is measured
     against."""
 
+    returns_for: str | None = None
+    """The id whose returns these are: with another ``env.id`` on the command line they say nothing
+    and are left out. None takes them for whatever ``id`` is."""
+
+    def score_range(self) -> tuple[float, float] | None:
+        """Return random_return and target_return, None unless both are known for this ``id``."""
+        is_another = self.returns_for is not None and self.returns_for != self.id
+        if is_another or self.random_return is None or self.target_return is None:
+            return None
+        return self.random_return, self.target_return
+
     def resolved_backend(self) -> Backend:
         """Return what ``auto`` stands for here; never ``auto`` itself."""
         if self.backend is not Backend.auto:

@@ -39,8 +39,10 @@ def spec_of_spaces(observations: gymnasium.Space[Any], actions: gymnasium.Space[
             "which is flattened to a vector"
         )
     observation_size = int(np.prod(observations.shape))
+    shape = None if len(observations.shape) == 1 else observations.shape
     if isinstance(actions, Discrete):
-        return EnvSpec(observation_size, DiscreteActions(int(actions.n)))
+        discrete = DiscreteActions(int(actions.n), start=int(actions.start))
+        return EnvSpec(observation_size, discrete, shape)
     if not (
         isinstance(actions, Box)
         and np.issubdtype(actions.dtype, np.floating)
@@ -50,7 +52,7 @@ def spec_of_spaces(observations: gymnasium.Space[Any], actions: gymnasium.Space[
             f"its actions are {actions}; supported are Discrete and a 1-D Box of floats"
         )
     low, high = (tuple(float(x) for x in bound) for bound in (actions.low, actions.high))
-    return EnvSpec(observation_size, ContinuousActions(low=low, high=high))
+    return EnvSpec(observation_size, ContinuousActions(low=low, high=high), shape)
 
 
 def env_seeds(seeds: Tensor, num_envs: int) -> list[int]:
@@ -92,7 +94,6 @@ class GymnasiumEnv(Env):
         ]
         observations, actions = self._envs[0].observation_space, self._envs[0].action_space
         self.spec = spec_of_spaces(observations, actions)
-        self._first_action = int(getattr(actions, "start", 0))  # Discrete may begin elsewhere
         if isinstance(self.spec.actions, ContinuousActions):
             self._low = np.array(self.spec.actions.low, actions.dtype)
             self._high = np.array(self.spec.actions.high, actions.dtype)
@@ -169,7 +170,8 @@ class GymnasiumEnv(Env):
         """Return actions (n,) or (n, A) as Gymnasium takes them: clipped, or from its start."""
         on_host = self._placement.move(actions, Place.HOST).flatten(0, 1).numpy()
         if isinstance(self.spec.actions, DiscreteActions):
-            return on_host + self._first_action if self._first_action else on_host
+            start = self.spec.actions.start
+            return on_host + start if start else on_host
         return np.minimum(np.maximum(on_host, self._low), self._high)  # np.clip, at half its price
 
     def _to_device(self, rows: Tensor) -> Tensor:

@@ -35,16 +35,19 @@ def check_gymnasium(
         raise _missing_dependency(env_id, error) from error
     except errors.Error as error:
         raise ConfigError("env.id", env_id, str(error)) from error
-    except (AssertionError, TypeError, ValueError) as error:
-        if not kwargs:
-            raise  # the environment's own fault: its traceback says more than we can
-        raise ConfigError("env.kwargs", dict(kwargs), str(error)) from error
+    except Exception as error:  # whatever the environment's own constructor raises
+        if kwargs and isinstance(error, AssertionError | TypeError | ValueError):
+            raise ConfigError("env.kwargs", dict(kwargs), str(error)) from error
+        allowed = f"cannot be made: {type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 says where)"
+        raise ConfigError("env.id", env_id, allowed) from error
     try:
-        return spec_of_spaces(env.observation_space, env.action_space)
+        spec = spec_of_spaces(env.observation_space, env.action_space)
+        env.close()
     except UnsupportedSpaceError as error:
         raise ConfigError("env.id", env_id, str(error)) from error
-    finally:
-        env.close()
+    except Exception as error:  # whatever the environment's own close raises
+        raise ConfigError("env.id", env_id, f"cannot be closed: {error}") from error
+    return spec
 
 
 def _import_module_of(env_id: str) -> None:

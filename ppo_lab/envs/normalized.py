@@ -111,7 +111,7 @@ class NormalizedEnv(Env):
         """Return ``observations`` (L, N, O) normalised with the statistics as they are."""
         if self._moments is None:
             return observations
-        return normalize(observations, self._moments.var, self._moments.mean)
+        return normalize(observations, var=self._moments.var, mean=self._moments.mean)
 
     def _scale(self, step: Step) -> Tensor:
         """Return the rewards (L, N) to learn from."""

@@ -95,9 +95,9 @@ class Categorical(Distribution):
         return _pick(log_probs, actions), _entropy(log_probs)
 
     @property
-    def max_entropy(self) -> float:
-        """Log A, the entropy of the uniform policy."""
-        return math.log(self.num_parameters)
+    def max_entropy(self) -> float | None:
+        """Log A, the entropy of the uniform policy; None where there is nothing to choose."""
+        return math.log(self.num_parameters) if self.num_parameters > 1 else None
 
 
 class DiagonalGaussian(Distribution):

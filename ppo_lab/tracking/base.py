@@ -49,7 +49,7 @@ class RunInfo:
     group: str | None
     """The grid or study this run belongs to."""
     tags: tuple[str, ...]
-    """Short atoms, each at most 64 characters: environment, memory strategy, network, commit."""
+    """Short atoms, each at most 64 characters: environment, memory strategy, commit."""
     total_steps: int
     """Environment steps the run will take, for progress and time left."""
     config: Mapping[str, Any]

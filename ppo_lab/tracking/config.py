@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -53,10 +52,10 @@ class TrackingConfig:
     notes: str | None = None
     """A sentence shown beside the run in W&B."""
     init_timeout_s: float = 4.0
-    """Seconds the server may take to accept a run, 1 to 60; longer suits a slow network, shorter
+    """Seconds the server may take to accept a run, at most 60; longer suits a slow network, shorter
     loses less when the server is away. Paid once: afterwards the process stays offline."""
     finish_timeout_s: float = 5.0
-    """Seconds the last upload may take, 1 to 600; what is left then waits for ``wandb sync``.
+    """Seconds the last upload may take, at most 600; what is left then waits for ``wandb sync``.
     With ``init_timeout_s`` this bounds what a broken server costs a run to about 10 s."""
     save_code: bool = False
     """Upload the git commit, uncommitted changes, the machine's data, and the started script if it
@@ -74,7 +73,8 @@ class TrackingConfig:
         if forbidden or not 0 < len(self.project) <= _MAX_PROJECT_CHARS:
             allowed = f"1 to {_MAX_PROJECT_CHARS} characters, none of {_FORBIDDEN_IN_PROJECT}"
             raise ConfigError("tracking.project", self.project, allowed)
-        for key in ("init_timeout_s", "finish_timeout_s"):
+        for key, longest in (("init_timeout_s", 60), ("finish_timeout_s", 600)):
             seconds = getattr(self, key)
-            if not (seconds > 0 and math.isfinite(seconds)):
-                raise ConfigError(f"tracking.{key}", seconds, "seconds above 0, such as 5")
+            if not 0 < seconds <= longest:  # false for NaN too
+                allowed = f"seconds, above 0 and at most {longest}"
+                raise ConfigError(f"tracking.{key}", seconds, allowed)

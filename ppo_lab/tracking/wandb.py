@@ -7,7 +7,6 @@ imported only when a sink starts.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import shlex
@@ -117,8 +116,10 @@ class WandbSink(Sink):
         """Close without waiting: the server is away, and other runs have waited for it."""
 
         def close() -> None:
-            with contextlib.suppress(Exception):  # nobody is left to tell; the file has it all
+            try:
                 self._close(run, exit_code)
+            except Exception:  # the run has gone on; its file has it all
+                _LOG.debug("closing a W&B run in the background failed", exc_info=True)
 
         thread = threading.Thread(target=close, daemon=True)
         thread.start()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ppo_lab import load_policy
+from ppo_lab.compose import check_jobs, register
 from ppo_lab.tracking import read_metrics
 
 QUICK = ["network=tiny", "total_steps=4096"]
@@ -236,8 +237,9 @@ def test_sigterm_closes_the_run_and_says_so(tmp_path):
 def test_two_starts_in_one_second_do_not_share_a_folder(tmp_path):
     arguments = [sys.executable, "-m", "ppo_lab", "network=tiny", "total_steps=1024",
                  "tracking=local", "hydra.run.dir=${unused_dir:outputs/runs/same}"]  # fmt: skip
-    for _ in range(2):
-        subprocess.run(arguments, cwd=tmp_path, check=True, capture_output=True)
+    quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = [subprocess.Popen(arguments, **quiet) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in started] == [0, 0]
     assert {p.name for p in (tmp_path / "outputs" / "runs").iterdir()} == {"same", "same-2"}
 
 
@@ -246,3 +248,85 @@ def test_help_lists_the_groups_and_trains_nothing(tmp_path):
     assert done.returncode == 0
     assert "co_resident" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_a_run_is_not_written_into(run, tmp_path):
+    path, _ = run
+    before = (path / "metrics.jsonl").read_bytes()
+    done = ppo_lab(tmp_path, *QUICK, f"hydra.run.dir={path}")
+    assert done.returncode == 2
+    assert "holds a run already" in done.stderr
+    assert (path / "metrics.jsonl").read_bytes() == before
+
+
+WEIRD = """
+import gymnasium as gym
+import numpy as np
+
+class Weird(gym.Env):
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    def __init__(self, fault=""):
+        self.fault, self.steps = fault, 0
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        self.steps += 1
+        reward = float("nan") if self.fault == "reward" else 1.0
+        return np.zeros(2, np.float32), reward, self.steps % 50 == 0, False, {}
+    def close(self):
+        if self.fault == "close" and self.steps:
+            raise RuntimeError("will not close")
+
+gym.register("Weird-v0", Weird)
+"""
+
+
+def test_nan_rewards_are_a_divergence_and_a_failing_close_is_only_logged(tmp_path):
+    (tmp_path / "weird.py").write_text(WEIRD)
+    done = ppo_lab(
+        tmp_path, "env=gymnasium", "env.id=weird:Weird-v0", "+env.kwargs.fault=reward,close",
+        "total_steps=2048", "network=tiny", "tracking=local",
+        "hydra.sweep.subdir=job_${hydra.job.num}", "-m",
+    )  # fmt: skip
+    assert done.returncode == 1
+    (grid_path,) = (tmp_path / "outputs" / "grids").iterdir()
+    nan, close = (json.loads((grid_path / f"job_{i}" / "summary.json").read_text()) for i in (0, 1))
+    assert (nan["status"], nan["reason"]) == ("diverged", "charts/episodic_return is nan")
+    assert not (grid_path / "job_0" / "checkpoint").exists()  # a policy of NaNs is no policy
+    assert close["status"] == "finished"
+    assert "will not close" in (grid_path / "job_1" / "log").read_text()
+    assert "diverged" in done.stdout
+
+
+def test_ctrl_c_in_a_grid_shows_what_there_is(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppo_lab", "network=tiny", "total_steps=2048,100000000",
+         "tracking=local", "-m"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(
+        tmp_path.glob("outputs/grids/*/1/metrics.jsonl")
+    ):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "finished" in shown
+    assert "interrupted" in shown
+
+
+def test_outputs_that_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "outputs").write_text("a file")
+    done = ppo_lab(tmp_path, *QUICK)
+    assert done.returncode == 2
+    assert "must be a folder" in done.stderr
+
+
+def test_another_environment_does_not_inherit_the_score_range():
+    register()
+    (job,) = check_jobs(["env.id=Acrobot-v1"], is_multirun=False, config_dir=None, config_name=None)
+    assert job.config.env.score_range() is None
+    (job,) = check_jobs(["env=acrobot"], is_multirun=False, config_dir=None, config_name=None)
+    assert job.config.env.score_range() is not None

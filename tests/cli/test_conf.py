@@ -111,3 +111,25 @@ def test_a_folder_of_the_users_own_yaml_is_searched(tmp_path):
 def test_yaml_lives_beside_the_package_in_a_checkout():
     assert (CONF_DIR / "config.yaml").is_file()
     assert SWEEPS_DIR.is_dir()
+
+
+def test_a_primary_config_of_the_users_own_may_build_on_ours(tmp_path):
+    (tmp_path / "mine.yaml").write_text("defaults:\n  - config\n  - _self_\nepsilon: 0.3\n")
+    register()
+    (job,) = check_jobs([], is_multirun=False, config_dir=str(tmp_path), config_name="mine")
+    assert job.config.epsilon == 0.3
+
+
+def test_a_searchpath_holds_for_every_job_of_a_grid(tmp_path):
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network" / "mine.yaml").write_text(
+        "defaults:\n  - schema/mlp@_here_\n  - _self_\nhidden: [5]\n"
+    )
+    register()
+    jobs = check_jobs(
+        [f"hydra.searchpath=[file://{tmp_path}]", "network=mine,tiny"],
+        is_multirun=True,
+        config_dir=None,
+        config_name=None,
+    )
+    assert [job.config.network.hidden for job in jobs] == [[5], [64, 64]]

@@ -75,11 +75,21 @@ REFUSED = [
     ("=3", "=3", "names no key"),
     ("epsilon=${foo}", "epsilon=${foo}", "'foo' not found"),
     ("hydra.foo=1", "hydra.foo=1", "no such key"),
+    ("env=lunarlander env.kwargs={continuous:true}", "env.kwargs", "+env.kwargs"),
+    (
+        "num_envs=100000 num_steps=30000 num_minibatches=7 total_steps=3000000000",
+        "num_minibatches=7",
+        "nearest that does: 6",
+    ),
+    ("total_steps=1e5", "total_steps=1e5", "write 100000"),
+    ("+seed=3", "+seed", "without the +"),
+    ("tracking.init_timeout_s=1000", "tracking.init_timeout_s=1000", "at most 60"),
     ("tracking.project=a/b", "tracking.project=a/b", "128"),
 ]
 REFUSED_GRIDS = [
     ("epsilon=0.1,-1", "epsilon=-1", "> 0, or none"),
     ("epsilon=0.1,0.2 memory=co_resident,nope", "memory=nope", "co_resident"),
+    ("epsilon=interval(0,1)", "epsilon=interval(0,1)", "belongs to a study"),
     ("num_minibatches=4,3", "num_minibatches=3", "must divide"),
     ("env=cartpole,pendulum num_envs=8,0", "num_envs=0", ">= 1"),
 ]
@@ -157,3 +167,41 @@ def test_a_secret_in_the_config_is_refused_without_repeating_it():
     message = refuse("+env.kwargs.api_key=s3cret", is_multirun=False)
     assert "env.kwargs.api_key" in message
     assert "s3cret" not in message
+
+
+def test_a_nested_secret_is_refused_too():
+    message = refuse("+env.kwargs.auth={token:s3cret}", is_multirun=False)
+    assert "env.kwargs.auth.token" in message
+    assert "s3cret" not in message
+
+
+@pytest.mark.parametrize(
+    ("yaml", "allowed"),
+    [
+        ("env: {id: [", "cannot be read"),
+        ("# @package _global_\nenv:\n  idd: CartPole-v1\n", "idd"),
+    ],
+)
+def test_a_broken_yaml_of_the_users_own_is_refused(tmp_path, yaml, allowed):
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "mine.yaml").write_text(yaml)
+    register()
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - explain() must know every kind
+        check_jobs(["env=mine"], is_multirun=False, config_dir=str(tmp_path), config_name=None)
+    message = explain(caught.value, ["env=mine"])
+    assert message is not None
+    assert allowed in message
+
+
+@pytest.mark.parametrize(
+    ("config_dir", "config_name", "named"),
+    [
+        ("/no/such/folder", None, "--config-dir=/no/such/folder"),
+        (None, "nope", "--config-name=nope"),
+    ],
+)
+def test_config_folders_and_names_that_are_not_there_are_refused(config_dir, config_name, named):
+    register()
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        check_jobs([], is_multirun=False, config_dir=config_dir, config_name=config_name)
+    assert named in (explain(caught.value, []) or "")

@@ -8,7 +8,8 @@ import torch
 
 from ppo_lab import load_policy
 from ppo_lab.compose import check_jobs, register
-from ppo_lab.normalization import normalize
+from ppo_lab.envs.base import DiscreteActions
+from ppo_lab.play import evaluate
 from ppo_lab.policy import save_policy
 from ppo_lab.trainer import Trainer
 
@@ -35,15 +36,65 @@ def test_a_loaded_policy_normalises_what_it_sees(tmp_path, memory):
     policy = load_policy(tmp_path)
     raw = torch.tensor([[1.0, 0.0, 0.5], [0.0, -1.0, -3.0]])
     state = trainer.env.state_dict()
-    seen = normalize(raw.unsqueeze(0), state["observation_mean"], state["observation_var"])
-    expected = trainer.model.distribution.mode(trainer.model.policy(seen.float()))[0]
+    mean, var = state["observation_mean"].double(), state["observation_var"].double()
+    seen = ((raw - mean) / (var + 1e-8).sqrt()).clamp(-10.0, 10.0).float().unsqueeze(0)
+    expected = trainer.model.distribution.mode(trainer.model.policy(seen))[0]
     expected = expected.clamp(-2.0, 2.0).detach().numpy()  # Pendulum's torque
     actions = policy.act(raw.numpy())
     assert actions.dtype == np.float32
-    np.testing.assert_allclose(actions, expected, atol=1e-6)
+    assert np.isfinite(actions).all()
+    np.testing.assert_allclose(actions, expected, atol=1e-6, equal_nan=False)
     # Without the statistics the actions would differ.
     unseen = trainer.model.distribution.mode(trainer.model.policy(raw.unsqueeze(0)))[0]
     assert not np.allclose(actions, unseen.clamp(-2.0, 2.0).detach().numpy(), atol=1e-3)
+
+
+def test_a_policy_with_statistics_can_be_evaluated(tmp_path):
+    # The one way a person would notice wrong statistics: the returns of what was saved.
+    trainer = trained("env=pendulum", "env.normalize_observations=true")
+    save(trainer, tmp_path)
+    returns = evaluate(
+        load_policy(tmp_path),
+        trainer.config.env,
+        num_episodes=3,
+        seed=1,
+        deterministic=True,
+        max_steps=200,
+    )
+    assert len(returns) == 3
+    assert all(-2000.0 < value < 0.0 for value in returns)
+
+
+def test_an_episode_without_an_end_is_given_up(tmp_path):
+    trainer = trained("env=pendulum")
+    save(trainer, tmp_path)
+    with pytest.raises(TimeoutError, match="3 of 3 episodes did not end within 199 steps"):
+        evaluate(
+            load_policy(tmp_path),
+            trainer.config.env,
+            num_episodes=3,
+            seed=1,
+            deterministic=True,
+            max_steps=199,  # Pendulum's episodes have 200
+        )
+
+
+def test_an_observation_of_another_shape_is_refused(tmp_path):
+    save(trained("env=cartpole"), tmp_path)
+    policy = load_policy(tmp_path)
+    for shape in ((5,), (8,), (2, 3), (2, 2, 4)):
+        with pytest.raises(ValueError, match="an observation has shape"):
+            policy.act(np.zeros(shape))
+
+
+def test_actions_are_counted_as_the_environment_counts_them(tmp_path):
+    trainer = trained("env=cartpole")
+    shifted = trainer.spec.__class__(4, DiscreteActions(2, start=5), (2, 2))
+    trainer.configs[0].check_env = lambda: shifted
+    save(trainer, tmp_path)
+    policy = load_policy(tmp_path)
+    assert set(policy.act(np.random.default_rng(0).normal(size=(64, 2, 2))).tolist()) <= {5, 6}
+    assert policy.act(np.zeros((2, 2))) in (5, 6)
 
 
 def test_one_lane_of_a_stack_is_saved_alone(tmp_path):

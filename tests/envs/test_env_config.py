@@ -77,12 +77,12 @@ def test_boxes_are_flattened_and_may_be_unbounded():
         "action_space": spaces.Box(-np.inf, np.inf, (2,)),
     }
     inf = float("inf")
-    expected = EnvSpec(6, ContinuousActions((-inf, -inf), (inf, inf)))
+    expected = EnvSpec(6, ContinuousActions((-inf, -inf), (inf, inf)), observation_shape=(2, 3))
     assert EnvConfig(id="Strange-v0", kwargs=kwargs).check() == expected
 
 
 def test_a_module_is_imported_for_its_environment():
-    assert EnvConfig(id="clock_env:Clock-v0").check() == EnvSpec(2, DiscreteActions(4))
+    assert EnvConfig(id="clock_env:Clock-v0").check() == EnvSpec(2, DiscreteActions(4, start=5))
 
 
 @pytest.mark.parametrize(

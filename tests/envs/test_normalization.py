@@ -161,7 +161,7 @@ def test_a_constant_feature_becomes_zero_and_not_nan():
     moments = RunningMoments(1, (1,), device=CPU)
     for _ in range(3):
         moments.update(torch.full((1, 4, 1), 5.0))
-    values = normalize(torch.full((1, 4, 1), 5.0), moments.var, moments.mean)
+    values = normalize(torch.full((1, 4, 1), 5.0), var=moments.var, mean=moments.mean)
     assert bool(values.isfinite().all())
     assert values.abs().max() < 0.1
 

@@ -1,0 +1,1 @@
+"""Measurements of speed and learning; ``results/`` holds what they last found, and where."""

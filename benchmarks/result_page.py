@@ -1,0 +1,69 @@
+"""Markdown pages of results: a table, and what it depends on."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from ppo_lab.versions import git_state, versions
+
+__all__ = ["RESULTS_DIR", "publish", "table"]
+
+RESULTS_DIR = Path(__file__).resolve().parent / "results"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table; the first column is text, the others numbers."""
+    align = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, align, *rows])
+
+
+def publish(name: str, title: str, parts: Sequence[str], *, write: bool) -> None:
+    """Print a page of ``parts``, with the circumstances; ``write`` also keeps it in results/."""
+    page = "\n\n".join([f"# {title}", *parts, _circumstances()]) + "\n"
+    if write:
+        RESULTS_DIR.mkdir(exist_ok=True)
+        (RESULTS_DIR / f"{name}.md").write_text(page)
+    print(page)
+
+
+def _circumstances() -> str:
+    """Return date, command, commit, machine and versions as a list."""
+    program = sys.modules["__main__"].__spec__
+    assert program is not None  # started with -m
+    git = git_state()
+    commit = git.get("commit", "none")[:10] + (
+        " and uncommitted changes" if git.get("dirty") else ""
+    )
+    packages = versions()
+    for package in ("stable-baselines3", "mujoco"):
+        try:
+            packages[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    now = datetime.datetime.now(datetime.UTC)
+    load = ", ".join(f"{minutes:.1f}" for minutes in os.getloadavg())
+    return "\n".join(
+        [
+            f"- command: `{shlex.join(['python', '-m', program.name, *sys.argv[1:]])}`",
+            f"- date: {now:%Y-%m-%d %H:%M} UTC, commit {commit}",
+            f"- machine: {_cpu_model()}, {os.cpu_count()} cores; "
+            f"load over the last 1, 5 and 15 minutes, this program included: {load}",
+            "- versions: " + ", ".join(f"{key} {value}" for key, value in packages.items()),
+        ]
+    )
+
+
+def _cpu_model() -> str:
+    """Return the processor's name and, where there is one, its model number: names can be vague."""
+    facts: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    number = f"family {facts.get('cpu family')}, model {facts.get('model')}"
+    return f"{facts.get('model name', 'unknown')} ({number})"
