@@ -21,7 +21,7 @@ from omegaconf import MISSING
 
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
-from ppo_lab.errors import HIDDEN, ConfigError
+from ppo_lab.errors import HIDDEN, ConfigError, check_number
 from ppo_lab.files import plain
 from ppo_lab.memory import MemoryStrategy
 from ppo_lab.networks import NetworkConfig
@@ -123,16 +123,16 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check every value that can be checked by itself or against another."""
-        self.epsilon = _number(self, "epsilon", above=0.0, off=True)
+        self.epsilon = check_number("epsilon", self.epsilon, above=0.0, off=True)
         for key in ("epsilon_high", "value_epsilon", "target_kl", "max_grad_norm"):
-            setattr(self, key, _number(self, key, above=0.0, off=True))
-        self.dual_clip = _number(self, "dual_clip", above=1.0, off=True)
+            setattr(self, key, check_number(key, getattr(self, key), above=0.0, off=True))
+        self.dual_clip = check_number("dual_clip", self.dual_clip, above=1.0, off=True)
         for key in ("lr", "adam_eps"):
-            _number(self, key, above=0.0)
+            check_number(key, getattr(self, key), above=0.0)
         for key in ("gamma", "gae_lambda"):
-            _number(self, key, at_least=0.0, at_most=1.0)
+            check_number(key, getattr(self, key), at_least=0.0, at_most=1.0)
         for key in ("entropy_coef", "value_coef"):
-            _number(self, key, at_least=0.0)
+            check_number(key, getattr(self, key), at_least=0.0)
         for key in ("num_envs", "num_steps", "num_epochs", "num_minibatches", "total_steps"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, getattr(self, key), "must be a whole number >= 1")
@@ -301,38 +301,3 @@ LANE_KEYS = frozenset(
         "tracking",
     }
 )
-
-
-def _number(
-    config: Config,
-    key: str,
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    off: bool = False,
-) -> float | None:
-    """Return the number under ``key``, None for ``none`` where it may be ``off``.
-
-    Raises:
-        ConfigError: not a finite number, or out of range.
-    """
-    value = getattr(config, key)
-    if off and (value is None or (isinstance(value, str) and value.lower() == "none")):
-        return None
-    bounds = [
-        f"{sign} {bound:g}"
-        for sign, bound in ((">", above), (">=", at_least), ("<=", at_most))
-        if bound is not None
-    ]
-    allowed = f"must be a number {' and '.join(bounds)}" + (", or none" if off else "")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if (
-        not is_number
-        or not math.isfinite(value)
-        or (above is not None and value <= above)
-        or (at_least is not None and value < at_least)
-        or (at_most is not None and value > at_most)
-    ):
-        raise ConfigError(key, value, allowed)
-    return float(value)

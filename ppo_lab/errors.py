@@ -1,11 +1,13 @@
-"""The one error a user sees for a wrong setting."""
+"""The one error a user sees for a wrong setting, and the checks that raise it."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
-__all__ = ["HIDDEN", "ConfigError", "nearest"]
+__all__ = ["HIDDEN", "ConfigError", "check_number", "nearest"]
 
 HIDDEN = "..."
 """Stands for a value that must not be repeated."""
@@ -24,3 +26,37 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     """Return the valid name most like ``name``, or None when nothing is close."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def check_number(
+    key: str,
+    value: Any,  # noqa: ANN401 - whatever was typed
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    off: bool = False,
+) -> float | None:
+    """Return the number given for ``key``, None for ``none`` where it may be ``off``.
+
+    Raises:
+        ConfigError: not a finite number, or out of range.
+    """
+    if off and (value is None or (isinstance(value, str) and value.lower() == "none")):
+        return None
+    bounds = [
+        f"{sign} {bound:g}"
+        for sign, bound in ((">", above), (">=", at_least), ("<=", at_most))
+        if bound is not None
+    ]
+    allowed = f"must be a number {' and '.join(bounds)}" + (", or none" if off else "")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if (
+        not is_number
+        or not math.isfinite(value)
+        or (above is not None and value <= above)
+        or (at_least is not None and value < at_least)
+        or (at_most is not None and value > at_most)
+    ):
+        raise ConfigError(key, value, allowed)
+    return float(value)

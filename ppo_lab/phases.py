@@ -142,7 +142,6 @@ class Collector:
         return Rollout(
             observations=observations,
             actions=action,
-            policy_parameters=policy_parameters,
             log_probs=self._model.distribution.log_prob(policy_parameters, action),
             values=self._values(observations),
             next_values=self._values(last_observations),

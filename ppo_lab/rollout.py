@@ -1,7 +1,7 @@
 """One rollout, and how it is dealt out in minibatches.
 
 Shapes: T = steps per rollout, L = lanes, N = environments per lane, O = observation size,
-P = distribution parameters per row, B = minibatch rows per lane. Actions are int64 (T, L, N) or
+B = minibatch rows per lane. Actions are int64 (T, L, N) or
 float (T, L, N, A).
 """
 
@@ -23,7 +23,6 @@ class Rollout(NamedTuple):
 
     observations: Tensor  # (T, L, N, O) what the policy saw, normalised if the config says so
     actions: Tensor  # (T, L, N[, A]) as sampled, not clipped to the action space
-    policy_parameters: Tensor  # (T, L, N, P) of the distribution the actions were drawn from
     log_probs: Tensor  # (T, L, N) of the actions, under the policy that took them
     values: Tensor  # (T, L, N)
     next_values: Tensor  # (T, L, N) of the observation each step really led to

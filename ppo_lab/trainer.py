@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ppo_lab import random
 from ppo_lab.advantages import Advantages, gae
 from ppo_lab.config import Config
 from ppo_lab.diagnostics import ratio_diagnostics, ratio_histogram
+from ppo_lab.envs.base import Env
 from ppo_lab.episodes import EpisodeMeter
 from ppo_lab.lanes import LaneTensors, check_stack
 from ppo_lab.meters import PhaseClock, memory_stats
@@ -77,13 +79,7 @@ class Trainer:
             self.model, self.placement, eps=config.adam_eps
         )
         self._lanes = LaneTensors(configs, device, config.weights_dtype)
-        self.env = config.env.build(
-            seeds=seeds,
-            num_envs=config.num_envs,
-            placement=self.placement,
-            gamma=self._lanes.gamma,
-            dtype=config.weights_dtype,
-        )
+        self.env = self._build_env(seeds)
         self._rows_per_pass = max(config.num_rows // config.num_minibatches, _MIN_ROWS_PER_PASS)
         self._collector = Collector(
             self.env, self.model, num_steps=config.num_steps, rows_per_pass=self._rows_per_pass
@@ -97,6 +93,15 @@ class Trainer:
         self._start_s = time.perf_counter()
         self._traffic_before = Traffic()
         self.iteration = 0
+
+    def _build_env(self, seeds: Tensor) -> Env:
+        return self.config.env.build(
+            seeds=seeds,
+            num_envs=self.config.num_envs,
+            placement=self.placement,
+            gamma=self._lanes.gamma,
+            dtype=self.config.weights_dtype,
+        )
 
     def run(self) -> list[LaneResult]:
         """Train until the steps are spent or every lane has diverged."""

@@ -17,7 +17,6 @@ def identifiable_rollout(num_steps, num_lanes, num_envs):
     rollout = Rollout(
         observations=torch.stack((code, code + 0.25), -1),
         actions=code.long(),
-        policy_parameters=code.unsqueeze(-1),
         log_probs=code + 0.5,
         values=code + 0.75,
         next_values=-code,
