@@ -14,10 +14,10 @@ help: ## list the targets
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -c 'import torch' 2>/dev/null || \
-		$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+		$(BIN)/pip install -qq --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	sed "s/^torch==.*/torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)')/" \
 		constraints.txt > .venv/constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt -e '.[dev]'
+	$(BIN)/pip install -qq --disable-pip-version-check -c .venv/constraints.txt -e '.[dev]'
 	touch $@
 
 setup: .venv/installed ## make .venv and install everything, tested versions

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["PhaseClock", "memory_stats", "peak_host_gib"]
+__all__ = ["PhaseClock", "begin_memory_stats", "memory_stats", "peak_host_gib"]
 
 _GIB = 1024**3
 
@@ -60,6 +60,13 @@ class PhaseClock:
         for name, value in seconds.items():
             self.totals[name] += value
         return seconds
+
+
+def begin_memory_stats(device: torch.device) -> None:
+    """Forget the peaks of an earlier run in this process, and give back what it left cached."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def memory_stats(device: torch.device) -> dict[str, float]:

@@ -22,7 +22,7 @@ from ppo_lab.diagnostics import ratio_diagnostics, ratio_histogram
 from ppo_lab.envs.base import Env
 from ppo_lab.episodes import EpisodeMeter
 from ppo_lab.lanes import LaneTensors, check_stack
-from ppo_lab.meters import PhaseClock, memory_stats
+from ppo_lab.meters import PhaseClock, begin_memory_stats, memory_stats
 from ppo_lab.networks import Initializer
 from ppo_lab.outcome import History
 from ppo_lab.phases import (
@@ -67,6 +67,7 @@ class Trainer:
         self.config, self.configs, self._on_record = config, configs, on_record
         device = config.torch_device
         self.placement = Placement(device)
+        begin_memory_stats(device)
         self.spec = config.check_env()
         torch.set_num_threads(config.choose_num_threads(self.spec))
 
