@@ -104,17 +104,16 @@ _HEADER = ["setting", "mean final return", "sd", "seeds 1, 2, ...", "goal", "wal
 
 def cartpole_a(options: argparse.Namespace) -> None:
     """CartPole in 100k steps at a high learning rate, with the clip and without it."""
-    steps, seeds = options.steps or 100_000, options.seeds or 16
+    steps, seeds = options.steps or 100_000, options.seeds or 64
     rows = []
-    for value_coef in (1.0, 0.5):
-        for epsilon, goal in (("0.2", at_least(485)), ("none", below(320))):
-            overrides = [*_TINY_CARTPOLE, f"epsilon={epsilon}", f"value_coef={value_coef}"]
-            trained = train(compose(overrides, num_seeds=seeds, total_steps=steps))
-            label = f"epsilon={epsilon} value_coef={value_coef}"
-            rows.append(row(label, trained, goal if value_coef == 1.0 else None))
+    for epsilon, goal in (("0.2", at_least(485)), ("none", below(320))):
+        overrides = [*_TINY_CARTPOLE, f"epsilon={epsilon}"]
+        trained = train(compose(overrides, num_seeds=seeds, total_steps=steps))
+        rows.append(row(f"epsilon={epsilon}", trained, goal))
     text = (
-        f"CartPole-v1, {steps:,} steps, {seeds} seeds: `{' '.join(_TINY_CARTPOLE)}`. The goals "
-        "hold for the file's own value_coef of 1.0; 0.5 stands beside it."
+        f"CartPole-v1, {steps:,} steps, {seeds} seeds: `{' '.join(_TINY_CARTPOLE)}`. Now and then a "
+        "seed falls late even with the clip, so that the mean of 16 seeds is no steady number: with "
+        "the same code but for rounding it was 494.6, 455.2, 495.0 and 498."
     )
     publish(
         "cartpole_a",
