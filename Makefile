@@ -11,12 +11,13 @@ help: ## list the targets
 # torch first and alone: a plain resolve would fetch gigabytes of CUDA onto a machine without it.
 # On a machine with an NVIDIA card, install the torch build you want into .venv before `make run`;
 # any 2.11 or newer is kept.
+TORCH_VERSION := $(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))'
+
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -c 'import torch' 2>/dev/null || \
+	$(TORCH_VERSION) >/dev/null 2>&1 || \
 		$(BIN)/pip install -qq --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	sed "s/^torch==.*/torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)')/" \
-		constraints.txt > .venv/constraints.txt
+	sed "s/^torch==.*/torch==$$($(TORCH_VERSION))/" constraints.txt > .venv/constraints.txt
 	$(BIN)/pip install -qq --disable-pip-version-check -c .venv/constraints.txt -e '.[dev]'
 	touch $@
 
