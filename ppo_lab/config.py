@@ -244,7 +244,9 @@ class Config:
         plotted by it.
         """
         values: dict[str, Any] = plain(dataclasses.asdict(self))
-        values["memory"] = {"strategy": self.memory.name, **values["memory"]}
+        place = self.memory.optimizer_place.value
+        strategy = {"strategy": self.memory.name, "optimizer_place": place}
+        values["memory"] = strategy | values["memory"]
         values["clipped"] = self.epsilon is not None
         if self.epsilon is None:
             del values["epsilon"]
