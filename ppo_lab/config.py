@@ -13,12 +13,12 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import torch
 from omegaconf import MISSING
 
+from ppo_lab.choices import Dtype, ForecastFormat, Profile, Schedule
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.errors import HIDDEN, ConfigError, check_number
@@ -28,22 +28,7 @@ from ppo_lab.networks import NetworkConfig
 from ppo_lab.phases import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
 
-__all__ = ["LANE_KEYS", "Config", "Dtype", "Schedule"]
-
-
-class Schedule(Enum):
-    """How a number changes over the run."""
-
-    constant = "constant"
-    linear = "linear"
-
-
-class Dtype(Enum):
-    """Arithmetic of the networks."""
-
-    float32 = "float32"
-    float64 = "float64"
-    bfloat16 = "bfloat16"
+__all__ = ["LANE_KEYS", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule"]
 
 
 @dataclass(kw_only=True)
@@ -89,6 +74,9 @@ class Config:
     """Added to the root of Adam's second moment; PPO's 1e-5, torch's default is 1e-8."""
     max_grad_norm: Any = 0.5
     """Limit of the gradient's norm over actor and critic together; none does not clip."""
+    separate_grad_clip: bool = False
+    """Clip the actor's and the critic's gradient each at max_grad_norm, so that a large value loss
+    does not shrink the policy's step. memory=parked always does: it never holds both gradients."""
 
     gamma: float = 0.99
     """Discount per step, in [0, 1]."""
@@ -117,6 +105,17 @@ class Config:
     """auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N."""
     dtype: Dtype = Dtype.float32
     """bfloat16 runs the networks under autocast, with float32 weights."""
+    vram_budget_gib: Any = "auto"
+    """A run that is forecast to need more device memory is refused before it starts. auto: what is
+    free on the card, no limit on the CPU; none never refuses."""
+    vram_limit_gib: Any = None
+    """Emulates a smaller card: allocations beyond it fail as they would there. CUDA only."""
+    forecast: bool = False
+    """Print what the run would need, by category, and train nothing; no GPU is needed."""
+    forecast_format: ForecastFormat = ForecastFormat.table
+    """json prints the forecast for programs, alone on stdout."""
+    profile: Profile = Profile.auto
+    """Count memory by category in the first iteration and profile a short window after warm-up."""
     num_threads: Any = "auto"
     """CPU threads for tensor arithmetic. auto: 1 where a gradient step is small (threads then
     lose, badly so beside another busy process), else every core this process may use."""
@@ -126,6 +125,13 @@ class Config:
         self.epsilon = check_number("epsilon", self.epsilon, above=0.0, off=True)
         for key in ("epsilon_high", "value_epsilon", "target_kl", "max_grad_norm"):
             setattr(self, key, check_number(key, getattr(self, key), above=0.0, off=True))
+        if self.vram_budget_gib != "auto":
+            self.vram_budget_gib = check_number(
+                "vram_budget_gib", self.vram_budget_gib, above=0.0, off=True
+            )
+        self.vram_limit_gib = check_number(
+            "vram_limit_gib", self.vram_limit_gib, above=0.0, off=True
+        )
         self.dual_clip = check_number("dual_clip", self.dual_clip, above=1.0, off=True)
         for key in ("lr", "adam_eps"):
             check_number(key, getattr(self, key), above=0.0)
@@ -145,6 +151,13 @@ class Config:
         self._check_threads()
         self.torch_device  # noqa: B018 - raises for a device that is not there
         self.network.check()
+        self.memory.check(self.num_rows // self.num_minibatches)
+        if self.separate_grad_clip and self.memory.shares_trunk:
+            raise ConfigError(
+                "separate_grad_clip",
+                self.separate_grad_clip,
+                f"has no meaning with memory={self.memory.name}: the trunk has one gradient",
+            )
         self.tracking.check()
 
     def _check_sizes(self) -> None:

@@ -19,8 +19,8 @@ __all__ = ["Place", "Placement", "Traffic"]
 class Place(Enum):
     """A side of the bus."""
 
-    HOST = "host"
-    DEVICE = "device"
+    host = "host"
+    device = "device"
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Placement:
         ``non_blocking`` is true.
         """
         num_bytes = tensor.numel() * tensor.element_size()
-        if to is Place.DEVICE:
+        if to is Place.device:
             self.traffic.h2d_bytes += num_bytes
             target = self.device
         else:

@@ -124,7 +124,7 @@ class Recorder:
         return [dict(zip(named, row)) for row in self._to_host(table).tolist()]
 
     def _to_host(self, tensor: Tensor) -> Tensor:
-        return self.placement.move(tensor, Place.HOST)
+        return self.placement.move(tensor, Place.host)
 
     def _note_divergence(self, lane: int, metrics: Mapping[str, float]) -> None:
         for name in _MUST_BE_FINITE:

@@ -19,7 +19,7 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
     {"envs", "networks"},
     {"memory", "tracking"},
     {"phases"},
-    {"config", "lanes", "policy", "compose", "refusals", "records"},
+    {"choices", "config", "lanes", "policy", "compose", "refusals", "records"},
     {"trainer"},
     {"run"},
     {"__main__", "browse", "grid", "play", "report"},

@@ -119,7 +119,7 @@ class EnvConfig:
         env: Env
         if self.resolved_backend() is Backend.torch:
             env = NATIVE_ENVS[self.id](
-                seeds=placement.move(seeds, Place.DEVICE),
+                seeds=placement.move(seeds, Place.device),
                 num_envs=num_envs,
                 dtype=dtype,
                 max_episode_steps=self.max_episode_steps,

@@ -130,7 +130,7 @@ class GymnasiumEnv(Env):
         first, env_rewards = packed[..., :-1], packed[..., -1]  # (L, N, O), (L, N)
         if not ended:
             return Step(first, env_rewards, env_rewards, self._no_flags, self._no_flags, first)
-        flags = self._placement.move(self._flags, Place.DEVICE)
+        flags = self._placement.move(self._flags, Place.device)
         goes_on = np.ones(len(self._envs), dtype=np.bool_)
         goes_on[ended] = False
         self._final_rows[goes_on] = self._observation_rows[goes_on]
@@ -168,7 +168,7 @@ class GymnasiumEnv(Env):
 
     def _actions_to_host(self, actions: Tensor) -> np.ndarray[Any, Any]:
         """Return actions (n,) or (n, A) as Gymnasium takes them: clipped, or from its start."""
-        on_host = self._placement.move(actions, Place.HOST).flatten(0, 1).numpy()
+        on_host = self._placement.move(actions, Place.host).flatten(0, 1).numpy()
         if isinstance(self.spec.actions, DiscreteActions):
             start = self.spec.actions.start
             return on_host + start if start else on_host
@@ -176,5 +176,5 @@ class GymnasiumEnv(Env):
 
     def _to_device(self, rows: Tensor) -> Tensor:
         """Return a copy of ``rows`` on the device, in the dtype asked for."""
-        moved = self._placement.move(rows, Place.DEVICE)
+        moved = self._placement.move(rows, Place.device)
         return moved if moved.dtype == self._dtype else moved.to(self._dtype)

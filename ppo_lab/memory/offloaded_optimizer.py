@@ -28,7 +28,7 @@ class OffloadedOptimizer(MemoryStrategy):
     """Two networks on the device, Adam's moments and step in pinned host memory."""
 
     name: ClassVar[str] = "offloaded_optimizer"
-    optimizer_place: ClassVar[Place] = Place.HOST
+    optimizer_place: ClassVar[Place] = Place.host
     max_lanes: ClassVar[int | None] = 1
 
     pin_memory: bool = True
@@ -60,7 +60,7 @@ class HostAdam(LaneOptimizer):
         self._host: list[Parameter] = []
         for parameter in parameters:
             host = placement.empty_host_like(parameter.detach(), pin=pin_memory)
-            placement.move(parameter.detach(), Place.HOST, out=host)
+            placement.move(parameter.detach(), Place.host, out=host)
             self._host.append(Parameter(host))
             self._host[-1].grad = placement.empty_host_like(host, pin=pin_memory)
         self._adamw = torch.optim.AdamW(
@@ -72,20 +72,20 @@ class HostAdam(LaneOptimizer):
         """See ``LaneOptimizer.step``; waits for the gradients before the host's step."""
         for parameter, host in zip(self.parameters, self._host):
             assert parameter.grad is not None
-            self._placement.move(parameter.grad, Place.HOST, out=host.grad, non_blocking=True)
+            self._placement.move(parameter.grad, Place.host, out=host.grad, non_blocking=True)
         grad_norm = torch.stack(
             [torch.linalg.vector_norm(p.grad) for p in self.parameters if p.grad is not None]
         ).norm()
         is_active = torch.ones_like(lr) if active is None else active.to(lr.dtype)
         scalars = torch.stack((lr[0], clip_coefficient(grad_norm, max_grad_norm[0]), is_active[0]))
         # Blocking, so the gradients queued before it on the same stream have arrived too.
-        host_lr, coefficient, takes_step = self._placement.move(scalars, Place.HOST).unbind()
+        host_lr, coefficient, takes_step = self._placement.move(scalars, Place.host).unbind()
         self._adamw.param_groups[0]["lr"] = host_lr.item()
         self._adamw.grad_scale = coefficient.reciprocal().float()  # type: ignore[attr-defined]
         self._adamw.found_inf = 1.0 - takes_step.float()  # type: ignore[attr-defined]
         self._adamw.step()
         for parameter, host in zip(self.parameters, self._host):
-            self._placement.move(host.detach(), Place.DEVICE, out=parameter.data, non_blocking=True)
+            self._placement.move(host.detach(), Place.device, out=parameter.data, non_blocking=True)
         return grad_norm.unsqueeze(0)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -94,7 +94,7 @@ def test_the_optimizers_moments_are_counted_where_the_strategy_says(strategy):
     moments = [value for name, value in state.items() if name.startswith("exp_avg")]
     assert sum(value.numel() for value in moments) == 2 * num_parameters
     moved = trainer.placement.traffic != before
-    assert moved == (trainer.config.memory.optimizer_place is Place.HOST)
+    assert moved == (trainer.config.memory.optimizer_place is Place.host)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -166,7 +166,7 @@ def test_without_the_copy_back_the_device_would_not_learn(monkeypatch):
     move = Placement.move
 
     def skip_uploads(self, tensor, to, out=None, **kwargs):
-        return out if to is Place.DEVICE else move(self, tensor, to, out, **kwargs)
+        return out if to is Place.device else move(self, tensor, to, out, **kwargs)
 
     monkeypatch.setattr(Placement, "move", skip_uploads)
     offloaded.update(rows)

@@ -21,7 +21,7 @@ def test_a_move_copies_even_where_both_sides_are_one_memory(to):
 
 @pytest.mark.parametrize(
     ("to", "traffic"),
-    [(Place.DEVICE, Traffic(h2d_bytes=24 + 5)), (Place.HOST, Traffic(d2h_bytes=24 + 5))],
+    [(Place.device, Traffic(h2d_bytes=24 + 5)), (Place.host, Traffic(d2h_bytes=24 + 5))],
 )
 def test_bytes_are_counted_by_direction(to, traffic):
     placement = Placement(CPU)
@@ -32,7 +32,7 @@ def test_bytes_are_counted_by_direction(to, traffic):
 
 def test_a_move_writes_into_what_it_is_given():
     placement, out = Placement(CPU), torch.zeros(3)
-    moved = placement.move(torch.ones(3), Place.HOST, out=out)
+    moved = placement.move(torch.ones(3), Place.host, out=out)
     assert moved is out
     assert out.tolist() == [1.0, 1.0, 1.0]
     assert placement.traffic == Traffic(d2h_bytes=12)

@@ -1,0 +1,37 @@
+"""The named choices among a run's own keys."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["Dtype", "ForecastFormat", "Profile", "Schedule"]
+
+
+class Schedule(Enum):
+    """How a number changes over the run."""
+
+    constant = "constant"
+    linear = "linear"
+
+
+class Profile(Enum):
+    """Whether memory is counted by category and a short window is profiled, beside training."""
+
+    auto = "auto"  # on CUDA
+    never = "never"
+    always = "always"
+
+
+class ForecastFormat(Enum):
+    """How ``forecast=true`` prints."""
+
+    table = "table"
+    json = "json"
+
+
+class Dtype(Enum):
+    """Arithmetic of the networks."""
+
+    float32 = "float32"
+    float64 = "float64"
+    bfloat16 = "bfloat16"
