@@ -22,6 +22,7 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
     {"choices", "config", "lanes", "policy", "compose", "refusals", "records"},
     {"trainer"},
     {"run"},
+    {"sweep"},
     {"__main__", "browse", "grid", "play", "report"},
 ]  # fmt: skip
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -1,0 +1,1 @@
+"""Studies: search spaces, samplers, pruning, trials and their storage, on Optuna."""

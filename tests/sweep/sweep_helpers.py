@@ -1,0 +1,28 @@
+"""A study's base run as the engine composes it."""
+
+from collections.abc import Sequence
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+
+from ppo_lab.compose import register
+from ppo_lab.paths import CONF_DIR
+from ppo_lab.sweep.candidate import Base, Composed
+from ppo_lab.sweep.space import Space, read_space
+
+
+def make_base(*fixed: str) -> Base:
+    def composed(overrides: Sequence[str]) -> Composed:
+        register()
+        with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
+            cfg = compose("config", [*fixed, *overrides], return_hydra_config=True)
+        choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return Composed(cfg, choices)
+
+    return Base(composed)
+
+
+def make_space(base: Base | None = None, when: dict | None = None, **space: str) -> Space:
+    return read_space(space, when or {}, base or make_base())
