@@ -14,7 +14,7 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
     {"errors", "files", "paths", "random", "versions"},
     {
         "advantages", "diagnostics", "episodes", "meters", "normalization", "optimizer", "outcome",
-        "placement", "ppo", "rollout",
+        "placement", "ppo", "rollout", "trace",
     },
     {"envs", "networks"},
     {"memory", "tracking"},
