@@ -25,8 +25,8 @@ from ppo_lab.errors import HIDDEN, ConfigError, check_number
 from ppo_lab.files import plain
 from ppo_lab.memory import MemoryStrategy
 from ppo_lab.networks import NetworkConfig
-from ppo_lab.phases import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
+from ppo_lab.update import AdvantageNormalization
 
 __all__ = ["LANE_KEYS", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule"]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppo_lab import random
 from ppo_lab.advantages import Advantages, gae
+from ppo_lab.collect import Collector, policy_over_rollout
 from ppo_lab.config import Config
 from ppo_lab.diagnostics import ratio_diagnostics, ratio_histogram
 from ppo_lab.envs.base import Env
@@ -25,19 +26,13 @@ from ppo_lab.lanes import LaneTensors, check_stack
 from ppo_lab.meters import PhaseClock, begin_memory_stats, memory_stats
 from ppo_lab.networks import Initializer
 from ppo_lab.outcome import History
-from ppo_lab.phases import (
-    AdvantageNormalization,
-    Collector,
-    UpdateDiagnostics,
-    UpdatePlan,
-    policy_over_rollout,
-    update,
-)
 from ppo_lab.placement import Placement, Traffic
 from ppo_lab.ppo import explained_variance, normalize_advantages
 from ppo_lab.records import IterationTensors, Recorder
 from ppo_lab.rollout import Rollout, RolloutRows, lane_rows
+from ppo_lab.step_log import UpdateDiagnostics
 from ppo_lab.tracking import Record
+from ppo_lab.update import AdvantageNormalization, UpdatePlan, update
 
 __all__ = ["LaneResult", "Trainer"]
 
@@ -107,19 +102,23 @@ class Trainer:
     def run(self) -> list[LaneResult]:
         """Train until the steps are spent or every lane has diverged."""
         while self.iteration < self.config.num_iterations and self._has_live_lane():
-            with self.clock.phase("rollout"):
-                rollout = self.collect()
-            with self.clock.phase("advantages"):
-                advantages = self.advantages(rollout)
-            rows = lane_rows(rollout, advantages)
-            with self.clock.phase("update"):
-                diagnostics = self.update(rows)
-            with self.clock.phase("diagnostics"):
-                tensors = self.diagnose(rollout, rows, diagnostics)
-            self.iteration += 1
-            self.record(tensors)
+            self.iterate()
         lanes = zip(self._recorder.histories, self._recorder.diverged)
         return [LaneResult(history, diverged) for history, diverged in lanes]
+
+    def iterate(self) -> None:
+        """Collect, advantages, update, record; what it needed is free again when it returns."""
+        with self.clock.phase("rollout"):
+            rollout = self.collect()
+        with self.clock.phase("advantages"):
+            advantages = self.advantages(rollout)
+        rows = lane_rows(rollout, advantages)
+        with self.clock.phase("update"):
+            diagnostics = self.update(rows)
+        with self.clock.phase("diagnostics"):
+            tensors = self.diagnose(rollout, rows, diagnostics)
+        self.iteration += 1
+        self.record(tensors)
 
     def collect(self) -> Rollout:
         """Return the next T steps of every environment."""

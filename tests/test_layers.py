@@ -14,11 +14,11 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
     {"errors", "files", "paths", "random", "versions"},
     {
         "advantages", "diagnostics", "episodes", "meters", "normalization", "optimizer", "outcome",
-        "placement", "ppo", "rollout", "trace",
+        "placement", "ppo", "rollout", "step_log", "trace",
     },
     {"envs", "networks"},
     {"memory", "tracking"},
-    {"phases"},
+    {"collect", "update"},
     {"choices", "config", "lanes", "policy", "compose", "refusals", "records"},
     {"trainer"},
     {"run"},
