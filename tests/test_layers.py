@@ -13,8 +13,8 @@ PACKAGE = Path(ppo_lab.__file__).parent
 LAYERS = [  # a room may import from its own layer and from those above it in this list
     {"errors", "files", "paths", "random", "versions"},
     {
-        "advantages", "diagnostics", "episodes", "meters", "normalization", "optimizer", "outcome",
-        "placement", "ppo", "rollout", "step_log", "trace",
+        "advantages", "bus", "diagnostics", "episodes", "meters", "normalization", "optimizer",
+        "outcome", "placement", "ppo", "rollout", "step_log", "trace", "vram",
     },
     {"envs", "networks"},
     {"memory", "tracking"},
