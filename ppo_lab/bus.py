@@ -95,6 +95,10 @@ class DeviceWindow:
             _LOG.warning("the profiler saw nothing on the device: perf/* would be wrong, left out")
         return use
 
+    def abandon(self) -> None:
+        """Stop without a result, where what was to be profiled has failed."""
+        self._profile.stop()
+
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)

@@ -250,6 +250,13 @@ class Config:
         """Autocast's type; None computes in the weights' own."""
         return torch.bfloat16 if self.dtype is Dtype.bfloat16 else None
 
+    @property
+    def is_profiled(self) -> bool:
+        """Whether memory is counted by category, and a window profiled where there is CUDA."""
+        if self.profile is Profile.auto:
+            return self.torch_device.type == "cuda"
+        return self.profile is Profile.always
+
     def as_dict(self) -> dict[str, Any]:
         """Return the config as plain, nested values for a tracker.
 

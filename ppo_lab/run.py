@@ -14,7 +14,7 @@ from typing import Any
 
 from ppo_lab.config import Config
 from ppo_lab.envs.base import Env
-from ppo_lab.meters import memory_stats, peak_host_gib
+from ppo_lab.meters import peak_host_gib
 from ppo_lab.networks import ActorCritic
 from ppo_lab.outcome import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.policy import save_policy
@@ -139,7 +139,7 @@ def _ending(result: LaneResult) -> dict[str, Any]:
 
 def _measured(config: Config, trainer: Trainer) -> dict[str, Any]:
     """Return what the run measured, as far as it came."""
-    trainer.clock.read()
+    trainer.meters.clock.read()
     history = trainer.history(lane=0)
     num_steps = trainer.iteration * config.num_rows
     measured = _scores(config, history) | {
@@ -149,7 +149,8 @@ def _measured(config: Config, trainer: Trainer) -> dict[str, Any]:
         "time": {f"{name}_s": seconds for name, seconds in trainer.phase_seconds().items()},
         "env_steps_per_s": num_steps / max(trainer.elapsed_s, 1e-9),
     }
-    stats = memory_stats(trainer.placement.device)
+    memory = trainer.meters.memory.read()
+    stats = {} if memory is None else memory.gib()
     peaks = {k.removeprefix("peak_"): v for k, v in stats.items() if k.startswith("peak_")}
     measured["peak_memory"] = {"host_gib": peak_host_gib(), **peaks}
     if trainer.placement.is_cuda:
