@@ -96,6 +96,8 @@ class Meters:
         self.is_profiled = is_profiled
         self.use: DeviceUse | None = None
         """How the device spent the window; None before it, or without one."""
+        self.running_phase: str | None = None
+        """The phase that runs now, or that raised."""
         self._placement, self._open_window = placement, open_window
         self._traffic_before = Traffic()
         self.num_operations: dict[str, int] = {}
@@ -115,8 +117,10 @@ class Meters:
         if self._window_phases and name == self._window_phases[0]:
             self._window = self._open_window(self._placement.device)
             self._window.begin()
+        self.running_phase = name
         with self.clock.phase(name), self.memory.phase(name):
             yield
+        self.running_phase = None
         if self._window is not None and name == self._window_phases[-1]:
             self.use, self._window = self._window.end(), None
 

@@ -7,6 +7,7 @@ begins or ends, and the run's own peak is the largest of what was read.
 from __future__ import annotations
 
 import gc
+import logging
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ __all__ = [
     "release_memory",
     "vram_limit",
 ]
+
+_LOG = logging.getLogger(__name__)
 
 _GIB = 1024**3
 _HOST_MESSAGES = ("DefaultCPUAllocator", "CUDA error: out of memory")  # the second when pinning
@@ -131,13 +134,20 @@ class MemoryMeter:
 def vram_limit(device: torch.device, limit_gib: float | None) -> Iterator[None]:
     """Let PyTorch allocate no more than ``limit_gib`` on ``device`` inside; None for no limit.
 
-    Beyond it allocations fail as on a card of that size. CUDA's own context is not counted.
+    Beyond it allocations fail as on a card of that size. CUDA's own context is not counted. A limit
+    that limits nothing is logged.
     """
-    if limit_gib is None or device.type != "cuda":
+    if limit_gib is None:
         yield
         return
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(limit_gib * _GIB / total, 1.0), device)
+    if device.type != "cuda":
+        _LOG.warning("vram_limit_gib=%g has no effect: this run is not on CUDA", limit_gib)
+        yield
+        return
+    total_gib = torch.cuda.get_device_properties(device).total_memory / _GIB
+    if limit_gib >= total_gib:
+        _LOG.warning("vram_limit_gib=%g has no effect: the card has %.1f", limit_gib, total_gib)
+    torch.cuda.set_per_process_memory_fraction(min(limit_gib / total_gib, 1.0), device)
     try:
         yield
     finally:
