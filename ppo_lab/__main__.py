@@ -28,7 +28,7 @@ from ppo_lab.tracking import grid_table, places, reasons, summary_panel
 
 __all__ = ["main"]
 
-EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_REFUSED, EXIT_OUT_OF_MEMORY, EXIT_INTERRUPTED = 1, 2, 3, 130
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
@@ -60,6 +60,8 @@ def job(cfg: DictConfig) -> float | None:
     )
     if not is_grid:
         _show_run(summary)
+        if summary["status"] == Status.out_of_memory.value:
+            sys.exit(EXIT_OUT_OF_MEMORY)
         _exit_unless_finished([summary], num_jobs=1)
     final_return: float | None = summary.get("final_return")
     return final_return
@@ -68,8 +70,8 @@ def job(cfg: DictConfig) -> float | None:
 def main() -> None:
     """Check every job of the command line, run them, show what came of it.
 
-    Exit status: 0 when every job finished, 1 when one did not, 2 for a refused command line, 130
-    and 143 after Ctrl-C and SIGTERM.
+    Exit status: 0 when every job finished, 1 when one did not, 2 for a refused command line, 3 for
+    a single run that was out of memory, 130 and 143 after Ctrl-C and SIGTERM.
     """
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     register()

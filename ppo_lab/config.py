@@ -25,8 +25,8 @@ from ppo_lab.errors import HIDDEN, ConfigError, check_number
 from ppo_lab.files import plain
 from ppo_lab.memory import MemoryStrategy
 from ppo_lab.networks import NetworkConfig
-from ppo_lab.phases import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
+from ppo_lab.update import AdvantageNormalization
 
 __all__ = ["LANE_KEYS", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule"]
 
@@ -249,6 +249,13 @@ class Config:
     def compute_dtype(self) -> torch.dtype | None:
         """Autocast's type; None computes in the weights' own."""
         return torch.bfloat16 if self.dtype is Dtype.bfloat16 else None
+
+    @property
+    def is_profiled(self) -> bool:
+        """Whether memory is counted by category, and a window profiled where there is CUDA."""
+        if self.profile is Profile.auto:
+            return self.torch_device.type == "cuda"
+        return self.profile is Profile.always
 
     def as_dict(self) -> dict[str, Any]:
         """Return the config as plain, nested values for a tracker.

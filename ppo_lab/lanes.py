@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ppo_lab.config import LANE_KEYS, Config, Schedule
 from ppo_lab.errors import ConfigError
-from ppo_lab.phases import Coefficients
 from ppo_lab.ppo import ClipRange
+from ppo_lab.update import Coefficients
 
 __all__ = ["LaneTensors", "check_stack"]
 

@@ -1,4 +1,4 @@
-"""Clocks and byte counters: how long each phase took, and what memory and bus saw.
+"""What is measured beside training: how long each phase took, what memory and bus saw.
 
 On CUDA a phase is timed between two events on its stream, read only when the iteration is
 recorded, so that timing adds no synchronisation. Elsewhere it is wall time.
@@ -6,17 +6,27 @@ recorded, so that timing adds no synchronisation. Elsewhere it is wall time.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
-__all__ = ["PhaseClock", "begin_memory_stats", "memory_stats", "peak_host_gib"]
+from ppo_lab.bus import BusLimit, DeviceWindow, measure_bus, use_metrics
+from ppo_lab.placement import Placement, Traffic
+from ppo_lab.trace import DeviceUse
+from ppo_lab.vram import CudaMemory, MemoryMeter
 
+__all__ = ["Meters", "PhaseClock", "choose_window", "peak_host_gib"]
+
+_LOG = logging.getLogger(__name__)
 _GIB = 1024**3
+_WINDOW_ITERATION = 3  # the first pays for first calls, the second for a settling allocator
+_MAX_WINDOW_OPERATIONS = 200_000  # each is about one kernel: a trace of some 100 MB, read in 2 s
 
 
 class PhaseClock:
@@ -62,23 +72,94 @@ class PhaseClock:
         return seconds
 
 
-def begin_memory_stats(device: torch.device) -> None:
-    """Forget the peaks of an earlier run in this process, and give back what it left cached."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+class Meters:
+    """Clock, memory, bus and, where a run is profiled, one window of the device's time.
+
+    A run is measured the same whether or not it is profiled, but for that one iteration.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        *,
+        is_profiled: bool,
+        open_window: Callable[[torch.device], DeviceWindow] = DeviceWindow,
+    ) -> None:
+        """Measure the device of ``placement`` and its bus; free what an earlier run left cached."""
+        self.bus: BusLimit | None = None
+        if placement.is_cuda:
+            self.bus = measure_bus(placement.device) if is_profiled else None
+            torch.cuda.empty_cache()
+            CudaMemory(placement.device).reset_peaks()
+        self.clock = PhaseClock(placement.device)
+        self.memory = MemoryMeter(CudaMemory(placement.device) if placement.is_cuda else None)
+        self.is_profiled = is_profiled
+        self.use: DeviceUse | None = None
+        """How the device spent the window; None before it, or without one."""
+        self.running_phase: str | None = None
+        """The phase that runs now, or that raised."""
+        self._placement, self._open_window = placement, open_window
+        self._traffic_before = Traffic()
+        self.num_operations: dict[str, int] = {}
+        """Operations of one iteration by phase, in order; counted with the ledger."""
+        self._window: DeviceWindow | None = None
+        self._window_phases: tuple[str, ...] = ()
+
+    def begin_iteration(self, iteration: int) -> None:
+        """Get ready for ``iteration``, counted from 1."""
+        self._window_phases = ()
+        if self.bus is not None and iteration == _WINDOW_ITERATION:
+            self._window_phases = choose_window(self.num_operations)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what runs inside towards ``name``."""
+        if self._window_phases and name == self._window_phases[0]:
+            self._window = self._open_window(self._placement.device)
+            self._window.begin()
+        self.running_phase = name
+        with self.clock.phase(name), self.memory.phase(name):
+            yield
+        self.running_phase = None
+        if self._window is not None and name == self._window_phases[-1]:
+            self.use, self._window = self._window.end(), None
+
+    def close(self) -> None:
+        """Let go of a window that was never finished."""
+        if self._window is not None:
+            self._window.abandon()
+            self._window = None
+
+    def read(self) -> dict[str, float]:
+        """Return memory and bus of this iteration as metrics; call it when the device is idle."""
+        metrics: dict[str, float] = {}
+        if (now := self.memory.read()) is not None:
+            metrics |= {f"memory/{name}": value for name, value in now.gib().items()}
+            peaks = self.memory.read_phases()
+            metrics |= {f"memory/peak_{name}_gib": peak / _GIB for name, peak in peaks.items()}
+        if self._placement.is_cuda or self.is_profiled:
+            traffic = self._placement.traffic
+            moved = traffic.since(self._traffic_before)
+            self._traffic_before = dataclasses.replace(traffic)
+            metrics["pcie/h2d_bytes"] = float(moved.h2d_bytes)
+            metrics["pcie/d2h_bytes"] = float(moved.d2h_bytes)
+        if self._window_phases and self.use is not None and self.bus is not None:
+            metrics |= use_metrics(self.use, self.bus)
+        return metrics
 
 
-def memory_stats(device: torch.device) -> dict[str, float]:
-    """Return CUDA's memory in GiB, now and at the peak; empty on other devices."""
-    if device.type != "cuda":
-        return {}
-    return {
-        "allocated_gib": torch.cuda.memory_allocated(device) / _GIB,
-        "reserved_gib": torch.cuda.memory_reserved(device) / _GIB,
-        "peak_allocated_gib": torch.cuda.max_memory_allocated(device) / _GIB,
-        "peak_reserved_gib": torch.cuda.max_memory_reserved(device) / _GIB,
-    }
+def choose_window(num_operations: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the phases to profile, in order: all of an iteration, else its update, else none.
+
+    ``num_operations`` are one iteration's by phase, in order; they bound the trace.
+    """
+    for phases in (tuple(num_operations), ("update",)):
+        if sum(num_operations[phase] for phase in phases) <= _MAX_WINDOW_OPERATIONS:
+            return phases
+    _LOG.warning(
+        "no window is profiled: an update has more than %d operations", _MAX_WINDOW_OPERATIONS
+    )
+    return ()
 
 
 def peak_host_gib() -> float | None:

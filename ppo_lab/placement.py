@@ -2,18 +2,21 @@
 
 Every transfer goes through ``Placement.move``, which counts its bytes by direction. On a CPU-only
 machine both sides are the same memory, but a move still copies and still counts: what a strategy
-would send over PCIe can be tested, and is never hidden by two names for one storage.
+would send over PCIe can be tested, and is never hidden by two names for one storage. Who counts
+memory (``ledger``) is told where each tensor made here would lie.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Place", "Placement", "Traffic"]
+__all__ = ["Place", "Placement", "Traffic", "Watcher"]
 
 
 class Place(Enum):
@@ -35,21 +38,41 @@ class Traffic:
         return Traffic(self.h2d_bytes - earlier.h2d_bytes, self.d2h_bytes - earlier.d2h_bytes)
 
 
+class Watcher(Protocol):
+    """Who is told where tensors lie."""
+
+    def placing(self, place: Place, *, is_pinned: bool = False) -> AbstractContextManager[None]:
+        """Take tensors made inside for ones in ``place``."""
+
+
 @dataclass
 class Placement:
     """The training device, the host beside it, and the count of what passed between them."""
 
     device: torch.device
     traffic: Traffic = field(default_factory=Traffic)
+    watcher: Watcher | None = None
 
     @property
     def is_cuda(self) -> bool:
         """Whether the two sides are really two memories."""
         return self.device.type == "cuda"
 
-    def empty_host_like(self, tensor: Tensor, *, pin: bool) -> Tensor:
+    def placing(self, place: Place, *, pin: bool = False) -> AbstractContextManager[None]:
+        """Say that tensors made inside lie in ``place``, where both sides are one memory."""
+        if self.watcher is None:
+            return nullcontext()
+        return self.watcher.placing(place, is_pinned=pin)
+
+    def empty_host(self, *shape: int, dtype: torch.dtype, pin: bool) -> Tensor:
         """Return an uninitialised host tensor, pinned if asked and if there is a bus to cross."""
-        return torch.empty_like(tensor, device="cpu", pin_memory=pin and self.is_cuda)
+        with self.placing(Place.host, pin=pin):
+            return torch.empty(shape, dtype=dtype, pin_memory=pin and self.is_cuda)
+
+    def empty_host_like(self, tensor: Tensor, *, pin: bool) -> Tensor:
+        """Return an uninitialised host tensor of the shape and type of ``tensor``."""
+        with self.placing(Place.host, pin=pin):
+            return torch.empty_like(tensor, device="cpu", pin_memory=pin and self.is_cuda)
 
     def move(
         self, tensor: Tensor, to: Place, out: Tensor | None = None, *, non_blocking: bool = False
@@ -67,6 +90,7 @@ class Placement:
         else:
             self.traffic.d2h_bytes += num_bytes
             target = torch.device("cpu")
-        if out is None:
+        if out is not None:
+            return out.copy_(tensor, non_blocking=non_blocking)
+        with self.placing(to):
             return tensor.to(target, non_blocking=non_blocking, copy=True)
-        return out.copy_(tensor, non_blocking=non_blocking)

@@ -19,8 +19,8 @@ from ppo_lab.config import Config
 from ppo_lab.diagnostics import RatioDiagnostics, ratio_edges
 from ppo_lab.episodes import EpisodeTotals
 from ppo_lab.outcome import History
-from ppo_lab.phases import UpdateDiagnostics
 from ppo_lab.placement import Place, Placement
+from ppo_lab.step_log import UpdateDiagnostics
 from ppo_lab.tracking import Histogram, Record
 
 __all__ = ["IterationTensors", "Recorder"]

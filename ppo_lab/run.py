@@ -12,15 +12,18 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ppo_lab.bus import measure_bus
 from ppo_lab.config import Config
 from ppo_lab.envs.base import Env
-from ppo_lab.meters import memory_stats, peak_host_gib
+from ppo_lab.memory_summary import out_of_memory_line
+from ppo_lab.meters import peak_host_gib
 from ppo_lab.networks import ActorCritic
 from ppo_lab.outcome import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.policy import save_policy
 from ppo_lab.tracking import Progress, RunInfo, Tracker
 from ppo_lab.trainer import LaneResult, Trainer
 from ppo_lab.versions import git_state, machine, versions
+from ppo_lab.vram import is_out_of_memory, release_memory, vram_limit
 
 __all__ = ["Status", "run_in_folder"]
 
@@ -32,7 +35,8 @@ class Status(Enum):
 
     finished = "finished"
     diverged = "diverged"  # a loss or a gradient was not finite
-    failed = "failed"  # something raised
+    out_of_memory = "out_of_memory"  # the device's, or the host's
+    failed = "failed"  # something else raised
     interrupted = "interrupted"  # Ctrl-C or a signal
 
 
@@ -41,10 +45,14 @@ def run_in_folder(
 ) -> dict[str, Any]:
     """Train ``config``, leave everything in ``folder`` (which exists), and return the summary.
 
-    An exception of the run becomes a summary of status ``failed``; Ctrl-C and SystemExit are
-    raised again once the trackers are closed.
+    An exception of the run becomes a summary of status ``failed`` or ``out_of_memory``; Ctrl-C and
+    SystemExit are raised again once the trackers are closed. The memory of a run that failed is
+    free again on return, so that the next one in this process has all of it.
     """
     begin_s = time.perf_counter()
+    device = config.torch_device
+    if config.is_profiled and device.type == "cuda":
+        measure_bus(device)  # before a limit that its buffers might not fit in
     facts = {"versions": versions(), "git": git_state(), "machine": machine(config.torch_device)}
     info = _run_info(config, folder, overrides, group, facts)
     tracker = Tracker(
@@ -53,10 +61,10 @@ def run_in_folder(
     summary = _static_summary(config, folder, overrides, facts)
     try:
         tracker.start(info)
-        _train(config, folder, tracker, summary)
+        with vram_limit(device, config.vram_limit_gib):
+            _train(config, folder, tracker, summary)
     except Exception as error:
-        log.exception("the run failed")
-        summary |= {"status": Status.failed.value, "reason": _one_line(error)}
+        summary |= _failure(config, error, summary)
     except BaseException:
         summary |= {"status": Status.interrupted.value, "reason": "stopped by a signal"}
         raise
@@ -76,11 +84,29 @@ def _train(config: Config, folder: Path, tracker: Tracker, summary: dict[str, An
         if result.diverged is None:  # a policy of NaNs is no policy
             save_policy(folder, config, trainer.model, trainer.env.state_dict())
         summary |= _ending(result)
+    except Exception:
+        summary["stopped_in"] = trainer.meters.running_phase or "record"
+        raise
     finally:
         try:
             summary |= _measured(config, trainer)
         finally:
             _close(trainer.env)
+
+
+def _failure(config: Config, error: Exception, summary: dict[str, Any]) -> dict[str, Any]:
+    """Log what ended a run, free its memory, and return status and reason."""
+    is_full = is_out_of_memory(error)
+    if is_full:
+        log.debug("out of memory", exc_info=error)  # where says little; the line below says more
+    else:
+        log.exception("the run failed")
+    release_memory(config.torch_device, error)
+    if not is_full:
+        return {"status": Status.failed.value, "reason": _one_line(error)}
+    reason = out_of_memory_line(config, error, summary)
+    log.error(reason)
+    return {"status": Status.out_of_memory.value, "reason": reason}
 
 
 def _close(env: Env) -> None:
@@ -139,7 +165,7 @@ def _ending(result: LaneResult) -> dict[str, Any]:
 
 def _measured(config: Config, trainer: Trainer) -> dict[str, Any]:
     """Return what the run measured, as far as it came."""
-    trainer.clock.read()
+    trainer.meters.clock.read()
     history = trainer.history(lane=0)
     num_steps = trainer.iteration * config.num_rows
     measured = _scores(config, history) | {
@@ -149,7 +175,8 @@ def _measured(config: Config, trainer: Trainer) -> dict[str, Any]:
         "time": {f"{name}_s": seconds for name, seconds in trainer.phase_seconds().items()},
         "env_steps_per_s": num_steps / max(trainer.elapsed_s, 1e-9),
     }
-    stats = memory_stats(trainer.placement.device)
+    memory = trainer.meters.memory.read()
+    stats = {} if memory is None else memory.gib()
     peaks = {k.removeprefix("peak_"): v for k, v in stats.items() if k.startswith("peak_")}
     measured["peak_memory"] = {"host_gib": peak_host_gib(), **peaks}
     if trainer.placement.is_cuda:

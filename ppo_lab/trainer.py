@@ -17,27 +17,22 @@ from torch import Tensor
 
 from ppo_lab import random
 from ppo_lab.advantages import Advantages, gae
+from ppo_lab.collect import Collector, policy_over_rollout
 from ppo_lab.config import Config
 from ppo_lab.diagnostics import ratio_diagnostics, ratio_histogram
 from ppo_lab.envs.base import Env
 from ppo_lab.episodes import EpisodeMeter
 from ppo_lab.lanes import LaneTensors, check_stack
-from ppo_lab.meters import PhaseClock, begin_memory_stats, memory_stats
+from ppo_lab.meters import Meters
 from ppo_lab.networks import Initializer
 from ppo_lab.outcome import History
-from ppo_lab.phases import (
-    AdvantageNormalization,
-    Collector,
-    UpdateDiagnostics,
-    UpdatePlan,
-    policy_over_rollout,
-    update,
-)
-from ppo_lab.placement import Placement, Traffic
+from ppo_lab.placement import Placement
 from ppo_lab.ppo import explained_variance, normalize_advantages
 from ppo_lab.records import IterationTensors, Recorder
 from ppo_lab.rollout import Rollout, RolloutRows, lane_rows
+from ppo_lab.step_log import UpdateDiagnostics
 from ppo_lab.tracking import Record
+from ppo_lab.update import AdvantageNormalization, UpdatePlan, update
 
 __all__ = ["LaneResult", "Trainer"]
 
@@ -67,7 +62,7 @@ class Trainer:
         self.config, self.configs, self._on_record = config, configs, on_record
         device = config.torch_device
         self.placement = Placement(device)
-        begin_memory_stats(device)
+        self.meters = Meters(self.placement, is_profiled=config.is_profiled)
         self.spec = config.check_env()
         torch.set_num_threads(config.choose_num_threads(self.spec))
 
@@ -90,9 +85,7 @@ class Trainer:
         self._recorder = Recorder(configs, self.placement, self.model.distribution.max_entropy)
         self._action_keys = random.lane_keys(seeds.to(device), random.Stream.ACTION)
         self._shuffle_keys = random.lane_keys(seeds.to(device), random.Stream.SHUFFLE)
-        self.clock = PhaseClock(device)
         self._start_s = time.perf_counter()
-        self._traffic_before = Traffic()
         self.iteration = 0
 
     def _build_env(self, seeds: Tensor) -> Env:
@@ -106,20 +99,28 @@ class Trainer:
 
     def run(self) -> list[LaneResult]:
         """Train until the steps are spent or every lane has diverged."""
-        while self.iteration < self.config.num_iterations and self._has_live_lane():
-            with self.clock.phase("rollout"):
-                rollout = self.collect()
-            with self.clock.phase("advantages"):
-                advantages = self.advantages(rollout)
-            rows = lane_rows(rollout, advantages)
-            with self.clock.phase("update"):
-                diagnostics = self.update(rows)
-            with self.clock.phase("diagnostics"):
-                tensors = self.diagnose(rollout, rows, diagnostics)
-            self.iteration += 1
-            self.record(tensors)
+        try:
+            while self.iteration < self.config.num_iterations and self._has_live_lane():
+                self.iterate()
+        finally:
+            self.meters.close()
         lanes = zip(self._recorder.histories, self._recorder.diverged)
         return [LaneResult(history, diverged) for history, diverged in lanes]
+
+    def iterate(self) -> None:
+        """Collect, advantages, update, record; what it needed is free again when it returns."""
+        self.meters.begin_iteration(self.iteration + 1)
+        with self.meters.phase("rollout"):
+            rollout = self.collect()
+        with self.meters.phase("advantages"):
+            advantages = self.advantages(rollout)
+        rows = lane_rows(rollout, advantages)
+        with self.meters.phase("update"):
+            diagnostics = self.update(rows)
+        with self.meters.phase("diagnostics"):
+            tensors = self.diagnose(rollout, rows, diagnostics)
+        self.iteration += 1
+        self.record(tensors)
 
     def collect(self) -> Rollout:
         """Return the next T steps of every environment."""
@@ -193,31 +194,23 @@ class Trainer:
                 self._on_record(
                     lane, dataclasses.replace(record, metrics={**record.metrics, **schedule})
                 )
-        self.clock.add("record", time.perf_counter() - begin_s)
+        self.meters.clock.add("record", time.perf_counter() - begin_s)
 
     def _measure(self) -> dict[str, float]:
         """Return what is measured for the whole stack in this iteration."""
         if self.placement.is_cuda:
             torch.cuda.synchronize(self.placement.device)
-        seconds = self.clock.read()
+        seconds = self.meters.clock.read()
         num_steps = self.config.num_rows * len(self.configs)
         seconds["env"] = self._collector.env_s
-        self.clock.totals["env"] += self._collector.env_s
+        self.meters.clock.totals["env"] += self._collector.env_s
         self._collector.env_s = 0.0
         metrics = {f"time/{name}_s": value for name, value in seconds.items()}
         elapsed_s = metrics["time/elapsed_s"] = self.elapsed_s
         metrics["charts/SPS"] = self.iteration * num_steps / elapsed_s
         metrics["perf/SPS_rollout"] = num_steps / seconds["rollout"]
         metrics["perf/SPS_update"] = num_steps / seconds["update"]
-        if self.placement.is_cuda:
-            stats = memory_stats(self.placement.device)
-            metrics |= {f"memory/{name}": value for name, value in stats.items()}
-            traffic = self.placement.traffic
-            moved = traffic.since(self._traffic_before)
-            self._traffic_before = dataclasses.replace(traffic)
-            metrics["pcie/h2d_bytes"] = float(moved.h2d_bytes)
-            metrics["pcie/d2h_bytes"] = float(moved.d2h_bytes)
-        return metrics
+        return metrics | self.meters.read()
 
     @property
     def elapsed_s(self) -> float:
@@ -229,7 +222,7 @@ class Trainer:
 
         Stepping the environment is part of the rollout and is shown beside it, not within it.
         """
-        seconds = dict(self.clock.totals)
+        seconds = dict(self.meters.clock.totals)
         env_s = seconds.pop("env", 0.0)
         seconds["rollout"] = seconds.get("rollout", 0.0) - env_s
         return {"env": env_s, **seconds}

@@ -13,14 +13,15 @@ PACKAGE = Path(ppo_lab.__file__).parent
 LAYERS = [  # a room may import from its own layer and from those above it in this list
     {"errors", "files", "paths", "random", "versions"},
     {
-        "advantages", "diagnostics", "episodes", "meters", "normalization", "optimizer", "outcome",
-        "placement", "ppo", "rollout",
+        "advantages", "bus", "diagnostics", "episodes", "ledger", "meters", "normalization",
+        "optimizer", "outcome", "placement", "ppo", "rollout", "step_log", "tally", "trace", "vram",
     },
     {"envs", "networks"},
     {"memory", "tracking"},
-    {"phases"},
+    {"collect", "update"},
     {"choices", "config", "lanes", "policy", "compose", "refusals", "records"},
     {"trainer"},
+    {"memory_summary"},
     {"run"},
     {"sweep"},
     {"__main__", "browse", "grid", "play", "report"},

@@ -103,11 +103,12 @@ class GymnasiumEnv(Env):
     def _allocate_rows(self, observation_shape: tuple[int, ...]) -> None:
         """Allocate what is sent to the device, pinned where there is a bus to cross."""
         num_rows, size = len(self._envs), self.spec.observation_size
-        shape, pinned = (self.num_lanes, self.num_envs), self._placement.is_cuda
+        shape = (self.num_lanes, self.num_envs)
         host_dtype = torch.float64 if self._dtype == torch.float64 else torch.float32
-        self._packed = torch.empty(*shape, size + 1, dtype=host_dtype, pin_memory=pinned)
-        self._final = torch.empty(*shape, size, dtype=host_dtype, pin_memory=pinned)
-        self._flags = torch.empty(2, *shape, dtype=torch.bool, pin_memory=pinned)
+        empty = self._placement.empty_host
+        self._packed = empty(*shape, size + 1, dtype=host_dtype, pin=True)
+        self._final = empty(*shape, size, dtype=host_dtype, pin=True)
+        self._flags = empty(2, *shape, dtype=torch.bool, pin=True)
         # numpy's views of the same memory, in the shape an environment returns
         packed = self._packed.numpy().reshape(num_rows, size + 1)
         self._observation_rows = packed[:, :size].reshape(num_rows, *observation_shape)

@@ -16,10 +16,11 @@ from core_helpers import (
 )
 
 from ppo_lab import trainer as trainer_module
+from ppo_lab.collect import Collector
 from ppo_lab.memory import STRATEGIES
-from ppo_lab.phases import Collector, update
 from ppo_lab.rollout import RolloutRows
 from ppo_lab.trainer import Trainer
+from ppo_lab.update import update
 
 pytestmark = [
     pytest.mark.gpu,

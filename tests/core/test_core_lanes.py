@@ -20,8 +20,8 @@ from core_helpers import (
 from ppo_lab.config import LANE_KEYS, Config, Schedule
 from ppo_lab.errors import ConfigError
 from ppo_lab.lanes import LaneTensors, check_stack
-from ppo_lab.phases import AdvantageNormalization
 from ppo_lab.trainer import Trainer
+from ppo_lab.update import AdvantageNormalization
 
 # Four lanes that agree in no number a lane may have to itself.
 FOUR = (

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from ppo_lab.meters import PhaseClock, memory_stats
+from ppo_lab.meters import PhaseClock
 from ppo_lab.placement import Place, Placement, Traffic
 
 CPU = torch.device("cpu")
@@ -63,7 +63,3 @@ def test_a_phase_clock_adds_up_within_an_iteration_and_over_all_of_them():
     assert clock.read() == {"record": 1.0}  # only what came after the last read
     assert clock.totals == {"update": first["update"], "record": 3.0}
     assert clock.read() == {}
-
-
-def test_there_are_no_cuda_memory_numbers_without_cuda():
-    assert memory_stats(CPU) == {}

@@ -16,10 +16,11 @@ from core_helpers import (
 )
 
 from ppo_lab import random
+from ppo_lab.collect import Collector, policy_over_rollout
 from ppo_lab.memory import STRATEGIES
-from ppo_lab.phases import Collector, UpdatePlan, policy_over_rollout, update
 from ppo_lab.ppo import normalize_advantages
 from ppo_lab.trainer import Trainer
+from ppo_lab.update import UpdatePlan, update
 
 
 def trainer_of(*overrides):

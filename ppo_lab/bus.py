@@ -1,0 +1,124 @@
+"""The bus between host and device: how fast it can be, and how long the device waited for it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from ppo_lab.trace import Copies, DeviceUse, device_use, read_events
+
+__all__ = ["BusLimit", "DeviceWindow", "measure_bus", "use_metrics"]
+
+_LOG = logging.getLogger(__name__)
+
+_COPY_BYTES = 256 * 1024**2  # 5 ms at 55 GB/s: long against a launch, short against a start
+_NUM_COPIES = 4  # the best of them; the first also wakes a link that has clocked down
+_GB = 1e9
+
+
+@dataclass(frozen=True)
+class BusLimit:
+    """The best rate of one large copy from and to page-locked memory, in bytes per second."""
+
+    h2d_bytes_per_s: float
+    d2h_bytes_per_s: float
+
+
+@functools.cache
+def measure_bus(device: torch.device) -> BusLimit:
+    """Measure the bus of a CUDA ``device``, once per process: about 50 ms."""
+    host = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
+    limit = BusLimit(_best_rate(there, host), _best_rate(host, there))
+    del host, there
+    torch.cuda.empty_cache()
+    torch.accelerator.empty_host_cache()
+    return limit
+
+
+def _best_rate(target: Tensor, source: Tensor) -> float:
+    """Return the highest rate of a few copies, timed on the device."""
+    device = target.device if target.is_cuda else source.device
+    stream = torch.cuda.current_stream(device)
+    seconds = []
+    for _ in range(_NUM_COPIES):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record(stream)
+        target.copy_(source, non_blocking=True)
+        end.record(stream)
+        end.synchronize()
+        seconds.append(begin.elapsed_time(end) / 1000.0)
+    return source.numel() * source.element_size() / min(seconds)
+
+
+class DeviceWindow:
+    """Profiles the device from ``begin`` to ``end``: kernels and copies alone, no host events.
+
+    Profiling slows launches, so a window is short, and one is enough once a run is steady.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Profile ``device``; a CPU is allowed for the sake of tests and shows no device work."""
+        self._device = device
+        # Kineto narrates on stderr, in the middle of a progress line; 6 is above all its levels.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+        is_cuda = device.type == "cuda"
+        activity = ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU
+        self._profile = profile(activities=[activity])
+        self._begin_s = 0.0
+
+    def begin(self) -> None:
+        """Start the profiler, then the clock, with the device idle."""
+        self._profile.start()
+        self._synchronize()
+        self._begin_s = time.perf_counter()
+
+    def end(self) -> DeviceUse:
+        """Wait for the device, stop, and return how it spent the time since ``begin``."""
+        self._synchronize()
+        wall_s = time.perf_counter() - self._begin_s
+        self._profile.stop()
+        with tempfile.TemporaryDirectory(prefix="ppo_lab_") as folder:
+            path = Path(folder) / "trace.json"
+            self._profile.export_chrome_trace(str(path))
+            use = device_use(read_events(path), wall_s)
+        if self._device.type == "cuda" and not use.num_events:
+            _LOG.warning("the profiler saw nothing on the device: perf/* would be wrong, left out")
+        return use
+
+    def abandon(self) -> None:
+        """Stop without a result, where what was to be profiled has failed."""
+        self._profile.stop()
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def use_metrics(use: DeviceUse, limit: BusLimit) -> dict[str, float]:
+    """Return a window as metrics; rates and shares of ``limit`` are while copying."""
+    metrics = {
+        "perf/kernel_busy_frac": use.kernel_busy_frac,
+        "perf/exposed_copy_frac": use.exposed_copy_frac,
+        "perf/idle_no_copy_frac": use.idle_no_copy_frac,
+        "perf/window_s": use.wall_s,
+        "pcie/pageable_bytes": float(use.h2d.pageable_bytes + use.d2h.pageable_bytes),
+    }
+    sides: tuple[tuple[str, Copies, float], ...] = (
+        ("h2d", use.h2d, limit.h2d_bytes_per_s),
+        ("d2h", use.d2h, limit.d2h_bytes_per_s),
+    )
+    for side, copies, limit_per_s in sides:
+        if (rate := copies.bytes_per_s) is not None:
+            metrics[f"pcie/{side}_gb_per_s"] = rate / _GB
+            metrics[f"pcie/{side}_limit_frac"] = rate / limit_per_s
+    return metrics

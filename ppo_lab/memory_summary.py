@@ -1,0 +1,37 @@
+"""What a summary says about memory: forecast, counted, measured; and why there was too little."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ppo_lab.config import Config
+from ppo_lab.meters import peak_host_gib
+from ppo_lab.vram import CudaMemory
+
+__all__ = ["out_of_memory_line"]
+
+_GIB = 1024**3
+
+
+def out_of_memory_line(config: Config, error: Exception, summary: Mapping[str, Any]) -> str:
+    """Return in one line which memory was full, when, and what was held at most."""
+    if isinstance(error, torch.OutOfMemoryError):
+        side, facts = "device", _device_peak(config, summary)
+    else:
+        side, facts = "host", [f"peak {peak_host_gib() or 0.0:.2f} GiB"]
+    phase = summary.get("stopped_in", "startup")
+    return ": ".join([f"the {side} is out of memory in {phase}", ", ".join(facts)]).rstrip(": ")
+
+
+def _device_peak(config: Config, summary: Mapping[str, Any]) -> list[str]:
+    """Return the device's peak, and the limit if there was one."""
+    peak_gib = summary.get("peak_memory", {}).get("allocated_gib")
+    if peak_gib is None and config.torch_device.type == "cuda":  # failed before the first phase
+        peak_gib = CudaMemory(config.torch_device).read().peak_allocated / _GIB
+    parts = [] if peak_gib is None else [f"peak {peak_gib:.2f} GiB"]
+    if config.vram_limit_gib is not None:
+        parts.append(f"limit {config.vram_limit_gib:g} GiB")
+    return parts

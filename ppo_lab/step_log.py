@@ -1,0 +1,75 @@
+"""An update's numbers, gradient step by gradient step, kept on the device and summarised once.
+
+Shapes: K = gradient steps of one update, L = lanes, B = rows per lane in a minibatch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppo_lab.diagnostics import clip_fractions
+from ppo_lab.ppo import ClipRange, approx_kl_k3
+
+__all__ = ["StepLog", "UpdateDiagnostics"]
+
+
+class UpdateDiagnostics(NamedTuple):
+    """Means over the gradient steps that a lane really took; every field (L,)."""
+
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor  # nats
+    grad_norm: Tensor  # before clipping, actor and critic together
+    approx_kl: Tensor  # nats, k3
+    old_approx_kl: Tensor  # nats, k1
+    clip_frac: Tensor
+    clip_above_frac: Tensor
+    clip_below_frac: Tensor
+    cut_above_frac: Tensor
+    cut_below_frac: Tensor
+    pass_frac: Tensor
+    ratio_min: Tensor  # the smallest and largest of all gradient steps, not a mean
+    ratio_max: Tensor
+    gradient_steps: Tensor  # fewer than E * M when target_kl stopped the lane
+    epochs_done: Tensor
+
+
+class StepLog:
+    """Allocated whole before the first step, so that its memory does not depend on their number."""
+
+    def __init__(self, num_steps: int, num_lanes: int, num_rows: int, like: Tensor) -> None:
+        """Make room for K = ``num_steps`` of B = ``num_rows``, on the device of ``like``."""
+        self.log_ratios = like.new_zeros(num_steps, num_lanes, num_rows)  # (K, L, B)
+        self.advantages = like.new_zeros(num_steps, num_lanes, num_rows)  # (K, L, B) as used
+        self.policy_loss = like.new_zeros(num_steps, num_lanes)  # (K, L)
+        self.value_loss = like.new_zeros(num_steps, num_lanes)  # (K, L)
+        self.entropy = like.new_zeros(num_steps, num_lanes)  # (K, L)
+        self.grad_norm = like.new_zeros(num_steps, num_lanes)  # (K, L)
+        self.active = like.new_ones(num_steps, num_lanes, dtype=torch.bool)  # (K, L)
+
+    def means(self, clip: ClipRange, num_minibatches: int) -> UpdateDiagnostics:
+        """Return means over the K gradient steps in which a lane was active."""
+        active, log_ratios = self.active, self.log_ratios
+        num_active = active.sum(0)
+
+        def mean(steps: Tensor) -> Tensor:
+            return steps.masked_fill(~active, 0.0).sum(0) / num_active.clamp(min=1)
+
+        shares = clip_fractions(log_ratios, self.advantages, clip)
+        taken = log_ratios.masked_fill(~active.unsqueeze(-1), 0.0)  # a ratio of 1 for the rest
+        return UpdateDiagnostics(
+            policy_loss=mean(self.policy_loss),
+            value_loss=mean(self.value_loss),
+            entropy=mean(self.entropy),
+            grad_norm=mean(self.grad_norm),
+            approx_kl=mean(approx_kl_k3(log_ratios)),
+            old_approx_kl=mean(-log_ratios.mean(-1)),
+            **{name: mean(share) for name, share in shares.items()},
+            ratio_min=taken.amin((0, 2)).exp(),
+            ratio_max=taken.amax((0, 2)).exp(),
+            gradient_steps=num_active,
+            epochs_done=num_active / num_minibatches,
+        )

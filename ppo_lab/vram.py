@@ -1,0 +1,179 @@
+"""The device's memory: its peaks by phase, an emulated smaller card, and the end of a full one.
+
+CUDA's allocator keeps one peak since the last reset. So the peak is read and reset wherever a phase
+begins or ends, and the run's own peak is the largest of what was read.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import traceback
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import torch
+
+__all__ = [
+    "CudaMemory",
+    "DeviceBytes",
+    "MemoryMeter",
+    "MemorySource",
+    "is_out_of_memory",
+    "release_memory",
+    "vram_limit",
+]
+
+_LOG = logging.getLogger(__name__)
+
+_GIB = 1024**3
+_HOST_MESSAGES = ("DefaultCPUAllocator", "CUDA error: out of memory")  # the second when pinning
+
+
+class DeviceBytes(NamedTuple):
+    """What CUDA's allocator says, in bytes; peaks are since the last reset."""
+
+    allocated: int
+    """Held by tensors."""
+    reserved: int
+    """Taken from the driver: tensors and what is cached for the next ones."""
+    peak_allocated: int
+    peak_reserved: int
+
+    def gib(self) -> dict[str, float]:
+        """Return the four numbers in GiB, named as metrics are."""
+        return {f"{name}_gib": value / _GIB for name, value in self._asdict().items()}
+
+
+class MemorySource(Protocol):
+    """Where a ``MemoryMeter`` reads."""
+
+    def read(self) -> DeviceBytes:
+        """Return the numbers now, peaks since the last reset."""
+
+    def reset_peaks(self) -> None:
+        """Let the peaks begin anew at what is held now."""
+
+
+class CudaMemory:
+    """CUDA's caching allocator on one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Read ``device``."""
+        self._device = device
+
+    def read(self) -> DeviceBytes:
+        """See ``MemorySource``; no synchronisation, the allocator lives on the host."""
+        stats = torch.cuda.memory.memory_stats_as_nested_dict(self._device)
+        if not stats:  # CUDA has not been used yet
+            return DeviceBytes(0, 0, 0, 0)
+        allocated, reserved = stats["allocated_bytes"]["all"], stats["reserved_bytes"]["all"]
+        return DeviceBytes(
+            allocated["current"], reserved["current"], allocated["peak"], reserved["peak"]
+        )
+
+    def reset_peaks(self) -> None:
+        """See ``MemorySource``."""
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+
+class MemoryMeter:
+    """Peaks of the device's memory: by phase, and of the whole run."""
+
+    def __init__(self, source: MemorySource | None) -> None:
+        """Read ``source``; None, where memory is not CUDA's, counts nothing."""
+        self._source = source
+        self._peaks = (0, 0)  # allocated, reserved: largest so far
+        self._phase_bytes: dict[str, int] = defaultdict(int)
+        self.phase_peaks: dict[str, int] = defaultdict(int)
+        """Most bytes allocated at once during each phase, since the start."""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the peak of what runs inside towards ``name``, also when it raises."""
+        if self._source is None:
+            yield
+            return
+        self._take_peak()  # what came before belongs to the run, and to no phase
+        try:
+            yield
+        finally:
+            peak = self._take_peak()
+            self._phase_bytes[name] = max(self._phase_bytes[name], peak)
+            self.phase_peaks[name] = max(self.phase_peaks[name], peak)
+
+    def read(self) -> DeviceBytes | None:
+        """Return what is held now and the run's peaks; None where nothing is counted."""
+        if self._source is None:
+            return None
+        self._take_peak()
+        now = self._source.read()
+        return DeviceBytes(now.allocated, now.reserved, *self._peaks)
+
+    def read_phases(self) -> dict[str, int]:
+        """Return each phase's peak bytes since the last call."""
+        peaks = dict(self._phase_bytes)
+        self._phase_bytes.clear()
+        return peaks
+
+    def _take_peak(self) -> int:
+        """Return the most bytes allocated since the last reset, and reset."""
+        assert self._source is not None
+        now = self._source.read()
+        self._peaks = (
+            max(self._peaks[0], now.peak_allocated),
+            max(self._peaks[1], now.peak_reserved),
+        )
+        self._source.reset_peaks()
+        return now.peak_allocated
+
+
+@contextmanager
+def vram_limit(device: torch.device, limit_gib: float | None) -> Iterator[None]:
+    """Let PyTorch allocate no more than ``limit_gib`` on ``device`` inside; None for no limit.
+
+    Beyond it allocations fail as on a card of that size. CUDA's own context is not counted. A limit
+    that limits nothing is logged.
+    """
+    if limit_gib is None:
+        yield
+        return
+    if device.type != "cuda":
+        _LOG.warning("vram_limit_gib=%g has no effect: this run is not on CUDA", limit_gib)
+        yield
+        return
+    total_gib = torch.cuda.get_device_properties(device).total_memory / _GIB
+    if limit_gib >= total_gib:
+        _LOG.warning("vram_limit_gib=%g has no effect: the card has %.1f", limit_gib, total_gib)
+    torch.cuda.set_per_process_memory_fraction(min(limit_gib / total_gib, 1.0), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error`` says that a memory is full: the device's, or the host's.
+
+    PyTorch has an exception for the device alone; the host's allocators raise RuntimeError.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _HOST_MESSAGES)
+
+
+def release_memory(device: torch.device, error: BaseException | None = None) -> None:
+    """Free what a finished run has left: cycles, ``error``'s frames, and CUDA's caches.
+
+    A traceback keeps the local variables of every frame alive, and with them the model.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.accelerator.empty_host_cache()
