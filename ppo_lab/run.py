@@ -7,7 +7,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ppo_lab.trainer import LaneResult, Trainer
 from ppo_lab.versions import git_state, machine, versions
 from ppo_lab.vram import is_out_of_memory, release_memory, vram_limit
 
-__all__ = ["Status", "run_in_folder"]
+__all__ = ["Destination", "Status", "run_in_folder", "run_stack"]
 
 log = logging.getLogger(__name__)
 
@@ -34,79 +35,133 @@ class Status(Enum):
     """How a run ended."""
 
     finished = "finished"
+    pruned = "pruned"  # told to end before its last step
     diverged = "diverged"  # a loss or a gradient was not finite
     out_of_memory = "out_of_memory"  # the device's, or the host's
     failed = "failed"  # something else raised
     interrupted = "interrupted"  # Ctrl-C or a signal
 
 
+@dataclass(frozen=True)
+class Destination:
+    """Where one lane of a stack leaves its results, and what is noted beside them."""
+
+    folder: Path
+    """Exists already."""
+    overrides: Sequence[str]
+    group: str | None = None
+    """The grid or study this run belongs to."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Added to the summary, such as a trial's number."""
+
+
 def run_in_folder(
     config: Config, folder: Path, *, overrides: Sequence[str], group: str | None = None
 ) -> dict[str, Any]:
-    """Train ``config``, leave everything in ``folder`` (which exists), and return the summary.
-
-    An exception of the run becomes a summary of status ``failed`` or ``out_of_memory``; Ctrl-C and
-    SystemExit are raised again once the trackers are closed. The memory of a run that failed is
-    free again on return, so that the next one in this process has all of it.
-    """
-    begin_s = time.perf_counter()
-    device = config.torch_device
-    if config.is_profiled and device.type == "cuda":
-        measure_bus(device)  # before a limit that its buffers might not fit in
-    facts = {"versions": versions(), "git": git_state(), "machine": machine(config.torch_device)}
-    info = _run_info(config, folder, overrides, group, facts)
-    tracker = Tracker(
-        config.tracking, Path("outputs").resolve(), Progress(config.tracking.terminal)
-    )
-    summary = _static_summary(config, folder, overrides, facts)
-    try:
-        tracker.start(info)
-        with vram_limit(device, config.vram_limit_gib):
-            _train(config, folder, tracker, summary)
-    except Exception as error:
-        summary |= _failure(config, error, summary)
-    except BaseException:
-        summary |= {"status": Status.interrupted.value, "reason": "stopped by a signal"}
-        raise
-    finally:
-        summary["wall_time_s"] = time.perf_counter() - begin_s
-        is_well = summary["status"] == Status.finished.value
-        tracker.finish(summary, exit_code=0 if is_well else 1)
-        summary |= {"wandb": tracker.link} if tracker.link else {}
+    """Train ``config`` alone; see ``run_stack``."""
+    (summary,) = run_stack([config], [Destination(folder, overrides, group)])
     return summary
 
 
-def _train(config: Config, folder: Path, tracker: Tracker, summary: dict[str, Any]) -> None:
-    """Train and save the policy; add to ``summary`` what came of it, as far as it came."""
-    trainer = Trainer([config], on_record=lambda _, record: tracker.record(record))
+def run_stack(
+    configs: Sequence[Config],
+    destinations: Sequence[Destination],
+    should_stop: Callable[[Trainer], str | None] | None = None,
+) -> list[dict[str, Any]]:
+    """Train ``configs`` as one stack, leave each lane in its folder, and return the summaries.
+
+    ``should_stop`` is asked after every iteration; a reason it gives ends the run with status
+    ``pruned``. An exception of the run becomes summaries of status ``failed`` or
+    ``out_of_memory``; Ctrl-C and SystemExit are raised again once the trackers are closed. The
+    memory of a run that failed is free again on return, so that the next one in this process has
+    all of it.
+    """
+    begin_s = time.perf_counter()
+    config = configs[0]
+    device = config.torch_device
+    if config.is_profiled and device.type == "cuda":
+        measure_bus(device)  # before a limit that its buffers might not fit in
+    facts = {"versions": versions(), "git": git_state(), "machine": machine(device)}
+    progress = Progress(config.tracking.terminal)
+    outputs = Path("outputs").resolve()
+    lanes = [
+        _Lane(c, to, Tracker(c.tracking, outputs, progress), _static_summary(c, to, facts))
+        for c, to in zip(configs, destinations)
+    ]
     try:
-        (result,) = trainer.run()
-        if result.diverged is None:  # a policy of NaNs is no policy
-            save_policy(folder, config, trainer.model, trainer.env.state_dict())
-        summary |= _ending(result)
+        for lane in lanes:
+            lane.tracker.start(_run_info(lane.config, lane.destination, facts))
+        with vram_limit(device, config.vram_limit_gib):
+            _train(lanes, should_stop)
+    except Exception as error:
+        _note_failure(lanes, error)
+    except BaseException:
+        for lane in lanes:
+            lane.summary.update(status=Status.interrupted.value, reason="stopped by a signal")
+        raise
+    finally:
+        for lane in lanes:
+            lane.finish(time.perf_counter() - begin_s)
+    return [lane.summary for lane in lanes]
+
+
+@dataclass(frozen=True)
+class _Lane:
+    config: Config
+    destination: Destination
+    tracker: Tracker
+    summary: dict[str, Any]
+
+    def finish(self, wall_time_s: float) -> None:
+        self.summary["wall_time_s"] = wall_time_s
+        is_well = self.summary["status"] in (Status.finished.value, Status.pruned.value)
+        self.tracker.finish(self.summary, exit_code=0 if is_well else 1)
+        if self.tracker.link:
+            self.summary["wandb"] = self.tracker.link
+
+
+def _train(lanes: Sequence[_Lane], should_stop: Callable[[Trainer], str | None] | None) -> None:
+    """Train and save the policies; add to the summaries what came of it, as far as it came."""
+    trainer = Trainer(
+        [lane.config for lane in lanes],
+        on_record=lambda index, record: lanes[index].tracker.record(record),
+    )
+    try:
+        results = trainer.run(should_stop)
+        for index, (lane, result) in enumerate(zip(lanes, results)):
+            if result.diverged is None:  # a policy of NaNs is no policy
+                state = trainer.env.state_dict()
+                save_policy(lane.destination.folder, lane.config, trainer.model, state, lane=index)
+            lane.summary.update(_ending(result, trainer.stopped))
     except Exception:
-        summary["stopped_in"] = trainer.meters.running_phase or "record"
+        for lane in lanes:
+            lane.summary["stopped_in"] = trainer.meters.running_phase or "record"
         raise
     finally:
         try:
-            summary |= _measured(config, trainer)
+            for index, lane in enumerate(lanes):
+                lane.summary.update(_measured(lane.config, trainer, index))
         finally:
             _close(trainer.env)
 
 
-def _failure(config: Config, error: Exception, summary: dict[str, Any]) -> dict[str, Any]:
-    """Log what ended a run, free its memory, and return status and reason."""
+def _note_failure(lanes: Sequence[_Lane], error: Exception) -> None:
+    """Log what ended a run, free its memory, and put status and reason into the summaries."""
     is_full = is_out_of_memory(error)
     if is_full:
         log.debug("out of memory", exc_info=error)  # where says little; the line below says more
     else:
         log.exception("the run failed")
+    config = lanes[0].config
     release_memory(config.torch_device, error)
-    if not is_full:
-        return {"status": Status.failed.value, "reason": _one_line(error)}
-    reason = out_of_memory_line(config, error, summary)
-    log.error(reason)
-    return {"status": Status.out_of_memory.value, "reason": reason}
+    if is_full:
+        reason = out_of_memory_line(config, error, lanes[0].summary)
+        log.error(reason)
+        ending = {"status": Status.out_of_memory.value, "reason": reason}
+    else:
+        ending = {"status": Status.failed.value, "reason": _one_line(error)}
+    for lane in lanes:
+        lane.summary.update(ending)
 
 
 def _close(env: Env) -> None:
@@ -117,30 +172,27 @@ def _close(env: Env) -> None:
         log.exception("the environment did not close")
 
 
-def _run_info(
-    config: Config,
-    folder: Path,
-    overrides: Sequence[str],
-    group: str | None,
-    facts: dict[str, Any],
-) -> RunInfo:
+def _run_info(config: Config, destination: Destination, facts: dict[str, Any]) -> RunInfo:
     env = re.sub(r"[^A-Za-z0-9._=-]", "-", config.env.id)[:24]
     parts = [env, config.memory.name, f"eps{config.epsilon_label}", f"s{config.seed}"]
     commit = facts["git"].get("commit")
     tags = [config.env.id, config.memory.name, *([f"g{commit[:7]}"] if commit else [])]
     return RunInfo(
-        folder=folder,
+        folder=destination.folder,
         id="-".join([*parts[:3], parts[3][:12], secrets.token_hex(2)])[:64],
         name="__".join([config.env.id, *parts[1:]]),
-        group=config.tracking.group or group,
+        group=config.tracking.group or destination.group,
         tags=tuple(tag[:64] for tag in [*tags, *config.tracking.tags]),
         total_steps=config.num_iterations * config.num_rows,
-        config=config.as_dict() | {"overrides": list(overrides)} | facts,
+        config=config.as_dict()
+        | {"overrides": list(destination.overrides)}
+        | facts
+        | dict(destination.notes),
     )
 
 
 def _static_summary(
-    config: Config, folder: Path, overrides: Sequence[str], facts: dict[str, Any]
+    config: Config, destination: Destination, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what is known before the first step; ``epsilon`` is absent when there is no clip."""
     summary = {
@@ -149,31 +201,35 @@ def _static_summary(
         "clipped": config.epsilon is not None,
         "seed": config.seed,
         "name": config.name,
-        "overrides": list(overrides),
-        "folder": str(folder),
+        "overrides": list(destination.overrides),
+        "folder": str(destination.folder),
+        **destination.notes,
     }
     if config.epsilon is not None:
         summary["epsilon"] = config.epsilon
     return summary | facts
 
 
-def _ending(result: LaneResult) -> dict[str, Any]:
+def _ending(result: LaneResult, stopped: str | None) -> dict[str, Any]:
     if result.diverged is not None:
         return {"status": Status.diverged.value, "reason": result.diverged}
+    if stopped is not None:
+        return {"status": Status.pruned.value, "reason": stopped}
     return {"status": Status.finished.value, "reason": None}
 
 
-def _measured(config: Config, trainer: Trainer) -> dict[str, Any]:
-    """Return what the run measured, as far as it came."""
+def _measured(config: Config, trainer: Trainer, lane: int) -> dict[str, Any]:
+    """Return what a lane and its stack measured, as far as they came."""
     trainer.meters.clock.read()
-    history = trainer.history(lane=0)
+    history = trainer.history(lane)
     num_steps = trainer.iteration * config.num_rows
     measured = _scores(config, history) | {
         "env_steps": num_steps,
         "num_episodes": history.num_episodes,
         "num_parameters": _num_parameters(trainer.model),
         "time": {f"{name}_s": seconds for name, seconds in trainer.phase_seconds().items()},
-        "env_steps_per_s": num_steps / max(trainer.elapsed_s, 1e-9),
+        # Of the whole stack, as the peaks of memory are.
+        "env_steps_per_s": num_steps * len(trainer.configs) / max(trainer.elapsed_s, 1e-9),
     }
     memory = trainer.meters.memory.read()
     stats = {} if memory is None else memory.gib()

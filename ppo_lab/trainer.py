@@ -87,6 +87,8 @@ class Trainer:
         self._shuffle_keys = random.lane_keys(seeds.to(device), random.Stream.SHUFFLE)
         self._start_s = time.perf_counter()
         self.iteration = 0
+        self.stopped: str | None = None
+        """Why the run was told to end before its last step; None if it was not."""
 
     def _build_env(self, seeds: Tensor) -> Env:
         return self.config.env.build(
@@ -97,11 +99,16 @@ class Trainer:
             dtype=self.config.weights_dtype,
         )
 
-    def run(self) -> list[LaneResult]:
-        """Train until the steps are spent or every lane has diverged."""
+    def run(self, should_stop: Callable[[Trainer], str | None] | None = None) -> list[LaneResult]:
+        """Train until the steps are spent, every lane has diverged, or there is a reason to stop.
+
+        ``should_stop`` is asked after every iteration.
+        """
         try:
-            while self.iteration < self.config.num_iterations and self._has_live_lane():
+            while self._has_more_to_do():
                 self.iterate()
+                if should_stop is not None:
+                    self.stopped = should_stop(self)
         finally:
             self.meters.close()
         lanes = zip(self._recorder.histories, self._recorder.diverged)
@@ -231,5 +238,10 @@ class Trainer:
         """Return a lane's curve so far."""
         return self._recorder.histories[lane]
 
-    def _has_live_lane(self) -> bool:
-        return any(diverged is None for diverged in self._recorder.diverged)
+    def diverged(self, lane: int) -> str | None:
+        """Return the first number of a lane that was not finite; None while all is well."""
+        return self._recorder.diverged[lane]
+
+    def _has_more_to_do(self) -> bool:
+        is_live = any(diverged is None for diverged in self._recorder.diverged)
+        return is_live and self.iteration < self.config.num_iterations and self.stopped is None
