@@ -1,0 +1,228 @@
+"""Optuna's samplers and pruners from their YAML, and which of them suit a study.
+
+YAML names a class by ``_target_``; only Optuna's own are built, since a study's file may come from
+anywhere and a target runs code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, GridSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from ppo_lab.errors import ConfigError, nearest
+from ppo_lab.sweep.pruning import ConfidencePruner
+from ppo_lab.sweep.space import Space
+
+__all__ = ["build_pruner", "build_sampler", "check_pruner", "check_sampler", "mixed_seed"]
+
+_SAMPLERS = "optuna.samplers."
+_PRUNERS = "optuna.pruners."
+
+_REFUSED = {
+    "BruteForceSampler": "use study/sampler=grid",
+    "PartialFixedSampler": "fix a key on the command line instead",
+    "WilcoxonPruner": "compares seed by seed, and with 3 seeds cannot reach p < 0.1",
+}
+
+_SHARED_SEED = {"GridSampler", "QMCSampler"}  # all workers walk one sequence, and a resume goes on
+
+_OF_RUN = {  # shares of a run in YAML, environment steps for Optuna
+    "warmup_frac": "n_warmup_steps",
+    "min_resource_frac": "min_resource",
+    "max_resource_frac": "max_resource",
+}
+
+
+class _Grid(GridSampler):
+    """Optuna's grid without its call of ``study.stop``, which raises outside ``optimize``."""
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Leave it to the study's total of trials to end the study."""
+
+
+def mixed_seed(seed: int, worker: str, num_trials: int) -> int:
+    """Return a sampler's seed, another for each worker and each number of trials so far.
+
+    With one fixed seed a restarted study would sample its first trials again, and several machines
+    the same ones.
+    """
+    entropy = [seed, zlib.crc32(worker.encode()), num_trials]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def build_sampler(
+    node: Mapping[str, Any], *, space: Space, seed: int, worker: str, num_trials: int
+) -> BaseSampler:
+    """Return the sampler of ``node``; ``num_trials`` is how many the study has so far.
+
+    Raises:
+        ConfigError: it is none of Optuna's, or not its arguments.
+    """
+    name = _class_name(node, "study.sampler", _SAMPLERS)
+    if "seed" in node:
+        raise ConfigError("study.sampler.seed", node["seed"], "is mixed from study.seed")
+    sampler_seed = seed if name in _SHARED_SEED else mixed_seed(seed, worker, num_trials)
+    if name == "GridSampler":
+        grid = {p.key: list(p.grid() or ()) for p in space.parameters}
+        return _Grid(grid, seed=sampler_seed)
+    sampler = _build(node, "study.sampler", _SAMPLERS, {"seed": sampler_seed})
+    assert isinstance(sampler, BaseSampler)
+    return sampler
+
+
+def check_sampler(
+    node: Mapping[str, Any],
+    space: Space,
+    *,
+    num_trials: int,
+    num_starts: int,
+    num_objectives: int,
+) -> None:
+    """Check that a sampler can search ``space``; ``num_starts`` counts trials not sampled.
+
+    Raises:
+        ConfigError: it cannot, or not in a study of this kind.
+    """
+    key = "study/sampler"
+    name = _class_name(node, "study.sampler", _SAMPLERS)
+    if name == "CmaEsSampler":
+        _check_cmaes(space, num_objectives)
+    elif name == "GridSampler":
+        _check_grid(space, num_trials, num_starts)
+    elif name in {"NSGAIISampler", "NSGAIIISampler"}:
+        population = node.get("population_size", 50)
+        if population >= num_trials:
+            allowed = f"all {num_trials} trials would be drawn at random; must be below num_trials"
+            raise ConfigError("study.sampler.population_size", population, allowed)
+    elif name in {"GPSampler", "QMCSampler"} and importlib.util.find_spec("scipy") is None:
+        raise ConfigError(key, name, "needs SciPy: pip install scipy")
+    build_sampler(node, space=space, seed=0, worker="", num_trials=0)
+
+
+def _check_cmaes(space: Space, num_objectives: int) -> None:
+    key = "study/sampler"
+    if importlib.util.find_spec("cmaes") is None:
+        raise ConfigError(key, "cmaes", "needs a package: pip install 'ppo_lab[cmaes]'")
+    if num_objectives > 1:
+        raise ConfigError(key, "cmaes", "has one objective only; take nsga2 or tpe")
+    numbers = [
+        p for p in space.parameters if not isinstance(p.distribution, CategoricalDistribution)
+    ]
+    if len(numbers) < 2:
+        raise ConfigError(key, "cmaes", "needs two numbers to vary or more; take tpe")
+
+
+def _check_grid(space: Space, num_trials: int, num_starts: int) -> None:
+    for parameter in space.parameters:
+        if parameter.grid() is None:
+            allowed = f"{parameter.key}={parameter.text} has no grid; use choice or range"
+            raise ConfigError("study/sampler", "grid", allowed)
+        if parameter.conditions:
+            allowed = f"{parameter.key} is conditional, and a grid is not; take tpe"
+            raise ConfigError("study/sampler", "grid", allowed)
+    assert space.num_points is not None
+    most = space.num_points + num_starts
+    if num_trials > most:
+        allowed = f"the grid has {space.num_points} points; with {num_starts} more, {most} at most"
+        raise ConfigError("study.num_trials", num_trials, allowed)
+
+
+def build_pruner(node: Mapping[str, Any], *, confidence: float, total_steps: int) -> BasePruner:
+    """Return the pruner of ``node``, shown confidence bounds where it compares trials.
+
+    ``PatientPruner`` watches a trial's own curve, whose noise its marks share: it sees the means
+    and its wrapped pruner the bounds.
+
+    Raises:
+        ConfigError: it is none of Optuna's, or not its arguments.
+    """
+    name = _class_name(node, "study.pruner", _PRUNERS)
+    if not 0.5 <= confidence < 1.0:
+        allowed = "must be at least 0.5 and below 1; one-sided"
+        raise ConfigError("study.prune_confidence", confidence, allowed)
+    if name == "PatientPruner":
+        wrapped = node.get("wrapped_pruner")
+        inner = wrapped and build_pruner(wrapped, confidence=confidence, total_steps=total_steps)
+        rest = {key: value for key, value in node.items() if key != "wrapped_pruner"}
+        pruner = _build(rest, "study.pruner", _PRUNERS, {"wrapped_pruner": inner})
+    else:
+        steps = {
+            _OF_RUN[key]: max(round(value * total_steps), 1)
+            for key, value in node.items()
+            if key in _OF_RUN
+        }
+        rest = {key: value for key, value in node.items() if key not in _OF_RUN}
+        pruner = _build(rest, "study.pruner", _PRUNERS, steps)
+    assert isinstance(pruner, BasePruner)
+    watches_itself = name in {"NopPruner", "PatientPruner"}
+    return pruner if watches_itself else ConfidencePruner(pruner, confidence=confidence)
+
+
+def check_pruner(
+    node: Mapping[str, Any], *, confidence: float, total_steps: int, num_objectives: int
+) -> None:
+    """Check that a pruner can be built and can serve a study of ``num_objectives``.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    name = _class_name(node, "study.pruner", _PRUNERS)
+    if num_objectives > 1 and name != "NopPruner":
+        allowed = (
+            "Optuna prunes by one objective only; use study/pruner=none, or make the others "
+            "constraints: study.constraints=[peak_vram_gib <= 8]"
+        )
+        raise ConfigError("study/pruner", name, allowed)
+    build_pruner(node, confidence=confidence, total_steps=total_steps)
+
+
+def _class_name(node: Mapping[str, Any], key: str, room: str) -> str:
+    """Return the class that ``node`` names, one of ``room``'s public ones."""
+    target = str(node.get("_target_", ""))
+    name = target.removeprefix(room)
+    names = [n for n in importlib.import_module(room[:-1]).__all__ if not n.startswith("Base")]
+    if name in _REFUSED:
+        raise ConfigError(f"{key}._target_", target, _REFUSED[name])
+    if not target.startswith(room) or name not in names:
+        close = nearest(name, names)
+        hint = f"; did you mean {room}{close}?" if close else ""
+        raise ConfigError(f"{key}._target_", target, f"must be a class of {room[:-1]}{hint}")
+    return name
+
+
+def _build(node: Mapping[str, Any], key: str, room: str, extra: Mapping[str, Any]) -> object:
+    """Return the object that ``node`` describes, its arguments' own targets built first."""
+    target = str(node["_target_"])
+    if not target.startswith(room):
+        raise ConfigError(f"{key}._target_", target, f"must be a class of {room[:-1]}")
+    arguments: dict[str, Any] = dict(extra)
+    for name, value in node.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            arguments[name] = _build(value, f"{key}.{name}", room, {})
+        elif name != "_target_":
+            arguments[name] = value
+    module, _, class_name = target.rpartition(".")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return getattr(importlib.import_module(module), class_name)(**arguments)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(key, target, str(error)) from error

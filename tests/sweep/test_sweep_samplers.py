@@ -1,0 +1,300 @@
+"""Every sampler and pruner of conf/study: built from its YAML, run, refused where it is wrong."""
+
+import importlib.util
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+from sweep_helpers import make_base
+
+from ppo_lab.errors import ConfigError
+from ppo_lab.paths import CONF_DIR
+from ppo_lab.sweep import samplers
+from ppo_lab.sweep.pruning import ConfidencePruner, report
+from ppo_lab.sweep.samplers import (
+    build_pruner,
+    build_sampler,
+    check_pruner,
+    check_sampler,
+    mixed_seed,
+)
+from ppo_lab.sweep.space import read_space
+
+SAMPLERS = sorted((CONF_DIR / "study" / "sampler").glob("*.yaml"))
+PRUNERS = sorted((CONF_DIR / "study" / "pruner").glob("*.yaml"))
+
+
+def node(path):
+    return yaml.safe_load(path.read_text())
+
+
+def sampler_node(name):
+    return node(CONF_DIR / "study" / "sampler" / f"{name}.yaml")
+
+
+def pruner_node(name):
+    return node(CONF_DIR / "study" / "pruner" / f"{name}.yaml")
+
+
+@pytest.fixture(scope="module")
+def base():
+    return make_base("network=tiny")
+
+
+@pytest.fixture(scope="module")
+def finite(base):
+    texts = {"epsilon": "choice(0.1, 0.2, none)", "num_epochs": "range(1, 5)",
+             "gamma": "range(0.9, 1.0, 0.05)"}  # fmt: skip
+    return read_space(texts, {}, base)
+
+
+@pytest.fixture(scope="module")
+def mixed(base):
+    texts = {"lr": "tag(log, interval(1e-5, 1e-3))", "num_epochs": "interval(1, 8)",
+             "memory": "choice(co_resident, shared_trunk)"}  # fmt: skip
+    return read_space(texts, {}, base)
+
+
+def build(node, space, worker="w", num_trials=0, seed=1):
+    return build_sampler(node, space=space, seed=seed, worker=worker, num_trials=num_trials)
+
+
+def run(sampler, space, num_trials):
+    study = optuna.create_study(sampler=sampler, direction="maximize")
+    for _ in range(num_trials):
+        trial = study.ask()
+        params = space.sample(trial)
+        study.tell(trial, float(params["num_epochs"]))
+    return study
+
+
+@pytest.mark.parametrize("path", [*SAMPLERS, *PRUNERS], ids=lambda path: path.stem)
+def test_every_option_says_when_to_choose_it(path):
+    assert len(path.read_text().splitlines()[0]) > 30
+    assert path.read_text().startswith("# ")
+
+
+def test_the_samplers_and_pruners_are_all_there():
+    assert [path.stem for path in SAMPLERS] == [
+        "cmaes", "gp", "grid", "nsga2", "qmc", "random", "tpe"
+    ]  # fmt: skip
+    assert [path.stem for path in PRUNERS] == [
+        "halving", "hyperband", "median", "none", "patient", "percentile"
+    ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("path", SAMPLERS, ids=lambda path: path.stem)
+def test_every_sampler_searches_without_a_warning(path, finite, mixed):
+    if path.stem == "cmaes" and importlib.util.find_spec("cmaes") is None:
+        pytest.skip("the package cmaes is not installed")
+    space = finite if path.stem == "grid" else mixed
+    check_sampler(node(path), space, num_trials=24, num_starts=1, num_objectives=1)
+    study = run(build(node(path), space), space, 24)
+    assert all(trial.state is TrialState.COMPLETE for trial in study.trials)
+    assert len({tuple(trial.params.items()) for trial in study.trials}) > 20
+
+
+@pytest.mark.parametrize("path", PRUNERS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("error")
+def test_every_pruner_stops_the_hopeless_and_keeps_the_best(path):
+    pruner = build_pruner(node(path), confidence=0.95, total_steps=1000)
+    study = optuna.create_study(study_name="s", direction="maximize", pruner=pruner)
+    pruned = []
+    for number in range(12):
+        level = 100.0 + number if number < 8 else (0.0 if number < 11 else 1000.0)
+        trial = study.ask()
+        for step in range(50, 1001, 50):
+            # A hopeless trial gets worse: the patient rule waits for that.
+            value = level if level > 0 else -float(step)
+            report(trial, step, [value - 0.1, value, value + 0.1])
+            if trial.should_prune():
+                pruned.append(number)
+                study.tell(trial, state=TrialState.PRUNED)
+                break
+        else:
+            study.tell(trial, level)
+    assert 11 not in pruned
+    assert (8 in pruned) is (path.stem != "none")
+
+
+def test_nothing_is_pruned_in_the_warm_up():
+    # median.yaml: warmup_frac 0.2 of 1000 steps
+    pruner = build_pruner(pruner_node("median"), confidence=0.95, total_steps=1000)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    for _ in range(5):
+        trial = study.ask()
+        for step in (100, 200):
+            report(trial, step, [10.0, 10.1])
+        study.tell(trial, 10.0)
+    trial = study.ask()
+    report(trial, 100, [0.0, 0.1])
+    assert not trial.should_prune()
+    report(trial, 200, [0.0, 0.1])
+    assert trial.should_prune()
+
+
+def test_a_grid_is_walked_once_by_two_workers_and_a_restart(finite):
+    # 3 epsilons x 4 epoch counts x 2 gammas = 24 points; trial 0 is the default, not sampled.
+    study = optuna.create_study()
+    study.enqueue_trial({"epsilon": 0.2, "num_epochs": 1, "gamma": 0.9})
+    seen = []
+    for number in range(25):
+        study.sampler = build(
+            sampler_node("grid"), finite, worker=f"w{number % 2}", num_trials=number
+        )
+        trial = study.ask()
+        seen.append(tuple(finite.sample(trial).values()))
+        study.tell(trial, 0.0)  # Optuna's own grid would raise at the last point
+    assert len(set(seen[1:])) == finite.num_points == 24
+
+
+def test_a_restart_does_not_sample_the_first_trials_again(mixed):
+    first = run(build(sampler_node("tpe"), mixed), mixed, 4)
+    same = run(build(sampler_node("tpe"), mixed), mixed, 4)
+    restarted = run(build(sampler_node("tpe"), mixed, num_trials=4), mixed, 4)
+    elsewhere = run(build(sampler_node("tpe"), mixed, worker="v"), mixed, 4)
+    params = [[trial.params for trial in study.trials] for study in (first, same)]
+    assert params[0] == params[1]
+    rates = {
+        trial.params["lr"] for study in (first, restarted, elsewhere) for trial in study.trials
+    }
+    assert len(rates) == 12
+
+
+def test_seeds_are_mixed_from_study_worker_and_count():
+    seeds = {
+        mixed_seed(seed, worker, count)
+        for seed in range(3)
+        for worker in ("a:1", "a:2", "b:1")
+        for count in range(5)
+    }
+    assert len(seeds) == 45
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_workers_share_one_quasi_random_sequence(mixed):
+    study = optuna.create_study()
+    alone = run(build(sampler_node("qmc"), mixed), mixed, 9)
+    for number in range(9):
+        study.sampler = build(
+            sampler_node("qmc"), mixed, worker=f"w{number % 2}", num_trials=number
+        )
+        trial = study.ask()
+        mixed.sample(trial)
+        study.tell(trial, 0.0)
+    assert [t.params for t in study.trials[1:]] == [t.params for t in alone.trials[1:]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"_target_": "os.system"}, "must be a class of optuna.samplers"),
+        ({"_target_": "optuna.samplers.TPESampleer"}, "did you mean optuna.samplers.TPESampler"),
+        ({"_target_": "optuna.samplers._base.BaseSampler"}, "must be a class"),
+        ({"_target_": "optuna.samplers.BaseSampler"}, "must be a class"),
+        ({}, "must be a class"),
+        ({"_target_": "optuna.samplers.BruteForceSampler"}, "grid"),
+        ({"_target_": "optuna.samplers.TPESampler", "startup": 3}, "startup"),
+        ({"_target_": "optuna.samplers.TPESampler", "seed": 3}, "study.seed"),
+        ({"_target_": "optuna.samplers.NSGAIISampler", "population_size": 1}, "greater than"),
+        (
+            {"_target_": "optuna.samplers.GPSampler", "independent_sampler": {"_target_": "os.x"}},
+            "must be a class of optuna.samplers",
+        ),
+    ],
+)  # fmt: skip
+def test_only_optunas_own_samplers_are_built(mixed, wrong, reason):
+    with pytest.raises(ConfigError) as refused:
+        check_sampler(wrong, mixed, num_trials=10, num_starts=1, num_objectives=1)
+    assert reason in str(refused.value)
+
+
+def test_an_argument_may_itself_be_a_sampler(mixed):
+    inner = {"_target_": "optuna.samplers.RandomSampler"}
+    sampler = build({"_target_": "optuna.samplers.GPSampler", "independent_sampler": inner}, mixed)
+    assert isinstance(sampler._independent_sampler, optuna.samplers.RandomSampler)
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "num_trials", "num_objectives", "reason"),
+    [
+        ("grid", {"lr": "interval(1e-5, 1e-3)"}, 5, 1, "has no grid"),
+        ("grid", {"num_epochs": "range(1, 5)"}, 7, 1, "the grid has 4 points; with 2 more, 6"),
+        ("cmaes", {"lr": "interval(1e-5, 1e-3)"}, 5, 1, "two numbers"),
+        ("cmaes", {"lr": "interval(0.1, 1)", "gamma": "interval(0.9, 1)"}, 5, 2, "one objective"),
+        ("nsga2", {"lr": "interval(1e-5, 1e-3)"}, 20, 2, "must be below num_trials"),
+    ],
+)  # fmt: skip
+def test_a_sampler_that_does_not_suit_the_study_is_refused(
+    base, monkeypatch, name, space, num_trials, num_objectives, reason
+):
+    monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(ConfigError) as refused:
+        check_sampler(
+            sampler_node(name), read_space(space, {}, base),
+            num_trials=num_trials, num_starts=2, num_objectives=num_objectives,
+        )  # fmt: skip
+    assert reason in str(refused.value)
+
+
+def test_a_conditional_space_has_no_grid(base):
+    space = read_space(
+        {"memory": "choice(co_resident, shared_trunk)", "num_epochs": "range(1, 5)"},
+        {"num_epochs": "memory=shared_trunk"},
+        base,
+    )
+    with pytest.raises(ConfigError, match="num_epochs is conditional"):
+        check_sampler(sampler_node("grid"), space, num_trials=4, num_starts=1, num_objectives=1)
+
+
+def test_a_missing_package_is_named_before_the_study(mixed, monkeypatch):
+    monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: None)
+    for name, package in [("cmaes", "ppo_lab[cmaes]"), ("gp", "scipy"), ("qmc", "scipy")]:
+        with pytest.raises(ConfigError) as refused:
+            check_sampler(sampler_node(name), mixed, num_trials=5, num_starts=1, num_objectives=1)
+        assert package in str(refused.value)
+
+
+@pytest.mark.parametrize("path", PRUNERS, ids=lambda path: path.stem)
+def test_several_objectives_allow_no_pruner_but_none(path):
+    def check():
+        check_pruner(node(path), confidence=0.95, total_steps=1000, num_objectives=2)
+
+    if path.stem == "none":
+        check()
+    else:
+        with pytest.raises(ConfigError, match="prunes by one objective only"):
+            check()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"_target_": "optuna.samplers.TPESampler"}, "must be a class of optuna.pruners"),
+        ({"_target_": "optuna.pruners.MedianPrunner"}, "did you mean optuna.pruners.MedianPruner"),
+        ({"_target_": "optuna.pruners.WilcoxonPruner"}, "3 seeds"),
+        ({"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": -1}, "negative"),
+        ({"_target_": "optuna.pruners.PatientPruner", "patience": 1,
+          "wrapped_pruner": {"_target_": "os.system"}}, "must be a class of optuna.pruners"),
+    ],
+)  # fmt: skip
+def test_only_optunas_own_pruners_are_built(wrong, reason):
+    with pytest.raises(ConfigError) as refused:
+        check_pruner(wrong, confidence=0.95, total_steps=1000, num_objectives=1)
+    assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize("confidence", [0.4, 1.0])
+def test_a_confidence_that_is_none_is_refused(confidence):
+    with pytest.raises(ConfigError, match=r"at least 0.5 and below 1"):
+        check_pruner(pruner_node("median"), confidence=confidence, total_steps=10, num_objectives=1)
+
+
+def test_the_bound_is_shown_inside_patience_and_nowhere_without_comparison():
+    patient = build_pruner(pruner_node("patient"), confidence=0.95, total_steps=1000)
+    assert isinstance(patient, optuna.pruners.PatientPruner)
+    assert isinstance(patient._wrapped_pruner, ConfidencePruner)
+    none = build_pruner(pruner_node("none"), confidence=0.95, total_steps=1000)
+    assert isinstance(none, optuna.pruners.NopPruner)
