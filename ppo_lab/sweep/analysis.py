@@ -1,0 +1,138 @@
+"""What a study found: its best trials, what mattered, trade-offs, and whether a gain is real."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import ttest_ind
+
+__all__ = ["Confirmation", "Gain", "ParetoRow", "best_trials", "confirm", "importance", "pareto"]
+
+_FEWEST_TRIALS = 10
+_FEWEST_AT_TOP = 5  # trials that the top quantile should hold, says Optuna's documentation
+
+
+class ParetoRow(NamedTuple):
+    """A trial that no other beats in every objective."""
+
+    number: int
+    values: tuple[float, ...]
+    params: Mapping[str, Any]
+
+
+class Gain(NamedTuple):
+    """How much better than the default one candidate is, in returns; positive is better."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Confirmation(NamedTuple):
+    """What fresh seeds say about the best trials of a study."""
+
+    winner: int | None
+    """Number of the candidate with the best mean; None if none beats the default."""
+    gains: Mapping[int, Gain | None]
+    """Of every candidate over the default; None where a run has no return."""
+
+
+def best_trials(study: Study, top: int) -> list[FrozenTrial]:
+    """Return the best ``top`` trials of one objective, best first: complete and within limits."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    feasible = [t for t in complete if all(value <= 0 for value in t.constraints.values())]
+    is_maximised = study.direction is StudyDirection.MAXIMIZE
+    ranked = sorted(feasible, key=lambda t: -t.values[0] if is_maximised else t.values[0])
+    return ranked[:top]
+
+
+def importance(study: Study, objective: int = 0) -> dict[str, float] | None:
+    """Return each parameter's share in what reaches the top of ``objective``, largest first.
+
+    PED-ANOVA (arXiv:2304.10255): how unlike the parameter's distribution over the best trials is
+    to that over all. Optuna's counts finished trials only, but where trials are pruned those are
+    the better ones already, and what they have in common would look unimportant. So pruned trials
+    are counted too, as no better than the worst. The top is a tenth, or 5 trials where that is
+    more. None for fewer than 10 trials, or when all are equal.
+    """
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    trials = [t for t in study.get_trials(deepcopy=False, states=states) if t.params]
+    direction = study.directions[objective]
+    values = [t.values[objective] for t in trials if t.state is TrialState.COMPLETE]
+    if len(trials) < _FEWEST_TRIALS or len(set(values)) < 2:
+        return None
+    worst = min(values) if direction is StudyDirection.MAXIMIZE else max(values)
+    whole = optuna.create_study(direction=direction)
+    whole.add_trials(
+        optuna.create_trial(
+            params=trial.params,
+            distributions=trial.distributions,
+            value=trial.values[objective] if trial.state is TrialState.COMPLETE else worst,
+        )
+        for trial in trials
+    )
+    quantile = max(0.1, _FEWEST_AT_TOP / len(trials))
+    return get_param_importances(
+        whole, evaluator=PedAnovaImportanceEvaluator(target_quantile=quantile)
+    )
+
+
+def pareto(study: Study) -> list[ParetoRow]:
+    """Return the Pareto front of the trials within limits, best in the first objective first."""
+    sign = -1.0 if study.directions[0] is StudyDirection.MAXIMIZE else 1.0
+    front = sorted(study.best_trials, key=lambda trial: sign * trial.values[0])
+    return [ParetoRow(trial.number, tuple(trial.values), trial.params) for trial in front]
+
+
+def confirm(
+    candidates: Mapping[int, Sequence[float | None]],
+    default: Sequence[float | None],
+    *,
+    is_maximised: bool,
+    confidence: float = 0.95,
+) -> Confirmation:
+    """Compare candidates, one return per fresh seed each, with the default's returns.
+
+    The winner has the best mean. Each gain is a difference of means with Welch's t interval (1947,
+    Biometrika 34:28, unequal variances), at level 1 - (1 - confidence) / k for k candidates
+    (Bonferroni): all k intervals hold together, so the winner's does although it was chosen. Where
+    neither side has any spread the interval is the difference itself. A candidate with a run that
+    has no return cannot win.
+    """
+    level = 1 - (1 - confidence) / max(len(candidates), 1)
+    gains = {
+        number: _gain(returns, default, is_maximised=is_maximised, level=level)
+        for number, returns in candidates.items()
+    }
+    known = {number: gain.mean for number, gain in gains.items() if gain is not None}
+    best = max(known, key=known.__getitem__, default=None)
+    return Confirmation(best if best is not None and known[best] > 0 else None, gains)
+
+
+def _gain(
+    candidate: Sequence[float | None],
+    default: Sequence[float | None],
+    *,
+    is_maximised: bool,
+    level: float,
+) -> Gain | None:
+    ours = [value for value in candidate if value is not None]
+    theirs = [value for value in default if value is not None]
+    if len(ours) < len(candidate) or len(theirs) < len(default) or min(len(ours), len(theirs)) < 2:
+        return None
+    if not is_maximised:
+        ours, theirs = [-value for value in ours], [-value for value in theirs]
+    mean = statistics.fmean(ours) - statistics.fmean(theirs)
+    if np.ptp(ours) == 0 and np.ptp(theirs) == 0:
+        return Gain(mean, mean, mean)
+    interval = ttest_ind(ours, theirs, equal_var=False).confidence_interval(level)
+    assert math.isfinite(interval.low)
+    return Gain(mean, float(interval.low), float(interval.high))
