@@ -1,38 +1,42 @@
 """Is the best arm pruned, and what does pruning save? Synthetic, noisy learning curves.
 
-    python -m benchmarks.pruning                       # the table: about 10 minutes on one core
-    python -m benchmarks.pruning --studies 20          # a rough one
+    python -m benchmarks.pruning --studies 20          # a rough table, a minute or two
+    python -m benchmarks.pruning --write               # the page in results/: a quarter of an hour
 
-A study tries arms whose returns a human would call noisy PPO: 3 seeds each, and seeds differ by
-more than neighbouring arms do. Each study runs under the plain rule (the mean against Optuna's
-threshold) and under the confidence bound, on the same arms and the same noise.
-
-An arm's true curve is ``level * (1 - exp(-x / rise))`` over x in (0, 1]: level uniform in [0, 1],
-rise log-uniform in [0.05, 0.4]. A seed's curve has its own level (deviation ``noise`` times the
-arm's own fragility, log-normal with shape 0.5), its own rise (log-normal, 0.3), and measurement
-noise at each mark (0.03). The best arm is the one whose true curve ends highest.
+Every rule runs the same studies: the same arms in the same order, with the same noise.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.pruners import BasePruner, MedianPruner
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from scipy.stats import t as student_t
 
+from benchmarks.result_page import publish, table
 from ppo_lab.sweep.pruning import ConfidencePruner, Spread, report
 
 __all__ = ["Arms", "Outcome", "draw_arms", "run_study"]
 
 Array = NDArray[np.float64]
 NUM_MARKS = 20
-STARTUP = 5  # trials, and the marks before which nothing is pruned: conf/pruner/median.yaml
-WARMUP_MARKS = 4
+STARTUP, WARMUP_MARKS = 5, 4  # as conf/study/pruner/median.yaml has them: 0.2 of the marks
+GOAL_PRUNED, GOAL_SAVED = 0.05, 0.40
+_SETTING = """\
+A study tries {arms} arms, one after the other, {seeds} seeds each, under Optuna's median pruner. An
+arm's true curve is level * (1 - exp(-x / rise)) at {marks} marks x of (0, 1], level uniform in
+[0, 1], rise log-uniform in [0.05, 0.4]. A seed's own level deviates by the noise (a share of the
+range of levels) times its arm's fragility, log-normal of shape 0.5, so that arms differ in how much
+their seeds do; its rise deviates log-normally by 0.3, and each mark is measured to 0.03. The best
+arm is the one whose true curve ends highest. "Return lost" is how far the true end of the arm that
+the study picks lies below it. {studies} studies per row: a share of 5 % is known to {error:.1%}
+(one standard error)."""
 
 
 class Arms(NamedTuple):
@@ -105,40 +109,68 @@ class PooledSpread(ConfidencePruner):
         return float(student_t.ppf(self.confidence, dof)) * (pooled / own.num_seeds) ** 0.5
 
 
-def rules(confidence: float) -> dict[str, BasePruner]:
-    """Return the rules to compare, by name; the bound is what studies use."""
+def rules() -> dict[str, BasePruner]:
+    """Return the rules to compare, by name; studies use the bound of the mean at 95 %."""
 
     def median() -> BasePruner:
         return MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=WARMUP_MARKS)
 
     return {
-        "plain": median(),
-        "bound": ConfidencePruner(median(), confidence=confidence),
-        "bound, own seeds only": OwnSpread(median(), confidence=confidence),
-        "bound, pooled": PooledSpread(median(), confidence=confidence),
+        "never pruned": NopPruner(),
+        "plain: the mean": median(),
+        "bound of the mean, 80 %": ConfidencePruner(median(), confidence=0.8),
+        "bound of the mean, 90 %": ConfidencePruner(median(), confidence=0.9),
+        "bound of the mean, 95 %": ConfidencePruner(median(), confidence=0.95),
+        "95 %, the trial's own seeds only": OwnSpread(median(), confidence=0.95),
+        "95 %, one deviation for all": PooledSpread(median(), confidence=0.95),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def compare(noise: float, *, num_studies: int, num_arms: int, num_seeds: int) -> list[list[str]]:
+    """Return a row of the table for each rule."""
+    outcomes: dict[str, list[Outcome]] = {}
+    for seed in range(num_studies):
+        arms, ends = draw_arms(seed, noise=noise, num_arms=num_arms, num_seeds=num_seeds)
+        for name, pruner in rules().items():
+            outcomes.setdefault(name, []).append(run_study(arms, ends, pruner))
+    rows = []
+    for name, results in outcomes.items():
+        pruned, saved, lost = (float(np.mean(column)) for column in zip(*results))
+        is_met = pruned <= GOAL_PRUNED and saved >= GOAL_SAVED
+        rows.append([f"{noise:g}", name, f"{pruned:.1%}", f"{saved:.1%}", f"{lost:.3f}",
+                     "met" if is_met else "missed"])  # fmt: skip
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--arms", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.05, 0.1, 0.2])
-    parser.add_argument("--confidence", type=float, default=0.95)
-    args = parser.parse_args()
+    parser.add_argument("--write", action="store_true", help="keep the page in results/")
+    options = parser.parse_args(argv)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    print("| noise | rule | best arm pruned | steps saved | return lost |")
-    print("|---|---|---|---|---|")
-    for noise in args.noise:
-        outcomes: dict[str, list[Outcome]] = {}
-        for seed in range(args.studies):
-            arms, ends = draw_arms(seed, noise=noise, num_arms=args.arms, num_seeds=args.seeds)
-            for name, pruner in rules(args.confidence).items():
-                outcomes.setdefault(name, []).append(run_study(arms, ends, pruner))
-        for name, results in outcomes.items():
-            pruned, saved, lost = (float(np.mean(column)) for column in zip(*results))
-            print(f"| {noise:g} | {name} | {pruned:.1%} | {saved:.1%} | {lost:.3f} |", flush=True)
+    rows = []
+    for noise in options.noise:
+        rows += compare(
+            noise,
+            num_studies=options.studies,
+            num_arms=options.arms,
+            num_seeds=options.seeds,
+        )
+        print(f"noise {noise:g} done", file=sys.stderr)
+    goal = f"goal: <= {GOAL_PRUNED:.0%} pruned, >= {GOAL_SAVED:.0%} saved"
+    header = ["noise", "rule", "best arm pruned", "steps saved", "return lost", goal]
+    setting = _SETTING.format(
+        arms=options.arms,
+        seeds=options.seeds,
+        marks=NUM_MARKS,
+        studies=options.studies,
+        error=(0.05 * 0.95 / options.studies) ** 0.5,
+    )
+    publish("pruning", "Pruning several seeds at once", [setting, table(header, rows)],
+            write=options.write)  # fmt: skip
 
 
 if __name__ == "__main__":
