@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -77,7 +78,8 @@ def main() -> None:
     register()
     command = _command()
     jobs = [] if command is None else _check(command)
-    if command is not None and jobs[0].is_of_grid and not command.is_multirun:
+    is_multirun = command is not None and (not jobs or jobs[0].is_of_grid)  # no jobs: a study
+    if command is not None and is_multirun and not command.is_multirun:
         sys.argv.append("--multirun")  # Hydra goes by its own flag
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
@@ -113,12 +115,19 @@ def _check(command: Command) -> list[Job]:
             is_multirun=command.is_multirun,
             config_dir=command.config_dir,
             config_name=command.config_name,
+            check_study=_check_study,
         )
     except Exception as error:
         message = explain(error, command.overrides)
         if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         _refuse(message)
+
+
+def _check_study(command: DictConfig, loader: ConfigLoader) -> None:
+    from ppo_lab.sweep.command import check_study  # imports Optuna
+
+    check_study(command, loader)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -26,6 +27,7 @@ from ppo_lab.errors import ConfigError, nearest
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.networks import NETWORKS
 from ppo_lab.paths import CONF_DIR, SWEEPS_DIR
+from ppo_lab.study_config import CommandConfig, StudyConfig
 
 __all__ = ["Job", "check_jobs", "known_keys", "load", "register"]
 
@@ -62,7 +64,8 @@ def _unused_dir(path: str) -> str:
 def register() -> None:
     """Tell Hydra the schema of every group, the sweeps and our resolver."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    store.store(name="schema", node=CommandConfig)
+    store.store(group="study", name="schema", node=StudyConfig)
     for name, network in NETWORKS.items():
         store.store(group="network/schema", name=name, node=network)
     for name, strategy in STRATEGIES.items():
@@ -85,16 +88,25 @@ def load(cfg: DictConfig) -> Config:
         ConfigError: a key is unknown or a value cannot be used.
     """
     _refuse_unknown_keys(cfg)
-    config = OmegaConf.to_object(cfg)
-    assert isinstance(config, Config)
+    fields = [field.name for field in dataclasses.fields(Config)]
+    values = OmegaConf.to_object(OmegaConf.masked_copy(cfg, fields))  # a study is not of the run
+    assert isinstance(values, dict)
+    config = Config(**{str(name): value for name, value in values.items()})
     config.check_env()
     return config
 
 
 def check_jobs(
-    overrides: Sequence[str], *, is_multirun: bool, config_dir: str | None, config_name: str | None
+    overrides: Sequence[str],
+    *,
+    is_multirun: bool,
+    config_dir: str | None,
+    config_name: str | None,
+    check_study: Callable[[DictConfig, ConfigLoader], None] | None = None,
 ) -> list[Job]:
     """Return every job of a command, composed and checked; nothing is created.
+
+    A study has no jobs yet, it samples them: ``check_study`` is given the composed command.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -114,6 +126,9 @@ def check_jobs(
         search = []
     with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
         command = _compose_command(name, [*overrides, *search])
+        if command.cfg.study is not None and check_study is not None:
+            check_study(command.cfg, GlobalHydra.instance().config_loader())
+            return []
         is_grid = is_multirun or command.mode is RunMode.MULTIRUN or command.sweep is not None
         batches = _expand([*command.params, *overrides]) if is_grid else [tuple(overrides)]
         configs = (load(compose(name, overrides=[*batch, *search])) for batch in batches)
@@ -123,6 +138,7 @@ def check_jobs(
 class _Command(NamedTuple):
     """What Hydra's own part of a composed command says about its jobs."""
 
+    cfg: DictConfig
     mode: RunMode | None
     sweep: str | None
     """The chosen file of ``sweeps/``."""
@@ -142,6 +158,7 @@ def _compose_command(name: str, overrides: list[str]) -> _Command:
     )
     params = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
     return _Command(
+        cfg=cfg,
         mode=cfg.hydra.mode,
         sweep=OmegaConf.select(cfg, "hydra.runtime.choices.sweep"),
         params=[f"{key}={value}" for key, value in params.items()],

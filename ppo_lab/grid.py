@@ -21,7 +21,9 @@ class GridFolder(Callback):
     """The folder of this process's grid, once it has begun."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401, ARG002
-        """Take the folder from Hydra's own config."""
+        """Take the folder from Hydra's own config; a study has one of its own."""
+        if config.study is not None:
+            return
         GridFolder.path = Path(config.hydra.sweep.dir)
 
 

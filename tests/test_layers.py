@@ -19,7 +19,7 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
     {"envs", "networks"},
     {"memory", "tracking"},
     {"collect", "update"},
-    {"choices", "config", "lanes", "policy", "compose", "refusals", "records"},
+    {"choices", "config", "study_config", "lanes", "policy", "compose", "refusals", "records"},
     {"trainer"},
     {"memory_summary"},
     {"run"},

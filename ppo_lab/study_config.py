@@ -1,0 +1,131 @@
+"""What a person can choose about a study: the keys ``study.*`` of a sweep file or command line."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ppo_lab.config import Config
+from ppo_lab.errors import ConfigError
+
+__all__ = ["Aggregate", "CommandConfig", "ConfirmConfig", "Executor", "StudyConfig"]
+
+
+class Executor(Enum):
+    """What runs the trials."""
+
+    processes = "processes"
+
+
+class Aggregate(Enum):
+    """How a trial's seeds become one number."""
+
+    mean = "mean"
+    iqm = "iqm"  # mean of the middle half (arXiv:2108.13264)
+
+
+@dataclass(kw_only=True)
+class ConfirmConfig:
+    """The best trials run once more, with fresh seeds, beside the defaults."""
+
+    top: int = 0
+    """How many of the best trials; 0 confirms nothing."""
+    seeds: int = 5
+    """Fresh seeds for each."""
+
+
+@dataclass(kw_only=True)
+class StudyConfig:
+    """One study: what is varied, how it is judged, how much of it runs at a time."""
+
+    name: str = "auto"
+    """Its folder and its name in the storage. auto: the sweep and the fixed overrides."""
+    num_trials: int = 50
+    """Trials in all, over every machine and every start; the same command goes on up to here."""
+    executor: Executor = Executor.processes
+    """processes: each trial its own process, so that a crash costs that trial only."""
+    num_slots: Any = "auto"
+    """Trials at a time on this machine. auto: one per GPU, or one per core without a GPU."""
+    storage: str = "auto"
+    """auto: PPO_LAB_STORAGE, or else SQLite in the study's folder; postgresql://host/database joins
+    machines. Passwords belong into PPO_LAB_STORAGE or ~/.pgpass, where nobody can list them."""
+
+    objective: Any = "final_return"
+    """A key of the run's summary, or a list of them."""
+    direction: Any = None
+    """maximize or minimize, a list where there are several objectives; none is each one's usual."""
+    aggregate: Aggregate = Aggregate.mean
+    """How a trial's seeds become one number."""
+    constraints: list[str] = field(default_factory=list)
+    """Such as ``peak_vram_gib <= 8``: a trial that breaks one is kept but never the best."""
+    num_seeds: int = 1
+    """Seeds per trial: seed, seed + 1, ... They advance in lockstep and are pruned together."""
+
+    space: dict[str, Any] = field(default_factory=dict)
+    """Key to interval(low, high), tag(log, interval(...)), range(start, stop) or choice(a, b)."""
+    when: dict[str, Any] = field(default_factory=dict)
+    """Key of the space to ``other=value``, or a list: it is varied only where that holds."""
+    start: list[Any] = field(default_factory=list)
+    """Points to try first, each a mapping from keys of the space; the defaults are always tried."""
+
+    sampler: dict[str, Any] = field(default_factory=dict)
+    """Chosen by study/sampler=; its seed is mixed from ``seed``, the parent and the trials made."""
+    pruner: dict[str, Any] = field(default_factory=dict)
+    """Chosen by study/pruner=."""
+    prune_confidence: float = 0.95
+    """One-sided: a trial is pruned when this bound of its mean over seeds is behind, not its mean.
+    0.5 goes by the mean itself."""
+    num_marks: int = 20
+    """Times that a trial reports its return on the way, evenly over total_steps."""
+    seed: int = 0
+    """The sampler's."""
+
+    max_retries: int = 2
+    """Times that a trial is run again after its process died or raised; then it has failed."""
+    confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
+    """What happens after the search."""
+    patience_s: float = 600.0
+    """How long a storage that does not answer is tried again before the study stops."""
+    lease_s: float = 60.0
+    """On several machines: a machine unheard of for this long has lost its trials to the others."""
+    allow_change: bool = False
+    """Go on although space, base config or objective are not those that the study began with."""
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` for a value that no study can have."""
+        if self.name != "auto" and not re.fullmatch(
+            r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,99}", self.name
+        ):
+            allowed = "must be auto, or 1 to 100 letters, digits, or any of ._=,+-"
+            raise ConfigError("study.name", self.name, allowed)
+        for key in ("num_trials", "num_seeds", "num_marks"):
+            _check_whole(key, getattr(self, key), at_least=1)
+        _check_whole("max_retries", self.max_retries, at_least=0)
+        _check_whole("seed", self.seed, at_least=0)
+        _check_whole("confirm.top", self.confirm.top, at_least=0)
+        _check_whole("confirm.seeds", self.confirm.seeds, at_least=2)
+        if self.num_slots != "auto":
+            _check_whole("num_slots", self.num_slots, at_least=1, or_else="auto or ")
+        for key in ("patience_s", "lease_s"):
+            seconds = getattr(self, key)
+            if not 0 < seconds < math.inf:
+                raise ConfigError(f"study.{key}", seconds, "must be seconds above 0")
+        if not self.space:
+            allowed = "must name a key to vary, such as epsilon: interval(0.05, 0.5)"
+            raise ConfigError("study.space", "{}", allowed)
+
+
+@dataclass(kw_only=True)
+class CommandConfig(Config):
+    """What a command composes to: one run, and the study that varies it, if any."""
+
+    study: StudyConfig | None = None
+
+
+def _check_whole(key: str, value: object, *, at_least: int, or_else: str = "") -> None:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < at_least:  # type: ignore[operator]  # whole by then
+        raise ConfigError(f"study.{key}", value, f"must be {or_else}a whole number >= {at_least}")

@@ -1,0 +1,294 @@
+"""The study's book: the one place that writes trials into the storage.
+
+A trial is claimed, reported and told while this parent holds it; every method may be called again
+after the storage failed in the middle of it, and then carries on. Trials whose parent has died are
+taken up under their own number.
+
+What counts towards ``num_trials``: COMPLETE, PRUNED, and FAIL, which is told only after the last
+retry (and of a baseline outside the space). Running trials are reserved, so parents together never
+start more than are missing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from ppo_lab.sweep.conditions import Choice
+from ppo_lab.sweep.events import Counts
+from ppo_lab.sweep.fingerprint import ATTRIBUTE, refuse_change
+from ppo_lab.sweep.lease import Lease, Owner
+from ppo_lab.sweep.messages import Mark
+from ppo_lab.sweep.plan import Plan
+from ppo_lab.sweep.pruning import Report, report
+from ppo_lab.sweep.result import Result, read_result
+from ppo_lab.sweep.samplers import build_pruner, build_sampler
+from ppo_lab.sweep.storage import Database
+from ppo_lab.versions import versions
+
+__all__ = ["Book", "Claim", "Told"]
+
+_RAN = "ran"
+"""Constraint of a trial that could not end by itself; samplers rank it below all that could."""
+_NOT_RUNNABLE = {"diverged", "out_of_memory", "over_budget", "no_result"}
+_STOP = "stop"
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this parent holds, for one attempt."""
+
+    trial: Trial
+    role: str
+    """baseline, start or search."""
+    params: Mapping[str, Choice]
+    attempt: int
+    """Counted from 1, over all parents."""
+    num_crashes: int
+    result: Result | None
+    """What an earlier attempt had left before its parent died; the trial need not run again."""
+
+    @property
+    def number(self) -> int:
+        """The trial's number in its study."""
+        return self.trial.number
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a trial entered the study."""
+
+    state: TrialState
+    status: str
+    reason: str | None
+    values: Sequence[float] | None
+
+
+class Book:
+    """An opened study; see the module."""
+
+    def __init__(self, plan: Plan, database: Database, lease: Lease) -> None:
+        """Create the study or join it, under the lock of all parents.
+
+        Raises:
+            ConfigError: it was begun with another space, base run or objective.
+        """
+        self._plan, self._database, self._lease = plan, database, lease
+        self._held: set[int] = set()
+        with database.exclusive(plan.name):
+            self.study = self._open()
+            is_new = ATTRIBUTE not in self.study.user_attrs
+            if not is_new:
+                stored = self.study.user_attrs[ATTRIBUTE]
+                allow = plan.study.allow_change
+                refuse_change(plan.name, stored, plan.fingerprint, allow=allow)
+            worker = str(self.study.user_attrs.get("num_parents", 0))
+            trials = self.study.get_trials(deepcopy=False)
+            self.study.sampler = build_sampler(
+                plan.study.sampler,
+                space=plan.space,
+                seed=plan.study.seed,
+                worker=worker,
+                num_trials=len(trials),
+            )
+            if is_new:
+                self._enqueue_starts(trials)
+                self.study.set_user_attr("versions", versions())
+                self.study.set_user_attr(ATTRIBUTE, plan.fingerprint)  # last: it is whole now
+            self.study.set_user_attr("num_parents", int(worker) + 1)
+
+    def _open(self) -> Study:
+        plan = self._plan
+        study = optuna.create_study(
+            storage=self._database.storage,
+            study_name=plan.name,
+            directions=[StudyDirection[o.direction.upper()] for o in plan.objectives],
+            pruner=build_pruner(
+                plan.study.pruner,
+                confidence=plan.study.prune_confidence,
+                total_steps=plan.config.total_steps,
+            ),
+            load_if_exists=True,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([objective.key for objective in plan.objectives])
+        return study
+
+    def _enqueue_starts(self, there: Sequence[FrozenTrial]) -> None:
+        """Queue the starting points that are not queued yet; the baseline is the first trial."""
+        for index, start in enumerate(self._plan.starts):
+            if index >= len(there):  # else an earlier call failed halfway
+                role = "baseline" if index == 0 else "start"
+                attrs = {"role": role, "is_inside": start.is_inside}
+                self.study.enqueue_trial(start.params, user_attrs=attrs)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody stopped the study on every machine."""
+        return bool(self.study.user_attrs.get(_STOP))
+
+    def counts(self) -> Counts:
+        """Return how far the study is."""
+        return self._count(self.study.get_trials(deepcopy=False))
+
+    def _count(self, trials: Sequence[FrozenTrial]) -> Counts:
+        states = [trial.state for trial in trials]
+        return Counts(
+            complete=states.count(TrialState.COMPLETE),
+            pruned=states.count(TrialState.PRUNED),
+            failed=states.count(TrialState.FAIL),
+            running=states.count(TrialState.RUNNING),
+            total=self._plan.study.num_trials,
+        )
+
+    def claim(self) -> Claim | None:
+        """Return a trial for this parent to run: a dead parent's first, else a new one.
+
+        None where as many are finished or running as the study wants.
+        """
+        with self._database.exclusive(self._plan.name):
+            trials = self.study.get_trials(deepcopy=False)
+            for frozen in trials:
+                if frozen.state is TrialState.RUNNING and self._is_free(frozen):
+                    return self._take(Trial(self.study, frozen._trial_id))
+            counts = self._count(trials)
+            if counts.finished + counts.running >= counts.total:
+                return None
+            return self._take(self.study.ask())
+
+    def _is_free(self, trial: FrozenTrial) -> bool:
+        owner = Owner.read(trial.user_attrs.get("owner"))
+        if owner is None:  # given back, or left by a claim that the storage broke off
+            return True
+        if owner.id == self._lease.owner.id:
+            return trial.number not in self._held  # our own claim broke off
+        return self._lease.is_dead(owner)
+
+    def _take(self, trial: Trial) -> Claim:
+        """Write this parent into ``trial``, then sample what it has no values for yet."""
+        attrs = trial.user_attrs
+        is_inside = attrs.get("is_inside", True)
+        params = self._plan.space.sample(trial) if is_inside else {}
+        folder = attrs.get("folder")
+        # An attempt is counted before it begins: one that takes its machine down counts too.
+        attempt = attrs.get("attempt", 0) + 1
+        trial.set_user_attr("attempt", attempt)
+        trial.set_user_attr("owner", self._lease.owner._asdict())
+        claim = Claim(
+            trial=trial,
+            role=attrs.get("role", "search"),
+            params=params,
+            attempt=attempt,
+            num_crashes=attrs.get("crashes", 0),
+            result=read_result(Path(folder)) if folder else None,
+        )
+        self._held.add(trial.number)
+        return claim
+
+    def note_folder(self, claim: Claim, folder: Path) -> None:
+        """Store where an attempt leaves its result, before it runs."""
+        claim.trial.set_user_attr("folder", str(folder.resolve()))
+
+    def is_ours(self, claim: Claim) -> bool:
+        """Return whether this parent still holds the trial, by the storage's own word.
+
+        One that was cut off for a whole lease has lost its trials to others.
+        """
+        frozen = self._database.storage.get_trial(claim.trial._trial_id)
+        owner = Owner.read(frozen.user_attrs.get("owner"))
+        return owner is not None and owner.id == self._lease.owner.id
+
+    def report(self, claim: Claim, mark: Mark) -> tuple[Report | None, str | None]:
+        """Store a mark; return what it came to and the reason to stop the trial, if any."""
+        if len(self._plan.objectives) > 1:
+            return None, None  # Optuna reports and prunes with one objective only
+        frozen = self._database.storage.get_trial(claim.trial._trial_id)
+        if (frozen.last_step or 0) > mark.step:
+            return None, None  # an earlier attempt was further, and was not pruned there
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=".*already reported.*"
+            )  # by a call that failed
+            reported = report(claim.trial, mark.step, mark.returns)
+        if reported is None or not claim.trial.should_prune():
+            return reported, None
+        return reported, f"behind other trials after {mark.step:,} steps"
+
+    def finish(self, claim: Claim, result: Result) -> Told | None:
+        """Tell a trial's outcome, once; None if another parent has taken the trial over."""
+        told = self._outcome(claim, result)
+        with self._database.exclusive(self._plan.name):
+            if not self.is_ours(claim):
+                return None
+            trial = claim.trial
+            for constraint in self._plan.constraints:
+                violation = constraint.violation(result.summaries)
+                if violation is not None and constraint.text not in trial.constraints:
+                    trial.set_constraint(constraint.text, violation)
+            if told.status in _NOT_RUNNABLE and _RAN not in trial.constraints:
+                trial.set_constraint(_RAN, 1.0)
+            trial.set_user_attr("outcome", _outcome_attribute(told, result))
+            values = told.values if told.state is TrialState.COMPLETE else None
+            self.study.tell(trial, values, told.state, skip_if_finished=True)
+        return told
+
+    def _outcome(self, claim: Claim, result: Result) -> Told:
+        """Return the state that Optuna learns.
+
+        What could not run to its end for a reason that lies in its parameters (NaN, memory) is
+        PRUNED and breaks the constraint ``ran``: samplers then rank it below every trial that
+        could. Told as FAIL they would ignore it and walk into it again and again.
+        """
+        status, reason = result.status, result.reason
+        known = [objective.value(result.summaries) for objective in self._plan.objectives]
+        values = [value for value in known if value is not None]
+        if status == "finished" and len(values) < len(known):
+            missing = self._plan.objectives[known.index(None)].key
+            status, reason = "no_result", f"a seed has no {missing}"
+        if status == "failed":
+            return Told(TrialState.FAIL, status, reason, None)
+        if not claim.trial.user_attrs.get("is_inside", True):
+            # Its values are kept, but a point without coordinates would confuse every sampler.
+            return Told(TrialState.FAIL, status, reason, values or None)
+        if status == "finished":
+            return Told(TrialState.COMPLETE, status, reason, values)
+        return Told(TrialState.PRUNED, status, reason, None)
+
+    def note_crash(self, claim: Claim) -> int:
+        """Count a crash against the trial and return how many it has had."""
+        claim.trial.set_user_attr("crashes", claim.num_crashes + 1)
+        return claim.num_crashes + 1
+
+    def release(self, claim: Claim) -> None:
+        """Give a trial back, to be run by whoever claims it next."""
+        claim.trial.set_user_attr("owner", None)
+        self._held.discard(claim.number)
+
+
+def _outcome_attribute(told: Told, result: Result) -> dict[str, Any]:
+    """Return what a trial's outcome was, for people and tables."""
+    seeds = [
+        {
+            key: summary.get(key)
+            for key in ("seed", "status", "final_return", "env_steps", "wandb", "folder")
+        }
+        for summary in result.summaries
+    ]
+    first = result.summaries[0] if result.summaries else {}
+    kept = ("env_steps_per_s", "wall_time_s", "peak_memory", "machine", "versions")
+    return {
+        "status": told.status,
+        "reason": told.reason,
+        "values": list(told.values) if told.values else None,
+        "seeds": seeds,
+        **{key: first.get(key) for key in kept},
+    }

@@ -1,0 +1,152 @@
+"""What a study's parent tells those who watch it: the live table, the log, a tracker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ppo_lab.sweep.messages import Mark, Note
+
+__all__ = [
+    "Counts",
+    "Event",
+    "StorageAway",
+    "StudyEnded",
+    "StudyOpened",
+    "TrialEnded",
+    "TrialNoted",
+    "TrialReported",
+    "TrialRetried",
+    "TrialStarted",
+    "Watcher",
+]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How far a study is, over all machines."""
+
+    complete: int
+    pruned: int
+    failed: int
+    running: int
+    total: int
+    """``study.num_trials``."""
+
+    @property
+    def finished(self) -> int:
+        """Trials that count towards the total."""
+        return self.complete + self.pruned + self.failed
+
+
+@dataclass(frozen=True)
+class StudyOpened:
+    """The study was created, or goes on."""
+
+    name: str
+    folder: Path
+    storage: str
+    """Without a password."""
+    counts: Counts
+    num_slots: int
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """An attempt began."""
+
+    number: int
+    attempt: int
+    slot: int
+    role: str
+    """baseline, start or search."""
+    params: Mapping[str, Any]
+    overrides: Sequence[str]
+    seeds: Sequence[int]
+    total_steps: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class TrialNoted:
+    """A trial stands there."""
+
+    number: int
+    note: Note
+
+
+@dataclass(frozen=True)
+class TrialReported:
+    """A trial passed a mark."""
+
+    number: int
+    mark: Mark
+    mean: float | None
+    half_width: float | None
+    """Of the mean's confidence interval; None with one seed."""
+    stop: str | None
+    """The reason it was told to end; None if it goes on."""
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    """A trial is told: COMPLETE, PRUNED or FAIL."""
+
+    number: int
+    state: str
+    status: str
+    reason: str | None
+    values: Sequence[float] | None
+    summaries: Sequence[Mapping[str, Any]]
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class TrialRetried:
+    """An attempt died; another follows."""
+
+    number: int
+    reason: str
+    num_crashes: int
+    max_retries: int
+
+
+@dataclass(frozen=True)
+class StorageAway:
+    """The storage does not answer; trials go on meanwhile."""
+
+    what: str
+    waited_s: float
+
+
+@dataclass(frozen=True)
+class StudyEnded:
+    """The parent stops."""
+
+    reason: str
+    """complete, stop file, interrupted, storage lost."""
+    counts: Counts
+
+
+Event = (
+    StudyOpened
+    | TrialStarted
+    | TrialNoted
+    | TrialReported
+    | TrialEnded
+    | TrialRetried
+    | StorageAway
+    | StudyEnded
+)
+
+
+class Watcher(Protocol):
+    """Sees a study go on; called from the parent's loop, so it must be quick."""
+
+    def handle(self, event: Event) -> None:
+        """Take one event."""
+
+    def tick(self) -> None:
+        """Draw, perhaps; called about twice a second."""

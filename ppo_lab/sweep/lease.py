@@ -1,0 +1,121 @@
+"""Who still lives: a running trial belongs to a parent process, and a dead parent's is free.
+
+On one machine a parent holds a lock on a file of its own, which the kernel frees when it dies by
+whatever cause. Between machines it also renews a row in the database, by the database's clock. A
+parent judges others by that clock only after it has itself been heard without a gap for a whole
+lease: after an outage of the database everybody's row is old, and nobody is dead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+import uuid
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import text
+
+from ppo_lab.sweep.storage import Database
+
+__all__ = ["Lease", "Owner"]
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS ppo_lab_parents (
+    parent VARCHAR(64) PRIMARY KEY, seen TIMESTAMPTZ NOT NULL
+)
+"""
+_RENEW = """
+INSERT INTO ppo_lab_parents (parent, seen) VALUES (:parent, clock_timestamp())
+ON CONFLICT (parent) DO UPDATE SET seen = clock_timestamp()
+"""
+_AGE = "SELECT extract(epoch FROM clock_timestamp() - seen) FROM ppo_lab_parents WHERE parent = :p"
+
+
+class Owner(NamedTuple):
+    """A parent process, as its trials name it."""
+
+    id: str
+    host: str
+    boot: str
+    """Tells the machine, and this boot of it, from others of the same name."""
+    lock: str
+    """The file it holds locked."""
+
+    @staticmethod
+    def read(stored: Any) -> Owner | None:  # noqa: ANN401 - an attribute of a trial
+        """Return the owner that a trial's attribute names; None for none."""
+        return Owner(**stored) if stored else None
+
+
+class Lease:
+    """This process's own sign of life, and its judgement of others."""
+
+    def __init__(self, database: Database, lease_s: float) -> None:
+        """Take a new identity and lock its file; in a shared database renew a first time."""
+        self._database, self._lease_s = database, lease_s
+        parents = database.folder / "parents"
+        parents.mkdir(exist_ok=True)
+        name = uuid.uuid4().hex[:16]
+        path = parents.resolve() / f"{name}.lock"
+        self._file = path.open("w")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self.owner = Owner(name, socket.gethostname(), _boot_id(), str(path))
+        self._heard_since_s: float | None = None
+        self._renewed_s = 0.0
+        if database.is_shared:
+            with database.exclusive("ppo_lab_parents"), database.connection() as connection:
+                connection.execute(text(_TABLE))
+
+    def renew(self) -> None:
+        """Renew the row if a quarter of the lease has passed since; call it often."""
+        now_s = time.monotonic()
+        if not self._database.is_shared or now_s - self._renewed_s < self._lease_s / 4:
+            return
+        with self._database.connection() as connection:
+            connection.execute(text(_RENEW), {"parent": self.owner.id})
+        is_gap = time.monotonic() - self._renewed_s > self._lease_s / 2
+        if self._heard_since_s is None or is_gap:
+            self._heard_since_s = time.monotonic()
+        self._renewed_s = time.monotonic()
+
+    def is_dead(self, owner: Owner) -> bool:
+        """Return whether ``owner`` is certainly gone, so that its trials are free."""
+        if owner.id == self.owner.id:
+            return False
+        is_ours = owner.boot == _boot_id() and Path(owner.lock).parent.is_dir()
+        if is_ours and Path(owner.lock).exists():
+            return _is_free(Path(owner.lock))
+        if not self._database.is_shared:
+            # One machine, or one file system: a study's folder that was copied here has no owner.
+            return True
+        return self._has_expired(owner)
+
+    def _has_expired(self, owner: Owner) -> bool:
+        heard_s = 0.0 if self._heard_since_s is None else time.monotonic() - self._heard_since_s
+        if heard_s < self._lease_s:
+            return False
+        with self._database.connection() as connection:
+            age_s = connection.execute(text(_AGE), {"p": owner.id}).scalar()
+        return age_s is None or float(age_s) > self._lease_s
+
+    def close(self) -> None:
+        """End this identity; its trials must have been given back."""
+        Path(self.owner.lock).unlink(missing_ok=True)
+        self._file.close()
+
+
+def _is_free(path: Path) -> bool:
+    with path.open("r") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _boot_id() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else f"{socket.gethostname()}:{os.getuid()}"

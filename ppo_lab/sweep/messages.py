@@ -1,0 +1,60 @@
+"""What a parent and its trials tell each other over a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ppo_lab.config import Config
+
+__all__ = ["Mark", "Note", "Task", "Verdict"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One attempt at a trial, all that its process needs to know."""
+
+    number: int
+    """Of the trial in its study."""
+    folder: Path
+    """This attempt's own; exists already."""
+    configs: tuple[Config, ...]
+    """One per seed."""
+    overrides: tuple[str, ...]
+    marks: tuple[int, ...] = ()
+    """Environment steps at which the trial reports, ascending."""
+    group: str | None = None
+    """What trackers group runs by: the study."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Added to each seed's summary."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Trial to parent, now and then: how it stands."""
+
+    step: int
+    """Environment steps of the seed that is furthest behind."""
+    returns: tuple[float | None, ...]
+    """Latest mean return of each seed; None where no episode has ended."""
+    env_steps_per_s: float | None
+    vram_gib: float | None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Trial to parent: every seed has passed the mark ``step``."""
+
+    step: int
+    returns: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Parent to trial: whether to go on after the mark ``step``."""
+
+    step: int
+    stop: str | None
+    """The reason to end here; None to go on."""

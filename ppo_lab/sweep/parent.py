@@ -1,0 +1,302 @@
+"""The parent of a study on one machine: claims trials, runs them in slots, books what they say."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+
+from ppo_lab.sweep.book import Book, Claim
+from ppo_lab.sweep.events import (
+    Event,
+    StudyEnded,
+    TrialEnded,
+    TrialNoted,
+    TrialReported,
+    TrialRetried,
+    TrialStarted,
+    Watcher,
+)
+from ppo_lab.sweep.executors import Executor, Exited, Reported
+from ppo_lab.sweep.lease import Lease
+from ppo_lab.sweep.messages import Mark, Note, Task, Verdict
+from ppo_lab.sweep.plan import Plan
+from ppo_lab.sweep.result import Result, read_result
+from ppo_lab.sweep.retry import Patience, StorageLostError
+
+__all__ = ["Ending", "Parent", "Signals"]
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.5
+_IDLE_CLAIM_S = 2.0
+"""Pause between claims while all that is left runs on other machines."""
+STOP_FILE = "STOP"
+
+
+class Ending(Enum):
+    """Why a parent stopped."""
+
+    complete = "complete"
+    stopped = "stopped"  # by the STOP file or the study's attribute
+    interrupted = "interrupted"  # by Ctrl-C or a signal
+    storage_lost = "storage lost"
+
+
+class Signals:
+    """Counts Ctrl-C: once lets the running trials finish, twice ends them; SIGTERM ends at once."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        """Say through ``tell`` what a signal did."""
+        self._tell = tell
+        self.num_interrupts = 0
+        self.is_terminated = False
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no new trial should begin."""
+        return self.num_interrupts > 0 or self.is_terminated
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether running trials should end now."""
+        return self.num_interrupts > 1 or self.is_terminated
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Catch the two signals within this block."""
+        before = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if number == signal.SIGTERM:
+            self.is_terminated = True
+            self._tell("SIGTERM: stopping the running trials; they run again at the next start")
+            return
+        self.num_interrupts += 1
+        if self.num_interrupts == 1:
+            self._tell("Ctrl-C: finishing the running trials; again to stop them now")
+        elif self.num_interrupts == 2:
+            self._tell("Ctrl-C: stopping the running trials; they run again at the next start")
+
+
+class Parent:
+    """Runs a study until its total is reached or something stops it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        book: Book,
+        lease: Lease,
+        executor: Executor,
+        patience: Patience,
+        signals: Signals,
+        watchers: Sequence[Watcher],
+    ) -> None:
+        """Take the parts; nothing happens before ``run``."""
+        self._plan, self._book, self._lease, self._executor = plan, book, lease, executor
+        self._patience, self._signals, self._watchers = patience, signals, watchers
+        self._claims: dict[int, Claim] = {}
+        self._folders: dict[int, Path] = {}
+        self._next_claim_s = 0.0
+        self._is_complete = False
+
+    def run(self) -> Ending:
+        """Run the study; whatever happens, no trial of ours is left running."""
+        try:
+            ending = self._loop()
+        except StorageLostError as error:
+            log.error("the storage is lost: %s", error)
+            ending = Ending.storage_lost
+        finally:
+            self._executor.close()
+        if ending is not Ending.storage_lost:
+            self._book_what_ended()
+            counts = self._patience.call("count", self._book.counts)
+            self._tell(StudyEnded(ending.value, counts))
+        return ending
+
+    def _loop(self) -> Ending:
+        while True:
+            self._patience.call("renew", self._lease.renew)
+            is_stopping = self._is_stopping()
+            if self._signals.is_urgent:
+                return Ending.interrupted
+            if not is_stopping:
+                self._fill_slots()
+            if not self._claims:
+                if is_stopping:
+                    return is_stopping
+                if self._is_complete:
+                    return Ending.complete
+            for event in self._executor.wait(_TICK_S):
+                self._handle(event)
+            for watcher in self._watchers:
+                watcher.tick()
+
+    def _is_stopping(self) -> Ending | None:
+        if self._signals.is_stopping:
+            return Ending.interrupted
+        is_stopped = (self._plan.folder / STOP_FILE).exists()
+        return Ending.stopped if is_stopped else None
+
+    def _fill_slots(self) -> None:
+        """Start trials while there are slots and trials."""
+        while len(self._claims) < self._executor.num_slots and not self._signals.is_stopping:
+            if time.monotonic() < self._next_claim_s:
+                return
+            claim = self._patience.call("claim", self._book.claim)
+            if claim is None:
+                self._next_claim_s = time.monotonic() + _IDLE_CLAIM_S
+                counts = self._patience.call("count", self._book.counts)
+                self._is_complete = counts.finished >= counts.total
+                return
+            if claim.result is not None:
+                self._finish(claim, claim.result)
+            else:
+                self._start(claim)
+
+    def _start(self, claim: Claim) -> None:
+        folder = self._new_folder(claim.number)
+        self._patience.call("start", lambda: self._book.note_folder(claim, folder))
+        configs = self._plan.trial_configs(claim.params)
+        overrides = self._plan.trial_overrides(claim.params)
+        self._executor.start(
+            Task(
+                number=claim.number,
+                folder=folder,
+                configs=configs,
+                overrides=overrides,
+                marks=self._plan.marks,
+                group=self._plan.name,
+                notes={"study": self._plan.name, "trial": claim.number, "attempt": claim.attempt},
+            )
+        )
+        self._claims[claim.number], self._folders[claim.number] = claim, folder
+        self._tell(
+            TrialStarted(
+                number=claim.number,
+                attempt=claim.attempt,
+                slot=self._executor.slots()[claim.number],
+                role=claim.role,
+                params=claim.params,
+                overrides=overrides,
+                seeds=[config.seed for config in configs],
+                total_steps=configs[0].total_steps,
+                folder=folder,
+            )
+        )
+
+    def _new_folder(self, number: int) -> Path:
+        """Make the folder of an attempt; one that exists is never written into again."""
+        trial = self._plan.folder / "trials" / f"{number:04}"
+        candidate, attempt = trial, 1
+        while True:
+            try:
+                candidate.mkdir(parents=True)
+            except FileExistsError:
+                attempt += 1
+                candidate = trial / f"attempt_{attempt}"
+            else:
+                return candidate
+
+    def _handle(self, event: Reported | Exited) -> None:
+        if isinstance(event, Exited):
+            self._handle_exit(event)
+        elif isinstance(event.message, Note):
+            self._tell(TrialNoted(event.number, event.message))
+        else:
+            self._handle_mark(event.number, event.message)
+
+    def _handle_mark(self, number: int, mark: Mark) -> None:
+        claim = self._claims[number]
+        if not self._patience.call("report", lambda: self._book.is_ours(claim)):
+            self._executor.stop(number)
+            return
+        report, stop = self._patience.call("report", lambda: self._book.report(claim, mark))
+        self._executor.tell(number, Verdict(mark.step, stop))
+        mean = report.mean if report else None
+        error = report.standard_error if report else None
+        self._tell(TrialReported(number, mark, mean, error, stop))
+
+    def _handle_exit(self, event: Exited) -> None:
+        claim, folder = self._claims[event.number], self._folders[event.number]
+        result = read_result(folder)
+        if result is not None and result.status not in ("failed", "interrupted"):
+            self._forget(claim)
+            self._finish(claim, result)
+        else:
+            reason = _why(event.exit_code, result)
+            self._forget(claim)
+            self._retry(claim, reason, result)
+
+    def _retry(self, claim: Claim, reason: str, result: Result | None) -> None:
+        """Give the trial back for another attempt, or book it as failed after the last."""
+        if not self._patience.call("retry", lambda: self._book.is_ours(claim)):
+            log.warning("trial %d was taken over by another machine", claim.number)
+            return
+        num_crashes = self._patience.call("retry", lambda: self._book.note_crash(claim))
+        max_retries = self._plan.study.max_retries
+        if num_crashes > max_retries:
+            summaries = result.summaries if result else []
+            self._finish(claim, Result(claim.number, "failed", reason, summaries))
+            return
+        self._tell(TrialRetried(claim.number, reason, num_crashes, max_retries))
+        self._patience.call("retry", lambda: self._book.release(claim))
+        self._next_claim_s = 0.0
+
+    def _finish(self, claim: Claim, result: Result) -> None:
+        told = self._patience.call("tell", lambda: self._book.finish(claim, result))
+        if told is None:
+            log.warning("trial %d was taken over by another machine", claim.number)
+            return
+        self._tell(
+            TrialEnded(
+                number=claim.number,
+                state=told.state.name,
+                status=told.status,
+                reason=told.reason,
+                values=told.values,
+                summaries=result.summaries,
+                counts=self._patience.call("count", self._book.counts),
+            )
+        )
+
+    def _forget(self, claim: Claim) -> None:
+        del self._claims[claim.number], self._folders[claim.number]
+
+    def _book_what_ended(self) -> None:
+        """Book the trials that were stopped with us: a result if there is one, else given back."""
+        for claim in list(self._claims.values()):
+            result = read_result(self._folders[claim.number])
+            self._forget(claim)
+            if result is not None and result.status not in ("failed", "interrupted"):
+                self._finish(claim, result)
+            else:
+                self._patience.call("release", functools.partial(self._book.release, claim))
+
+    def _tell(self, event: Event) -> None:
+        for watcher in self._watchers:
+            watcher.handle(event)
+
+
+def _why(exit_code: int, result: Result | None) -> str:
+    """Return in a few words why a trial's process came to no good end."""
+    if result is not None:
+        return result.reason or result.status
+    if exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"its process ended with status {exit_code}; see its log"

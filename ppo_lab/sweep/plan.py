@@ -1,0 +1,201 @@
+"""All that a study decides before anything is created."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig, OmegaConf, open_dict
+from sqlalchemy.engine import URL
+
+from ppo_lab.config import Config
+from ppo_lab.errors import ConfigError
+from ppo_lab.study_config import StudyConfig
+from ppo_lab.sweep.candidate import Base, Composed
+from ppo_lab.sweep.conditions import Choice
+from ppo_lab.sweep.fingerprint import fingerprint
+from ppo_lab.sweep.objective import (
+    Constraint,
+    Objective,
+    check_measured,
+    parse_constraints,
+    parse_objectives,
+)
+from ppo_lab.sweep.samplers import check_pruner, check_sampler
+from ppo_lab.sweep.space import Space, Start, read_space, split_overrides
+from ppo_lab.sweep.storage import storage_url
+
+__all__ = ["Plan", "make_plan"]
+
+_STUDIES = Path("outputs") / "studies"
+_MOST_NAME_CHARS = 80
+_NO_PRUNER = "optuna.pruners.NopPruner"
+_NOT_IN_NAME = ("sweep", "study", "study/", "study.", "hydra", "tracking", "num_threads", "device")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study as it was asked for, checked."""
+
+    study: StudyConfig
+    name: str
+    folder: Path
+    url: URL
+    """Where trials are stored; holds a password perhaps, so it is never written."""
+    base: Base
+    config: Config
+    """The base run."""
+    space: Space
+    starts: tuple[Start, ...]
+    """Tried first; the defaults are the first of them."""
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
+    overrides: tuple[str, ...]
+    """What the command line fixed for every trial."""
+
+    @property
+    def marks(self) -> tuple[int, ...]:
+        """Environment steps at which trials report, the last step not among them.
+
+        None where the objective is no return: what is reported must compare with it.
+        """
+        if not self._is_of_returns:
+            return ()
+        num_marks, total_steps = self.study.num_marks, self.config.total_steps
+        return tuple(math.ceil(total_steps * i / num_marks) for i in range(1, num_marks))
+
+    @property
+    def _is_of_returns(self) -> bool:
+        return [objective.key for objective in self.objectives] == ["final_return"]
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the trials of this study have in common."""
+        return fingerprint(
+            self.config,
+            self.space,
+            self.objectives,
+            self.constraints,
+            num_seeds=self.study.num_seeds,
+            marks=self.marks,
+        )
+
+    def trial_configs(self, params: Mapping[str, Choice]) -> tuple[Config, ...]:
+        """Return a trial's runs, one per seed: the same seeds for every trial."""
+        config = self.base.config(self.space.overrides(params))
+        return tuple(replace(config, seed=config.seed + i) for i in range(self.study.num_seeds))
+
+    def trial_overrides(self, params: Mapping[str, Choice]) -> tuple[str, ...]:
+        """Return what distinguishes a trial's runs from the default one, as one would type it."""
+        return (*self.overrides, *self.space.overrides(params))
+
+    def check(self) -> None:
+        """Check all that takes a while: every corner of the space, sampler and pruner.
+
+        Raises:
+            ConfigError: a trial could not start, or sampler or pruner do not suit the study.
+        """
+        study, num_objectives = self.study, len(self.objectives)
+        check_sampler(
+            study.sampler,
+            self.space,
+            num_trials=study.num_trials,
+            num_starts=len(self.starts),
+            num_objectives=num_objectives,
+        )
+        check_pruner(
+            study.pruner,
+            confidence=study.prune_confidence,
+            total_steps=self.config.total_steps,
+            num_objectives=num_objectives,
+        )
+        if not self._is_of_returns and study.pruner["_target_"] != _NO_PRUNER:
+            allowed = "prunes by the return on the way to final_return; use study/pruner=none"
+            raise ConfigError("study.objective", study.objective, allowed)
+        is_cuda = self.config.torch_device.type == "cuda"
+        check_measured(self.objectives, self.constraints, is_cuda=is_cuda)
+        self.space.check(self.base)
+
+
+def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
+    """Return the plan of a command that Hydra composed with ``loader``; nothing is created.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+    study = OmegaConf.to_object(command.study)
+    assert isinstance(study, StudyConfig)
+    _check_launcher(command)
+    typed = list(command.hydra.overrides.task)
+    fixed, searched = split_overrides(typed)
+    keys_fixed = {override.partition("=")[0].lstrip("+~") for override in fixed}
+    texts = {key: str(text) for key, text in {**study.space, **searched}.items()}
+    texts = {key: text for key, text in texts.items() if key not in keys_fixed}
+    when = {key: condition for key, condition in study.when.items() if key in texts}
+    replace(study, space=texts).check()
+
+    def compose(overrides: Sequence[str]) -> Composed:
+        assert isinstance(loader, ConfigLoaderImpl)
+        cfg = loader.load_sweep_config(command, [*fixed, *overrides])
+        choices = {key: str(name) for key, name in cfg.hydra.runtime.choices.items()}
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return Composed(cfg, choices)
+
+    base = Base(compose)
+    space = read_space(texts, when, base)
+    name = study.name if study.name != "auto" else _auto_name(command, fixed)
+    folder = _STUDIES / name
+    starts = [space.start(point, base) for point in study.start]
+    objectives = parse_objectives(
+        study.objective, study.direction, study.aggregate, study.num_seeds
+    )
+    return Plan(
+        study=study,
+        name=name,
+        folder=folder,
+        url=storage_url(study.storage, folder),
+        base=base,
+        config=base.config(),
+        space=space,
+        starts=(space.defaults(base), *starts),
+        objectives=objectives,
+        constraints=parse_constraints(study.constraints),
+        overrides=tuple(override for override in fixed if not _is_of_study(override)),
+    )
+
+
+def _check_launcher(command: DictConfig) -> None:
+    launcher = str(command.hydra.runtime.choices["hydra/launcher"])
+    if launcher != "basic":
+        allowed = (
+            "belongs to grids: a study starts its trials itself, as results come in. Start this "
+            "command once on each machine, with study.storage=postgresql://..."
+        )
+        raise ConfigError("hydra/launcher", launcher, allowed)
+
+
+def _is_of_study(override: str) -> bool:
+    key = override.partition("=")[0].lstrip("+~")
+    return key in ("sweep", "study") or key.startswith(("study.", "study/"))
+
+
+def _auto_name(command: DictConfig, fixed: Sequence[str]) -> str:
+    """Return the sweep and what was fixed beside it, as a file name."""
+    parts = [str(command.hydra.runtime.choices["sweep"] or "study")]
+    for override in fixed:
+        key = override.partition("=")[0].lstrip("+~")
+        if not key.startswith(_NOT_IN_NAME):
+            parts.append(override.lstrip("+~"))
+    name = re.sub(r"[^A-Za-z0-9._=,+-]", "-", ",".join(parts))
+    if len(name) > _MOST_NAME_CHARS:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{name[:_MOST_NAME_CHARS]}-{digest}"
+    return name

@@ -1,0 +1,55 @@
+"""What came of an attempt at a trial: a file first, so no outage of the storage can lose it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ppo_lab.files import write_json
+from ppo_lab.tracking import restore, strict
+
+__all__ = ["RESULT_FILE", "Result", "read_result", "worst_status"]
+
+RESULT_FILE = "result.json"
+
+# What a trial's seeds come to together: the first of these that any of them ended with.
+_WORST_FIRST = (
+    "interrupted",
+    "failed",
+    "over_budget",
+    "out_of_memory",
+    "diverged",
+    "pruned",
+    "finished",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trial that ended by itself."""
+
+    number: int
+    status: str
+    """Of the seed that decides the outcome; one of ``run.Status``."""
+    reason: str | None
+    summaries: list[dict[str, Any]]
+    """One per seed, as in their summary.json; a seed that never began has none."""
+
+    def write(self, folder: Path) -> None:
+        """Write ``result.json`` into the attempt's folder, whole."""
+        write_json(folder / RESULT_FILE, strict(asdict(self)))
+
+
+def read_result(folder: Path) -> Result | None:
+    """Return the result in an attempt's folder; None if it never got so far."""
+    path = folder / RESULT_FILE
+    return Result(**restore(json.loads(path.read_bytes()))) if path.is_file() else None
+
+
+def worst_status(summaries: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
+    """Return status and reason of the seed that decides a trial's outcome."""
+    worst = min(summaries, key=lambda summary: _WORST_FIRST.index(summary["status"]))
+    return worst["status"], worst["reason"]

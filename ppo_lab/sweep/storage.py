@@ -1,0 +1,129 @@
+"""Where a study is kept: SQLite in its folder, or PostgreSQL for several machines.
+
+Both give what Optuna alone does not: tables made once however many start together, and a lock that
+one parent of all holds at a time, so that the total of trials is exact.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.storages import RDBStorage
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from ppo_lab.errors import HIDDEN, ConfigError
+
+__all__ = ["STORAGE_VARIABLE", "Database", "masked", "storage_url"]
+
+STORAGE_VARIABLE = "PPO_LAB_STORAGE"
+_SQLITE_LOCKED_S = 30.0  # a reader such as optuna-dashboard may hold the file for a moment
+_CREATION = zlib.crc32(b"ppo_lab creates its tables")
+
+
+def storage_url(storage: str, folder: Path) -> URL:
+    """Return where the study is kept; ``auto`` is PPO_LAB_STORAGE, else a file in ``folder``.
+
+    Raises:
+        ConfigError: it is neither SQLite nor PostgreSQL, or its driver is not installed.
+    """
+    key = "study.storage"
+    if storage == "auto":
+        storage = os.environ.get(STORAGE_VARIABLE, "") or f"sqlite:///{folder / 'study.db'}"
+    allowed = "must be auto, sqlite:///file or postgresql://user@host/database"
+    try:
+        url = make_url(storage)
+    except ArgumentError:
+        raise ConfigError(key, HIDDEN, allowed) from None  # what was typed may hold a password
+    if url.get_backend_name() == "sqlite" and url.database:
+        return url
+    if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        _check_driver(url)
+        return url.set(drivername="postgresql+psycopg")
+    raise ConfigError(key, masked(url), allowed)
+
+
+def masked(url: URL) -> str:
+    """Return ``url`` without its password, for files and messages."""
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def _check_driver(url: URL) -> None:
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        allowed = "needs a driver: pip install 'ppo_lab[postgres]'"
+        raise ConfigError("study.storage", masked(url), allowed) from None
+
+
+class Database:
+    """An opened storage."""
+
+    def __init__(self, url: URL, folder: Path) -> None:
+        """Open ``url``, making its tables if need be; ``folder`` holds the locks of this machine.
+
+        Raises:
+            SQLAlchemyError: the storage is away, for ``retry.Patience``.
+        """
+        self.url, self.folder = url, folder
+        self.is_shared = url.get_backend_name() == "postgresql"
+        """Whether other machines may reach it."""
+        arguments = {"connect_timeout": 10} if self.is_shared else {"timeout": _SQLITE_LOCKED_S}
+        self._url_text = url.render_as_string(hide_password=False)
+        if self.is_shared:
+            self._engine: Engine | None = _engine(url, arguments)
+        else:
+            self._engine = None
+        options = {"connect_args": arguments, "pool_pre_ping": True}
+        with self._exclusive(_CREATION):
+            self.storage = RDBStorage(self._url_text, engine_kwargs=options)
+
+    @contextmanager
+    def exclusive(self, study: str) -> Iterator[None]:
+        """Keep every other parent of ``study``, on whatever machine, out of this block."""
+        with self._exclusive(zlib.crc32(study.encode())):
+            yield
+
+    @contextmanager
+    def _exclusive(self, key: int) -> Iterator[None]:
+        if self._engine is None:
+            with (self.folder / "lock").open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # the kernel frees it when we die
+                yield
+        else:
+            with self.connection() as connection:
+                # Optuna writes over connections of its own; this one only holds the lock, which
+                # ends with it.
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+                yield
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Return a connection to the shared database, in a transaction."""
+        assert self._engine is not None, "SQLite has none: see lease.py"
+        with self._engine.begin() as connection:
+            yield connection
+
+    def study_names(self) -> list[str]:
+        """Return the names of the studies kept here."""
+        return optuna.get_all_study_names(self.storage)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+        if self._engine is not None:
+            self._engine.dispose()
+
+
+def _engine(url: URL, arguments: Mapping[str, float]) -> Engine:
+    from sqlalchemy import create_engine
+
+    return create_engine(url, connect_args=dict(arguments), pool_pre_ping=True)

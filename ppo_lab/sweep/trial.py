@@ -1,0 +1,199 @@
+"""A trial's own process: its seeds in lockstep, reporting to the parent and told when to stop.
+
+The parent forks it from a server that has imported all this already. Whatever happens here, a
+crash, a full memory or a SIGKILL, costs this trial only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from omegaconf import OmegaConf
+
+from ppo_lab.config import Config
+from ppo_lab.files import write_whole
+from ppo_lab.run import Destination, run_stack
+from ppo_lab.sweep.messages import Mark, Note, Task, Verdict
+from ppo_lab.sweep.result import Result, worst_status
+from ppo_lab.sweep.storage import STORAGE_VARIABLE
+from ppo_lab.tracking import Terminal
+from ppo_lab.trainer import Trainer
+
+__all__ = ["run_trial", "trial_main"]
+
+_VERDICT_WAIT_S = 1.0
+"""A trial goes on after this long without a verdict: the parent may be waiting for its storage."""
+_NOTE_INTERVAL_S = 0.5
+_PR_SET_PDEATHSIG = 1
+_EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+def trial_main(task: Task, connection: Connection) -> None:
+    """Run ``task`` as a process of its own."""
+    _end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to decide
+    signal.signal(signal.SIGTERM, _exit)
+    os.environ.pop(STORAGE_VARIABLE, None)  # it may hold a password, and is not needed here
+    _log_to(task.folder / "log")
+    run_trial(task, connection)
+
+
+def run_trial(task: Task, connection: Connection) -> Result:
+    """Train every seed, write ``result.json``, and return it."""
+    reporter = _Reporter(task, connection)
+    summaries = []
+    for lanes in _stacks(task.configs):
+        reporter.begin(lanes)
+        configs = [_without_terminal(task.configs[lane]) for lane in lanes]
+        destinations = [_destination(task, config) for config in configs]
+        summaries += run_stack(configs, destinations, reporter.after_iteration)
+        status, reason = worst_status(summaries)
+        if status != "finished":
+            break
+    status, reason = worst_status(summaries)
+    result = Result(task.number, status, reason, summaries)
+    result.write(task.folder)
+    return result
+
+
+def _stacks(configs: Sequence[Config]) -> Iterator[range]:
+    """Return the seeds that train together: all at once, or as many as the strategy can hold."""
+    size = configs[0].memory.max_lanes or len(configs)
+    for begin in range(0, len(configs), size):
+        yield range(begin, min(begin + size, len(configs)))
+
+
+def _without_terminal(config: Config) -> Config:
+    tracking = dataclasses.replace(config.tracking, terminal=Terminal.none)
+    return dataclasses.replace(config, tracking=tracking)
+
+
+def _destination(task: Task, config: Config) -> Destination:
+    """Make a seed's folder, with its config as Hydra would leave it."""
+    folder = task.folder / f"seed_{config.seed}"
+    (folder / ".hydra").mkdir(parents=True)
+    overrides = [*task.overrides, f"seed={config.seed}"]
+    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    write_whole(folder / ".hydra" / "config.yaml", text.encode())
+    write_whole(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides).encode())
+    return Destination(folder, overrides, task.group, task.notes)
+
+
+class _Reporter:
+    """Tells the parent how the seeds stand, and takes its verdicts."""
+
+    def __init__(self, task: Task, connection: Connection) -> None:
+        self._connection = connection
+        self._marks = task.marks
+        self._returns: list[list[float | None]] = [
+            [None] * len(task.configs) for _ in task.marks
+        ]  # by mark and seed
+        self._latest: list[float | None] = [None] * len(task.configs)
+        self._num_seeds = len(task.configs)
+        self._lanes = range(0)
+        self._next_mark = 0
+        self._noted_s = 0.0
+
+    def begin(self, lanes: range) -> None:
+        """Turn to the seeds ``lanes``, which train together."""
+        self._lanes, self._next_mark = lanes, 0
+
+    def after_iteration(self, trainer: Trainer) -> str | None:
+        """Report what has become due; return the reason to stop, if there is one."""
+        for lane, seed in enumerate(self._lanes):
+            if (number := trainer.diverged(lane)) is not None:
+                return f"{number} (seed {trainer.configs[lane].seed})"
+            history = trainer.history(lane)
+            self._latest[seed] = history.final_return
+        step = trainer.iteration * trainer.config.num_rows
+        self._note(trainer, step)
+        stop = None
+        is_last = trainer.iteration == trainer.config.num_iterations
+        while self._next_mark < len(self._marks) and step >= self._marks[self._next_mark]:
+            for seed in self._lanes:
+                self._returns[self._next_mark][seed] = self._latest[seed]
+            if self._lanes.stop == self._num_seeds and not is_last:  # all seeds are past the mark
+                stop = self._report(self._next_mark) or stop
+            self._next_mark += 1
+        return stop or (None if is_last else self._late_verdict())
+
+    def _report(self, index: int) -> str | None:
+        """Report a mark and wait a moment for what the parent thinks of it."""
+        mark = Mark(self._marks[index], tuple(self._returns[index]))
+        self._connection.send(mark)
+        deadline_s = time.monotonic() + _VERDICT_WAIT_S
+        while self._connection.poll(max(deadline_s - time.monotonic(), 0.0)):
+            verdict = self._receive()
+            if verdict.stop is not None or verdict.step == mark.step:
+                return verdict.stop
+        return None
+
+    def _late_verdict(self) -> str | None:
+        while self._connection.poll():
+            if (verdict := self._receive()).stop is not None:
+                return verdict.stop
+        return None
+
+    def _receive(self) -> Verdict:
+        try:
+            return self._connection.recv()
+        except EOFError:  # the parent is gone, and this trial with it
+            sys.exit(1)
+
+    def _note(self, trainer: Trainer, step: int) -> None:
+        now_s = time.monotonic()
+        if now_s - self._noted_s < _NOTE_INTERVAL_S:
+            return
+        # A parent that waits for its storage reads nothing; a full pipe must not stop the training.
+        _, writable, _ = select.select([], [self._connection], [], 0.0)
+        if writable:
+            self._noted_s = now_s
+            num_steps = step * len(trainer.configs)
+            memory = trainer.meters.memory.read()
+            self._connection.send(
+                Note(
+                    step=step,
+                    returns=tuple(self._latest),
+                    env_steps_per_s=num_steps / max(trainer.elapsed_s, 1e-9),
+                    vram_gib=None if memory is None else memory.gib().get("peak_reserved_gib"),
+                )
+            )
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the one it was forked from dies."""
+    forked_from = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if forked_from == 1 or os.getppid() != forked_from:  # it died before that
+        sys.exit(1)
+
+
+def _log_to(path: Path) -> None:
+    """Send logging, and all that libraries print, into the attempt's own file."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    os.dup2(file, sys.stdout.fileno())
+    os.dup2(file, sys.stderr.fileno())
+    os.close(file)
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        force=True,
+    )
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    sys.exit(_EXIT_TERMINATED)
