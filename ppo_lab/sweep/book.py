@@ -26,6 +26,7 @@ from ppo_lab.sweep.events import Counts
 from ppo_lab.sweep.fingerprint import ATTRIBUTE, refuse_change
 from ppo_lab.sweep.lease import Lease, Owner
 from ppo_lab.sweep.messages import Mark
+from ppo_lab.sweep.objective import quantity
 from ppo_lab.sweep.plan import Plan
 from ppo_lab.sweep.pruning import Report, report
 from ppo_lab.sweep.result import Result, read_result
@@ -39,6 +40,8 @@ _RAN = "ran"
 """Constraint of a trial that could not end by itself; samplers rank it below all that could."""
 _NOT_RUNNABLE = {"diverged", "out_of_memory", "over_budget", "no_result"}
 _STOP = "stop"
+_KEPT_OF_SEED = ("seed", "status", "env_steps", "wandb", "folder")
+_MEASURED = ("env_steps_per_s", "wall_time_s", "peak_vram_gib", "forecast_vram_gib")
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -99,8 +102,8 @@ class Book:
                 worker=worker,
                 num_trials=len(trials),
             )
+            self._enqueue_starts(trials)
             if is_new:
-                self._enqueue_starts(trials)
                 self.study.set_user_attr("versions", versions())
                 self.study.set_user_attr(ATTRIBUTE, plan.fingerprint)  # last: it is whole now
             self.study.set_user_attr("num_parents", int(worker) + 1)
@@ -236,7 +239,7 @@ class Book:
                     trial.set_constraint(constraint.text, violation)
             if told.status in _NOT_RUNNABLE and _RAN not in trial.constraints:
                 trial.set_constraint(_RAN, 1.0)
-            trial.set_user_attr("outcome", _outcome_attribute(told, result))
+            trial.set_user_attr("outcome", self._outcome_attribute(told, result))
             values = told.values if told.state is TrialState.COMPLETE else None
             self.study.tell(trial, values, told.state, skip_if_finished=True)
         return told
@@ -263,6 +266,24 @@ class Book:
             return Told(TrialState.COMPLETE, status, reason, values)
         return Told(TrialState.PRUNED, status, reason, None)
 
+    def _outcome_attribute(self, told: Told, result: Result) -> dict[str, Any]:
+        """Return what a trial's outcome was, for people and tables on whatever machine."""
+        objectives = [objective.key for objective in self._plan.objectives]
+        seeds = [
+            {key: summary.get(key) for key in _KEPT_OF_SEED}
+            | {key: quantity(summary, key) for key in ("final_return", *objectives)}
+            for summary in result.summaries
+        ]
+        first = result.summaries[0] if result.summaries else {}
+        return {
+            "status": told.status,
+            "reason": told.reason,
+            "values": list(told.values) if told.values else None,
+            "seeds": seeds,
+            **{key: first.get(key) for key in ("machine", "versions")},
+            **{key: quantity(first, key) for key in _MEASURED},
+        }
+
     def note_crash(self, claim: Claim) -> int:
         """Count a crash against the trial and return how many it has had."""
         claim.trial.set_user_attr("crashes", claim.num_crashes + 1)
@@ -272,23 +293,3 @@ class Book:
         """Give a trial back, to be run by whoever claims it next."""
         claim.trial.set_user_attr("owner", None)
         self._held.discard(claim.number)
-
-
-def _outcome_attribute(told: Told, result: Result) -> dict[str, Any]:
-    """Return what a trial's outcome was, for people and tables."""
-    seeds = [
-        {
-            key: summary.get(key)
-            for key in ("seed", "status", "final_return", "env_steps", "wandb", "folder")
-        }
-        for summary in result.summaries
-    ]
-    first = result.summaries[0] if result.summaries else {}
-    kept = ("env_steps_per_s", "wall_time_s", "peak_memory", "machine", "versions")
-    return {
-        "status": told.status,
-        "reason": told.reason,
-        "values": list(told.values) if told.values else None,
-        "seeds": seeds,
-        **{key: first.get(key) for key in kept},
-    }

@@ -84,8 +84,8 @@ class TrialReported:
     number: int
     mark: Mark
     mean: float | None
-    half_width: float | None
-    """Of the mean's confidence interval; None with one seed."""
+    standard_error: float | None
+    """Of the mean; None with one seed."""
     stop: str | None
     """The reason it was told to end; None if it goes on."""
 
@@ -95,6 +95,8 @@ class TrialEnded:
     """A trial is told: COMPLETE, PRUNED or FAIL."""
 
     number: int
+    role: str
+    params: Mapping[str, Any]
     state: str
     status: str
     reason: str | None

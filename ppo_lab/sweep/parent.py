@@ -266,6 +266,8 @@ class Parent:
         self._tell(
             TrialEnded(
                 number=claim.number,
+                role=claim.role,
+                params=claim.params,
                 state=told.state.name,
                 status=told.status,
                 reason=told.reason,
