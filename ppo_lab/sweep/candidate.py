@@ -44,13 +44,21 @@ class Base:
         """Return whether ``key`` chooses a file of ``conf/``."""
         return key in self.choices
 
+    def choices_with(self, overrides: Sequence[str]) -> Mapping[str, str]:
+        """Return the option of each group once ``overrides`` have chosen theirs."""
+        return self._group(self._of_groups(overrides)).choices
+
+    def fixing(self, *overrides: str) -> Base:
+        """Return this base with ``overrides`` fixed as well."""
+        return Base(lambda more: self._compose([*overrides, *more]))
+
     def config(self, overrides: Sequence[str] = ()) -> Config:
         """Return the checked config of the base with ``overrides``, ``key=value`` each.
 
         Raises:
             ConfigError: such a run could not start.
         """
-        groups = tuple(text for text in overrides if self.is_group(_key(text)))
+        groups = self._of_groups(overrides)
         run = copy.deepcopy(self._group(groups).run)
         for text in overrides:
             if text not in groups:
@@ -74,6 +82,9 @@ class Base:
             hint = f"; did you mean {parent}{'.' if parent else ''}{close}?" if close else ""
             raise ConfigError(key, "...", f"there is no such key{hint}")
         return _typed(node[name])
+
+    def _of_groups(self, overrides: Sequence[str]) -> tuple[str, ...]:
+        return tuple(text for text in overrides if self.is_group(_key(text)))
 
     def _group(self, overrides: tuple[str, ...]) -> Composed:
         if overrides not in self._composed:
