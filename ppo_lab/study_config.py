@@ -11,7 +11,17 @@ from typing import Any
 from ppo_lab.config import Config
 from ppo_lab.errors import ConfigError
 
-__all__ = ["Aggregate", "CommandConfig", "ConfirmConfig", "Executor", "StudyConfig"]
+__all__ = [
+    "STORAGE_VARIABLE",
+    "Aggregate",
+    "CommandConfig",
+    "ConfirmConfig",
+    "Executor",
+    "StudyConfig",
+]
+
+STORAGE_VARIABLE = "PPO_LAB_STORAGE"
+"""Environment variable that holds ``study.storage``, so that a password is in no command line."""
 
 
 class Executor(Enum):

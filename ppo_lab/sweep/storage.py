@@ -20,10 +20,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ppo_lab.errors import HIDDEN, ConfigError
+from ppo_lab.study_config import STORAGE_VARIABLE
 
-__all__ = ["STORAGE_VARIABLE", "Database", "masked", "storage_url"]
+__all__ = ["Database", "masked", "storage_url"]
 
-STORAGE_VARIABLE = "PPO_LAB_STORAGE"
 _SQLITE_LOCKED_S = 30.0  # a reader such as optuna-dashboard may hold the file for a moment
 _CREATION = zlib.crc32(b"ppo_lab creates its tables")
 

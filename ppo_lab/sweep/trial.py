@@ -25,9 +25,9 @@ from omegaconf import OmegaConf
 from ppo_lab.config import Config
 from ppo_lab.files import write_whole
 from ppo_lab.run import Destination, run_stack
+from ppo_lab.study_config import STORAGE_VARIABLE
 from ppo_lab.sweep.messages import Mark, Note, Task, Verdict
 from ppo_lab.sweep.result import Result, worst_status
-from ppo_lab.sweep.storage import STORAGE_VARIABLE
 from ppo_lab.tracking import Terminal
 from ppo_lab.trainer import Trainer
 
