@@ -1,0 +1,175 @@
+"""What a study asks of a trial: objectives over its seeds, and constraints on what it used."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.stats import trim_mean
+
+from ppo_lab.errors import ConfigError
+from ppo_lab.study_config import Aggregate
+
+__all__ = [
+    "Constraint",
+    "Objective",
+    "aggregate_seeds",
+    "check_measured",
+    "parse_constraints",
+    "parse_objectives",
+    "quantity",
+]
+
+_SHORT = {  # names that people type, where the summary nests them
+    "peak_vram_gib": "memory.measured.reserved_gib",
+    "peak_host_gib": "memory.measured.host_gib",
+    "forecast_vram_gib": "memory.forecast.total_gib",
+}
+_CUDA_ONLY = {"peak_vram_gib"}
+_SMALLER_IS_BETTER = {"peak_vram_gib", "peak_host_gib", "forecast_vram_gib", "wall_time_s"}
+_DIRECTIONS = ("maximize", "minimize")
+_NAME = r"[A-Za-z_][A-Za-z0-9_.]*"
+_FEWEST_FOR_IQM = 4  # the middle half of fewer seeds is all of them
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A number of a run's summary, and which way is better."""
+
+    key: str
+    direction: str
+    aggregate: Aggregate
+
+    def value(self, summaries: Sequence[Mapping[str, Any]]) -> float | None:
+        """Return the trial's value over its seeds' summaries; None if a seed has none."""
+        values = [quantity(summary, self.key) for summary in summaries]
+        known = [value for value in values if value is not None]
+        if not known or len(known) < len(values):
+            return None
+        return aggregate_seeds(known, self.aggregate)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A limit that a trial must keep: ``key <= limit`` or ``key >= limit``."""
+
+    text: str
+    """As written, without spaces; its name in Optuna."""
+    key: str
+    sign: float
+    """+1 for an upper limit, -1 for a lower one."""
+    limit: float
+
+    def violation(self, summaries: Sequence[Mapping[str, Any]]) -> float | None:
+        """Return by how much the worst seed breaks the limit; <= 0 if none does.
+
+        None if a seed has no such number: nothing is known then.
+        """
+        values = [quantity(summary, self.key) for summary in summaries]
+        known = [self.sign * (value - self.limit) for value in values if value is not None]
+        return max(known) if known and len(known) == len(values) else None
+
+
+def quantity(summary: Mapping[str, Any], key: str) -> float | None:
+    """Return the finite number ``key`` (dotted where nested) of a run's summary, None if absent."""
+    value: Any = summary
+    for part in _SHORT.get(key, key).split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def aggregate_seeds(values: Sequence[float], aggregate: Aggregate) -> float:
+    """Return the mean, or the mean of the middle half (IQM, arXiv:2108.13264), of ``values``.
+
+    A quarter is rounded down, as in rliable: of 4 to 7 values one at each end is left out.
+    """
+    if aggregate is Aggregate.iqm:
+        return float(trim_mean(values, 0.25))
+    return statistics.fmean(values)
+
+
+def parse_objectives(
+    objective: str | Sequence[str],
+    direction: str | Sequence[str] | None,
+    aggregate: Aggregate,
+    num_seeds: int,
+) -> tuple[Objective, ...]:
+    """Return a study's objectives; ``direction`` None is each quantity's usual one.
+
+    Raises:
+        ConfigError: they are not one direction each, or IQM is asked of fewer than 4 seeds.
+    """
+    keys = _listed("study.objective", objective)
+    if len(set(keys)) < len(keys):
+        raise ConfigError("study.objective", objective, "must name each quantity once")
+    for key in keys:
+        if not re.fullmatch(_NAME, key):
+            raise ConfigError("study.objective", key, "must be a key of a run's summary.json")
+    usual = ["minimize" if key in _SMALLER_IS_BETTER else "maximize" for key in keys]
+    directions = usual if direction is None else _listed("study.direction", direction)
+    if len(directions) != len(keys):
+        allowed = f"must be one for each of {len(keys)} objectives"
+        raise ConfigError("study.direction", direction, allowed)
+    if stray := next((d for d in directions if d not in _DIRECTIONS), None):
+        raise ConfigError("study.direction", stray, "must be maximize or minimize")
+    if aggregate is Aggregate.iqm and num_seeds < _FEWEST_FOR_IQM:
+        allowed = f"needs study.num_seeds={_FEWEST_FOR_IQM} or more; of fewer it is the mean"
+        raise ConfigError("study.aggregate", aggregate.value, allowed)
+    return tuple(Objective(key, way, aggregate) for key, way in zip(keys, directions))
+
+
+def parse_constraints(texts: Sequence[str]) -> tuple[Constraint, ...]:
+    """Return the constraints ``key <= number`` or ``key >= number``.
+
+    Raises:
+        ConfigError: one is not of that form, or is there twice.
+    """
+    constraints = tuple(_parse_constraint(text) for text in texts)
+    names = [constraint.text for constraint in constraints]
+    if len(set(names)) < len(names):
+        raise ConfigError("study.constraints", ", ".join(texts), "must name each limit once")
+    return constraints
+
+
+def check_measured(
+    objectives: Sequence[Objective], constraints: Sequence[Constraint], *, is_cuda: bool
+) -> None:
+    """Check that what a study asks for is measured on its device.
+
+    Raises:
+        ConfigError: it is measured on CUDA devices only.
+    """
+    for where, keys in (
+        ("study.objective", [objective.key for objective in objectives]),
+        ("study.constraints", [constraint.key for constraint in constraints]),
+    ):
+        for key in keys:
+            if key in _CUDA_ONLY and not is_cuda:
+                allowed = "is measured on CUDA devices only; forecast_vram_gib is known everywhere"
+                raise ConfigError(where, key, allowed)
+
+
+def _parse_constraint(text: str) -> Constraint:
+    match = re.fullmatch(rf"\s*({_NAME})\s*(<=|>=)\s*(\S+)\s*", text)
+    try:
+        limit = float(match[3]) if match else math.nan
+    except ValueError:
+        limit = math.nan
+    if match is None or not math.isfinite(limit):
+        allowed = "must be a limit such as peak_vram_gib <= 8 or env_steps_per_s >= 10000"
+        raise ConfigError("study.constraints", text, allowed)
+    name = f"{match[1]}{match[2]}{match[3]}"
+    return Constraint(name, match[1], 1.0 if match[2] == "<=" else -1.0, limit)
+
+
+def _listed(key: str, value: str | Sequence[str]) -> list[str]:
+    values = [value] if isinstance(value, str) else list(value)
+    if not values or not all(isinstance(item, str) for item in values):
+        raise ConfigError(key, value, "must be a name or a list of names")
+    return values
