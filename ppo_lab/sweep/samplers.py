@@ -6,19 +6,20 @@ anywhere and a target runs code.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler, GridSampler
-from optuna.study import Study
+from optuna.samplers import BaseSampler, GPSampler, GridSampler
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ppo_lab.errors import ConfigError, nearest
@@ -58,6 +59,49 @@ class _Grid(GridSampler):
         """Leave it to the study's total of trials to end the study."""
 
 
+class _Gp(GPSampler):
+    """Optuna's Gaussian process, which learns from pruned trials, too.
+
+    Optuna's own knows finished trials only: where trials run out of memory or fall behind it sees
+    nothing, is curious, and samples there to the end of the study.
+    """
+
+    def _sample_relative_impl(
+        self,
+        study: Study,
+        completed_trials: list[FrozenTrial],
+        running_trials: list[FrozenTrial],
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+        told = [
+            _as_complete(trial, completed_trials, study.directions)
+            for trial in pruned
+            if search_space.keys() <= trial.params.keys()
+        ]
+        return super()._sample_relative_impl(
+            study, [*completed_trials, *told], running_trials, search_space
+        )
+
+
+def _as_complete(
+    trial: FrozenTrial, complete: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
+) -> FrozenTrial:
+    """Return a pruned trial with its last value, or the worst seen where it has none."""
+    copied = copy.deepcopy(trial)
+    if copied.values is None:
+        copied.values = [
+            (min if direction is StudyDirection.MAXIMIZE else max)(t.values[i] for t in complete)
+            for i, direction in enumerate(directions)
+        ]
+    names = complete[0].constraints
+    given = copied.constraints
+    copied.system_attrs = {}  # its constraints must be those of the others, no more
+    for name in names:
+        copied.set_constraint(name, given.get(name, max(t.constraints[name] for t in complete)))
+    return copied
+
+
 def mixed_seed(seed: int, worker: str, num_trials: int) -> int:
     """Return a sampler's seed, another for each worker and each number of trials so far.
 
@@ -83,7 +127,8 @@ def build_sampler(
     if name == "GridSampler":
         grid = {p.key: list(p.grid() or ()) for p in space.parameters}
         return _Grid(grid, seed=sampler_seed)
-    sampler = _build(node, "study.sampler", _SAMPLERS, {"seed": sampler_seed})
+    own = {"GPSampler": _Gp}.get(name)
+    sampler = _build(node, "study.sampler", _SAMPLERS, {"seed": sampler_seed}, own)
     assert isinstance(sampler, BaseSampler)
     return sampler
 
@@ -208,8 +253,18 @@ def _class_name(node: Mapping[str, Any], key: str, room: str) -> str:
     return name
 
 
-def _build(node: Mapping[str, Any], key: str, room: str, extra: Mapping[str, Any]) -> object:
-    """Return the object that ``node`` describes, its arguments' own targets built first."""
+def _build(
+    node: Mapping[str, Any],
+    key: str,
+    room: str,
+    extra: Mapping[str, Any],
+    own: Callable[..., object] | None = None,
+) -> object:
+    """Return what ``node`` describes, built by ``own`` if given; its arguments' targets come first.
+
+    Raises:
+        ConfigError: a target is not of ``room``, or does not take its arguments.
+    """
     target = str(node["_target_"])
     if not target.startswith(room):
         raise ConfigError(f"{key}._target_", target, f"must be a class of {room[:-1]}")
@@ -223,6 +278,7 @@ def _build(node: Mapping[str, Any], key: str, room: str, extra: Mapping[str, Any
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return getattr(importlib.import_module(module), class_name)(**arguments)
+            build = own or getattr(importlib.import_module(module), class_name)
+            return build(**arguments)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(key, target, str(error)) from error
