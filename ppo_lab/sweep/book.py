@@ -56,6 +56,8 @@ class Claim:
     attempt: int
     """Counted from 1, over all parents."""
     num_crashes: int
+    reported_step: int
+    """How far an earlier attempt had reported; it was not pruned there."""
     result: Result | None
     """What an earlier attempt had left before its parent died; the trial need not run again."""
 
@@ -107,6 +109,8 @@ class Book:
                 self.study.set_user_attr("versions", versions())
                 self.study.set_user_attr(ATTRIBUTE, plan.fingerprint)  # last: it is whole now
             self.study.set_user_attr("num_parents", int(worker) + 1)
+            if self.is_stopped:
+                self.study.set_user_attr(_STOP, False)  # a start goes on
 
     def _open(self) -> Study:
         plan = self._plan
@@ -136,8 +140,12 @@ class Book:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether somebody stopped the study on every machine."""
+        """Whether somebody stopped the study since it was last started."""
         return bool(self.study.user_attrs.get(_STOP))
+
+    def stop(self) -> None:
+        """Stop the study on every machine: no trial is claimed any more."""
+        self.study.set_user_attr(_STOP, True)
 
     def counts(self) -> Counts:
         """Return how far the study is."""
@@ -192,6 +200,7 @@ class Book:
             params=params,
             attempt=attempt,
             num_crashes=attrs.get("crashes", 0),
+            reported_step=self._database.storage.get_trial(trial._trial_id).last_step or 0,
             result=read_result(Path(folder)) if folder else None,
         )
         self._held.add(trial.number)
@@ -204,8 +213,11 @@ class Book:
     def is_ours(self, claim: Claim) -> bool:
         """Return whether this parent still holds the trial, by the storage's own word.
 
-        One that was cut off for a whole lease has lost its trials to others.
+        One that was cut off for a whole lease has lost its trials to others; a lock on this
+        machine is lost by death alone.
         """
+        if not self._database.is_shared:
+            return True
         frozen = self._database.storage.get_trial(claim.trial._trial_id)
         owner = Owner.read(frozen.user_attrs.get("owner"))
         return owner is not None and owner.id == self._lease.owner.id
@@ -214,13 +226,10 @@ class Book:
         """Store a mark; return what it came to and the reason to stop the trial, if any."""
         if len(self._plan.objectives) > 1:
             return None, None  # Optuna reports and prunes with one objective only
-        frozen = self._database.storage.get_trial(claim.trial._trial_id)
-        if (frozen.last_step or 0) > mark.step:
-            return None, None  # an earlier attempt was further, and was not pruned there
+        if mark.step <= claim.reported_step:
+            return None, None
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*already reported.*"
-            )  # by a call that failed
+            warnings.filterwarnings("ignore", message=".*already reported.*")  # a call broke off
             reported = report(claim.trial, mark.step, mark.returns)
         if reported is None or not claim.trial.should_prune():
             return reported, None

@@ -112,7 +112,7 @@ class Parent:
         self._claims: dict[int, Claim] = {}
         self._folders: dict[int, Path] = {}
         self._next_claim_s = 0.0
-        self._is_complete = False
+        self._is_complete = self._is_stopped = False
 
     def run(self) -> Ending:
         """Run the study; whatever happens, no trial of ours is left running."""
@@ -150,13 +150,18 @@ class Parent:
     def _is_stopping(self) -> Ending | None:
         if self._signals.is_stopping:
             return Ending.interrupted
-        is_stopped = (self._plan.folder / STOP_FILE).exists()
-        return Ending.stopped if is_stopped else None
+        if not self._is_stopped and (self._plan.folder / STOP_FILE).exists():
+            self._is_stopped = True
+            self._patience.call("stop", self._book.stop)  # on every machine
+        return Ending.stopped if self._is_stopped else None
 
     def _fill_slots(self) -> None:
         """Start trials while there are slots and trials."""
         while len(self._claims) < self._executor.num_slots and not self._signals.is_stopping:
             if time.monotonic() < self._next_claim_s:
+                return
+            self._is_stopped = self._patience.call("claim", lambda: self._book.is_stopped)
+            if self._is_stopped:
                 return
             claim = self._patience.call("claim", self._book.claim)
             if claim is None:

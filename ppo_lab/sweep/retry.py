@@ -58,7 +58,7 @@ class Patience:
         Raises:
             StorageLostError: the storage stayed away, or waiting was given up.
         """
-        begin_s = time.monotonic()
+        failed_s: float | None = None
         delay_s = _FIRST_DELAY_S
         while True:
             try:
@@ -66,7 +66,8 @@ class Patience:
             except Exception as error:
                 if not is_outage(error):
                     raise
-                waited_s = time.monotonic() - begin_s
+                failed_s = time.monotonic() if failed_s is None else failed_s
+                waited_s = time.monotonic() - failed_s
                 if waited_s > self.longest_s or (self.is_given_up and self.is_given_up()):
                     raise StorageLostError(f"{what}: no answer for {waited_s:.0f} s") from error
                 if self.on_wait is not None:

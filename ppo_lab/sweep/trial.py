@@ -121,13 +121,16 @@ class _Reporter:
         self._note(trainer, step)
         stop = None
         is_last = trainer.iteration == trainer.config.num_iterations
-        while self._next_mark < len(self._marks) and step >= self._marks[self._next_mark]:
+        while self._is_mark_due(step) and stop is None:
             for seed in self._lanes:
                 self._returns[self._next_mark][seed] = self._latest[seed]
             if self._lanes.stop == self._num_seeds and not is_last:  # all seeds are past the mark
-                stop = self._report(self._next_mark) or stop
+                stop = self._report(self._next_mark)
             self._next_mark += 1
         return stop or (None if is_last else self._late_verdict())
+
+    def _is_mark_due(self, step: int) -> bool:
+        return self._next_mark < len(self._marks) and step >= self._marks[self._next_mark]
 
     def _report(self, index: int) -> str | None:
         """Report a mark and wait a moment for what the parent thinks of it."""

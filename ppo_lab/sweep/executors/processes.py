@@ -1,6 +1,6 @@
 """Each trial is a process of its own, forked from a server that has imported everything.
 
-The server (multiprocessing's) is started once, holds no CUDA context and no threads, and dies with
+The server (multiprocessing's) is started once, holds no CUDA context and no threads of ours, and dies with
 the parent; a trial dies with the server. So nothing outlives a parent that is killed.
 """
 
@@ -23,7 +23,7 @@ from ppo_lab.sweep.trial import trial_main
 
 __all__ = ["ProcessExecutor"]
 
-_PRELOADED = ["ppo_lab.sweep.trial", "gymnasium", "wandb"]
+_PRELOADED = ["ppo_lab.sweep.trial"]
 _GRACE_S = 10.0  # from SIGTERM, in which a run closes its trackers, to SIGKILL
 
 
@@ -39,12 +39,17 @@ class _Running:
 class ProcessExecutor(Executor):
     """Slots of this machine; see the module."""
 
-    def __init__(self, num_slots: int, devices: Sequence[str] = ()) -> None:
-        """Start the server; slot i sees the device i modulo their number, by CUDA's own names."""
+    def __init__(
+        self, num_slots: int, devices: Sequence[str] = (), preloaded: Sequence[str] = ()
+    ) -> None:
+        """Start the server; slot i sees the device i modulo their number, by CUDA's own names.
+
+        ``preloaded`` are modules that these trials will import beside the trainer.
+        """
         self._num_slots, self._devices = num_slots, list(devices)
         self._running: dict[int, _Running] = {}
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_PRELOADED)
+        self._context.set_forkserver_preload([*_PRELOADED, *preloaded])
         forkserver.ensure_running()  # it imports while the parent opens its storage
 
     @property
