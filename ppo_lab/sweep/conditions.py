@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,9 @@ class Condition:
         return self.key in params and params[self.key] in self.values
 
 
+@functools.lru_cache(maxsize=1024)  # a parse takes 2 ms, and corners of a space repeat each value
 def parse_override(key: str, text: str) -> Override:
-    """Return ``key=text`` as Hydra reads it.
+    """Return ``key=text`` as Hydra reads it; not to be changed, it is kept.
 
     Raises:
         ConfigError: it cannot be read.

@@ -28,7 +28,7 @@ from ppo_lab.sweep.parameter import Parameter, read_parameter
 
 __all__ = ["Space", "Start", "read_space", "split_overrides"]
 
-_MOST_CORNERS = 256  # composed before a study: about two seconds
+_MOST_CORNERS = 64  # tried before a study: about a second
 
 
 class Start(NamedTuple):
@@ -116,13 +116,13 @@ class Space:
             ):
                 allowed = "has no place in a trial whose condition does not hold; see when"
                 raise ConfigError(f"start.{parameter.key}", params[parameter.key], allowed)
-        self._try(
-            self._complete(params, lambda p: p.nearest(base.value(p.key)) or p.probes()[0]), base
-        )
+        self._try(self._complete(params, lambda p: _default(p, base)), base)
         return Start(params, is_inside=True)
 
     def check(self, base: Base) -> None:
-        """Compose the runs at the ends of the space: every corner, or 256 that touch every end.
+        """Compose the runs at the corners of the space, of more than 64 a sample.
+
+        The sample has every end and every choice in it, but not every combination of them.
 
         Raises:
             ConfigError: one of them could not start.
@@ -175,6 +175,12 @@ class Space:
             required |= self.required(self[condition.key].conditions)
             required[condition.key] = condition.values[0]
         return required
+
+
+def _default(parameter: Parameter, base: Base) -> Choice:
+    """Return the base's value where it is of the space, else the space's first."""
+    value = None if parameter.conditions else parameter.nearest(base.value(parameter.key))
+    return parameter.probes()[0] if value is None else value
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
