@@ -153,10 +153,12 @@ class Book:
 
     def _count(self, trials: Sequence[FrozenTrial]) -> Counts:
         states = [trial.state for trial in trials]
+        # A baseline outside the space is told as FAIL, and is as good as complete.
+        num_outside = sum(_has_finished_outside(trial) for trial in trials)
         return Counts(
-            complete=states.count(TrialState.COMPLETE),
+            complete=states.count(TrialState.COMPLETE) + num_outside,
             pruned=states.count(TrialState.PRUNED),
-            failed=states.count(TrialState.FAIL),
+            failed=states.count(TrialState.FAIL) - num_outside,
             running=states.count(TrialState.RUNNING),
             total=self._plan.study.num_trials,
         )
@@ -302,3 +304,8 @@ class Book:
         """Give a trial back, to be run by whoever claims it next."""
         claim.trial.set_user_attr("owner", None)
         self._held.discard(claim.number)
+
+
+def _has_finished_outside(trial: FrozenTrial) -> bool:
+    outcome = trial.user_attrs.get("outcome", {})
+    return trial.state is TrialState.FAIL and outcome.get("status") == "finished"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Iterator
@@ -10,19 +11,20 @@ from contextlib import contextmanager
 import optuna
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
+from optuna.study import Study
+from rich.console import Console
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.refusals import explain
-from ppo_lab.sweep.book import Book
-from ppo_lab.sweep.events import StorageAway, StudyOpened, Watcher
-from ppo_lab.sweep.executors import Executor, ProcessExecutor
-from ppo_lab.sweep.lease import Lease
-from ppo_lab.sweep.lines import LineWatcher
-from ppo_lab.sweep.parent import STOP_FILE, Ending, Parent, Signals
+from ppo_lab.sweep.confirm import Confirmed, confirmation_plan, read_confirmation
+from ppo_lab.sweep.executors import ProcessExecutor
+from ppo_lab.sweep.outputs import write_outputs
+from ppo_lab.sweep.panel import commands, study_panel
+from ppo_lab.sweep.parent import STOP_FILE, Ending, Signals
 from ppo_lab.sweep.plan import Plan, make_plan
-from ppo_lab.sweep.retry import Patience, StorageLostError
+from ppo_lab.sweep.retry import StorageLostError
+from ppo_lab.sweep.session import Session
 from ppo_lab.sweep.slots import choose_slots
-from ppo_lab.sweep.storage import Database, masked
 
 __all__ = ["check_study", "run_plan", "run_study"]
 
@@ -57,7 +59,7 @@ def run_study(command: DictConfig, loader: ConfigLoader) -> None:
 
 
 def run_plan(plan: Plan) -> Ending:
-    """Open the study, run its trials, and return why that ended.
+    """Run the study's trials and its confirmation, leave its files, and return why that ended.
 
     Raises:
         ConfigError: the study was begun otherwise, or is stopped by its STOP file.
@@ -67,41 +69,50 @@ def run_plan(plan: Plan) -> Ending:
         raise ConfigError("STOP", stop, "stops this study; remove the file to go on")
     num_slots, devices = choose_slots(plan.study.num_slots, plan.config)
     executor = ProcessExecutor(num_slots, devices)  # its server imports while we open the storage
+    signals = Signals(_print)
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
-        with _log_file(plan):
-            return _run(plan, executor)
+        with _log_file(plan), signals.installed():
+            return _run(plan, Session(plan, executor, signals, _print))
+    except StorageLostError as error:
+        logging.getLogger(__name__).error("%s", error)
+        return Ending.storage_lost
     finally:
         executor.close()
 
 
-def _run(plan: Plan, executor: Executor) -> Ending:
-    watchers: list[Watcher] = [LineWatcher(_print)]
-    signals = Signals(_print)
-
-    def tell_outage(what: str, waited_s: float) -> None:
-        for watcher in watchers:
-            watcher.handle(StorageAway(what, waited_s))
-
-    patience = Patience(plan.study.patience_s, tell_outage, lambda: signals.is_urgent)
-    with signals.installed():
-        try:
-            database = patience.call("open", lambda: Database(plan.url, plan.folder))
-            lease = patience.call("open", lambda: Lease(database, plan.study.lease_s))
-            patience.call("open", lease.renew)
-            book = patience.call("open", lambda: Book(plan, database, lease))
-        except StorageLostError as error:
-            logging.getLogger(__name__).error("%s", error)
-            return Ending.storage_lost
-        counts = patience.call("count", book.counts)
-        opened = StudyOpened(plan.name, plan.folder, masked(plan.url), counts, executor.num_slots)
-        for watcher in watchers:
-            watcher.handle(opened)
-        parent = Parent(plan, book, lease, executor, patience, signals, watchers)
-        ending = parent.run()
-        if ending is not Ending.storage_lost:
-            lease.close()  # else its trials stay ours, until the next start finds us dead
+def _run(plan: Plan, session: Session) -> Ending:
+    ending, study = session.run(plan)
+    if ending is Ending.storage_lost:
         return ending
+    confirmed: Confirmed | None = None
+    try:
+        if ending is Ending.complete:
+            ending, confirmed = _confirm(plan, study, session)
+    finally:
+        if ending is not Ending.storage_lost:
+            session.call("read", lambda: write_outputs(plan, study, confirmed))
+            _show(plan, study, confirmed)
+            session.close()  # else its trials stay ours, until the next start finds us dead
+    return ending
+
+
+def _confirm(plan: Plan, study: Study, session: Session) -> tuple[Ending, Confirmed | None]:
+    """Run the best trials again; return what that says once it is complete."""
+    confirming = session.call("read", lambda: confirmation_plan(plan, study, session.database))
+    if confirming is None:
+        return Ending.complete, None
+    ending, fresh = session.run(confirming)
+    if ending is not Ending.complete:
+        return ending, None
+    read = functools.partial(read_confirmation, plan, study, confirming, fresh)
+    return ending, session.call("read", read)
+
+
+def _show(plan: Plan, study: Study, confirmed: Confirmed | None) -> None:
+    console = Console()
+    console.print(study_panel(plan, study, confirmed))
+    console.print(commands(plan), soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager

@@ -152,3 +152,6 @@ class Watcher(Protocol):
 
     def tick(self) -> None:
         """Draw, perhaps; called about twice a second."""
+
+    def close(self) -> None:
+        """Leave the screen as it was; also after an error, without ``StudyEnded``."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ppo_lab.sweep.events import (
     Event,
@@ -10,24 +11,31 @@ from ppo_lab.sweep.events import (
     StudyEnded,
     StudyOpened,
     TrialEnded,
-    TrialReported,
     TrialRetried,
     TrialStarted,
 )
+from ppo_lab.sweep.show import params_text, score_text
+from ppo_lab.sweep.standing import Row, Standing, headline
+from ppo_lab.tracking.progress_line import clock_text
 
 __all__ = ["LineWatcher"]
+
+_AWAY_AGAIN_S = 30.0  # between two lines about one outage
 
 
 class LineWatcher:
     """Writes a line when a trial starts, ends or is run again."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
-        """Write lines with ``write``."""
-        self._write = write
-        self._is_away = False
+    def __init__(self, standing: Standing, write: Callable[[str], None]) -> None:
+        """Write lines about ``standing``, which this watcher keeps up."""
+        self._standing, self._write = standing, write
+        self._away_told_s: float | None = None
 
     def handle(self, event: Event) -> None:
         """Write the event's line, if it has one."""
+        self._standing.handle(event)
+        if not isinstance(event, StorageAway):
+            self._away_told_s = None
         line = self._line(event)
         if line is not None:
             self._write(line)
@@ -35,27 +43,49 @@ class LineWatcher:
     def tick(self) -> None:
         """Draw nothing."""
 
+    def close(self) -> None:
+        """Leave what was written."""
+
     def _line(self, event: Event) -> str | None:
         match event:
-            case StudyOpened(name=name, folder=folder, counts=counts):
-                done = f"{counts.finished} of {counts.total} trials are finished"
-                return f"study {name}: {done}, {event.num_slots} at a time, in {folder}"
+            case StudyOpened(name=name, num_slots=num_slots, folder=folder):
+                state = headline(self._standing)
+                return f"study {name}: {state}  {num_slots} at a time, in {folder}"
             case TrialStarted(number=number, attempt=attempt):
-                values = " ".join(f"{key}={value}" for key, value in event.params.items())
-                again = f" (attempt {attempt})" if attempt > 1 else ""
-                return f"#{number:03} {values or 'the defaults'}{again}"
-            case TrialReported(number=number, stop=str(stop)):
-                return f"#{number:03} stopped: {stop}"
-            case TrialEnded(number=number, state=state, reason=reason, values=values):
-                score = ", ".join(f"{value:.6g}" for value in values or ())
-                told = f"{state.lower()} {score}" + (f" ({reason})" if reason else "")
-                return f"#{number:03} {told}  [{event.counts.finished}/{event.counts.total}]"
+                again = f"  attempt {attempt}" if attempt > 1 else ""
+                return f"#{number} begins  {_named(event.params, event.role)}{again}"
+            case TrialEnded():
+                row = self._standing.ended[-1]
+                best = self._standing.best
+                mark = "  best so far" if best and best.number == row.number else ""
+                return f"{_ended(row)}{mark}  [{headline(self._standing)}]"
             case TrialRetried(number=number, reason=reason):
-                return (
-                    f"#{number:03} {reason}; run again ({event.num_crashes} of {event.max_retries})"
-                )
+                times = f"{event.num_crashes} of {event.max_retries}"
+                return f"#{number} {reason}; run again ({times})"
             case StorageAway(what=what, waited_s=waited_s):
-                return f"the storage is away ({what}, {waited_s:.0f} s); running trials go on"
-            case StudyEnded(reason=reason, counts=counts):
-                return f"study: {reason}, {counts.finished} of {counts.total} trials"
+                return self._outage(what, waited_s)
+            case StudyEnded(reason=reason):
+                return f"study {self._standing.name} {reason}: {headline(self._standing)}"
         return None
+
+    def _outage(self, what: str, waited_s: float) -> str | None:
+        told_s = self._away_told_s
+        if told_s is not None and told_s <= waited_s < told_s + _AWAY_AGAIN_S:
+            return None
+        self._away_told_s = waited_s
+        return f"the storage is away ({what}, {waited_s:.0f} s); running trials go on"
+
+
+def _ended(row: Row) -> str:
+    values = list(row.values or ())
+    scores = [
+        score_text(value, row.half_width if i == 0 else None) for i, value in enumerate(values)
+    ]
+    took = "" if row.took_s is None else f"  in {clock_text(row.took_s)}"
+    reason = f"  {row.reason}" if row.reason else ""
+    score = f"  {', '.join(scores)}" if scores else ""
+    return f"#{row.number} {row.state}{score}  {_named(row.params, row.role)}{took}{reason}"
+
+
+def _named(params: Mapping[str, Any], role: str) -> str:
+    return params_text(params) or ("the defaults" if role == "baseline" else "")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-__all__ = ["LaneProgress", "progress_line"]
+__all__ = ["LaneProgress", "clock_text", "progress_line"]
 
 
 @dataclass
@@ -39,7 +39,7 @@ def progress_line(lanes: Sequence[LaneProgress], took_s: float) -> str:
         per_s = new_steps / took_s
         left = sum(max(lane.total_steps - lane.global_step, 0) for lane in still_open)
         parts.append(f"{per_s:,.0f} steps/s")
-        parts.append(f"ETA {_clock_text(left / per_s)}" if left else f"in {_clock_text(took_s)}")
+        parts.append(f"ETA {clock_text(left / per_s)}" if left else f"in {clock_text(took_s)}")
     return "  ".join(parts)
 
 
@@ -68,7 +68,8 @@ def _mean(values: list[float]) -> float:
     return fmean(finite) if finite else math.nan
 
 
-def _clock_text(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
+    """Return ``1:02:03`` or ``2:03``."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

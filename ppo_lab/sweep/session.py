@@ -1,0 +1,108 @@
+"""One machine's part in a study: an opened storage, a sign of life, and what shows the progress.
+
+A study and its confirmation are run by the same session, one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from optuna.study import Study
+from rich.console import Console
+
+from ppo_lab.sweep.book import Book
+from ppo_lab.sweep.events import StorageAway, StudyOpened, Watcher
+from ppo_lab.sweep.executors import Executor
+from ppo_lab.sweep.lease import Lease
+from ppo_lab.sweep.lines import LineWatcher
+from ppo_lab.sweep.live import LiveTable
+from ppo_lab.sweep.parent import Ending, Parent, Signals
+from ppo_lab.sweep.plan import Plan
+from ppo_lab.sweep.retry import Patience
+from ppo_lab.sweep.standing import Best, Standing
+from ppo_lab.sweep.storage import Database, masked
+from ppo_lab.sweep.trials import best_row, finished_trials
+from ppo_lab.tracking import Terminal
+
+__all__ = ["Session"]
+
+T = TypeVar("T")
+
+
+class Session:
+    """Runs plans on this machine, in the storage of the first."""
+
+    def __init__(
+        self, plan: Plan, executor: Executor, signals: Signals, write: Callable[[str], None]
+    ) -> None:
+        """Open the storage of ``plan``; plain lines of progress go to ``write``.
+
+        Raises:
+            StorageLostError: it does not answer.
+        """
+        self._executor, self._signals, self._write = executor, signals, write
+        self._watchers: list[Watcher] = []
+        self._patience = Patience(
+            plan.study.patience_s, self._tell_outage, lambda: signals.is_urgent
+        )
+        self.database = self.call("open", lambda: Database(plan.url, plan.folder))
+        self._lease = self.call("open", lambda: Lease(self.database, plan.study.lease_s))
+        self.call("open", self._lease.renew)
+
+    def call(self, what: str, function: Callable[[], T]) -> T:
+        """Return what ``function`` reads from or writes to the storage, waiting out its outages.
+
+        Raises:
+            StorageLostError: the storage stayed away.
+        """
+        return self._patience.call(what, function)
+
+    def run(self, plan: Plan) -> tuple[Ending, Study]:
+        """Run the trials of ``plan`` that are missing; return why that ended, and the study.
+
+        Raises:
+            ConfigError: the study was begun otherwise.
+            StorageLostError: the storage stayed away before a trial had begun.
+        """
+        book = self.call("open", lambda: Book(plan, self.database, self._lease))
+        counts = self.call("count", book.counts)
+        rows = self.call("read", lambda: finished_trials(book.study, plan.objectives))
+        row = best_row(rows, plan.objectives[0]) if len(plan.objectives) == 1 else None
+        standing = Standing(plan.objectives, plan.constraints)
+        if row is not None and row.values[0] is not None:
+            standing.best = Best(row.number, row.values[0], row.half_width, row.params)
+        self._watchers = _watchers(plan.config.tracking.terminal, standing, self._write)
+        opened = StudyOpened(
+            plan.name, plan.folder, masked(plan.url), counts, self._executor.num_slots
+        )
+        try:
+            for watcher in self._watchers:
+                watcher.handle(opened)
+            parent = Parent(
+                plan, book, self._lease, self._executor, self._patience, self._signals,
+                self._watchers,
+            )  # fmt: skip
+            return parent.run(), book.study
+        finally:
+            for watcher in self._watchers:
+                watcher.close()
+            self._watchers = []
+
+    def close(self) -> None:
+        """End this machine's part; its trials must have been given back."""
+        self._lease.close()
+
+    def _tell_outage(self, what: str, waited_s: float) -> None:
+        for watcher in self._watchers:
+            watcher.handle(StorageAway(what, waited_s))
+
+
+def _watchers(style: Terminal, standing: Standing, write: Callable[[str], None]) -> list[Watcher]:
+    """Return what shows the progress: a live table on a terminal, else lines, or nothing."""
+    console = Console(stderr=True)
+    if style is Terminal.auto:
+        style = Terminal.live if console.is_terminal else Terminal.plain
+    if style is Terminal.live:
+        return [LiveTable(standing, console)]
+    return [LineWatcher(standing, write)] if style is Terminal.plain else []
