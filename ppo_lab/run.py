@@ -53,6 +53,9 @@ class Destination:
     """The grid or study this run belongs to."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Added to the summary, such as a trial's number."""
+    run_id: str | None = None
+    """What trackers know the run by; None makes one up."""
+    job_type: str = "train"
 
 
 def run_in_folder(
@@ -179,7 +182,7 @@ def _run_info(config: Config, destination: Destination, facts: dict[str, Any]) -
     tags = [config.env.id, config.memory.name, *([f"g{commit[:7]}"] if commit else [])]
     return RunInfo(
         folder=destination.folder,
-        id="-".join([*parts[:3], parts[3][:12], secrets.token_hex(2)])[:64],
+        id=destination.run_id or "-".join([*parts[:3], parts[3][:12], secrets.token_hex(2)])[:64],
         name="__".join([config.env.id, *parts[1:]]),
         group=config.tracking.group or destination.group,
         tags=tuple(tag[:64] for tag in [*tags, *config.tracking.tags]),
@@ -188,6 +191,7 @@ def _run_info(config: Config, destination: Destination, facts: dict[str, Any]) -
         | {"overrides": list(destination.overrides)}
         | facts
         | dict(destination.notes),
+        job_type=destination.job_type,
     )
 
 

@@ -11,6 +11,8 @@ start more than are missing.
 
 from __future__ import annotations
 
+import re
+import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,12 +36,14 @@ from ppo_lab.sweep.samplers import build_pruner, build_sampler
 from ppo_lab.sweep.storage import Database
 from ppo_lab.versions import versions
 
-__all__ = ["Book", "Claim", "Told"]
+__all__ = ["Book", "Claim", "Told", "run_id_stem"]
 
 _RAN = "ran"
 """Constraint of a trial that could not end by itself; samplers rank it below all that could."""
 _NOT_RUNNABLE = {"diverged", "out_of_memory", "over_budget", "no_result"}
 _STOP = "stop"
+_TOKEN = "token"
+"""Tells a study from an earlier one of its name, where runs of both are kept, as in W&B."""
 _KEPT_OF_SEED = ("seed", "status", "env_steps", "wandb", "folder")
 _MEASURED = ("env_steps_per_s", "wall_time_s", "peak_vram_gib", "forecast_vram_gib")
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -107,8 +111,10 @@ class Book:
             self._enqueue_starts(trials)
             if is_new:
                 self.study.set_user_attr("versions", versions())
+                self.study.set_user_attr(_TOKEN, secrets.token_hex(2))
                 self.study.set_user_attr(ATTRIBUTE, plan.fingerprint)  # last: it is whole now
             self.study.set_user_attr("num_parents", int(worker) + 1)
+            self._run_id_stem = run_id_stem(self.study)
             if self.is_stopped:
                 self.study.set_user_attr(_STOP, False)  # a start goes on
 
@@ -208,6 +214,11 @@ class Book:
         self._held.add(trial.number)
         return claim
 
+    def run_id(self, claim: Claim) -> str:
+        """Return what trackers know the attempt by, but for its seed."""
+        again = f"-a{claim.attempt}" if claim.attempt > 1 else ""
+        return f"{self._run_id_stem}-{claim.number:04}{again}"
+
     def note_folder(self, claim: Claim, folder: Path) -> None:
         """Store where an attempt leaves its result, before it runs."""
         claim.trial.set_user_attr("folder", str(folder.resolve()))
@@ -304,6 +315,12 @@ class Book:
         """Give a trial back, to be run by whoever claims it next."""
         claim.trial.set_user_attr("owner", None)
         self._held.discard(claim.number)
+
+
+def run_id_stem(study: Study) -> str:
+    """Return how the ids of a study's runs begin: at most 37 characters that any tracker takes."""
+    name = re.sub(r"[^A-Za-z0-9._=-]", "-", study.study_name)[:32].strip("-")
+    return f"{name}-{study.user_attrs[_TOKEN]}"
 
 
 def _has_finished_outside(trial: FrozenTrial) -> bool:

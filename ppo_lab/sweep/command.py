@@ -25,6 +25,7 @@ from ppo_lab.sweep.plan import Plan, make_plan
 from ppo_lab.sweep.retry import StorageLostError
 from ppo_lab.sweep.session import Session
 from ppo_lab.sweep.slots import choose_slots
+from ppo_lab.sweep.wandb_study import track_study
 
 __all__ = ["check_study", "run_plan", "run_study"]
 
@@ -93,6 +94,8 @@ def _run(plan: Plan, session: Session) -> Ending:
         if ending is not Ending.storage_lost:
             session.call("read", lambda: write_outputs(plan, study, confirmed))
             _show(plan, study, confirmed)
+            if not session.is_urgent:
+                _track(plan, study, confirmed, session)
             session.close()  # else its trials stay ours, until the next start finds us dead
     return ending
 
@@ -107,6 +110,12 @@ def _confirm(plan: Plan, study: Study, session: Session) -> tuple[Ending, Confir
         return ending, None
     read = functools.partial(read_confirmation, plan, study, confirming, fresh)
     return ending, session.call("read", read)
+
+
+def _track(plan: Plan, study: Study, confirmed: Confirmed | None, session: Session) -> None:
+    link = session.call("read", lambda: track_study(plan, study, confirmed))
+    if link is not None:
+        Console().print(f"W&B        {link}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _show(plan: Plan, study: Study, confirmed: Confirmed | None) -> None:

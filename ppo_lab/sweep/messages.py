@@ -27,6 +27,8 @@ class Task:
     """Environment steps at which the trial reports, ascending."""
     group: str | None = None
     """What trackers group runs by: the study."""
+    run_id: str = "trial"
+    """What trackers know the attempt by; a seed is added to it."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Added to each seed's summary."""
 

@@ -20,7 +20,7 @@ from ppo_lab.sweep.storage import masked
 from ppo_lab.sweep.trials import TrialRow, best_row, finished_trials
 from ppo_lab.tracking import strict
 
-__all__ = ["importances", "trial_table", "write_outputs"]
+__all__ = ["importances", "space_of", "trial_table", "write_outputs"]
 
 _MEASURED = ("env_steps_per_s", "peak_vram_gib", "wall_time_s")
 
@@ -37,7 +37,7 @@ def write_outputs(plan: Plan, study: Study, confirmed: Confirmed | None) -> None
     writer.writeheader()
     writer.writerows(table)
     write_whole(plan.folder / "trials.csv", text.getvalue().encode())
-    write_whole(plan.folder / "space.yaml", _space_text(plan).encode())
+    write_whole(plan.folder / "space.yaml", OmegaConf.to_yaml(space_of(plan)).encode())
     write_json(plan.folder / "importance.json", strict(importances(plan, study)))
     if confirmed is not None:
         confirmed.write(plan)
@@ -99,7 +99,8 @@ def _winner_title(plan: Plan, confirmed: Confirmed) -> str:
     return f"{name} of study {plan.name}: {plan.objectives[0].key} {score} over {seeds}."
 
 
-def _space_text(plan: Plan) -> str:
+def space_of(plan: Plan) -> dict[str, Any]:
+    """Return what was searched and how, as YAML and JSON hold it."""
     study = plan.study
     content = {
         "name": plan.name,
@@ -117,4 +118,5 @@ def _space_text(plan: Plan) -> str:
         "overrides": list(plan.overrides),
         "fingerprint": plan.fingerprint["sha256"],
     }
-    return OmegaConf.to_yaml(plain(content))
+    values: dict[str, Any] = plain(content)
+    return values

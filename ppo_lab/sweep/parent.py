@@ -187,6 +187,7 @@ class Parent:
                 overrides=overrides,
                 marks=self._plan.marks,
                 group=self._plan.name,
+                run_id=self._book.run_id(claim),
                 notes={"study": self._plan.name, "trial": claim.number, "attempt": claim.attempt},
             )
         )

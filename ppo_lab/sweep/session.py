@@ -50,6 +50,11 @@ class Session:
         self._lease = self.call("open", lambda: Lease(self.database, plan.study.lease_s))
         self.call("open", self._lease.renew)
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether a person, or the machine, wants this to end now."""
+        return self._signals.is_urgent
+
     def call(self, what: str, function: Callable[[], T]) -> T:
         """Return what ``function`` reads from or writes to the storage, waiting out its outages.
 

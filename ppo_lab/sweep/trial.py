@@ -88,7 +88,8 @@ def _destination(task: Task, config: Config) -> Destination:
     text = OmegaConf.to_yaml(OmegaConf.structured(config))
     write_whole(folder / ".hydra" / "config.yaml", text.encode())
     write_whole(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides).encode())
-    return Destination(folder, overrides, task.group, task.notes)
+    run_id = f"{task.run_id}-s{config.seed}"
+    return Destination(folder, overrides, task.group, task.notes, run_id, job_type="trial")
 
 
 class _Reporter:

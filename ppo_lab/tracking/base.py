@@ -54,6 +54,8 @@ class RunInfo:
     """Environment steps the run will take, for progress and time left."""
     config: Mapping[str, Any]
     """The resolved config, plus versions and overrides; holds no secrets."""
+    job_type: str = "train"
+    """train; trial for a run of a study; study for the study itself."""
 
 
 class Sink(ABC):

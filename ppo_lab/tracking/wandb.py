@@ -97,6 +97,9 @@ class WandbSink(Sink):
         PROCESS.live.discard(run.id)
         try:
             run.summary.update(strict(summary))
+            status = summary.get("status", "finished")
+            if status != "finished":  # so that pruned runs and full memories can be filtered out
+                run.tags = (*(run.tags or ()), str(status))
         finally:
             if self._is_online and PROCESS.is_upload_broken:
                 self._close_in_background(run, exit_code)
@@ -172,7 +175,7 @@ class WandbSink(Sink):
             group=config.group or run.group,
             tags=list(tags),
             notes=config.notes,
-            job_type="train",
+            job_type=run.job_type,
             config=strict(run.config),
             resume="allow",  # without it `wandb sync` overwrites a resumed run's first part
             reinit="create_new",  # the lanes of a stack are runs at the same time
