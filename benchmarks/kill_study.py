@@ -2,8 +2,8 @@
 
     python -m benchmarks.kill_study [--trials 60] [--seed 1]
 
-Every few seconds one running trial gets SIGKILL; at a third and at two thirds of the study its whole
-process group does, and the same command is started again. Linux only (reads /proc).
+Every few seconds one running trial gets SIGKILL; at a third and at two thirds of the study its
+whole process group does, and the same command is started again. Linux only (reads /proc).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def kill_study(
     seed: int = 1,
     overrides: tuple[str, ...] = (),
 ) -> Outcome:
-    """Run a study in ``folder`` while killing it; ``trial_kill_s`` bounds the pauses between kills."""
+    """Run a study in ``folder`` while killing it; ``trial_kill_s`` bounds the pauses of the kills."""
     pick = random.Random(seed)
     command = [
         sys.executable, "-m", "ppo_lab", "study=default", "epsilon=interval(0.05,0.5)",
@@ -165,7 +165,7 @@ def _read(study: Path, outcome: Outcome) -> None:
     ]
     for path in study.glob("trials/**/metrics.jsonl"):
         outcome.num_attempts += 1
-        if not list(_iterations(path)) == sorted(set(_iterations(path))):
+        if list(_iterations(path)) != sorted(set(_iterations(path))):
             outcome.overwritten.append(str(path))  # two runs wrote into one file
 
 

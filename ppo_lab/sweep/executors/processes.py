@@ -1,7 +1,7 @@
 """Each trial is a process of its own, forked from a server that has imported everything.
 
-The server (multiprocessing's) is started once, holds no CUDA context and no threads of ours, and dies with
-the parent; a trial dies with the server. So nothing outlives a parent that is killed.
+The server (multiprocessing's) is started once, holds no CUDA context and no thread of ours, and
+dies with the parent; a trial dies with the server. So nothing outlives a parent that is killed.
 """
 
 from __future__ import annotations

@@ -1,0 +1,42 @@
+"""A quick study as a person starts it, and what it left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import optuna
+
+__all__ = ["QUICK", "left_by", "started", "trials_of"]
+
+QUICK = (
+    "study=default", "epsilon=interval(0.05,0.5)", "study.name=quick", "study.num_slots=2",
+    "network=tiny", "total_steps=2048", "tracking=local",
+)  # fmt: skip
+
+
+def started(folder, *overrides, **environment):
+    """Start the quick study in ``folder``; the process leads a session of its own."""
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "ppo_lab", *QUICK, *overrides],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def left_by(process, timeout_s=240):
+    """Wait for a study and return what it showed; it must have ended well."""
+    shown, _ = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0, shown
+    return shown
+
+
+def trials_of(folder, storage=None):
+    url = storage or f"sqlite:///{folder / 'outputs' / 'studies' / 'quick' / 'study.db'}"
+    return optuna.load_study(study_name="quick", storage=url).trials

@@ -1,0 +1,87 @@
+"""Several machines on one PostgreSQL, which goes away in the middle."""
+
+import time
+
+import optuna
+import pytest
+from postgres_server import PostgresServer, why_not
+from study_helpers import left_by, started, trials_of
+
+from ppo_lab.sweep.lease import Lease
+from ppo_lab.sweep.storage import Database, masked, storage_url
+
+pytestmark = [
+    pytest.mark.postgres,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
+
+
+@pytest.fixture(scope="module")
+def server():
+    running = PostgresServer()
+    yield running
+    running.close()
+
+
+def database(server, folder):
+    folder.mkdir()
+    return Database(storage_url(server.url, folder), folder)
+
+
+def test_two_machines_run_the_exact_total_though_the_server_is_away_in_the_middle(server, tmp_path):
+    machines = [
+        started(tmp_path / name, "study.num_trials=8", "study.num_slots=1",
+                PPO_LAB_STORAGE=server.url)
+        for name in ("a", "b")
+    ]  # fmt: skip
+    runs = [tmp_path / name / "outputs" / "studies" / "quick" / "trials" for name in ("a", "b")]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not all(list(path.glob("*")) for path in runs):
+        time.sleep(0.1)
+    server.stop()
+    time.sleep(20)
+    server.start()
+    shown = [left_by(machine) for machine in machines]
+    assert any("storage is away" in text for text in shown)
+    trials = trials_of(tmp_path, server.url.replace("postgresql:", "postgresql+psycopg:"))
+    assert [trial.number for trial in trials] == list(range(8))
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+    # Each trial ran once, in one of the two folders.
+    folders = [{path.name for path in run.iterdir()} for run in runs]
+    assert folders[0] | folders[1] == {f"{number:04}" for number in range(8)}
+    assert not folders[0] & folders[1]
+    assert not list(tmp_path.rglob("attempt_*"))
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or server.password.encode() not in path.read_bytes(), path
+    assert not any(server.password in text for text in shown)
+
+
+def test_a_machine_unheard_of_for_a_lease_is_dead_but_not_right_after_an_outage(server, tmp_path):
+    here, there = (Lease(database(server, tmp_path / name), 1.0) for name in ("here", "there"))
+    # As if on another machine, where its lock cannot be looked at.
+    elsewhere = there.owner._replace(boot="another", lock="/nowhere/lock")
+    there.renew()
+    time.sleep(1.2)
+    here.renew()
+    assert not here.is_dead(elsewhere)  # its row is old, but we have just come back ourselves
+    for _ in range(5):
+        time.sleep(0.3)
+        here.renew()
+    assert here.is_dead(elsewhere)
+    there.renew()
+    assert not here.is_dead(elsewhere)
+
+
+def test_the_shared_database_holds_one_lock_for_each_study(server, tmp_path):
+    first, second = (database(server, tmp_path / name) for name in ("first", "second"))
+    with first.exclusive("one"), second.exclusive("another"):
+        pass  # no deadlock: two studies
+    assert optuna.get_all_study_names(first.storage) == optuna.get_all_study_names(second.storage)
+    first.close()
+    second.close()
+
+
+def test_a_password_is_in_no_text(server, tmp_path):
+    url = storage_url(f"{server.url}?password=hidden", tmp_path)
+    assert server.password not in masked(url)
+    assert "hidden" not in masked(url)

@@ -1,0 +1,60 @@
+"""Calls of the storage are made again while it is away, and only then."""
+
+import sqlite3
+
+import pytest
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from ppo_lab.sweep.retry import Patience, StorageLostError, is_outage
+
+
+def outage():
+    return OperationalError("SELECT 1", {}, sqlite3.OperationalError("database is locked"))
+
+
+class Storage:
+    """Fails as often as it is told to, then answers with the number of calls."""
+
+    def __init__(self, num_failures, error):
+        self.num_failures, self.error, self.num_calls = num_failures, error, 0
+
+    def __call__(self):
+        self.num_calls += 1
+        if self.num_calls <= self.num_failures:
+            raise self.error
+        return self.num_calls
+
+
+def test_an_outage_is_waited_out_and_told():
+    told = []
+    patience = Patience(10.0, lambda what, waited_s: told.append(what))
+    assert patience.call("read", Storage(2, outage())) == 3
+    assert told == ["read", "read"]
+
+
+def test_what_optuna_wraps_is_told_apart_by_its_cause():
+    wrapped = StorageInternalError("commit failed")
+    wrapped.__cause__ = outage()
+    assert is_outage(wrapped)
+    wrapped.__cause__ = IntegrityError("INSERT", {}, sqlite3.IntegrityError("UNIQUE"))
+    assert not is_outage(wrapped)
+
+
+def test_a_mistake_is_raised_at_once():
+    storage = Storage(1, ValueError("no such trial"))
+    with pytest.raises(ValueError, match="no such trial"):
+        Patience(10.0).call("read", storage)
+    assert storage.num_calls == 1
+
+
+def test_patience_ends_and_says_what_was_wanted():
+    with pytest.raises(StorageLostError, match="tell"):
+        Patience(0.2).call("tell", Storage(1000, outage()))
+
+
+def test_waiting_can_be_given_up():
+    storage = Storage(1000, outage())
+    with pytest.raises(StorageLostError):
+        Patience(600.0, is_given_up=lambda: storage.num_calls == 2).call("tell", storage)
+    assert storage.num_calls == 2
