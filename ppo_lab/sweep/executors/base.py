@@ -59,7 +59,7 @@ class Executor(ABC):
 
     @abstractmethod
     def stop(self, number: int) -> None:
-        """Ask a trial to end now; its exit follows, at the latest after some seconds."""
+        """Ask a trial to end now; its exit follows, unless it has been told, within seconds."""
 
     @abstractmethod
     def close(self) -> None:

@@ -78,11 +78,14 @@ class ProcessExecutor(Executor):
         return self._devices[slot % len(self._devices)] if self._devices else None
 
     def tell(self, number: int, verdict: Verdict) -> None:
-        """Send a verdict."""
+        """Send a verdict; one for a trial that has ended is dropped."""
+        running = self._running.get(number)
+        if running is None:
+            return
         try:
-            self._running[number].connection.send(verdict)
+            running.connection.send(verdict)
         except (BrokenPipeError, ConnectionResetError):
-            return  # it ended in this moment; its exit is the next event
+            return  # it ends in this moment; its exit is the next event
 
     def wait(self, timeout_s: float) -> list[Event]:
         """Return messages and exits; see ``Executor``."""
@@ -120,8 +123,8 @@ class ProcessExecutor(Executor):
 
     def stop(self, number: int) -> None:
         """Send SIGTERM, and SIGKILL when ten seconds did not suffice."""
-        running = self._running[number]
-        if running.killed_after_s is None:
+        running = self._running.get(number)
+        if running is not None and running.killed_after_s is None:
             running.killed_after_s = time.monotonic() + _GRACE_S
             running.process.terminate()
 
