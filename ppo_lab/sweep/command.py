@@ -16,7 +16,12 @@ from rich.console import Console
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.refusals import explain
-from ppo_lab.sweep.confirm import Confirmed, confirmation_plan, read_confirmation
+from ppo_lab.sweep.confirm import (
+    Confirmed,
+    check_confirmation,
+    confirmation_plan,
+    read_confirmation,
+)
 from ppo_lab.sweep.executors import ProcessExecutor
 from ppo_lab.sweep.outputs import write_outputs
 from ppo_lab.sweep.panel import commands, study_panel
@@ -44,7 +49,9 @@ def check_study(command: DictConfig, loader: ConfigLoader) -> None:
     Raises:
         ConfigError: the study cannot run.
     """
-    make_plan(command, loader).check()
+    plan = make_plan(command, loader)
+    check_confirmation(plan)
+    plan.check()
 
 
 def run_study(command: DictConfig, loader: ConfigLoader) -> None:

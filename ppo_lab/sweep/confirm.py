@@ -17,7 +17,7 @@ from optuna.study import Study
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.files import write_json
-from ppo_lab.study_config import ConfirmConfig, StudyConfig
+from ppo_lab.study_config import ConfirmConfig
 from ppo_lab.sweep import analysis
 from ppo_lab.sweep.interval import CONFIDENCE
 from ppo_lab.sweep.plan import Plan
@@ -83,18 +83,18 @@ class Confirmed:
         write_json(plan.folder / CONFIRM_FILE, strict(content))
 
 
-def check_confirmation(study: StudyConfig, *, num_objectives: int) -> None:
+def check_confirmation(plan: Plan) -> None:
     """Check that a study can be confirmed as it asks to be.
 
     Raises:
         ConfigError: it has no single best trial, or its trials have seeds of their own.
     """
-    if study.confirm.top and num_objectives > 1:
+    if plan.study.confirm.top and len(plan.objectives) > 1:
         allowed = "a study of several objectives has a front, not a best trial; must be 0"
-        raise ConfigError("study.confirm.top", study.confirm.top, allowed)
-    if "seed" in study.space:
-        allowed = "is what trials are repeated over: study.num_seeds=3"
-        raise ConfigError("study.space.seed", study.space["seed"], allowed)
+        raise ConfigError("study.confirm.top", plan.study.confirm.top, allowed)
+    if (text := plan.space.texts().get("seed")) is not None:
+        allowed = "is not searched but repeated over: study.num_seeds=3"
+        raise ConfigError("seed", text, allowed)
 
 
 def confirmation_plan(plan: Plan, study: Study, database: Database) -> Plan | None:

@@ -1,0 +1,261 @@
+"""What a person sees while a study runs: the live table, or lines where there is no terminal."""
+
+import io
+import logging
+import math
+
+import pytest
+from rich.console import Console
+
+from ppo_lab.study_config import Aggregate
+from ppo_lab.sweep.events import (
+    Counts,
+    StorageAway,
+    StudyEnded,
+    StudyOpened,
+    TrialEnded,
+    TrialNoted,
+    TrialReported,
+    TrialRetried,
+    TrialStarted,
+)
+from ppo_lab.sweep.interval import half_width
+from ppo_lab.sweep.lines import LineWatcher
+from ppo_lab.sweep.live import LiveTable, draw
+from ppo_lab.sweep.messages import Mark, Note
+from ppo_lab.sweep.objective import parse_constraints, parse_objectives
+from ppo_lab.sweep.show import number_text, params_text, score_text
+from ppo_lab.sweep.standing import Best, Standing, headline
+
+OBJECTIVES = parse_objectives("final_return", None, Aggregate.mean, num_seeds=2)
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def standing(clock):
+    """A study of ten trials, four of them finished before this start."""
+    standing = Standing(OBJECTIVES, parse_constraints(["peak_host_gib <= 1"]), clock=clock)
+    standing.handle(opened(Counts(complete=3, pruned=1, failed=0, running=0, total=10)))
+    return standing
+
+
+def opened(counts):
+    return StudyOpened("epsilon", "outputs/studies/epsilon", "sqlite", counts, num_slots=2)
+
+
+def started(number, **params):
+    return TrialStarted(
+        number=number, attempt=1, slot=number % 2, role="search", params=params, overrides=(),
+        seeds=(1, 2), total_steps=1000, folder="trials",
+    )  # fmt: skip
+
+
+def ended(number, returns=(10.0, 14.0), state="COMPLETE", status="finished", **more):
+    summaries = [{"final_return": value, "env_steps": 960} | more for value in returns]
+    values = [sum(returns) / len(returns)] if state == "COMPLETE" else None
+    reason = None if status == "finished" else "why"
+    counts = Counts(complete=4, pruned=1, failed=0, running=1, total=10)
+    return TrialEnded(
+        number, "search", {"epsilon": 0.2}, state, status, reason, values, summaries, counts
+    )
+
+
+def noted(number, step, *returns):
+    return TrialNoted(number, Note(step, returns, env_steps_per_s=12345.6, vram_gib=None))
+
+
+def drawn(standing, width=80, height=24):
+    console = Console(file=io.StringIO(), width=width, height=height)
+    console.print(draw(standing, console))
+    return console.file.getvalue()
+
+
+def test_the_interval_of_two_seeds_is_students():
+    # Seeds 10 and 14: sd 2.828, standard error 2, t(0.975, 1 dof) = 12.706.
+    assert half_width([10.0, 14.0]) == pytest.approx(25.41, abs=0.01)
+    assert half_width([10.0]) is None
+    assert half_width([10.0, None]) is None
+    assert half_width([10.0, math.nan]) is None
+
+
+def test_the_interval_of_an_iqm_ignores_the_ends():
+    # Of 0, 4, 8, 100 the middle half is 4 and 8, winsorised 4, 4, 8, 8 with variance 16/3: standard
+    # error sqrt(16/3) / (0.5 * sqrt(4)) = 2.309, t(0.975, 1 dof) = 12.706.
+    wide = half_width([0.0, 4.0, 8.0, 100.0], Aggregate.iqm)
+    assert wide == pytest.approx(29.34, abs=0.01)
+    assert half_width([0.0, 4.0, 8.0, 9.0], Aggregate.iqm) == pytest.approx(wide)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(12345.6, "12,346"), (123.45, "123.5"), (9.876, "9.88"), (0.01234, "0.0123"), (0, "0"),
+     (-12.34, "-12.3"), (1.5e-9, "1.5e-09")],
+)  # fmt: skip
+def test_numbers_keep_about_three_digits(value, text):
+    assert number_text(value) == text
+
+
+def test_an_interval_ends_at_its_values_decimal():
+    assert score_text(32.5, 0.764) == "32.5 ± 0.8"
+    assert score_text(0.5, 0.0123) == "0.500 ± 0.012"
+    assert score_text(32.5, None) == "32.5"
+    assert score_text(None, None) == "-"
+
+
+def test_parameters_drop_the_groups_above_them():
+    params = {"memory.pin_memory": True, "lr": 0.00031234, "network": "tiny"}
+    assert params_text(params) == "pin_memory=True lr=0.000312 network=tiny"
+
+
+def test_a_resumed_study_starts_with_its_counts(standing):
+    assert headline(standing) == "4/10 trials  3 kept  1 pruned"
+
+
+def test_the_time_left_follows_this_starts_own_pace(standing, clock):
+    # 50 s for half a trial; five and a half of the ten are left: 550 s.
+    standing.handle(started(4))
+    standing.handle(noted(4, 500, 1.0, 2.0))
+    clock.now_s += 50
+    assert standing.eta_s() == pytest.approx(50 * 5.5 / 0.5)
+
+
+def test_there_is_no_time_left_to_tell_before_anything_ran(standing):
+    assert standing.eta_s() is None
+
+
+def test_a_running_trial_shows_return_and_interval_over_its_seeds(standing):
+    standing.handle(started(4, epsilon=0.1))
+    standing.handle(noted(4, 250, 10.0, 14.0))
+    (row,) = (line for line in drawn(standing).splitlines() if "#4" in line)
+    assert row.split() == ["#4", "25%", "12.0", "±", "25.4", "12,346", "running", "epsilon=0.1"]
+
+
+def test_a_return_is_shown_once_every_seed_has_one(standing):
+    standing.handle(started(4))
+    standing.handle(noted(4, 250, 10.0, None))
+    assert standing.running[4].score(Aggregate.mean) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "label"),
+    [("COMPLETE", "finished", "kept"), ("PRUNED", "pruned", "pruned"),
+     ("PRUNED", "out_of_memory", "OOM"), ("PRUNED", "diverged", "diverged"),
+     ("PRUNED", "over_budget", "over budget"), ("FAIL", "failed", "failed")],
+)  # fmt: skip
+def test_an_ended_trial_says_what_became_of_it(standing, state, status, label):
+    standing.handle(started(4))
+    standing.handle(ended(4, state=state, status=status))
+    assert standing.ended[-1].state == label
+    assert label in drawn(standing)
+
+
+def test_a_trial_beyond_a_limit_is_never_the_best(standing):
+    memory = {"memory": {"measured": {"host_gib": 2.0}}}
+    standing.handle(ended(4, returns=(500.0, 500.0), **memory))
+    assert standing.best is None
+    assert standing.ended[-1].state == "over limit"
+    assert standing.ended[-1].reason == "peak_host_gib<=1 is broken"
+
+
+def test_the_best_is_the_largest_so_far_also_of_earlier_starts(standing):
+    standing.best = Best(1, 11.0, None, {"epsilon": 0.3})
+    standing.handle(ended(4, returns=(8.0, 9.0)))
+    assert standing.best.number == 1
+    standing.handle(ended(5, returns=(12.0, 13.0)))
+    assert (standing.best.number, standing.best.value) == (5, 12.5)
+    assert "best  #5  12.5" in drawn(standing)
+
+
+def test_a_crashed_attempt_and_its_retry_are_told_apart(standing):
+    standing.handle(started(4))
+    standing.handle(TrialRetried(4, "killed by SIGKILL", num_crashes=1, max_retries=2))
+    standing.handle(started(4))
+    lines = [line for line in drawn(standing).splitlines() if "#4" in line]
+    assert "retry 1/2" in lines[0]
+    assert "crashed" in lines[1]
+    assert "killed by SIGKILL" in lines[1]
+
+
+def test_an_outage_is_shown_until_the_storage_answers(standing):
+    standing.handle(StorageAway("claim", 12.0))
+    assert "the storage is away for 12 s" in drawn(standing)
+    standing.handle(started(4))
+    assert "away" not in drawn(standing)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_line_is_wider_or_lower_than_the_terminal(standing, width):
+    for number in range(4, 60):
+        standing.handle(started(number, epsilon=0.1, **{f"key_{i}": i for i in range(9)}))
+        standing.handle(noted(number, 100, 1e6, 2e6))
+    lines = drawn(standing, width=width, height=20).splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) < 20
+    if width >= 80:  # the numbers fit beside the parameters
+        assert any("1,500,000" in line and "running" in line for line in lines)
+
+
+def test_vram_has_a_column_only_where_it_is_measured(standing):
+    standing.handle(started(4))
+    assert "VRAM" not in drawn(standing)
+    standing.handle(TrialNoted(4, Note(1, (1.0, 2.0), env_steps_per_s=1.0, vram_gib=1.25)))
+    assert "VRAM" in drawn(standing)
+    assert "1.25 G" in drawn(standing)
+
+
+def test_the_live_table_leaves_the_screen_and_gives_handlers_their_stream_back(standing, capsys):
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    table = LiveTable(standing, console)
+    handler = logging.StreamHandler()  # to stderr, as Hydra's is
+    logging.getLogger().addHandler(handler)
+    before = handler.stream
+    try:
+        table.handle(opened(standing.counts))
+        assert handler.stream is not before
+        logging.getLogger().warning("a warning")
+        table.handle(started(4, epsilon=0.1))
+        table.handle(StudyEnded("complete", standing.counts))
+        assert handler.stream is before
+    finally:
+        logging.getLogger().removeHandler(handler)
+        table.close()
+    shown = console.file.getvalue()
+    assert "a warning\n" in shown
+    assert "epsilon=0.1" in shown
+
+
+def test_plain_lines_tell_starts_ends_and_the_best(standing):
+    lines = []
+    watcher = LineWatcher(standing, lines.append)
+    watcher.handle(started(4, epsilon=0.2))
+    watcher.handle(ended(4))
+    watcher.handle(TrialReported(5, Mark(10, (1.0,)), 1.0, None, None))  # a mark is no news
+    watcher.handle(TrialRetried(5, "killed by SIGKILL", num_crashes=1, max_retries=2))
+    assert lines == [
+        "#4 begins  epsilon=0.2",
+        "#4 kept  12.0 ± 25.4  epsilon=0.2  in 0:00  best so far"
+        "  [5/10 trials  4 kept  1 pruned  ETA 0:00]",
+        "#5 killed by SIGKILL; run again (1 of 2)",
+    ]
+
+
+def test_an_outage_gets_a_line_now_and_then_and_not_at_every_try(standing):
+    lines = []
+    watcher = LineWatcher(standing, lines.append)
+    for waited_s in (0.0, 0.2, 5.0, 29.0, 31.0, 40.0):
+        watcher.handle(StorageAway("claim", waited_s))
+    assert len(lines) == 2
+    watcher.handle(started(4))
+    watcher.handle(StorageAway("claim", 0.0))  # the next outage
+    assert len(lines) == 4
