@@ -40,7 +40,7 @@ __all__ = ["Book", "Claim", "Told", "run_id_stem"]
 
 _RAN = "ran"
 """Constraint of a trial that could not end by itself; samplers rank it below all that could."""
-_NOT_RUNNABLE = {"diverged", "out_of_memory", "over_budget", "no_result"}
+_NOT_RUNNABLE = {"diverged", "out_of_memory", "over_budget", "refused", "no_result"}
 _STOP = "stop"
 _TOKEN = "token"
 """Tells a study from an earlier one of its name, where runs of both are kept, as in W&B."""
@@ -229,10 +229,13 @@ class Book:
         One that was cut off for a whole lease has lost its trials to others; a lock on this
         machine is lost by death alone.
         """
-        if not self._database.is_shared:
-            return True
-        frozen = self._database.storage.get_trial(claim.trial._trial_id)
-        owner = Owner.read(frozen.user_attrs.get("owner"))
+        return not self._database.is_shared or self._is_held(self._stored(claim))
+
+    def _stored(self, claim: Claim) -> FrozenTrial:
+        return self._database.storage.get_trial(claim.trial._trial_id)
+
+    def _is_held(self, trial: FrozenTrial) -> bool:
+        owner = Owner.read(trial.user_attrs.get("owner"))
         return owner is not None and owner.id == self._lease.owner.id
 
     def report(self, claim: Claim, mark: Mark) -> tuple[Report | None, str | None]:
@@ -252,8 +255,11 @@ class Book:
         """Tell a trial's outcome, once; None if another parent has taken the trial over."""
         told = self._outcome(claim, result)
         with self._database.exclusive(self._plan.name):
-            if not self.is_ours(claim):
+            stored = self._stored(claim)
+            if not self._is_held(stored):
                 return None
+            if stored.state.is_finished():  # by a call whose answer was lost
+                return told
             trial = claim.trial
             for constraint in self._plan.constraints:
                 violation = constraint.violation(result.summaries)
@@ -263,7 +269,7 @@ class Book:
                 trial.set_constraint(_RAN, 1.0)
             trial.set_user_attr("outcome", self._outcome_attribute(told, result))
             values = told.values if told.state is TrialState.COMPLETE else None
-            self.study.tell(trial, values, told.state, skip_if_finished=True)
+            self.study.tell(trial, values, told.state)
         return told
 
     def _outcome(self, claim: Claim, result: Result) -> Told:
@@ -276,8 +282,7 @@ class Book:
         status, reason = result.status, result.reason
         known = [objective.value(result.summaries) for objective in self._plan.objectives]
         values = [value for value in known if value is not None]
-        if status == "finished" and len(values) < len(known):
-            missing = self._plan.objectives[known.index(None)].key
+        if status == "finished" and (missing := self._missing(result)):
             status, reason = "no_result", f"a seed has no {missing}"
         if status == "failed":
             return Told(TrialState.FAIL, status, reason, None)
@@ -287,6 +292,16 @@ class Book:
         if status == "finished":
             return Told(TrialState.COMPLETE, status, reason, values)
         return Told(TrialState.PRUNED, status, reason, None)
+
+    def _missing(self, result: Result) -> str | None:
+        """Return a number that a finished trial should have and has not; None if it has all."""
+        for objective in self._plan.objectives:
+            if objective.value(result.summaries) is None:
+                return objective.key
+        for constraint in self._plan.constraints:
+            if constraint.violation(result.summaries) is None:
+                return constraint.key
+        return None
 
     def _outcome_attribute(self, told: Told, result: Result) -> dict[str, Any]:
         """Return what a trial's outcome was, for people and tables on whatever machine."""

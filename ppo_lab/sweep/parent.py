@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from types import FrameType
 
+from ppo_lab.errors import ConfigError
 from ppo_lab.sweep.book import Book, Claim
 from ppo_lab.sweep.events import (
     Event,
@@ -175,9 +176,13 @@ class Parent:
                 self._start(claim)
 
     def _start(self, claim: Claim) -> None:
+        try:
+            configs = self._plan.trial_configs(claim.params)
+        except ConfigError as error:  # between the corners that were tried before the study
+            self._finish(claim, Result(claim.number, "refused", str(error), []))
+            return
         folder = self._new_folder(claim.number)
         self._patience.call("start", lambda: self._book.note_folder(claim, folder))
-        configs = self._plan.trial_configs(claim.params)
         overrides = self._plan.trial_overrides(claim.params)
         self._executor.start(
             Task(

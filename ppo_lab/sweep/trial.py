@@ -88,7 +88,7 @@ def _destination(task: Task, config: Config) -> Destination:
     text = OmegaConf.to_yaml(OmegaConf.structured(config))
     write_whole(folder / ".hydra" / "config.yaml", text.encode())
     write_whole(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides).encode())
-    run_id = f"{task.run_id}-s{config.seed}"
+    run_id = f"{task.run_id}-s{config.seed}" if task.run_id else None
     return Destination(folder, overrides, task.group, task.notes, run_id, job_type="trial")
 
 

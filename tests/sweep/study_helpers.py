@@ -8,7 +8,10 @@ import sys
 
 import optuna
 
-__all__ = ["QUICK", "left_by", "started", "trials_of"]
+from ppo_lab.compose import check_jobs, register
+from ppo_lab.sweep.plan import Plan, make_plan
+
+__all__ = ["QUICK", "left_by", "plan_of", "started", "trials_of"]
 
 QUICK = (
     "study=default", "epsilon=interval(0.05,0.5)", "study.name=quick", "study.num_slots=2",
@@ -40,3 +43,18 @@ def left_by(process, timeout_s=240):
 def trials_of(folder, storage=None):
     url = storage or f"sqlite:///{folder / 'outputs' / 'studies' / 'quick' / 'study.db'}"
     return optuna.load_study(study_name="quick", storage=url).trials
+
+
+def plan_of(*overrides) -> Plan:
+    """The quick study's plan, as the command line would make it."""
+    plans = []
+    register()
+    check_jobs(
+        [*QUICK, *overrides],
+        is_multirun=False,
+        config_dir=None,
+        config_name=None,
+        check_study=lambda command, loader: plans.append(make_plan(command, loader)),
+    )
+    (plan,) = plans
+    return plan
