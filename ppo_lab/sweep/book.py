@@ -198,6 +198,7 @@ class Book:
         is_inside = attrs.get("is_inside", True)
         params = self._plan.space.sample(trial) if is_inside else {}
         folder = attrs.get("folder")
+        result = read_result(Path(folder)) if folder else None
         # An attempt is counted before it begins: one that takes its machine down counts too.
         attempt = attrs.get("attempt", 0) + 1
         trial.set_user_attr("attempt", attempt)
@@ -209,7 +210,7 @@ class Book:
             attempt=attempt,
             num_crashes=attrs.get("crashes", 0),
             reported_step=self._database.storage.get_trial(trial._trial_id).last_step or 0,
-            result=read_result(Path(folder)) if folder else None,
+            result=result if result is not None and result.is_final else None,
         )
         self._held.add(trial.number)
         return claim

@@ -246,7 +246,7 @@ class Parent:
     def _handle_exit(self, event: Exited) -> None:
         claim, folder = self._claims[event.number], self._folders[event.number]
         result = read_result(folder)
-        if result is not None and result.status not in ("failed", "interrupted"):
+        if result is not None and result.is_final:
             self._forget(claim)
             self._finish(claim, result)
         else:
@@ -296,7 +296,7 @@ class Parent:
         for claim in list(self._claims.values()):
             result = read_result(self._folders[claim.number])
             self._forget(claim)
-            if result is not None and result.status not in ("failed", "interrupted"):
+            if result is not None and result.is_final:
                 self._finish(claim, result)
             else:
                 self._patience.call("release", functools.partial(self._book.release, claim))

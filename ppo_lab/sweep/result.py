@@ -38,6 +38,11 @@ class Result:
     summaries: list[dict[str, Any]]
     """One per seed, as in their summary.json; a seed that never began has none."""
 
+    @property
+    def is_final(self) -> bool:
+        """Whether another attempt could not be expected to end otherwise."""
+        return self.status not in ("failed", "interrupted")
+
     def write(self, folder: Path) -> None:
         """Write ``result.json`` into the attempt's folder, whole."""
         write_json(folder / RESULT_FILE, strict(asdict(self)))

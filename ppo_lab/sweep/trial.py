@@ -33,6 +33,8 @@ from ppo_lab.trainer import Trainer
 
 __all__ = ["run_trial", "trial_main"]
 
+log = logging.getLogger(__name__)
+
 _VERDICT_WAIT_S = 1.0
 """A trial goes on after this long without a verdict: the parent may be waiting for its storage."""
 _NOTE_INTERVAL_S = 0.5
@@ -47,6 +49,8 @@ def trial_main(task: Task, connection: Connection) -> None:
     signal.signal(signal.SIGTERM, _exit)
     os.environ.pop(STORAGE_VARIABLE, None)  # it may hold a password, and is not needed here
     _log_to(task.folder / "log")
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    log.info("trial %d, process %d, CUDA_VISIBLE_DEVICES=%s", task.number, os.getpid(), devices)
     run_trial(task, connection)
 
 
