@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from ppo_lab.compose import check_jobs, load, register
+from ppo_lab.compose import Job, check_jobs, load, register
 from ppo_lab.errors import ConfigError
 from ppo_lab.grid import GridFolder, grid_summaries
 from ppo_lab.paths import CONF_DIR
@@ -36,7 +36,7 @@ class Command(NamedTuple):
     """What the command line asks Hydra to run."""
 
     overrides: list[str]
-    is_grid: bool
+    is_multirun: bool
     config_dir: str | None
     config_name: str | None
     config_path: str | None
@@ -76,14 +76,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     register()
     command = _command()
-    num_jobs = 0 if command is None else _check(command)
+    jobs = [] if command is None else _check(command)
+    if command is not None and jobs[0].is_of_grid and not command.is_multirun:
+        sys.argv.append("--multirun")  # Hydra goes by its own flag
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
     except KeyboardInterrupt:
         _show_grid()
         sys.exit(EXIT_INTERRUPTED)
     if (summaries := _show_grid()) is not None:
-        _exit_unless_finished(summaries, num_jobs)
+        _exit_unless_finished(summaries, len(jobs))
 
 
 def _command() -> Command | None:
@@ -91,12 +93,13 @@ def _command() -> Command | None:
     args = get_args_parser().parse_args()
     if args.help or args.hydra_help or args.info or args.cfg or args.shell_completion:
         return None
-    is_grid = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
-    return Command(args.overrides, is_grid, args.config_dir, args.config_name, args.config_path)
+    return Command(
+        args.overrides, args.multirun, args.config_dir, args.config_name, args.config_path
+    )
 
 
-def _check(command: Command) -> int:
-    """Return the number of jobs; leave with status 2 and a short message if one cannot run."""
+def _check(command: Command) -> list[Job]:
+    """Return the jobs; leave with status 2 and a short message if one cannot run."""
     try:
         if command.config_path is not None:
             allowed = "replaces the project's own config; add yours with --config-dir"
@@ -105,9 +108,9 @@ def _check(command: Command) -> int:
         if outputs.exists() and not (outputs.is_dir() and os.access(outputs, os.W_OK)):
             allowed = "must be a folder that can be written to; runs are kept there"
             raise ConfigError("outputs", outputs.resolve(), allowed)
-        jobs = check_jobs(
+        return check_jobs(
             command.overrides,
-            is_multirun=command.is_grid,
+            is_multirun=command.is_multirun,
             config_dir=command.config_dir,
             config_name=command.config_name,
         )
@@ -116,7 +119,6 @@ def _check(command: Command) -> int:
         if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         _refuse(message)
-    return len(jobs)
 
 
 def _refuse(message: str) -> NoReturn:

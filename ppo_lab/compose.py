@@ -11,19 +11,21 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ppo_lab.config import Config
 from ppo_lab.errors import ConfigError, nearest
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.networks import NETWORKS
-from ppo_lab.paths import CONF_DIR
+from ppo_lab.paths import CONF_DIR, SWEEPS_DIR
 
 __all__ = ["Job", "check_jobs", "known_keys", "load", "register"]
 
@@ -34,6 +36,8 @@ class Job:
 
     overrides: tuple[str, ...]
     config: Config
+    is_of_grid: bool
+    """Several jobs were asked for: by -m, by ``sweep=``, or by ``hydra.mode`` in a file."""
 
 
 @functools.cache
@@ -56,14 +60,22 @@ def _unused_dir(path: str) -> str:
 
 
 def register() -> None:
-    """Tell Hydra the schema of every group and our resolver."""
+    """Tell Hydra the schema of every group, the sweeps and our resolver."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for name, network in NETWORKS.items():
         store.store(group="network/schema", name=name, node=network)
     for name, strategy in STRATEGIES.items():
         store.store(group="memory/schema", name=name, node=strategy)
+    _register_sweeps(SWEEPS_DIR)
     OmegaConf.register_new_resolver("unused_dir", _unused_dir, replace=True)
+
+
+def _register_sweeps(folder: Path) -> None:
+    """Make every YAML of ``folder`` an option of ``sweep=``; its keys are the run's own."""
+    for path in sorted(folder.glob("*.yaml")):
+        node = OmegaConf.load(path)
+        ConfigStore.instance().store(group="sweep", name=path.stem, node=node, package="_global_")
 
 
 def load(cfg: DictConfig) -> Config:
@@ -90,6 +102,8 @@ def check_jobs(
     """
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError("--config-dir", config_dir, "there is no such folder")
+    if config_dir is not None:
+        _register_sweeps(Path(config_dir) / "sweeps")
     folders = [CONF_DIR] if config_dir is None else [CONF_DIR, Path(config_dir).resolve()]
     name = config_name or "config"
     # The first folder is where Hydra looks for the primary config itself.
@@ -98,9 +112,40 @@ def check_jobs(
     search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"]
     if any(override.startswith("hydra.searchpath=") for override in overrides) or not folders[1:]:
         search = []
-    batches = _expand(overrides) if is_multirun else [tuple(overrides)]
     with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
-        return [Job(batch, load(compose(name, overrides=[*batch, *search]))) for batch in batches]
+        command = _compose_command(name, [*overrides, *search])
+        is_grid = is_multirun or command.mode is RunMode.MULTIRUN or command.sweep is not None
+        batches = _expand([*command.params, *overrides]) if is_grid else [tuple(overrides)]
+        configs = (load(compose(name, overrides=[*batch, *search])) for batch in batches)
+        return [Job(batch, config, is_grid) for batch, config in zip(batches, configs)]
+
+
+class _Command(NamedTuple):
+    """What Hydra's own part of a composed command says about its jobs."""
+
+    mode: RunMode | None
+    sweep: str | None
+    """The chosen file of ``sweeps/``."""
+    params: list[str]
+    """Overrides of the sweep's own, ``key=values`` each."""
+
+
+def _compose_command(name: str, overrides: list[str]) -> _Command:
+    """Compose as Hydra does to find out whether, and over what, it should sweep."""
+    main: Any = GlobalHydra.instance().hydra
+    cfg = main.compose_config(
+        config_name=name,
+        overrides=overrides,
+        run_mode=RunMode.MULTIRUN,
+        with_log_configuration=False,
+        validate_sweep_overrides=False,
+    )
+    params = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
+    return _Command(
+        mode=cfg.hydra.mode,
+        sweep=OmegaConf.select(cfg, "hydra.runtime.choices.sweep"),
+        params=[f"{key}={value}" for key, value in params.items()],
+    )
 
 
 def _expand(overrides: Sequence[str]) -> list[tuple[str, ...]]:

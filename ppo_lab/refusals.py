@@ -128,7 +128,7 @@ def _by_message(message: str, overrides: Sequence[str]) -> str:
     if named := re.search(r"Could not append to config. An item is already at '(.*)'", message):
         key = named.group(1)
         return _line(f"+{key}", f"the key exists; write {key}=... without the +")
-    if re.search(r"requires --multirun|sweep", message):
+    if "requires --multirun" in message:
         return _line(" ".join(overrides), "several values make a grid; add -m to run it")
     if named := re.search(r"Error parsing override '(.*)'", message):
         if "=" not in named.group(1):
