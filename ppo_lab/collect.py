@@ -42,9 +42,10 @@ class Collector:
         """
         self.env_s = 0.0
         """Seconds the host has spent in ``env.step``; launches only where steps run on CUDA."""
+        self.num_dry_steps = num_dry_steps
+        """Steps really taken; None for all."""
         self._env, self._model = env, model
         self._num_steps, self._rows_per_pass = num_steps, rows_per_pass
-        self._num_dry_steps = num_dry_steps
         self._observations = env.reset()  # (L, N, O)
 
     @torch.no_grad()
@@ -54,7 +55,7 @@ class Collector:
         observations = self._observations
         noises = noise.unflatten(1, (self._num_steps, -1)).unbind(1)
         writer: _StepWriter | None = None
-        for step_noise in noises[: self._num_dry_steps]:
+        for step_noise in noises[: self.num_dry_steps]:
             policy_parameters = self._model.policy(observations)
             action = distribution.sample(policy_parameters, step_noise)
             begin_s = time.perf_counter()

@@ -61,7 +61,7 @@ class Trainer:
         config = configs[0]
         self.config, self.configs, self._on_record = config, configs, on_record
         device = config.torch_device
-        self.placement = Placement(device)
+        self.placement = self._build_placement(device)
         self.meters = Meters(self.placement, is_profiled=config.is_profiled)
         self.spec = config.check_env()
         torch.set_num_threads(config.choose_num_threads(self.spec))
@@ -87,6 +87,9 @@ class Trainer:
         self._shuffle_keys = random.lane_keys(seeds.to(device), random.Stream.SHUFFLE)
         self._start_s = time.perf_counter()
         self.iteration = 0
+
+    def _build_placement(self, device: torch.device) -> Placement:
+        return Placement(device)
 
     def _build_env(self, seeds: Tensor) -> Env:
         return self.config.env.build(
