@@ -9,11 +9,23 @@ import torch
 
 from ppo_lab.config import Config
 from ppo_lab.meters import peak_host_gib
+from ppo_lab.trainer import Trainer
 from ppo_lab.vram import CudaMemory
 
-__all__ = ["out_of_memory_line"]
+__all__ = ["memory_section", "out_of_memory_line"]
 
 _GIB = 1024**3
+
+
+def memory_section(trainer: Trainer) -> dict[str, Any]:
+    """Return a run's peaks in GiB: of the host's process, and of the device by phase."""
+    measured: dict[str, Any] = {"host_gib": peak_host_gib()}
+    if (device := trainer.meters.memory.read()) is not None:
+        measured["allocated_gib"] = device.peak_allocated / _GIB
+        measured["reserved_gib"] = device.peak_reserved / _GIB
+        peaks = trainer.meters.memory.phase_peaks
+        measured["phases_gib"] = {name: peak / _GIB for name, peak in peaks.items()}
+    return {"measured": measured}
 
 
 def out_of_memory_line(config: Config, error: Exception, summary: Mapping[str, Any]) -> str:
@@ -28,7 +40,7 @@ def out_of_memory_line(config: Config, error: Exception, summary: Mapping[str, A
 
 def _device_peak(config: Config, summary: Mapping[str, Any]) -> list[str]:
     """Return the device's peak, and the limit if there was one."""
-    peak_gib = summary.get("peak_memory", {}).get("allocated_gib")
+    peak_gib = summary["memory"].get("measured", {}).get("allocated_gib")
     if peak_gib is None and config.torch_device.type == "cuda":  # failed before the first phase
         peak_gib = CudaMemory(config.torch_device).read().peak_allocated / _GIB
     parts = [] if peak_gib is None else [f"peak {peak_gib:.2f} GiB"]

@@ -15,8 +15,7 @@ from typing import Any
 from ppo_lab.bus import measure_bus
 from ppo_lab.config import Config
 from ppo_lab.envs.base import Env
-from ppo_lab.memory_summary import out_of_memory_line
-from ppo_lab.meters import peak_host_gib
+from ppo_lab.memory_summary import memory_section, out_of_memory_line
 from ppo_lab.networks import ActorCritic
 from ppo_lab.outcome import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.policy import save_policy
@@ -145,7 +144,7 @@ def _static_summary(
     """Return what is known before the first step; ``epsilon`` is absent when there is no clip."""
     summary = {
         "env": config.env.id,
-        "memory": config.memory.name,
+        "memory": {"strategy": config.memory.name},
         "clipped": config.epsilon is not None,
         "seed": config.seed,
         "name": config.name,
@@ -175,10 +174,7 @@ def _measured(config: Config, trainer: Trainer) -> dict[str, Any]:
         "time": {f"{name}_s": seconds for name, seconds in trainer.phase_seconds().items()},
         "env_steps_per_s": num_steps / max(trainer.elapsed_s, 1e-9),
     }
-    memory = trainer.meters.memory.read()
-    stats = {} if memory is None else memory.gib()
-    peaks = {k.removeprefix("peak_"): v for k, v in stats.items() if k.startswith("peak_")}
-    measured["peak_memory"] = {"host_gib": peak_host_gib(), **peaks}
+    measured["memory"] = {"strategy": config.memory.name} | memory_section(trainer)
     if trainer.placement.is_cuda:
         measured["pcie"] = dataclasses.asdict(trainer.placement.traffic)
     return measured
