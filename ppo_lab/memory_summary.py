@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from ppo_lab.bus import use_metrics
 from ppo_lab.config import Config
 from ppo_lab.meters import peak_host_gib
 from ppo_lab.trainer import Trainer
 from ppo_lab.vram import CudaMemory
 
-__all__ = ["memory_section", "out_of_memory_line"]
+__all__ = ["device_section", "memory_section", "out_of_memory_line"]
 
 _GIB = 1024**3
 
@@ -26,6 +28,25 @@ def memory_section(trainer: Trainer) -> dict[str, Any]:
         peaks = trainer.meters.memory.phase_peaks
         measured["phases_gib"] = {name: peak / _GIB for name, peak in peaks.items()}
     return {"measured": measured}
+
+
+def device_section(trainer: Trainer) -> dict[str, Any]:
+    """Return what crossed the bus, and how the device spent the profiled window, if there was one.
+
+    ``pcie`` holds bytes over the whole run; rates, and their share of the limit, while copying.
+    """
+    meters, traffic = trainer.meters, trainer.placement.traffic
+    pcie: dict[str, Any] = dataclasses.asdict(traffic)
+    perf: dict[str, Any] = {}
+    if meters.bus is not None:
+        pcie["h2d_limit_gb_per_s"] = meters.bus.h2d_bytes_per_s / 1e9
+        pcie["d2h_limit_gb_per_s"] = meters.bus.d2h_bytes_per_s / 1e9
+        for name, value in use_metrics(meters.use, meters.bus).items() if meters.use else ():
+            family, _, key = name.partition("/")
+            (perf if family == "perf" else pcie)[key] = value
+    if perf:
+        perf["window_phases"] = list(meters.used_phases)
+    return {"pcie": pcie, "perf": perf} if perf else {"pcie": pcie}
 
 
 def out_of_memory_line(config: Config, error: Exception, summary: Mapping[str, Any]) -> str:

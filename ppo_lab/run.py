@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 import secrets
@@ -15,7 +14,7 @@ from typing import Any
 from ppo_lab.bus import measure_bus
 from ppo_lab.config import Config
 from ppo_lab.envs.base import Env
-from ppo_lab.memory_summary import memory_section, out_of_memory_line
+from ppo_lab.memory_summary import device_section, memory_section, out_of_memory_line
 from ppo_lab.networks import ActorCritic
 from ppo_lab.outcome import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.policy import save_policy
@@ -175,8 +174,8 @@ def _measured(config: Config, trainer: Trainer) -> dict[str, Any]:
         "env_steps_per_s": num_steps / max(trainer.elapsed_s, 1e-9),
     }
     measured["memory"] = {"strategy": config.memory.name} | memory_section(trainer)
-    if trainer.placement.is_cuda:
-        measured["pcie"] = dataclasses.asdict(trainer.placement.traffic)
+    if trainer.placement.is_cuda or config.is_profiled:
+        measured |= device_section(trainer)
     return measured
 
 

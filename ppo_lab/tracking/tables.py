@@ -29,7 +29,7 @@ def summary_panel(summary: Mapping[str, Any]) -> RenderableType:
         parts.append(Text(str(reason), "red"))
     if "final_return" in summary:
         parts.append(_headline(summary))
-    parts += [*_time_bars(summary), *_memory_bars(summary)]
+    parts += [*_time_bars(summary), *_device_bars(summary), *_memory_bars(summary)]
     border = "green" if status == "finished" else "red"
     return Panel(Group(*parts), title=Text(title), border_style=border, expand=False)
 
@@ -79,6 +79,20 @@ def _time_bars(summary: Mapping[str, Any]) -> list[RenderableType]:
     shares = {name: seconds / total if total else 0.0 for name, seconds in phases.items()}
     bars = {name: (share, f"{share:4.0%}  {phases[name]:,.2f} s") for name, share in shares.items()}
     return [_bars("where the time went", bars)]
+
+
+def _device_bars(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """Return how the device spent the profiled window."""
+    perf = summary.get("perf")
+    if not perf:
+        return []
+    shares = {
+        "works": perf["kernel_busy_frac"],
+        "waits for the bus": perf["exposed_copy_frac"],
+        "waits for the host": perf["idle_no_copy_frac"],
+    }
+    bars = {name: (share, f"{share:4.0%}") for name, share in shares.items()}
+    return [_bars(f"what the device did in {perf['window_s']:,.2f} s of it", bars)]
 
 
 def _memory_bars(summary: Mapping[str, Any]) -> list[RenderableType]:

@@ -79,6 +79,7 @@ def test_the_third_iteration_is_the_window_and_no_other(calls):
     assert ["perf/exposed_copy_frac" in m for m in metrics] == [False, False, True, False, False]
     assert metrics[2]["perf/exposed_copy_frac"] == 0.5
     assert meters.use == IDLE
+    assert meters.used_phases == tuple(SMALL)
 
 
 def test_a_window_of_the_update_alone_opens_around_it(calls):

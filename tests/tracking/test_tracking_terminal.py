@@ -185,6 +185,20 @@ def test_the_panel_puts_forecast_and_count_side_by_side() -> None:
     assert "forecast" not in counted_alone
 
 
+def test_the_panel_says_what_the_device_waited_for() -> None:
+    perf = {
+        "kernel_busy_frac": 0.5,
+        "exposed_copy_frac": 0.25,
+        "idle_no_copy_frac": 0.25,
+        "window_s": 1.5,
+    }
+    text = text_of(summary_panel(SUMMARY | {"perf": perf}))
+    assert "what the device did in 1.50 s of it" in text
+    rows = [line.strip("│ ").split() for line in text.splitlines() if "waits for" in line]
+    assert rows == [["waits", "for", "the", side, "█" * 6, "25%"] for side in ("bus", "host")]
+    assert "waits for" not in text_of(summary_panel(SUMMARY))
+
+
 def test_places_are_short_enough_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     inside = {"folder": f"{tmp_path}/outputs/runs/one", "wandb": f"wandb sync {tmp_path}/outputs/w"}
