@@ -81,9 +81,10 @@ def test_a_window_counts_kernels_and_copies_by_direction():
     assert use.d2h.bytes_per_s < 1.3 * limit.d2h_bytes_per_s
 
 
-def test_an_emulated_card_is_full_at_its_limit_and_whole_again_afterwards():
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_an_emulated_card_is_full_at_its_limit_and_whole_again_afterwards(device):
     limit_gib = torch.cuda.memory_reserved() / GIB + 0.5
-    with vram_limit(CUDA, limit_gib):
+    with vram_limit(torch.device(device), limit_gib):
         mebibytes(256)
         with pytest.raises(torch.OutOfMemoryError):
             mebibytes(600)
