@@ -124,8 +124,11 @@ class Meters:
             yield
         self.running_phase = None
         if self._window is not None and name == self._window_phases[-1]:
-            self.use, self._window = self._window.end(), None
-            self.used_phases = self._window_phases
+            use, self._window = self._window.end(), None
+            if use.num_events:
+                self.use, self.used_phases = use, self._window_phases
+            else:
+                _LOG.warning("the profiler was not allowed to see the device: perf/* is left out")
 
     def close(self) -> None:
         """Let go of a window that was never finished."""

@@ -82,6 +82,15 @@ def test_the_third_iteration_is_the_window_and_no_other(calls):
     assert meters.used_phases == tuple(SMALL)
 
 
+def test_a_profiler_that_saw_nothing_is_not_believed(calls, monkeypatch, caplog):
+    nothing = dataclasses.replace(IDLE, num_events=0, kernel_busy_frac=0.0)
+    monkeypatch.setattr(FakeWindow, "end", lambda self: nothing)
+    meters = profiled_meters(SMALL)
+    assert "perf/kernel_busy_frac" not in run_iteration(meters, 3, calls)
+    assert meters.use is None
+    assert "not allowed to see the device" in caplog.text
+
+
 def test_a_window_of_the_update_alone_opens_around_it(calls):
     meters = profiled_meters(SMALL | {"rollout": 10**6})
     run_iteration(meters, 3, calls)
