@@ -88,8 +88,7 @@ class DeviceWindow:
         with tempfile.TemporaryDirectory(prefix="ppo_lab_") as folder:
             path = Path(folder) / "trace.json"
             self._profile.export_chrome_trace(str(path))
-            use = device_use(read_events(path), wall_s)
-        return use
+            return device_use(read_events(path), wall_s)
 
     def abandon(self) -> None:
         """Stop without a result, where what was to be profiled has failed."""
