@@ -217,6 +217,11 @@ class Config:
         return self.total_steps // self.num_rows
 
     @property
+    def clips_separately(self) -> bool:
+        """Whether actor and critic are each clipped by their own gradient's norm."""
+        return self.separate_grad_clip or self.memory.always_clips_separately
+
+    @property
     def epsilon_label(self) -> str:
         """Epsilon as a person writes it."""
         return "none" if self.epsilon is None else f"{self.epsilon:g}"

@@ -32,6 +32,8 @@ _UPDATE_NAMES = {
     "value_loss": "losses/value_loss",
     "entropy": "losses/entropy",
     "grad_norm": "losses/grad_norm",
+    "grad_norm_actor": "losses/grad_norm_actor",
+    "grad_norm_critic": "losses/grad_norm_critic",
     "approx_kl": "losses/approx_kl",
     "old_approx_kl": "losses/old_approx_kl",
     "clip_frac": "losses/clipfrac",
@@ -125,7 +127,8 @@ class Recorder:
 
     def fetch(self, tensors: IterationTensors) -> HostTensors:
         """Return copies on the host; the scalars as one tensor, in one copy."""
-        named = {name: getattr(tensors.update, key) for key, name in _UPDATE_NAMES.items()}
+        update = {name: getattr(tensors.update, key) for key, name in _UPDATE_NAMES.items()}
+        named = {name: value for name, value in update.items() if value is not None}
         named |= {f"ppo/{key}": value for key, value in tensors.rollout_after._asdict().items()}
         named["ppo/entropy"] = tensors.entropy_after
         named["ppo/advantages_std"] = tensors.advantages_std

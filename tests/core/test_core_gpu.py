@@ -11,6 +11,7 @@ from core_helpers import (
     config,
     lanes_of,
     largest_difference,
+    numbers_of,
     record_rows,
     weights,
 )
@@ -102,7 +103,7 @@ def test_the_first_update_on_cuda_is_that_on_the_cpu(strategy, env):
     rows = record_rows(cpu)
     expected, found = cpu.update(rows), cuda.update(on_cuda(rows))
     assert largest_difference(weights(cpu), weights(cuda)) < 1e-4
-    for mine, theirs in zip(found, expected):
+    for mine, theirs in zip(numbers_of(found), numbers_of(expected)):
         torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-3, atol=1e-4)
 
 
@@ -199,5 +200,5 @@ def test_a_lane_on_cuda_equals_itself_alone():
 def test_bfloat16_trains_on_cuda_with_float32_weights():
     trainer = cuda_trainer("dtype=bfloat16")
     diagnostics = trainer.update(record_rows(trainer))
-    assert all(value.isfinite().all() for value in diagnostics)
+    assert all(value.isfinite().all() for value in numbers_of(diagnostics))
     assert all(p.dtype is torch.float32 for p in trainer.model.parameters())
