@@ -106,7 +106,9 @@ def _memory_bars(summary: Mapping[str, Any]) -> list[RenderableType]:
     }
     columns = {"forecast": forecast, "counted": counted}
     columns = {head: sizes for head, sizes in columns.items() if sizes}
-    largest = max([*forecast.values(), *counted.values(), *measured.values()], default=0.0) or 1.0
+    host_gib = measured.pop("host", None)  # the whole process: Python and torch are most of it
+    sizes_gib = [*forecast.values(), *counted.values(), *measured.values()]
+    largest = max(sizes_gib, default=0.0) or 1.0
     table = _block("where the memory went (peak)")
     if columns:
         table.add_row("", "", *(Text(head, "dim", justify="right") for head in columns))
@@ -114,8 +116,11 @@ def _memory_bars(summary: Mapping[str, Any]) -> list[RenderableType]:
         sizes = [column[name] for column in columns.values()]
         if any(sizes):
             table.add_row(Text(name), _bar(max(sizes) / largest), *map(_size, sizes))
+    empty = [""] * (len(columns) - 1)
     for name, gib in measured.items():
-        table.add_row(Text(name), _bar(gib / largest), *[""] * (len(columns) - 1), _size(gib))
+        table.add_row(Text(name), _bar(gib / largest), *empty, _size(gib))
+    if host_gib is not None:
+        table.add_row(Text("host"), _bar(0.0 if sizes_gib else 1.0), *empty, _size(host_gib))
     return [table] if table.row_count else []
 
 

@@ -160,25 +160,27 @@ def test_the_panel_shows_return_time_and_memory() -> None:
     assert rows["rollout"][2] == "█" * 12
     memory = [line.strip("│ ").split() for line in text.splitlines() if "iB" in line]
     assert [(row[0], *row[-2:]) for row in memory] == [
-        ("host", "256.0", "MiB"),
         ("allocated", "1.50", "GiB"),
+        ("host", "256.0", "MiB"),
     ]
 
 
 def test_the_panel_puts_forecast_and_count_side_by_side() -> None:
     forecast = {"peak_gib": 2.0, "categories_gib": {"weights": 1.5, "rollout": 0.5, "optimizer": 0}}
     ledger = {"peak_gib": 2.5, "categories_gib": {"weights": 1.5, "rollout": 1.0, "optimizer": 0}}
-    memory = {"forecast": forecast, "ledger": ledger, "measured": {"allocated_gib": 3.0}}
+    measured = {"host_gib": 9.0, "allocated_gib": 3.0}
+    memory = {"forecast": forecast, "ledger": ledger, "measured": measured}
     lines = text_of(summary_panel(SUMMARY | {"memory": memory})).splitlines()
     begin = next(i for i, line in enumerate(lines) if "memory went" in line)
     rows = [line.strip("│ ").split() for line in lines[begin + 1 : -1]]
-    # A row without a byte is left out; a bar's full length is the largest number, 3 GiB.
+    # A row without a byte is left out; a bar's full length is the device's largest, 3 GiB.
     assert rows == [
         ["forecast", "counted"],
         ["weights", "█" * 12, "1.50", "GiB", "1.50", "GiB"],
         ["rollout", "█" * 8, "512.0", "MiB", "1.00", "GiB"],
         ["total", "█" * 20, "2.00", "GiB", "2.50", "GiB"],
         ["allocated", "█" * 24, "3.00", "GiB"],
+        ["host", "9.00", "GiB"],
     ]
     counted_alone = text_of(summary_panel(SUMMARY | {"memory": {"ledger": ledger}}))
     assert "counted" in counted_alone
