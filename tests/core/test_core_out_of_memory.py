@@ -20,18 +20,18 @@ THREE_ITERATIONS = ("total_steps=3072", "tracking.mode=disabled", "tracking.term
 
 @pytest.fixture
 def full(monkeypatch):
-    """Return a function that fills the memory of every run in a verb's second call.
+    """Return a function that fills the memory of every run in a verb, in its second iteration.
 
     What it returns collects weak references to the weights and a large temporary of those runs.
     """
 
-    def fill(verb="update", error=None):
+    def fill(verb="update", error=None, iteration=1):
         error = error or torch.OutOfMemoryError(CUDA_MESSAGE)
         alive = []
         original = getattr(Trainer, verb)
 
         def filled(trainer, *args):
-            if trainer.iteration < 1:
+            if trainer.iteration < iteration:
                 return original(trainer, *args)
             temporary = torch.zeros(1000)
             alive.extend(map(weakref.ref, [temporary, *trainer.model.parameters()]))
@@ -91,11 +91,15 @@ def test_a_run_that_cannot_even_start_is_told_so(monkeypatch, tmp_path):
     assert summary["reason"].startswith("the device is out of memory in startup")
 
 
-def test_nothing_of_a_full_run_is_left_and_the_next_job_runs(full, tmp_path, monkeypatch):
-    alive = full("update")
+@pytest.mark.parametrize("iteration", [0, 1])
+@pytest.mark.parametrize("profile", ["never", "always"])
+def test_nothing_of_a_full_run_is_left_and_the_next_job_runs(
+    profile, iteration, full, tmp_path, monkeypatch
+):
+    alive = full("update", iteration=iteration)
     gc.disable()  # what is free must have been freed, not found by chance
     try:
-        assert run(tmp_path / "a")["status"] == "out_of_memory"
+        assert run(tmp_path / "a", f"profile={profile}")["status"] == "out_of_memory"
         assert len(alive) > 4
         assert [reference() for reference in alive] == [None] * len(alive)
     finally:
