@@ -24,6 +24,8 @@ from ppo_lab.trainer import Trainer
 
 __all__ = ["CountedTrainer"]
 
+_GIB = 1024**3
+
 
 class CountedTrainer(Trainer):
     """Counts into ``ledger``; its phases are build, rollout, advantages, update, diagnostics."""
@@ -51,6 +53,8 @@ class CountedTrainer(Trainer):
         with self.ledger:
             super().iterate()
         self.stop_counting()
+        counts = self.ledger.num_operations
+        self.meters.num_operations = {phase: counts[phase] for phase in counts if phase != "build"}
 
     def stop_counting(self) -> None:
         """Take the hooks off the model and the optimizer; the next iterations run as ever."""
@@ -86,6 +90,16 @@ class CountedTrainer(Trainer):
         """See ``Trainer.diagnose``."""
         with self._counting("diagnostics"):
             return super().diagnose(rollout, rows, diagnostics)
+
+    def _measure(self) -> dict[str, float]:
+        """See ``Trainer._measure``; the first iteration has the ledger's peak by category too."""
+        metrics = super()._measure()
+        if self._is_counting:
+            peak = self.ledger.peak
+            metrics["memory/ledger_gib"] = peak.total / _GIB
+            for category, num_bytes in peak.by_category().items():
+                metrics[f"memory/ledger_{category.value}_gib"] = num_bytes / _GIB
+        return metrics
 
     @property
     def _is_counting(self) -> bool:

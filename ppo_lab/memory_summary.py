@@ -10,6 +10,8 @@ import torch
 
 from ppo_lab.bus import use_metrics
 from ppo_lab.config import Config
+from ppo_lab.counted import CountedTrainer
+from ppo_lab.ledger import Ledger
 from ppo_lab.meters import peak_host_gib
 from ppo_lab.trainer import Trainer
 from ppo_lab.vram import CudaMemory
@@ -20,14 +22,34 @@ _GIB = 1024**3
 
 
 def memory_section(trainer: Trainer) -> dict[str, Any]:
-    """Return a run's peaks in GiB: of the host's process, and of the device by phase."""
+    """Return a run's peaks in GiB: by category where it was counted, and as measured."""
     measured: dict[str, Any] = {"host_gib": peak_host_gib()}
     if (device := trainer.meters.memory.read()) is not None:
         measured["allocated_gib"] = device.peak_allocated / _GIB
         measured["reserved_gib"] = device.peak_reserved / _GIB
         peaks = trainer.meters.memory.phase_peaks
         measured["phases_gib"] = {name: peak / _GIB for name, peak in peaks.items()}
-    return {"measured": measured}
+    is_counted = isinstance(trainer, CountedTrainer)
+    counted = {"ledger": peak_section(trainer.ledger)} if is_counted else {}
+    return counted | {"measured": measured}
+
+
+def peak_section(ledger: Ledger) -> dict[str, Any]:
+    """Return what a ledger saw at its peak, in GiB: by category, by network, and in the host."""
+    peak, host = ledger.peak, ledger.host_peak
+    return {
+        "peak_gib": peak.total / _GIB,
+        "moment": f"{peak.phase}: {peak.doing}",
+        "categories_gib": {c.value: size / _GIB for c, size in peak.by_category().items()},
+        "networks_gib": {
+            f"{share.category.value}_{share.network}": num_bytes / _GIB
+            for share, num_bytes in peak.shares.items()
+            if share.network is not None
+        },
+        "phases_gib": {name: p.total / _GIB for name, p in ledger.phase_peaks.items()},
+        "host_pinned_gib": host.pinned / _GIB,
+        "host_pageable_gib": host.pageable / _GIB,
+    }
 
 
 def device_section(trainer: Trainer) -> dict[str, Any]:

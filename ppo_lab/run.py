@@ -13,6 +13,7 @@ from typing import Any
 
 from ppo_lab.bus import measure_bus
 from ppo_lab.config import Config
+from ppo_lab.counted import CountedTrainer
 from ppo_lab.envs.base import Env
 from ppo_lab.memory_summary import device_section, memory_section, out_of_memory_line
 from ppo_lab.networks import ActorCritic
@@ -76,7 +77,8 @@ def run_in_folder(
 
 def _train(config: Config, folder: Path, tracker: Tracker, summary: dict[str, Any]) -> None:
     """Train and save the policy; add to ``summary`` what came of it, as far as it came."""
-    trainer = Trainer([config], on_record=lambda _, record: tracker.record(record))
+    kind = CountedTrainer if config.is_profiled else Trainer
+    trainer = kind([config], on_record=lambda _, record: tracker.record(record))
     try:
         (result,) = trainer.run()
         if result.diverged is None:  # a policy of NaNs is no policy
@@ -88,6 +90,7 @@ def _train(config: Config, folder: Path, tracker: Tracker, summary: dict[str, An
     finally:
         try:
             summary |= _measured(config, trainer)
+            summary["memory"] |= memory_section(trainer)
         finally:
             _close(trainer.env)
 
@@ -173,7 +176,6 @@ def _measured(config: Config, trainer: Trainer) -> dict[str, Any]:
         "time": {f"{name}_s": seconds for name, seconds in trainer.phase_seconds().items()},
         "env_steps_per_s": num_steps / max(trainer.elapsed_s, 1e-9),
     }
-    measured["memory"] = {"strategy": config.memory.name} | memory_section(trainer)
     if trainer.placement.is_cuda or config.is_profiled:
         measured |= device_section(trainer)
     return measured
