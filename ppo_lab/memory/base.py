@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -17,6 +18,8 @@ from ppo_lab.optimizer import LaneOptimizer
 from ppo_lab.placement import Place, Placement, Traffic
 
 __all__ = ["MemoryStrategy", "Workload", "clip_groups"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class Workload(NamedTuple):
@@ -86,8 +89,8 @@ class MemoryStrategy(ABC):
         initializer: Initializer,
         compute_dtype: torch.dtype | None,
     ) -> ActorCritic:
-        """Return a new model on the initializer's device."""
-        return ActorCritic(
+        """Return a new model on the initializer's device; warn of an option without effect."""
+        model = ActorCritic(
             network,
             spec,
             initializer,
@@ -95,6 +98,12 @@ class MemoryStrategy(ABC):
             compute_dtype=compute_dtype,
             checkpoints_activations=self.checkpoint_activations,
         )
+        if self.checkpoint_activations and not model.actor.can_checkpoint:
+            _LOG.warning(
+                "memory.checkpoint_activations=true has no effect on a network of %d layers",
+                model.actor.num_stages,
+            )
+        return model
 
     def build_store(self, placement: Placement) -> ObservationStore:
         """Return what keeps a rollout's observations."""

@@ -9,6 +9,7 @@ of ``separate_grad_clip=true``, always.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,6 +24,8 @@ from ppo_lab.optimizer import LaneAdam, LaneOptimizer, Pass
 from ppo_lab.placement import Place, Placement, Traffic
 
 __all__ = ["Parked", "ParkedAdam"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -44,6 +47,7 @@ class Parked(MemoryStrategy):
     ) -> LaneOptimizer:
         """Return Adam for two passes; it clips separately in any case."""
         assert separate_grad_clip
+        _LOG.info("memory=parked: actor and critic are each clipped by their own gradient's norm")
         return ParkedAdam(model.groups(), placement, eps=eps, pin_memory=self.pin_memory)
 
     def _optimizer_traffic(self, workload: Workload) -> Traffic:

@@ -53,6 +53,11 @@ class Trunk(nn.Module, ABC):
             return self.run_stages(x, borders[-2], borders[-1])
         return self.run_stages(x, 0, self.num_stages)
 
+    @property
+    def can_checkpoint(self) -> bool:
+        """Whether there are enough stages for a second segment: three or more."""
+        return len(self.segment_borders()) > 2
+
     def segment_borders(self) -> list[int]:
         """Return 0, the stages at which a segment ends, and ``num_stages``."""
         size = math.ceil(math.sqrt(self.num_stages))

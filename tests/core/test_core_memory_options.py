@@ -1,7 +1,9 @@
 """Options that combine with every memory strategy: what they change is memory, never numbers."""
 
 import dataclasses
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -276,3 +278,58 @@ def test_a_parked_update_never_holds_both_networks_gradients(monkeypatch):
     monkeypatch.setattr(trainer.optimizer, "step", spy)
     trainer.update(record_rows(trainer))
     assert seen == [{"actor"}] * 20 + [{"critic"}] * 20
+
+
+def test_checkpointing_says_so_where_it_has_no_effect(caplog):
+    Trainer([config("memory.checkpoint_activations=true", "network.hidden=[8,8]")])
+    assert "no effect on a network of 2 layers" in caplog.text
+    caplog.clear()
+    Trainer([config("memory.checkpoint_activations=true", "network.hidden=[8,8,8]")])
+    assert not caplog.text
+
+
+def test_checkpointing_keeps_the_borders_of_segments_alone():
+    """Nine layers in segments of three: two borders and the last three layers' outputs remain."""
+    trainers = {
+        value: Trainer(
+            [config(f"memory.checkpoint_activations={value}", f"network.hidden={[16] * 9}")]
+        )
+        for value in ("false", "true")
+    }
+    kept = {}
+    for value, trainer in trainers.items():
+        outputs = set()
+
+        def pack(tensor, outputs=outputs):
+            if tensor.shape == (1, 5, 16):  # a layer's output, however often it is saved
+                outputs.add(tensor.data_ptr())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            features = trainer.model.actor(torch.randn(1, 5, 4))
+        kept[value] = len(outputs - {features.data_ptr()}) + 1
+    assert kept["false"] == 9
+    assert kept["true"] <= 5
+
+
+def test_parked_says_that_it_clips_each_network_by_itself(caplog):
+    with caplog.at_level("INFO"):
+        trainer_of("parked")
+    assert "each clipped by their own gradient's norm" in caplog.text
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_trainer_that_is_let_go_leaves_nothing_behind(strategy):
+    """Without waiting for the garbage collector: hooks and pinned memory make no cycles."""
+    trainer = trainer_of(strategy)
+    trainer.update(record_rows(trainer))
+    gc.collect()
+    held = [*trainer.model.parameters(), *trainer.optimizer.state_dict().values()]
+    references = [weakref.ref(tensor) for tensor in held]
+    del held
+    gc.disable()
+    try:
+        del trainer
+        assert not [reference for reference in references if reference() is not None]
+    finally:
+        gc.enable()
