@@ -139,7 +139,7 @@ class CountedTrainer(Trainer):
             self._after_gradient_step()
             return norms
 
-        self.optimizer.step = counted_step  # type: ignore[method-assign,assignment]
+        self.optimizer.step = counted_step  # type: ignore[method-assign]
         return lambda: self.optimizer.__dict__.pop("step")
 
     def _after_gradient_step(self) -> None:

@@ -1,5 +1,6 @@
 """Memory strategies: where each class of tensor lives while PPO trains."""
 
+from ppo_lab.memory.auto import AutoMemory
 from ppo_lab.memory.base import MemoryStrategy, Workload
 from ppo_lab.memory.co_resident import CoResident
 from ppo_lab.memory.offloaded_optimizer import OffloadedOptimizer
@@ -8,6 +9,7 @@ from ppo_lab.memory.shared_trunk import SharedTrunk
 
 __all__ = [
     "STRATEGIES",
+    "AutoMemory",
     "CoResident",
     "MemoryStrategy",
     "OffloadedOptimizer",
