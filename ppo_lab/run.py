@@ -11,11 +11,17 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ppo_lab.budget import over_budget
 from ppo_lab.bus import measure_bus
 from ppo_lab.config import Config
 from ppo_lab.counted import CountedTrainer
 from ppo_lab.envs.base import Env
-from ppo_lab.memory_summary import device_section, memory_section, out_of_memory_line
+from ppo_lab.memory_summary import (
+    device_section,
+    forecast_section,
+    memory_section,
+    out_of_memory_line,
+)
 from ppo_lab.networks import ActorCritic
 from ppo_lab.outcome import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.policy import save_policy
@@ -35,6 +41,7 @@ class Status(Enum):
     finished = "finished"
     diverged = "diverged"  # a loss or a gradient was not finite
     out_of_memory = "out_of_memory"  # the device's, or the host's
+    over_budget = "over_budget"  # not started: its forecast is above vram_budget_gib
     failed = "failed"  # something else raised
     interrupted = "interrupted"  # Ctrl-C or a signal
 
@@ -60,8 +67,14 @@ def run_in_folder(
     summary = _static_summary(config, folder, overrides, facts)
     try:
         tracker.start(info)
-        with vram_limit(device, config.vram_limit_gib):
-            _train(config, folder, tracker, summary)
+        if config.is_profiled:
+            summary["memory"]["forecast"] = forecast_section(config)
+        if reason := over_budget(config):
+            log.error(reason)
+            summary |= {"status": Status.over_budget.value, "reason": reason}
+        else:
+            with vram_limit(device, config.vram_limit_gib):
+                _train(config, folder, tracker, summary)
     except Exception as error:
         summary |= _failure(config, error, summary)
     except BaseException:
