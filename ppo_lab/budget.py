@@ -20,7 +20,7 @@ from ppo_lab.paths import CONF_DIR
 from ppo_lab.placement import Place
 from ppo_lab.tally import Category
 
-__all__ = ["Change", "advice", "budget_bytes", "over_budget", "refusal", "resolve_memory"]
+__all__ = ["Change", "advice", "budget_bytes", "fits", "over_budget", "refusal", "resolve_memory"]
 
 _GIB = 1024**3
 _MICRO_BATCHES = (2, 8)
@@ -68,6 +68,12 @@ def budget_bytes(config: Config) -> int | None:
     if config.vram_limit_gib is not None:
         free = min(free, int(config.vram_limit_gib * _GIB))
     return free + cuda_context_bytes(device)
+
+
+def fits(config: Config) -> bool:
+    """Return whether ``config`` fits its budget; without a budget nothing is forecast."""
+    budget = budget_bytes(config)
+    return budget is None or forecast(config).total <= budget
 
 
 def over_budget(config: Config) -> str | None:
@@ -229,21 +235,17 @@ def resolve_memory(config: Config) -> Config:
 
     Of the strategies with the same arithmetic that fit the budget, the one that moves the fewest
     bytes over the bus in an iteration: ``co_resident`` where it fits. ``parked`` takes part only
-    where clipping is separate anyway, ``shared_trunk`` never: it is another model.
-
-    Raises:
-        ConfigError: none of them fits.
+    where clipping is separate anyway, ``shared_trunk`` never: it is another model. Where none fits,
+    the one that needs least.
     """
     if not isinstance(config.memory, AutoMemory):
         return config
-    budget = budget_bytes(config)
     candidates = list(_same_arithmetic(config))
-    if budget is None:
+    if fits(candidates[0]):
         return candidates[0]
-    fitting = [c for c in candidates if forecast(c).total <= budget]
+    fitting = [candidate for candidate in candidates if fits(candidate)]
     if not fitting:
-        smallest = min(candidates, key=lambda c: forecast(c).total)
-        raise ConfigError("memory", AutoMemory.name, f"no strategy fits: {over_budget(smallest)}")
+        return min(candidates, key=lambda candidate: forecast(candidate).total)
     return min(fitting, key=_bytes_moved)
 
 

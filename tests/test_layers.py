@@ -23,7 +23,7 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
     {"choices", "config", "lanes", "policy", "compose", "refusals", "records"},
     {"trainer"},
     {"counted"},
-    {"dry_run", "forecast", "budget"},
+    {"dry_run", "forecast", "budget", "forecast_view"},
     {"memory_summary"},
     {"run"},
     {"__main__", "browse", "grid", "play", "report"},
