@@ -118,11 +118,6 @@ class _Objective:
         self._coefficients, self._plan = coefficients, plan
         self._share = 1.0 / plan.num_micro_batches
         self._weights = torch.full_like(coefficients.lr, self._share)  # (L,)
-        self._losses = {
-            Pass.both: self._loss,
-            Pass.policy: self._policy_alone,
-            Pass.values: self._values_alone,
-        }
 
     def backward(
         self, step: int, batch: Batch, training: Pass, before_last: Callable[[], None]
@@ -135,10 +130,16 @@ class _Objective:
         if self._plan.normalization is AdvantageNormalization.minibatch:
             batch = batch._replace(advantages=normalize_advantages(batch.advantages))
         self._log.advantages[step] = batch.advantages
+        # Not kept in self: a cycle would keep the log and the rollout until a garbage collection.
+        losses = {
+            Pass.both: self._loss,
+            Pass.policy: self._policy_alone,
+            Pass.values: self._values_alone,
+        }
         parts = batch.split(self._plan.num_micro_batches)
         log_ratios = self._log.log_ratios[step].chunk(len(parts), -1)
         for number, (part, log_ratio) in enumerate(zip(parts, log_ratios), 1):
-            loss = self._losses[training](step, part, log_ratio)
+            loss = losses[training](step, part, log_ratio)
             if number == len(parts):
                 before_last()
             loss.backward(self._weights)
