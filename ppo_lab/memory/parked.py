@@ -91,9 +91,13 @@ class ParkedAdam(LaneOptimizer):
                 self._placement.move(moment, Place.device, non_blocking=True) for moment in parked
             ]
             yield training
-            for moment, place in zip(adam.moments, parked):
-                self._placement.move(moment, Place.host, out=place, non_blocking=True)
-            adam.moments = parked
+            self._write_back(adam, parked)
+
+    def _write_back(self, adam: LaneAdam, parked: list[Tensor]) -> None:
+        # A method of its own: a loop's last moment would live on in the suspended generator.
+        for moment, place in zip(adam.moments, parked):
+            self._placement.move(moment, Place.host, out=place, non_blocking=True)
+        adam.moments = parked
 
     @torch.no_grad()
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
