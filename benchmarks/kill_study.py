@@ -67,7 +67,7 @@ def kill_study(
     seed: int = 1,
     overrides: tuple[str, ...] = (),
 ) -> Outcome:
-    """Run a study in ``folder`` while killing it; ``trial_kill_s`` bounds the pauses of the kills."""
+    """Run a study in ``folder`` while killing it, with pauses within ``trial_kill_s``."""
     pick = random.Random(seed)
     command = [
         sys.executable, "-m", "ppo_lab", "study=default", "epsilon=interval(0.05,0.5)",

@@ -19,8 +19,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
+from ppo_lab.budget import fits, refusal, resolve_memory
+from ppo_lab.choices import ForecastFormat
 from ppo_lab.compose import Job, check_jobs, load, register
+from ppo_lab.config import Config
 from ppo_lab.errors import ConfigError
+from ppo_lab.forecast_view import forecast_json, forecast_table, forecasts_table
 from ppo_lab.grid import GridFolder, grid_summaries
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.refusals import explain
@@ -54,7 +58,7 @@ def job(cfg: DictConfig) -> float | None:
     if (folder / "metrics.jsonl").exists():
         _refuse(f"ppo_lab: {folder}: holds a run already; choose another folder for this one")
     summary = run_in_folder(
-        load(cfg),
+        resolve_memory(load(cfg)),
         folder,
         overrides=list(hydra_config.overrides.task),
         group=folder.parent.name if is_grid else None,
@@ -69,7 +73,7 @@ def job(cfg: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """Check every job of the command line, run them, show what came of it.
+    """Check every job of the command line, run them, show what came of it; or only forecast them.
 
     Exit status: 0 when every job finished, 1 when one did not, 2 for a refused command line, 3 for
     a single run that was out of memory, 130 and 143 after Ctrl-C and SIGTERM.
@@ -78,6 +82,10 @@ def main() -> None:
     register()
     command = _command()
     jobs = [] if command is None else _check(command)
+    if any(job.config.forecast for job in jobs):
+        _show_forecasts([(job, resolve_memory(job.config)) for job in jobs])
+        return
+    _check_budgets([resolve_memory(job.config) for job in jobs])
     is_multirun = command is not None and (not jobs or jobs[0].is_of_grid)  # no jobs: a study
     if command is not None and is_multirun and not command.is_multirun:
         sys.argv.append("--multirun")  # Hydra goes by its own flag
@@ -128,6 +136,28 @@ def _check_study(command: DictConfig, loader: ConfigLoader) -> None:
     from ppo_lab.sweep.command import check_study  # imports Optuna
 
     check_study(command, loader)
+
+
+def _check_budgets(configs: Sequence[Config]) -> None:
+    """Leave with status 2 and what would fit, if no job fits; else those run that do."""
+    if not configs or any(fits(config) for config in configs):
+        return
+    message = refusal(configs[0])
+    assert message is not None
+    if (num_others := len(configs) - 1) > 0:
+        message += f"\nthe first of {num_others + 1} jobs; the others do not fit either"
+    _refuse(message)
+
+
+def _show_forecasts(jobs: Sequence[tuple[Job, Config]]) -> None:
+    """Print what the jobs would need; nothing is created."""
+    config = jobs[0][1]
+    if config.forecast_format is ForecastFormat.json:
+        print(forecast_json(jobs))  # noqa: T201 - what the command says
+    elif jobs[0][0].is_of_grid:
+        Console().print(forecasts_table(jobs))
+    else:
+        Console().print(forecast_table(config))
 
 
 def _refuse(message: str) -> NoReturn:

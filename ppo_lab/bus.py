@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import tempfile
 import time
@@ -17,8 +16,6 @@ from torch.profiler import ProfilerActivity, profile
 from ppo_lab.trace import Copies, DeviceUse, device_use, read_events
 
 __all__ = ["BusLimit", "DeviceWindow", "measure_bus", "use_metrics"]
-
-_LOG = logging.getLogger(__name__)
 
 _COPY_BYTES = 256 * 1024**2  # 5 ms at 55 GB/s: long against a launch, short against a start
 _NUM_COPIES = 4  # the best of them; the first also wakes a link that has clocked down
@@ -77,7 +74,8 @@ class DeviceWindow:
         self._begin_s = 0.0
 
     def begin(self) -> None:
-        """Start the profiler, then the clock, with the device idle."""
+        """Start the profiler, then the clock, with the device idle before and after."""
+        self._synchronize()
         self._profile.start()
         self._synchronize()
         self._begin_s = time.perf_counter()
@@ -90,10 +88,7 @@ class DeviceWindow:
         with tempfile.TemporaryDirectory(prefix="ppo_lab_") as folder:
             path = Path(folder) / "trace.json"
             self._profile.export_chrome_trace(str(path))
-            use = device_use(read_events(path), wall_s)
-        if self._device.type == "cuda" and not use.num_events:
-            _LOG.warning("the profiler saw nothing on the device: perf/* would be wrong, left out")
-        return use
+            return device_use(read_events(path), wall_s)
 
     def abandon(self) -> None:
         """Stop without a result, where what was to be profiled has failed."""

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppo_lab.config import Config
 from ppo_lab.errors import ConfigError, nearest
-from ppo_lab.memory import STRATEGIES
+from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.networks import NETWORKS
 from ppo_lab.paths import CONF_DIR, SWEEPS_DIR
 from ppo_lab.study_config import CommandConfig, StudyConfig
@@ -68,7 +68,7 @@ def register() -> None:
     store.store(group="study", name="schema", node=StudyConfig)
     for name, network in NETWORKS.items():
         store.store(group="network/schema", name=name, node=network)
-    for name, strategy in STRATEGIES.items():
+    for name, strategy in {AutoMemory.name: AutoMemory, **STRATEGIES}.items():
         store.store(group="memory/schema", name=name, node=strategy)
     _register_sweeps(SWEEPS_DIR)
     OmegaConf.register_new_resolver("unused_dir", _unused_dir, replace=True)

@@ -149,7 +149,8 @@ class Config:
         self._check_sizes()
         self._check_secrets()
         self._check_threads()
-        self.torch_device  # noqa: B018 - raises for a device that is not there
+        if not self.forecast:  # which runs nothing there
+            self.torch_device  # noqa: B018 - raises for a device that is not there
         self.network.check()
         self.memory.check(self.num_rows // self.num_minibatches)
         if self.separate_grad_clip and self.memory.shares_trunk:
@@ -215,6 +216,11 @@ class Config:
     def num_iterations(self) -> int:
         """Iterations in the run."""
         return self.total_steps // self.num_rows
+
+    @property
+    def clips_separately(self) -> bool:
+        """Whether actor and critic are each clipped by their own gradient's norm."""
+        return self.separate_grad_clip or self.memory.always_clips_separately
 
     @property
     def epsilon_label(self) -> str:

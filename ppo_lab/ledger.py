@@ -34,7 +34,7 @@ _DEVICE_ROUNDING = 512
 @dataclass
 class _PhasePeak:
     total: int
-    doing: tuple[bool, bool, object]  # in backward, with gradients, the operation
+    doing: tuple[str, object]  # in words, and the operation
     blocks: list[Block]
 
 
@@ -64,7 +64,8 @@ class Ledger(TorchDispatchMode):
         self._events: list[tuple[Block, bool]] = []  # births (True) and deaths of this phase
         self._peak_event = 0  # events up to the phase's peak
         self._peak_now = 0
-        self._peak_doing: tuple[bool, bool, object] = (False, False, None)
+        self._peak_doing: tuple[str, object] = ("", None)
+        self._doing: str | None = None
         self._phase_peaks: dict[str, _PhasePeak] = {}
         self.num_operations: dict[str, int] = defaultdict(int)
         """Operations seen, by phase."""
@@ -83,7 +84,7 @@ class Ledger(TorchDispatchMode):
 
     @property
     def host_peak(self) -> HostBytes:
-        """Return the most host memory at once."""
+        """Return the most host memory at once, in any phase."""
         return self._host_peak
 
     @property
@@ -104,6 +105,7 @@ class Ledger(TorchDispatchMode):
         before = list(self._live)
         self._phase, self._peak_now, self._peak_event = name, self._now, 0
         self._events.clear()
+        self._take_host_peak()
         try:
             yield
         finally:
@@ -113,6 +115,15 @@ class Ledger(TorchDispatchMode):
                 self._phase_peaks[name] = _PhasePeak(self._peak_now, self._peak_doing, alive)
             self._events.clear()
             self._phase = None
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Name what runs inside, where it is neither a forward nor a backward pass."""
+        before, self._doing = self._doing, what
+        try:
+            yield
+        finally:
+            self._doing = before
 
     @contextmanager
     def placing(self, place: Place, *, is_pinned: bool = False) -> Iterator[None]:
@@ -176,6 +187,10 @@ class Ledger(TorchDispatchMode):
 
     # What is seen of it
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard imports and costs a lot
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
@@ -184,7 +199,7 @@ class Ledger(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         """Run one operation and take note of new storages among its results."""
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs) if kwargs else func(*args)
         if self._phase is not None:
             self.num_operations[self._phase] += 1
         if isinstance(result, Tensor):
@@ -208,10 +223,11 @@ class Ledger(TorchDispatchMode):
         return block
 
     def _new_block(self, storage: torch.UntypedStorage, inputs: list[Tensor]) -> Block:
-        in_backward, with_gradients = _grad_state()
+        in_backward = _in_backward()
         is_result = all(tensor.untyped_storage() is not storage for tensor in inputs)  # no old one
         is_activation = is_result and (
-            in_backward or (with_gradients and any(tensor.requires_grad for tensor in inputs))
+            in_backward
+            or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs))
         )
         share = Share(Category.workspace)
         if is_activation:
@@ -246,9 +262,7 @@ class Ledger(TorchDispatchMode):
     def _add(self, block: Block, func: object) -> None:
         if block.in_host:
             self._host_now[block.is_pinned] += block.num_bytes
-            pageable, pinned = self._host_now
-            if pageable + pinned > self._host_peak.total:
-                self._host_peak = HostBytes(pinned, pageable)
+            self._take_host_peak()
             return
         self._live[block] = None
         self._now += block.num_bytes
@@ -257,7 +271,12 @@ class Ledger(TorchDispatchMode):
         self._events.append((block, True))
         if self._now > self._peak_now:
             self._peak_now, self._peak_event = self._now, len(self._events)
-            self._peak_doing = (*_grad_state(), func)
+            self._peak_doing = (self._doing or _pass_of(block), func)
+
+    def _take_host_peak(self) -> None:
+        pageable, pinned = self._host_now
+        if self._phase is not None and pageable + pinned > self._host_peak.total:
+            self._host_peak = HostBytes(pinned, pageable)
 
     def _forget(self, key: int) -> None:
         """Take a freed storage out; called by the interpreter as the storage goes."""
@@ -283,15 +302,19 @@ def tensors_of(values: Any) -> Iterator[Tensor]:  # noqa: ANN401 - any nest
             yield from tensors_of(value)
 
 
-def _grad_state() -> tuple[bool, bool]:
-    """Return whether a backward pass runs, and whether results would be part of a later one."""
-    return torch._C._current_graph_task_id() != -1, torch.is_grad_enabled()
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+def _pass_of(block: Block) -> str:
+    if _in_backward():
+        return "backward"
+    return "forward" if block.shares[0][0].category is Category.activations else ""
 
 
 def _as_peak(phase: str, peak: _PhasePeak) -> Peak:
-    in_backward, with_gradients, operation = peak.doing
-    doing = "backward" if in_backward else "forward" if with_gradients else "no gradients"
+    doing, operation = peak.doing
     packet = getattr(operation, "_overloadpacket", None)
     if packet is not None:
-        doing += f" ({packet.__name__})"
+        doing = f"{doing} ({packet.__name__})".strip()
     return Peak(peak.total, phase, doing, add_up(peak.blocks))

@@ -2,36 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
+from ppo_lab.budget import advice
+from ppo_lab.bus import use_metrics
 from ppo_lab.config import Config
+from ppo_lab.counted import CountedTrainer
+from ppo_lab.forecast import Forecast, forecast
 from ppo_lab.meters import peak_host_gib
+from ppo_lab.tally import HostBytes, Peak
+from ppo_lab.trainer import Trainer
 from ppo_lab.vram import CudaMemory
 
-__all__ = ["out_of_memory_line"]
+__all__ = ["device_section", "forecast_section", "memory_section", "out_of_memory_line"]
+
+log = logging.getLogger(__name__)
 
 _GIB = 1024**3
 
 
+def memory_section(trainer: Trainer) -> dict[str, Any]:
+    """Return a run's peaks in GiB: by category where it was counted, and as measured."""
+    measured: dict[str, Any] = {"host_gib": peak_host_gib()}
+    if (device := trainer.meters.memory.read()) is not None:
+        measured["allocated_gib"] = device.peak_allocated / _GIB
+        measured["reserved_gib"] = device.peak_reserved / _GIB
+        peaks = trainer.meters.memory.phase_peaks
+        measured["phases_gib"] = {name: peak / _GIB for name, peak in peaks.items()}
+    if not isinstance(trainer, CountedTrainer):
+        return {"measured": measured}
+    ledger = trainer.ledger
+    counted = _peak_section(ledger.peak, ledger.phase_peaks, ledger.host_peak)
+    return {"ledger": counted, "measured": measured}
+
+
+def forecast_section(config: Config) -> dict[str, Any]:
+    """Return the forecast as the ledger's own section, with CUDA's share and the bus beside it.
+
+    A run does not depend on its forecast: one that cannot be made is logged, and {} returned.
+    """
+    if (planned := _try_forecast(config)) is None:
+        return {}
+    return _peak_section(planned.peak, planned.phase_peaks, planned.host_peak) | {
+        "workspace_gib": planned.workspace.num_bytes / _GIB,
+        "context_gib": planned.context.num_bytes / _GIB,
+        "allocated_gib": planned.allocated / _GIB,
+        "total_gib": planned.total / _GIB,
+        "h2d_bytes_per_iteration": planned.bus.iteration.h2d_bytes,
+        "d2h_bytes_per_iteration": planned.bus.iteration.d2h_bytes,
+    }
+
+
+def _try_forecast(config: Config) -> Forecast | None:
+    try:
+        return forecast(config)
+    except Exception:  # a network of the user's own may do what fake tensors cannot
+        log.warning("this run cannot be forecast", exc_info=True)
+        return None
+
+
+def _peak_section(peak: Peak, phase_peaks: Mapping[str, Peak], host: HostBytes) -> dict[str, Any]:
+    """Return a peak in GiB: by category, by network, and what the host held at its own peak."""
+    return {
+        "peak_gib": peak.total / _GIB,
+        "moment": f"{peak.phase}: {peak.doing}",
+        "categories_gib": {c.value: size / _GIB for c, size in peak.by_category().items()},
+        "networks_gib": {
+            f"{share.category.value}_{share.network}": num_bytes / _GIB
+            for share, num_bytes in peak.shares.items()
+            if share.network is not None
+        },
+        "phases_gib": {name: p.total / _GIB for name, p in phase_peaks.items()},
+        "host_pinned_gib": host.pinned / _GIB,
+        "host_pageable_gib": host.pageable / _GIB,
+    }
+
+
+def device_section(trainer: Trainer) -> dict[str, Any]:
+    """Return what crossed the bus, and how the device spent the profiled window, if there was one.
+
+    ``pcie`` holds bytes over the whole run; rates, and their share of the limit, while copying.
+    """
+    meters, traffic = trainer.meters, trainer.placement.traffic
+    pcie: dict[str, Any] = dataclasses.asdict(traffic)
+    perf: dict[str, Any] = {}
+    if meters.bus is not None:
+        pcie["h2d_limit_gb_per_s"] = meters.bus.h2d_bytes_per_s / 1e9
+        pcie["d2h_limit_gb_per_s"] = meters.bus.d2h_bytes_per_s / 1e9
+        for name, value in use_metrics(meters.use, meters.bus).items() if meters.use else ():
+            family, _, key = name.partition("/")
+            (perf if family == "perf" else pcie)[key] = value
+    if perf:
+        perf["window_phases"] = list(meters.used_phases)
+    return {"pcie": pcie, "perf": perf} if perf else {"pcie": pcie}
+
+
 def out_of_memory_line(config: Config, error: Exception, summary: Mapping[str, Any]) -> str:
-    """Return in one line which memory was full, when, and what was held at most."""
+    """Return in one line which memory was full, when, how far it came, and what would need less."""
+    phase = summary.get("stopped_in", "startup")
+    planned = _try_forecast(config)
     if isinstance(error, torch.OutOfMemoryError):
-        side, facts = "device", _device_peak(config, summary)
+        side, facts = "device", [*_device_facts(config, summary, planned)]
     else:
         side, facts = "host", [f"peak {peak_host_gib() or 0.0:.2f} GiB"]
-    phase = summary.get("stopped_in", "startup")
     return ": ".join([f"the {side} is out of memory in {phase}", ", ".join(facts)]).rstrip(": ")
 
 
-def _device_peak(config: Config, summary: Mapping[str, Any]) -> list[str]:
-    """Return the device's peak, and the limit if there was one."""
-    peak_gib = summary.get("peak_memory", {}).get("allocated_gib")
-    if peak_gib is None and config.torch_device.type == "cuda":  # failed before the first phase
+def _device_facts(
+    config: Config, summary: Mapping[str, Any], planned: Forecast | None
+) -> Iterator[str]:
+    """Yield forecast, measured peak, limit and the change that saves enough, or most."""
+    if planned is not None:
+        yield f"forecast {planned.allocated / _GIB:.2f} GiB"
+    is_cuda = config.torch_device.type == "cuda"
+    peak_gib = summary["memory"].get("measured", {}).get("allocated_gib")
+    if peak_gib is None and is_cuda:  # failed before the first phase
         peak_gib = CudaMemory(config.torch_device).read().peak_allocated / _GIB
-    parts = [] if peak_gib is None else [f"peak {peak_gib:.2f} GiB"]
-    if config.vram_limit_gib is not None:
-        parts.append(f"limit {config.vram_limit_gib:g} GiB")
-    return parts
+    if peak_gib is not None:
+        yield f"peak {peak_gib:.2f} GiB"
+    limit_gib = config.vram_limit_gib
+    if limit_gib is None and is_cuda:
+        limit_gib = torch.cuda.get_device_properties(config.torch_device).total_memory / _GIB
+    if limit_gib is not None:
+        yield f"limit {limit_gib:.4g} GiB"
+    if planned is not None and (changes := advice(config)):
+        enough = [c for c in changes if limit_gib is None or c.total <= limit_gib * _GIB]
+        yield f"less with {(enough or changes)[0]}"

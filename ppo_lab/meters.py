@@ -96,6 +96,8 @@ class Meters:
         self.is_profiled = is_profiled
         self.use: DeviceUse | None = None
         """How the device spent the window; None before it, or without one."""
+        self.used_phases: tuple[str, ...] = ()
+        """The phases in that window."""
         self.running_phase: str | None = None
         """The phase that runs now, or that raised."""
         self._placement, self._open_window = placement, open_window
@@ -122,7 +124,11 @@ class Meters:
             yield
         self.running_phase = None
         if self._window is not None and name == self._window_phases[-1]:
-            self.use, self._window = self._window.end(), None
+            use, self._window = self._window.end(), None
+            if use.num_events:
+                self.use, self.used_phases = use, self._window_phases
+            else:
+                _LOG.warning("the profiler was not allowed to see the device: perf/* is left out")
 
     def close(self) -> None:
         """Let go of a window that was never finished."""

@@ -4,29 +4,48 @@ torch's optimizers take one learning rate for all rows of a tensor, so this one 
 parameters are kept side by side in *buckets*, one flat (L, D) tensor each, because a policy of ten
 tiny tensors is otherwise bound by the number of operations, not by their size.
 
-Shapes: L = lanes, D = parameters per lane in a bucket.
+Shapes: L = lanes, D = parameters per lane in a bucket, G = groups of parameters, each clipped by
+its own norm.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-__all__ = ["LaneAdam", "LaneOptimizer", "clip_coefficient"]
+__all__ = ["BETAS", "LaneAdam", "LaneOptimizer", "Pass", "clip_coefficient", "group_by_size"]
 
 BETAS = (0.9, 0.999)
 _BUCKET_SIZE = 1 << 22  # elements (16 MiB of float32): the largest gradient copied for flatness
+
+
+class Pass(Enum):
+    """What a round of gradient steps over all minibatches trains."""
+
+    both = "both"
+    policy = "policy"
+    values = "values"
 
 
 class LaneOptimizer(ABC):
     """Steps every lane's parameters; a strategy decides where the moments live."""
 
     parameters: list[Parameter]
+    num_clip_groups: int = 1
+    """G: 1 where one norm is taken over all parameters, 2 where actor and critic have their own."""
+
+    def passes(self) -> Iterator[Pass]:
+        """Yield what to train in each round of an update; between them state may move."""
+        yield Pass.both
+
+    def expect_gradients(self) -> None:  # noqa: B027 (a default, not an omission)
+        """Say that the next backward pass completes the gradients: they may leave as they come."""
 
     def zero_grad(self) -> None:
         """Free the gradients."""
@@ -35,15 +54,22 @@ class LaneOptimizer(ABC):
 
     @abstractmethod
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
-        """Clip each lane's joint gradient norm, take one step, return the norms before clipping.
+        """Clip each group's gradient norm in each lane, take one step.
 
-        All arguments and the result are (L,). Where ``active`` is false, parameters, moments and
-        step count stand still; None for all lanes active.
+        All arguments are (L,). Where ``active`` is false, parameters, moments and step count stand
+        still; None for all lanes active. Gradients are used up.
+
+        Returns:
+            The norms before clipping, (G, L); 0 for a group that this pass does not train.
         """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """Return the moments and step counts."""
+
+    def state_parts(self) -> Iterator[tuple[Tensor, Parameter | None]]:
+        """Return the state as it lies in memory: each part, and the one parameter it belongs to."""
+        yield from ((tensor, None) for tensor in self.state_dict().values())
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -65,11 +91,22 @@ class LaneAdam(LaneOptimizer):
     last ``.to(...)`` of the model.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], *, eps: float) -> None:
-        """Take (L, …) ``parameters``; ``eps`` is added to the root of the second moment."""
-        self.parameters = list(parameters)
+    def __init__(
+        self,
+        *groups: Iterable[Parameter],
+        eps: float,
+        zeros: Callable[[Tensor], Tensor] = torch.zeros_like,
+    ) -> None:
+        """Take groups of (L, …) parameters, each clipped by its own norm.
+
+        ``eps`` is added to the root of the second moment; ``zeros`` makes the moments, from a
+        tensor of their shape.
+        """
+        members = [list(group) for group in groups]
+        self.parameters = [parameter for group in members for parameter in group]
+        self.num_clip_groups = len(members)
         self._eps = eps
-        self._buckets = [_Bucket(group) for group in _group_by_size(self.parameters)]
+        self._groups = [[_Bucket(part, zeros) for part in group_by_size(g)] for g in members]
         num_lanes = self.parameters[0].shape[0]
         like = self.parameters[0].detach()
         self._num_steps = like.new_zeros(num_lanes)
@@ -78,10 +115,8 @@ class LaneAdam(LaneOptimizer):
     @torch.no_grad()
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
         """See ``LaneOptimizer.step``."""
-        gradients = [bucket.gradient() for bucket in self._buckets]
-        norms = [torch.linalg.vector_norm(gradient, dim=-1) for gradient in gradients]
-        grad_norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
-        scale = clip_coefficient(grad_norm, max_grad_norm).unsqueeze(-1)
+        gradients = [[bucket.gradient() for bucket in group] for group in self._groups]
+        norms = [_joint_norm(group) for group in gradients]  # G of (L,)
 
         weight1: float | Tensor = 1.0 - BETAS[0]
         weight2: float | Tensor = 1.0 - BETAS[1]
@@ -96,16 +131,34 @@ class LaneAdam(LaneOptimizer):
         corrections = torch.expm1(self._num_steps * self._log_betas).neg_().clamp_(min=1e-12)
         step_size = (lr / corrections[0]).neg_().unsqueeze(-1)
         root_scale = corrections[1].rsqrt_().unsqueeze(-1)
-        for bucket, gradient in zip(self._buckets, gradients):
-            gradient.mul_(scale)
-            if active is not None:
-                # A switched-off lane may hold an infinite gradient, and 0 * inf would poison it.
-                gradient.masked_fill_(~active.unsqueeze(-1), 0.0)
-            bucket.exp_avg.lerp_(gradient, weight1)
-            bucket.exp_avg_sq.lerp_(gradient.square_(), weight2)
-            root = bucket.exp_avg_sq.sqrt().mul_(root_scale).add_(self._eps)
-            bucket.weights.addcmul_(bucket.exp_avg / root, step_size)
-        return grad_norm
+        for group, its_gradients, norm in zip(self._groups, gradients, norms):
+            scale = clip_coefficient(norm, max_grad_norm).unsqueeze(-1)
+            for bucket, gradient in zip(group, its_gradients):
+                gradient.mul_(scale)
+                if active is not None:
+                    # A switched-off lane may hold an infinite gradient, and 0 * inf would poison.
+                    gradient.masked_fill_(~active.unsqueeze(-1), 0.0)
+                bucket.exp_avg.lerp_(gradient, weight1)
+                bucket.exp_avg_sq.lerp_(gradient.square_(), weight2)
+                # The gradient is used up: its memory takes the rest of the arithmetic.
+                root = torch.sqrt(bucket.exp_avg_sq, out=gradient)
+                root.mul_(root_scale).add_(self._eps)
+                bucket.weights.addcmul_(torch.div(bucket.exp_avg, root, out=root), step_size)
+        return norms[0].unsqueeze(0) if len(norms) == 1 else torch.stack(norms)
+
+    @property
+    def moments(self) -> list[Tensor]:
+        """Every bucket's first and second moments (L, D); they may lie elsewhere between steps."""
+        return [m for bucket in self._buckets for m in (bucket.exp_avg, bucket.exp_avg_sq)]
+
+    @moments.setter
+    def moments(self, moments: list[Tensor]) -> None:
+        for bucket, first, second in zip(self._buckets, moments[::2], moments[1::2]):
+            bucket.exp_avg, bucket.exp_avg_sq = first, second
+
+    @property
+    def _buckets(self) -> list[_Bucket]:
+        return [bucket for group in self._groups for bucket in group]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return each bucket's moments and the lanes' step counts."""
@@ -114,6 +167,14 @@ class LaneAdam(LaneOptimizer):
             state[f"exp_avg.{i}"] = bucket.exp_avg
             state[f"exp_avg_sq.{i}"] = bucket.exp_avg_sq
         return state
+
+    def state_parts(self) -> Iterator[tuple[Tensor, Parameter | None]]:
+        """See ``LaneOptimizer.state_parts``: a bucket's moments are those of its parameters."""
+        yield self._num_steps, None
+        for bucket in self._buckets:
+            sizes = [parameter[0].numel() for parameter in bucket.parameters]
+            for moment in (bucket.exp_avg, bucket.exp_avg_sq):
+                yield from zip(moment.split(sizes, -1), bucket.parameters)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy ``state`` in place."""
@@ -124,35 +185,48 @@ class LaneAdam(LaneOptimizer):
 class _Bucket:
     """Some parameters' weights and moments as flat (L, D) tensors."""
 
-    def __init__(self, parameters: list[Parameter]) -> None:
+    def __init__(self, parameters: list[Parameter], zeros: Callable[[Tensor], Tensor]) -> None:
         self.parameters = parameters
         weights = [p.detach().flatten(1) for p in parameters]
         self.weights = weights[0] if len(weights) == 1 else torch.cat(weights, -1)  # (L, D)
         sizes = [w.shape[-1] for w in weights]
         for parameter, part in zip(parameters, self.weights.split(sizes, -1)):
             parameter.data = part.view(parameter.shape)
-        self.exp_avg = torch.zeros_like(self.weights)  # (L, D)
-        self.exp_avg_sq = torch.zeros_like(self.weights)  # (L, D)
+        self.exp_avg = zeros(self.weights)  # (L, D)
+        self.exp_avg_sq = zeros(self.weights)  # (L, D)
 
     def gradient(self) -> Tensor:
         """Return the bucket's gradient (L, D); a copy when it holds several parameters.
 
-        A parameter that the loss does not reach has a gradient of zero.
+        A parameter that the loss does not reach has a gradient of zero. What was copied is freed.
         """
         parts = [
             (torch.zeros_like(p) if p.grad is None else p.grad).flatten(1) for p in self.parameters
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        if len(parts) == 1:
+            return parts[0]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return torch.cat(parts, -1)
 
 
-def _group_by_size(parameters: list[Parameter]) -> list[list[Parameter]]:
-    """Return runs of consecutive parameters of at most ``_BUCKET_SIZE`` elements together."""
+def _joint_norm(gradients: list[Tensor]) -> Tensor:
+    """Return each lane's norm (L,) over gradients (L, D)."""
+    norms = [torch.linalg.vector_norm(gradient, dim=-1) for gradient in gradients]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
+
+
+def group_by_size(parameters: list[Parameter], size: int | None = None) -> list[list[Parameter]]:
+    """Return runs of consecutive parameters of at most ``size`` elements together, or single ones.
+
+    None for a bucket's size.
+    """
     groups: list[list[Parameter]] = []
     room = 0
     for parameter in parameters:
         if not groups or parameter.numel() > room:
             groups.append([])
-            room = _BUCKET_SIZE
+            room = _BUCKET_SIZE if size is None else size
         groups[-1].append(parameter)
         room -= parameter.numel()
     return groups

@@ -37,6 +37,14 @@ class Traffic:
         """Return what was moved after ``earlier`` was copied from this counter."""
         return Traffic(self.h2d_bytes - earlier.h2d_bytes, self.d2h_bytes - earlier.d2h_bytes)
 
+    def plus(self, other: Traffic, times: tuple[int, int] = (1, 1)) -> Traffic:
+        """Return this and ``other``, the latter times a fraction that leaves whole bytes."""
+        many, parts = times
+        h2d_bytes, h2d_rest = divmod(other.h2d_bytes * many, parts)
+        d2h_bytes, d2h_rest = divmod(other.d2h_bytes * many, parts)
+        assert h2d_rest == d2h_rest == 0
+        return Traffic(self.h2d_bytes + h2d_bytes, self.d2h_bytes + d2h_bytes)
+
 
 class Watcher(Protocol):
     """Who is told where tensors lie."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ _UPDATE_NAMES = {
     "value_loss": "losses/value_loss",
     "entropy": "losses/entropy",
     "grad_norm": "losses/grad_norm",
+    "grad_norm_actor": "losses/grad_norm_actor",
+    "grad_norm_critic": "losses/grad_norm_critic",
     "approx_kl": "losses/approx_kl",
     "old_approx_kl": "losses/old_approx_kl",
     "clip_frac": "losses/clipfrac",
@@ -67,6 +70,15 @@ class IterationTensors:
     episodes: EpisodeTotals
 
 
+class HostTensors(NamedTuple):
+    """The same, as far as a record needs it, on the host."""
+
+    names: tuple[str, ...]  # of the columns of ``scalars``
+    scalars: Tensor  # (L, names) float64
+    ratio_counts: Tensor  # (L, 64)
+    episodes: EpisodeTotals
+
+
 @dataclass
 class Recorder:
     """Builds records and histories for the lanes of a stack."""
@@ -90,9 +102,9 @@ class Recorder:
 
         ``iteration`` counts from 1.
         """
-        scalars = self._read_scalars(tensors)
-        counts = self._to_host(tensors.ratio_counts).tolist()
-        episodes = EpisodeTotals(*(self._to_host(t) for t in tensors.episodes))
+        on_host = self.fetch(tensors)
+        scalars = [dict(zip(on_host.names, row)) for row in on_host.scalars.tolist()]
+        counts, episodes = on_host.ratio_counts.tolist(), on_host.episodes
         step = iteration * self.configs[0].num_rows
         records = []
         for lane, (metrics, history) in enumerate(zip(scalars, self.histories)):
@@ -113,15 +125,21 @@ class Recorder:
             records.append(Record(step, iteration, metrics | dict(shared), histograms))
         return records
 
-    def _read_scalars(self, tensors: IterationTensors) -> list[dict[str, float]]:
-        """Return each lane's numbers by name: one tensor, one copy to the host."""
-        named = {name: getattr(tensors.update, key) for key, name in _UPDATE_NAMES.items()}
+    def fetch(self, tensors: IterationTensors) -> HostTensors:
+        """Return copies on the host; the scalars as one tensor, in one copy."""
+        update = {name: getattr(tensors.update, key) for key, name in _UPDATE_NAMES.items()}
+        named = {name: value for name, value in update.items() if value is not None}
         named |= {f"ppo/{key}": value for key, value in tensors.rollout_after._asdict().items()}
         named["ppo/entropy"] = tensors.entropy_after
         named["ppo/advantages_std"] = tensors.advantages_std
         named["losses/explained_variance"] = tensors.explained_variance
         table = torch.stack([value.double() for value in named.values()], -1)  # (L, names)
-        return [dict(zip(named, row)) for row in self._to_host(table).tolist()]
+        return HostTensors(
+            names=tuple(named),
+            scalars=self._to_host(table),
+            ratio_counts=self._to_host(tensors.ratio_counts),
+            episodes=EpisodeTotals(*(self._to_host(t) for t in tensors.episodes)),
+        )
 
     def _to_host(self, tensor: Tensor) -> Tensor:
         return self.placement.move(tensor, Place.host)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ppo_lab.advantages import Advantages
+from ppo_lab.observations import ObservationStore
 
 __all__ = ["Batch", "Rollout", "RolloutRows", "lane_rows", "minibatches"]
 
@@ -43,11 +44,25 @@ class RolloutRows(NamedTuple):
     value_targets: Tensor  # (L, R)
 
 
-Batch = RolloutRows  # a minibatch has the same fields with B rows
+class Batch(NamedTuple):
+    """A minibatch, or a part of one; its observations are taken when they are needed."""
+
+    row_index: Tensor  # (L, B) of its rows, counted through all lanes, where observations are kept
+    actions: Tensor  # (L, B[, A])
+    log_probs: Tensor  # (L, B)
+    values: Tensor  # (L, B)
+    advantages: Tensor  # (L, B)
+    value_targets: Tensor  # (L, B)
+
+    def split(self, num_parts: int) -> list[Batch]:
+        """Return equal parts, each with the rows of every lane."""
+        if num_parts == 1:
+            return [self]
+        return [Batch(*part) for part in zip(*(tensor.chunk(num_parts, 1) for tensor in self))]
 
 
 def lane_rows(rollout: Rollout, advantages: Advantages) -> RolloutRows:
-    """Return the rollout with its time and environment axes merged; a copy only when L > 1."""
+    """Return the rollout with its time and environment axes merged; of collected ones, views."""
 
     def rows(tensor: Tensor) -> Tensor:
         return tensor.transpose(0, 1).flatten(1, 2)  # (T, L, N, …) to (L, T * N, …)
@@ -62,11 +77,19 @@ def lane_rows(rollout: Rollout, advantages: Advantages) -> RolloutRows:
     )
 
 
-def minibatches(rows: RolloutRows, order: Tensor, num_minibatches: int) -> Iterator[Batch]:
-    """Deal out every row of every lane once, in the order given: int64 (L, R), one per lane."""
-    num_lanes, num_rows = order.shape
-    first_row = torch.arange(num_lanes, device=order.device).unsqueeze(-1) * num_rows
-    flat = [tensor.flatten(0, 1) for tensor in rows]  # (L * R, …)
-    for part in (order + first_row).chunk(num_minibatches, -1):  # (L, B)
-        index = part.flatten()
-        yield Batch(*(t.index_select(0, index).unflatten(0, part.shape) for t in flat))
+def minibatches(
+    rows: RolloutRows, orders: Tensor, num_minibatches: int, store: ObservationStore
+) -> Iterator[Batch]:
+    """Deal out every row of every lane once per epoch, in ``orders`` (E, L, R), one per lane."""
+    num_lanes, num_rows = orders.shape[1:]
+    first_row = torch.arange(num_lanes, device=orders.device).unsqueeze(-1) * num_rows
+    columns = [tensor.flatten(0, 1) for tensor in rows[1:]]  # (L * R, …)
+    for order in orders.unbind(0):
+        index = order + first_row  # (L, R), counted through all lanes
+        parts = index.chunk(num_minibatches, -1)  # (L, B)
+        kept_parts = store.place_order(index).chunk(num_minibatches, -1)
+        for part, kept_part in zip(parts, kept_parts):
+            chosen = part.flatten()
+            yield Batch(
+                kept_part, *(t.index_select(0, chosen).unflatten(0, part.shape) for t in columns)
+            )

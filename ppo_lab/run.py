@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 import secrets
@@ -13,11 +12,17 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ppo_lab.budget import over_budget
 from ppo_lab.bus import measure_bus
 from ppo_lab.config import Config
+from ppo_lab.counted import CountedTrainer
 from ppo_lab.envs.base import Env
-from ppo_lab.memory_summary import out_of_memory_line
-from ppo_lab.meters import peak_host_gib
+from ppo_lab.memory_summary import (
+    device_section,
+    forecast_section,
+    memory_section,
+    out_of_memory_line,
+)
 from ppo_lab.networks import ActorCritic
 from ppo_lab.outcome import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.policy import save_policy
@@ -38,6 +43,7 @@ class Status(Enum):
     pruned = "pruned"  # told to end before its last step
     diverged = "diverged"  # a loss or a gradient was not finite
     out_of_memory = "out_of_memory"  # the device's, or the host's
+    over_budget = "over_budget"  # not started: its forecast is above vram_budget_gib
     failed = "failed"  # something else raised
     interrupted = "interrupted"  # Ctrl-C or a signal
 
@@ -94,13 +100,20 @@ def run_stack(
     try:
         for lane in lanes:
             lane.tracker.start(_run_info(lane.config, lane.destination, facts))
-        with vram_limit(device, config.vram_limit_gib):
-            _train(lanes, should_stop)
+        if config.is_profiled:
+            planned = forecast_section(config)
+            for lane in lanes:
+                lane.summary["memory"]["forecast"] = planned
+        if reason := over_budget(config):
+            log.error(reason)
+            _end(lanes, Status.over_budget, reason)
+        else:
+            with vram_limit(device, config.vram_limit_gib):
+                _train(lanes, should_stop)
     except Exception as error:
         _note_failure(lanes, error)
     except BaseException:
-        for lane in lanes:
-            lane.summary.update(status=Status.interrupted.value, reason="stopped by a signal")
+        _end(lanes, Status.interrupted, "stopped by a signal")
         raise
     finally:
         for lane in lanes:
@@ -125,7 +138,8 @@ class _Lane:
 
 def _train(lanes: Sequence[_Lane], should_stop: Callable[[Trainer], str | None] | None) -> None:
     """Train and save the policies; add to the summaries what came of it, as far as it came."""
-    trainer = Trainer(
+    kind = CountedTrainer if lanes[0].config.is_profiled else Trainer
+    trainer = kind(
         [lane.config for lane in lanes],
         on_record=lambda index, record: lanes[index].tracker.record(record),
     )
@@ -144,6 +158,7 @@ def _train(lanes: Sequence[_Lane], should_stop: Callable[[Trainer], str | None] 
         try:
             for index, lane in enumerate(lanes):
                 lane.summary.update(_measured(lane.config, trainer, index))
+                lane.summary["memory"] |= memory_section(trainer)
         finally:
             _close(trainer.env)
 
@@ -157,14 +172,17 @@ def _note_failure(lanes: Sequence[_Lane], error: Exception) -> None:
         log.exception("the run failed")
     config = lanes[0].config
     release_memory(config.torch_device, error)
-    if is_full:
-        reason = out_of_memory_line(config, error, lanes[0].summary)
-        log.error(reason)
-        ending = {"status": Status.out_of_memory.value, "reason": reason}
-    else:
-        ending = {"status": Status.failed.value, "reason": _one_line(error)}
+    if not is_full:
+        _end(lanes, Status.failed, _one_line(error))
+        return
+    reason = out_of_memory_line(config, error, lanes[0].summary)
+    log.error(reason)
+    _end(lanes, Status.out_of_memory, reason)
+
+
+def _end(lanes: Sequence[_Lane], status: Status, reason: str) -> None:
     for lane in lanes:
-        lane.summary.update(ending)
+        lane.summary.update(status=status.value, reason=reason)
 
 
 def _close(env: Env) -> None:
@@ -201,7 +219,7 @@ def _static_summary(
     """Return what is known before the first step; ``epsilon`` is absent when there is no clip."""
     summary = {
         "env": config.env.id,
-        "memory": config.memory.name,
+        "memory": {"strategy": config.memory.name},
         "clipped": config.epsilon is not None,
         "seed": config.seed,
         "name": config.name,
@@ -235,12 +253,8 @@ def _measured(config: Config, trainer: Trainer, lane: int) -> dict[str, Any]:
         # Of the whole stack, as the peaks of memory are.
         "env_steps_per_s": num_steps * len(trainer.configs) / max(trainer.elapsed_s, 1e-9),
     }
-    memory = trainer.meters.memory.read()
-    stats = {} if memory is None else memory.gib()
-    peaks = {k.removeprefix("peak_"): v for k, v in stats.items() if k.startswith("peak_")}
-    measured["peak_memory"] = {"host_gib": peak_host_gib(), **peaks}
-    if trainer.placement.is_cuda:
-        measured["pcie"] = dataclasses.asdict(trainer.placement.traffic)
+    if trainer.placement.is_cuda or config.is_profiled:
+        measured |= device_section(trainer)
     return measured
 
 

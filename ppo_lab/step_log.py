@@ -23,6 +23,8 @@ class UpdateDiagnostics(NamedTuple):
     value_loss: Tensor
     entropy: Tensor  # nats
     grad_norm: Tensor  # before clipping, actor and critic together
+    grad_norm_actor: Tensor | None  # where each is clipped by its own norm
+    grad_norm_critic: Tensor | None
     approx_kl: Tensor  # nats, k3
     old_approx_kl: Tensor  # nats, k1
     clip_frac: Tensor
@@ -38,17 +40,34 @@ class UpdateDiagnostics(NamedTuple):
 
 
 class StepLog:
-    """Allocated whole before the first step, so that its memory does not depend on their number."""
+    """Allocated whole before the first step, so that its memory does not depend on their number.
 
-    def __init__(self, num_steps: int, num_lanes: int, num_rows: int, like: Tensor) -> None:
+    What is added to a step may come in parts, from micro-batches and from several passes.
+    """
+
+    def __init__(
+        self, num_steps: int, num_lanes: int, num_rows: int, num_clip_groups: int, like: Tensor
+    ) -> None:
         """Make room for K = ``num_steps`` of B = ``num_rows``, on the device of ``like``."""
         self.log_ratios = like.new_zeros(num_steps, num_lanes, num_rows)  # (K, L, B)
         self.advantages = like.new_zeros(num_steps, num_lanes, num_rows)  # (K, L, B) as used
         self.policy_loss = like.new_zeros(num_steps, num_lanes)  # (K, L)
         self.value_loss = like.new_zeros(num_steps, num_lanes)  # (K, L)
         self.entropy = like.new_zeros(num_steps, num_lanes)  # (K, L)
-        self.grad_norm = like.new_zeros(num_steps, num_lanes)  # (K, L)
+        self.grad_norms = like.new_zeros(num_steps, num_clip_groups, num_lanes)  # (K, G, L)
         self.active = like.new_ones(num_steps, num_lanes, dtype=torch.bool)  # (K, L)
+
+    def stop_far_lanes(self, step: int, target_kl: Tensor | None) -> Tensor | None:
+        """Return which lanes take ``step`` (L,); None for all, where there is no ``target_kl``.
+
+        A lane stops before the first step whose whole minibatch shows a k3 KL above 1.5 times its
+        target, for good. Every pass finds the same: the policy's log ratios are kept.
+        """
+        if target_kl is None:
+            return None
+        is_near = approx_kl_k3(self.log_ratios[step]) <= 1.5 * target_kl
+        self.active[step] = is_near & self.active[step - 1] if step else is_near
+        return self.active[step]
 
     def means(self, clip: ClipRange, num_minibatches: int) -> UpdateDiagnostics:
         """Return means over the K gradient steps in which a lane was active."""
@@ -58,13 +77,17 @@ class StepLog:
         def mean(steps: Tensor) -> Tensor:
             return steps.masked_fill(~active, 0.0).sum(0) / num_active.clamp(min=1)
 
+        grad_norms = self.grad_norms.unbind(1)  # G of (K, L)
+        is_separate = len(grad_norms) == 2
         shares = clip_fractions(log_ratios, self.advantages, clip)
         taken = log_ratios.masked_fill(~active.unsqueeze(-1), 0.0)  # a ratio of 1 for the rest
         return UpdateDiagnostics(
             policy_loss=mean(self.policy_loss),
             value_loss=mean(self.value_loss),
             entropy=mean(self.entropy),
-            grad_norm=mean(self.grad_norm),
+            grad_norm=mean(torch.hypot(*grad_norms) if is_separate else grad_norms[0]),
+            grad_norm_actor=mean(grad_norms[0]) if is_separate else None,
+            grad_norm_critic=mean(grad_norms[1]) if is_separate else None,
             approx_kl=mean(approx_kl_k3(log_ratios)),
             old_approx_kl=mean(-log_ratios.mean(-1)),
             **{name: mean(share) for name, share in shares.items()},

@@ -59,7 +59,7 @@ class Peak:
     """Bytes."""
     phase: str
     doing: str
-    """What ran at that moment: forward, backward, or without gradients; and the operation."""
+    """What ran at that moment, such as a forward or backward pass, and the operation."""
     shares: dict[Share, int]
     """Bytes by category and network; they add up to ``total``."""
 

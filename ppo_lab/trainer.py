@@ -61,7 +61,7 @@ class Trainer:
         config = configs[0]
         self.config, self.configs, self._on_record = config, configs, on_record
         device = config.torch_device
-        self.placement = Placement(device)
+        self.placement = self._build_placement(device)
         self.meters = Meters(self.placement, is_profiled=config.is_profiled)
         self.spec = config.check_env()
         torch.set_num_threads(config.choose_num_threads(self.spec))
@@ -72,15 +72,28 @@ class Trainer:
             config.network, self.spec, initializer, config.compute_dtype
         )
         self.optimizer = config.memory.build_optimizer(
-            self.model, self.placement, eps=config.adam_eps
+            self.model,
+            self.placement,
+            eps=config.adam_eps,
+            separate_grad_clip=config.clips_separately,
         )
         self._lanes = LaneTensors(configs, device, config.weights_dtype)
         self.env = self._build_env(seeds)
         self._rows_per_pass = max(config.num_rows // config.num_minibatches, _MIN_ROWS_PER_PASS)
+        self._store = config.memory.build_store(self.placement)
         self._collector = Collector(
-            self.env, self.model, num_steps=config.num_steps, rows_per_pass=self._rows_per_pass
+            self.env,
+            self.model,
+            num_steps=config.num_steps,
+            rows_per_pass=self._rows_per_pass,
+            store=self._store,
         )
-        self._plan = UpdatePlan(config.num_minibatches, config.advantage_normalization)
+        self._plan = UpdatePlan(
+            config.num_minibatches,
+            config.advantage_normalization,
+            store=self._store,
+            num_micro_batches=config.memory.num_micro_batches,
+        )
         self._episodes = EpisodeMeter(len(configs), config.num_envs, device)
         self._recorder = Recorder(configs, self.placement, self.model.distribution.max_entropy)
         self._action_keys = random.lane_keys(seeds.to(device), random.Stream.ACTION)
@@ -89,6 +102,9 @@ class Trainer:
         self.iteration = 0
         self.stopped: str | None = None
         """Why the run was told to end before its last step; None if it was not."""
+
+    def _build_placement(self, device: torch.device) -> Placement:
+        return Placement(device)
 
     def _build_env(self, seeds: Tensor) -> Env:
         return self.config.env.build(
@@ -172,7 +188,7 @@ class Trainer:
         self, rollout: Rollout, rows: RolloutRows, diagnostics: UpdateDiagnostics
     ) -> IterationTensors:
         """Return what the record needs, still on the device."""
-        log_ratio, entropy = policy_over_rollout(self.model, rows, self._rows_per_pass)
+        log_ratio, entropy = policy_over_rollout(self.model, rows, self._rows_per_pass, self._store)
         clip = self._lanes.coefficients(self.iteration).clip
         advantages = rows.advantages
         if self.config.advantage_normalization is not AdvantageNormalization.none:

@@ -6,7 +6,8 @@ K = E * M gradient steps, B = rows per lane in a minibatch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ppo_lab.networks import ActorCritic
-from ppo_lab.optimizer import LaneOptimizer
+from ppo_lab.observations import DeviceObservations, ObservationStore
+from ppo_lab.optimizer import LaneOptimizer, Pass
 from ppo_lab.ppo import (
     ClipRange,
-    approx_kl_k3,
     clipped_surrogate,
     normalize_advantages,
     value_loss,
@@ -55,8 +56,12 @@ class UpdatePlan:
 
     num_minibatches: int
     normalization: AdvantageNormalization
+    store: ObservationStore = field(default_factory=DeviceObservations)
+    """What keeps the rollout's observations."""
+    num_micro_batches: int = 1
+    """Parts of a minibatch whose gradients are added up."""
     num_dry_steps: int | None = None
-    """A forecast takes only the first few gradient steps; memory is that of all. None takes all."""
+    """A forecast takes only the first few gradient steps of a pass; memory is that of all."""
 
 
 def update(
@@ -76,47 +81,100 @@ def update(
         rows = rows._replace(advantages=normalize_advantages(rows.advantages))
     num_epochs, num_lanes, num_rows = orders.shape
     num_steps = num_epochs * plan.num_minibatches
-    log = StepLog(num_steps, num_lanes, num_rows // plan.num_minibatches, like=rows.advantages)
-    target_kl = coefficients.target_kl
-    active = None  # every lane, unless target_kl may stop some
-    if target_kl is not None:
-        active = torch.ones_like(target_kl, dtype=torch.bool)
-    batches = (b for o in orders.unbind(0) for b in minibatches(rows, o, plan.num_minibatches))
-    for step, batch in zip(range(num_steps)[: plan.num_dry_steps], batches):
-        loss = _loss(model, batch, coefficients, plan, log, step)
-        if active is not None and target_kl is not None:
-            active = active & (approx_kl_k3(log.log_ratios[step]) <= 1.5 * target_kl)
-            log.active[step] = active
-        optimizer.zero_grad()
-        loss.sum().backward()
-        log.grad_norm[step] = optimizer.step(
-            lr=coefficients.lr, max_grad_norm=coefficients.max_grad_norm, active=active
-        )
-    optimizer.zero_grad()
+    log = StepLog(
+        num_steps,
+        num_lanes,
+        num_rows // plan.num_minibatches,
+        optimizer.num_clip_groups,
+        like=rows.advantages,
+    )
+    objective = _Objective(model, rows.observations, coefficients, plan, log)
+    for training in optimizer.passes():
+        batches = minibatches(rows, orders, plan.num_minibatches, plan.store)
+        for step, batch in zip(range(num_steps)[: plan.num_dry_steps], batches):
+            objective.backward(step, batch, training, before_last=optimizer.expect_gradients)
+            log.grad_norms[step] += optimizer.step(
+                lr=coefficients.lr,
+                max_grad_norm=coefficients.max_grad_norm,
+                active=log.stop_far_lanes(step, coefficients.target_kl),
+            )
+            optimizer.zero_grad()
     return log.means(coefficients.clip, plan.num_minibatches)
 
 
-def _loss(
-    model: ActorCritic,
-    batch: Batch,
-    coefficients: Coefficients,
-    plan: UpdatePlan,
-    log: StepLog,
-    step: int,
-) -> Tensor:
-    """Return each lane's loss (L,), policy - c2 * entropy + c1 * value (arXiv:1707.06347 eq. 9)."""
-    policy_parameters, values = model(batch.observations)
-    log_prob, entropies = model.distribution.log_prob_and_entropy(policy_parameters, batch.actions)
-    log_ratio, entropy = log_prob - batch.log_probs, entropies.mean(-1)
-    advantages = batch.advantages
-    if plan.normalization is AdvantageNormalization.minibatch:
-        advantages = normalize_advantages(advantages)
-    policy = clipped_surrogate(log_ratio, advantages, coefficients.clip, coefficients.dual_clip)
-    value = value_loss(values, batch.values, batch.value_targets, coefficients.value_epsilon)
-    loss = policy - coefficients.entropy_coef * entropy + coefficients.value_coef * value
-    log.log_ratios[step] = log_ratio.detach()
-    log.advantages[step] = advantages
-    log.policy_loss[step] = policy.detach()
-    log.value_loss[step] = value.detach()
-    log.entropy[step] = entropy.detach()
-    return loss
+class _Objective:
+    """Each lane's loss (L,), policy - c2 * entropy + c1 * value (arXiv:1707.06347, eq. 9)."""
+
+    def __init__(
+        self,
+        model: ActorCritic,
+        observations: Tensor,
+        coefficients: Coefficients,
+        plan: UpdatePlan,
+        log: StepLog,
+    ) -> None:
+        """Take the rollout's ``observations`` (L, R, O) from ``plan``'s store; write to ``log``."""
+        self._model, self._observations, self._log = model, observations, log
+        self._coefficients, self._plan = coefficients, plan
+        self._share = 1.0 / plan.num_micro_batches
+        self._weights = torch.full_like(coefficients.lr, self._share)  # (L,)
+
+    def backward(
+        self, step: int, batch: Batch, training: Pass, before_last: Callable[[], None]
+    ) -> None:
+        """Add the gradient of the minibatch's mean loss, part by part, to the parameters' own.
+
+        Advantages are normalised over the whole minibatch, so that its parts make no difference.
+        ``before_last`` is called before the pass that completes the gradients.
+        """
+        if self._plan.normalization is AdvantageNormalization.minibatch:
+            batch = batch._replace(advantages=normalize_advantages(batch.advantages))
+        self._log.advantages[step] = batch.advantages
+        # Not kept in self: a cycle would keep the log and the rollout until a garbage collection.
+        losses = {
+            Pass.both: self._loss,
+            Pass.policy: self._policy_alone,
+            Pass.values: self._values_alone,
+        }
+        parts = batch.split(self._plan.num_micro_batches)
+        log_ratios = self._log.log_ratios[step].chunk(len(parts), -1)
+        for number, (part, log_ratio) in enumerate(zip(parts, log_ratios), 1):
+            loss = losses[training](step, part, log_ratio)
+            if number == len(parts):
+                before_last()
+            loss.backward(self._weights)
+
+    def _loss(self, step: int, part: Batch, log_ratio: Tensor) -> Tensor:
+        policy_parameters, values = self._model(self._rows(part))
+        policy = self._policy_loss(step, part, policy_parameters, log_ratio)
+        return policy + self._value_loss(step, part, values)
+
+    def _policy_alone(self, step: int, part: Batch, log_ratio: Tensor) -> Tensor:
+        return self._policy_loss(step, part, self._model.policy(self._rows(part)), log_ratio)
+
+    def _values_alone(self, step: int, part: Batch, log_ratio: Tensor) -> Tensor:  # noqa: ARG002
+        return self._value_loss(step, part, self._model.values(self._rows(part)))
+
+    def _rows(self, part: Batch) -> Tensor:
+        return self._plan.store.take(self._observations, part.row_index)
+
+    def _policy_loss(
+        self, step: int, part: Batch, policy_parameters: Tensor, kept_log_ratio: Tensor
+    ) -> Tensor:
+        """Return the surrogate less the entropy bonus; ``kept_log_ratio`` (L, b) is written."""
+        distribution, coefficients = self._model.distribution, self._coefficients
+        log_prob, entropies = distribution.log_prob_and_entropy(policy_parameters, part.actions)
+        log_ratio, entropy = log_prob - part.log_probs, entropies.mean(-1)
+        loss = clipped_surrogate(
+            log_ratio, part.advantages, coefficients.clip, coefficients.dual_clip
+        )
+        kept_log_ratio.copy_(log_ratio.detach())
+        self._log.policy_loss[step].add_(loss.detach(), alpha=self._share)
+        self._log.entropy[step].add_(entropy.detach(), alpha=self._share)
+        return loss - coefficients.entropy_coef * entropy
+
+    def _value_loss(self, step: int, part: Batch, values: Tensor) -> Tensor:
+        coefficients = self._coefficients
+        loss = value_loss(values, part.values, part.value_targets, coefficients.value_epsilon)
+        self._log.value_loss[step].add_(loss.detach(), alpha=self._share)
+        return coefficients.value_coef * loss

@@ -61,14 +61,13 @@ class CudaMemory:
     """CUDA's caching allocator on one device."""
 
     def __init__(self, device: torch.device) -> None:
-        """Read ``device``."""
+        """Read ``device``; CUDA starts here, since an allocator that has not cannot be asked."""
+        torch.cuda.init()
         self._device = device
 
     def read(self) -> DeviceBytes:
         """See ``MemorySource``; no synchronisation, the allocator lives on the host."""
         stats = torch.cuda.memory.memory_stats_as_nested_dict(self._device)
-        if not stats:  # CUDA has not been used yet
-            return DeviceBytes(0, 0, 0, 0)
         allocated, reserved = stats["allocated_bytes"]["all"], stats["reserved_bytes"]["all"]
         return DeviceBytes(
             allocated["current"], reserved["current"], allocated["peak"], reserved["peak"]
@@ -147,11 +146,12 @@ def vram_limit(device: torch.device, limit_gib: float | None) -> Iterator[None]:
     total_gib = torch.cuda.get_device_properties(device).total_memory / _GIB
     if limit_gib >= total_gib:
         _LOG.warning("vram_limit_gib=%g has no effect: the card has %.1f", limit_gib, total_gib)
-    torch.cuda.set_per_process_memory_fraction(min(limit_gib / total_gib, 1.0), device)
+    # By index, None for the current device: this function alone refuses a device without one.
+    torch.cuda.set_per_process_memory_fraction(min(limit_gib / total_gib, 1.0), device.index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, device.index)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

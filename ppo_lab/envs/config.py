@@ -15,6 +15,7 @@ from ppo_lab.envs.base import Env, EnvSpec
 from ppo_lab.envs.gymnasium_backend import GymnasiumEnv
 from ppo_lab.envs.gymnasium_check import check_gymnasium
 from ppo_lab.envs.normalized import NormalizedEnv
+from ppo_lab.envs.stand_in import StandInEnv
 from ppo_lab.errors import ConfigError
 from ppo_lab.placement import Place, Placement
 
@@ -105,6 +106,7 @@ class EnvConfig:
         gamma: Tensor,
         placement: Placement,
         dtype: torch.dtype = torch.float32,
+        is_dry: bool = False,
     ) -> Env:
         """Return L * N environments on ``placement.device``; call ``reset`` next.
 
@@ -115,6 +117,7 @@ class EnvConfig:
                 normalised and never copied.
             placement: The device, and what moves tensors to it.
             dtype: Of observations and rewards.
+            is_dry: Build what needs no environment: tensors of the right sizes and places.
         """
         env: Env
         if self.resolved_backend() is Backend.torch:
@@ -123,6 +126,14 @@ class EnvConfig:
                 num_envs=num_envs,
                 dtype=dtype,
                 max_episode_steps=self.max_episode_steps,
+            )
+        elif is_dry:
+            env = StandInEnv(
+                self.check(),
+                num_lanes=len(seeds),
+                num_envs=num_envs,
+                placement=placement,
+                dtype=dtype,
             )
         else:
             env = GymnasiumEnv(

@@ -98,25 +98,29 @@ class GymnasiumEnv(Env):
             self._low = np.array(self.spec.actions.low, actions.dtype)
             self._high = np.array(self.spec.actions.high, actions.dtype)
         self._seeds = env_seeds(seeds, num_envs)
-        self._allocate_rows(observations.shape or ())
+        self._allocate_rows()
+        self._view_rows(observations.shape or ())
 
-    def _allocate_rows(self, observation_shape: tuple[int, ...]) -> None:
+    def _allocate_rows(self) -> None:
         """Allocate what is sent to the device, pinned where there is a bus to cross."""
-        num_rows, size = len(self._envs), self.spec.observation_size
+        size = self.spec.observation_size
         shape = (self.num_lanes, self.num_envs)
         host_dtype = torch.float64 if self._dtype == torch.float64 else torch.float32
         empty = self._placement.empty_host
         self._packed = empty(*shape, size + 1, dtype=host_dtype, pin=True)
         self._final = empty(*shape, size, dtype=host_dtype, pin=True)
         self._flags = empty(2, *shape, dtype=torch.bool, pin=True)
-        # numpy's views of the same memory, in the shape an environment returns
+        self._no_flags = torch.zeros(shape, dtype=torch.bool, device=self.device)
+
+    def _view_rows(self, observation_shape: tuple[int, ...]) -> None:
+        """Take numpy's views of the same memory, in the shape an environment returns."""
+        num_rows, size = len(self._envs), self.spec.observation_size
         packed = self._packed.numpy().reshape(num_rows, size + 1)
         self._observation_rows = packed[:, :size].reshape(num_rows, *observation_shape)
         self._reward_rows = packed[:, size]
         self._final_rows = self._final.numpy().reshape(num_rows, *observation_shape)
         self._flag_rows = self._flags.numpy().reshape(2, num_rows)
         assert np.shares_memory(self._observation_rows, packed)
-        self._no_flags = torch.zeros(shape, dtype=torch.bool, device=self.device)
 
     def reset(self) -> Tensor:
         """Begin anew, from the seeds alone, and return the first observations (L, N, O)."""
@@ -126,7 +130,7 @@ class GymnasiumEnv(Env):
 
     def step(self, actions: Tensor) -> Step:
         """Advance by one step; actions are int64 (L, N) or float (L, N, A)."""
-        ended = self._step_rows(self._actions_to_host(actions))
+        ended = self._step_rows(self._placement.move(actions, Place.host))
         packed = self._to_device(self._packed)
         first, env_rewards = packed[..., :-1], packed[..., -1]  # (L, N, O), (L, N)
         if not ended:
@@ -151,10 +155,10 @@ class GymnasiumEnv(Env):
         for env in self._envs:
             env.close()
 
-    def _step_rows(self, actions: np.ndarray[Any, Any]) -> list[int]:
+    def _step_rows(self, actions: Tensor) -> list[int]:
         """Step every environment into its row and return the rows whose episode ended."""
         ended: list[int] = []
-        for row, action in enumerate(actions):
+        for row, action in enumerate(self._as_gymnasium_takes(actions)):
             observation, reward, terminated, truncated, _ = self._envs[row].step(action)
             if terminated or truncated:
                 if not ended:
@@ -167,9 +171,9 @@ class GymnasiumEnv(Env):
             self._reward_rows[row] = reward
         return ended
 
-    def _actions_to_host(self, actions: Tensor) -> np.ndarray[Any, Any]:
-        """Return actions (n,) or (n, A) as Gymnasium takes them: clipped, or from its start."""
-        on_host = self._placement.move(actions, Place.host).flatten(0, 1).numpy()
+    def _as_gymnasium_takes(self, actions: Tensor) -> np.ndarray[Any, Any]:
+        """Return ``actions``, on the host, as (n,) from its own start, or (n, A) clipped."""
+        on_host = actions.flatten(0, 1).numpy()
         if isinstance(self.spec.actions, DiscreteActions):
             start = self.spec.actions.start
             return on_host + start if start else on_host

@@ -1,20 +1,42 @@
-"""What a memory strategy decides: which layers are shared, where the optimizer's state lives."""
+"""What a memory strategy decides: which layers are shared, and where each kind of tensor lives."""
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
+from torch.nn import Parameter
 
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.errors import ConfigError
 from ppo_lab.networks import ActorCritic, Initializer, NetworkConfig
+from ppo_lab.observations import DeviceObservations, HostObservations, ObservationStore
 from ppo_lab.optimizer import LaneOptimizer
-from ppo_lab.placement import Place, Placement
+from ppo_lab.placement import Place, Placement, Traffic
 
-__all__ = ["MemoryStrategy"]
+__all__ = ["MemoryStrategy", "Workload", "clip_groups"]
+
+_LOG = logging.getLogger(__name__)
+
+
+class Workload(NamedTuple):
+    """What the bytes that cross the bus depend on; counts are of all lanes together."""
+
+    num_parameters: int
+    num_rows: int  # of one rollout
+    observation_size: int
+    num_epochs: int
+    num_minibatches: int
+    num_clip_groups: int  # 2 where actor and critic are clipped separately, else 1
+    element_size: int  # bytes of a weight, and of an observation's number
+
+    @property
+    def num_gradient_steps(self) -> int:
+        """Gradient steps of one update."""
+        return self.num_epochs * self.num_minibatches
 
 
 @dataclass(kw_only=True)
@@ -34,6 +56,10 @@ class MemoryStrategy(ABC):
     """Where Adam's moments live."""
     max_lanes: ClassVar[int | None] = None
     """Most lanes in a stack; None for any number."""
+    num_passes: ClassVar[int] = 1
+    """How often an update goes over its minibatches: once for both networks, or once for each."""
+    always_clips_separately: ClassVar[bool] = False
+    """Whether actor and critic are clipped by their own norms without being asked to."""
 
     num_micro_batches: int = 1
     """Parts of a minibatch whose gradients are added up before a step: the same gradient (to
@@ -63,17 +89,59 @@ class MemoryStrategy(ABC):
         initializer: Initializer,
         compute_dtype: torch.dtype | None,
     ) -> ActorCritic:
-        """Return a new model on the initializer's device."""
-        return ActorCritic(
+        """Return a new model on the initializer's device; warn of an option without effect."""
+        model = ActorCritic(
             network,
             spec,
             initializer,
             shares_trunk=self.shares_trunk,
             compute_dtype=compute_dtype,
+            checkpoints_activations=self.checkpoint_activations,
         )
+        if self.checkpoint_activations and not model.actor.can_checkpoint:
+            _LOG.warning(
+                "memory.checkpoint_activations=true has no effect on a network of %d layers",
+                model.actor.num_stages,
+            )
+        return model
+
+    def build_store(self, placement: Placement) -> ObservationStore:
+        """Return what keeps a rollout's observations."""
+        if self.rollout_place is Place.host:
+            return HostObservations(placement)
+        return DeviceObservations()
 
     @abstractmethod
     def build_optimizer(
-        self, model: ActorCritic, placement: Placement, *, eps: float
+        self, model: ActorCritic, placement: Placement, *, eps: float, separate_grad_clip: bool
     ) -> LaneOptimizer:
         """Return the optimizer that steps ``model``; ``eps`` is Adam's."""
+
+    def traffic(self, workload: Workload) -> Traffic:
+        """Return the bytes of one iteration, less those of the environment and of the record."""
+        optimizer = self._optimizer_traffic(workload)
+        if self.rollout_place is Place.device:
+            return optimizer
+        # Observations and last observations go down as they are collected; both come up for their
+        # values, the former again after the update, and every epoch's rows in its own order.
+        observations = workload.num_rows * workload.observation_size * workload.element_size
+        num_rounds = self.num_passes * workload.num_epochs
+        return Traffic(
+            h2d_bytes=optimizer.h2d_bytes + (3 + num_rounds) * observations,
+            d2h_bytes=optimizer.d2h_bytes + 2 * observations + num_rounds * 8 * workload.num_rows,
+        )
+
+    def step_traffic(self, workload: Workload) -> Traffic:  # noqa: ARG002 - here nothing moves
+        """Return the bytes that the optimizer moves in each gradient step."""
+        return Traffic()
+
+    def _optimizer_traffic(self, workload: Workload) -> Traffic:
+        """Return the bytes that the optimizer moves in an iteration."""
+        step = self.step_traffic(workload)
+        num_steps = workload.num_gradient_steps
+        return Traffic(num_steps * step.h2d_bytes, num_steps * step.d2h_bytes)
+
+
+def clip_groups(model: ActorCritic, *, separate: bool) -> list[list[Parameter]]:
+    """Return the parameters that share a norm: all, or the actor's and the critic's."""
+    return list(model.groups().values()) if separate else [list(model.parameters())]

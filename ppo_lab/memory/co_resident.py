@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ppo_lab.memory.base import MemoryStrategy
+from ppo_lab.memory.base import MemoryStrategy, clip_groups
 from ppo_lab.networks import ActorCritic
 from ppo_lab.optimizer import LaneAdam, LaneOptimizer
 from ppo_lab.placement import Placement
@@ -25,6 +25,7 @@ class CoResident(MemoryStrategy):
         placement: Placement,  # noqa: ARG002 - nothing moves
         *,
         eps: float,
+        separate_grad_clip: bool,
     ) -> LaneOptimizer:
         """Return Adam on the device."""
-        return LaneAdam(model.parameters(), eps=eps)
+        return LaneAdam(*clip_groups(model, separate=separate_grad_clip), eps=eps)

@@ -42,6 +42,7 @@ class ActorCritic(nn.Module):
         *,
         shares_trunk: bool,
         compute_dtype: torch.dtype | None = None,
+        checkpoints_activations: bool = False,
     ) -> None:
         """Build for ``spec``; ``compute_dtype`` is autocast's, None for the weights' own."""
         super().__init__()
@@ -52,6 +53,8 @@ class ActorCritic(nn.Module):
         self.critic = (
             self.actor if shares_trunk else network.build_trunk(spec.observation_size, initializer)
         )
+        for trunk in (self.actor, self.critic):
+            trunk.checkpoints_activations = checkpoints_activations
         num_outputs = self.distribution.num_parameters
         if self.distribution.has_free_std:
             num_outputs //= 2

@@ -39,12 +39,12 @@ class Mlp(Trunk):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.num_features = layers[-1].weight.shape[-1]
+        self.num_stages = len(layers)
         self._activate = _FUNCTIONS[activation]
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Return features (L, B, hidden[-1]) of ``observations`` (L, B, O)."""
-        x = observations
-        for layer in self.layers:
+    def run_stages(self, x: Tensor, begin: int, end: int) -> Tensor:
+        """Apply the layers from ``begin`` to ``end``, each with its activation."""
+        for layer in self.layers[begin:end]:
             x = self._activate(layer(x))
         return x
 

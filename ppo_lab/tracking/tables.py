@@ -29,7 +29,7 @@ def summary_panel(summary: Mapping[str, Any]) -> RenderableType:
         parts.append(Text(str(reason), "red"))
     if "final_return" in summary:
         parts.append(_headline(summary))
-    parts += [*_time_bars(summary), *_memory_bars(summary)]
+    parts += [*_time_bars(summary), *_device_bars(summary), *_memory_bars(summary)]
     border = "green" if status == "finished" else "red"
     return Panel(Group(*parts), title=Text(title), border_style=border, expand=False)
 
@@ -81,26 +81,78 @@ def _time_bars(summary: Mapping[str, Any]) -> list[RenderableType]:
     return [_bars("where the time went", bars)]
 
 
-def _memory_bars(summary: Mapping[str, Any]) -> list[RenderableType]:
-    sizes = {
-        key.removesuffix("_gib").replace("_", " "): float(gib)
-        for key, gib in (summary.get("peak_memory") or {}).items()
-        if gib is not None
-    }
-    if not sizes:
+def _device_bars(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """Return how the device spent the profiled window."""
+    perf = summary.get("perf")
+    if not perf:
         return []
-    largest = max(sizes.values()) or 1.0
-    bars = {name: (gib / largest, f"{gib:,.3f} GiB") for name, gib in sizes.items()}
-    return [_bars("where the memory went (peak)", bars)]
+    shares = {
+        "works": perf["kernel_busy_frac"],
+        "waits for the bus": perf["exposed_copy_frac"],
+        "waits for the host": perf["idle_no_copy_frac"],
+    }
+    bars = {name: (share, f"{share:4.0%}") for name, share in shares.items()}
+    return [_bars(f"what the device did in {perf['window_s']:,.2f} s of it", bars)]
+
+
+def _memory_bars(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """Return what held the memory at its peak: by category where counted, and as measured."""
+    memory = summary.get("memory") or {}
+    forecast, counted = (_categories(memory.get(key)) for key in ("forecast", "ledger"))
+    measured = {
+        key.removesuffix("_gib").replace("_", " "): float(gib)
+        for key, gib in (memory.get("measured") or {}).items()
+        if isinstance(gib, float)
+    }
+    columns = {"forecast": forecast, "counted": counted}
+    columns = {head: sizes for head, sizes in columns.items() if sizes}
+    host_gib = measured.pop("host", None)  # the whole process: Python and torch are most of it
+    sizes_gib = [*forecast.values(), *counted.values(), *measured.values()]
+    largest = max(sizes_gib, default=0.0) or 1.0
+    table = _block("where the memory went (peak)")
+    if columns:
+        table.add_row("", "", *(Text(head, "dim", justify="right") for head in columns))
+    for name in forecast or counted:
+        sizes = [column[name] for column in columns.values()]
+        if any(sizes):
+            table.add_row(Text(name), _bar(max(sizes) / largest), *map(_size, sizes))
+    empty = [""] * (len(columns) - 1)
+    for name, gib in measured.items():
+        table.add_row(Text(name), _bar(gib / largest), *empty, _size(gib))
+    if host_gib is not None:
+        table.add_row(Text("host"), _bar(0.0 if sizes_gib else 1.0), *empty, _size(host_gib))
+    return [table] if table.row_count else []
+
+
+def _categories(section: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return GiB by category, the sum as total; empty where memory was not counted that way."""
+    if not section:
+        return {}
+    return {**section["categories_gib"], "total": section["peak_gib"]}
+
+
+def _size(gib: float) -> Text:
+    """Return a size as a person reads it."""
+    text = f"{gib:,.2f} GiB" if gib >= 1.0 else f"{gib * 1024:,.1f} MiB"
+    return Text(text, justify="right")
 
 
 def _bars(title: str, bars: Mapping[str, tuple[float, str]]) -> Table:
     """Return a titled block of bars; each value is a share in [0, 1] and its text."""
+    table = _block(title)
+    for name, (share, text) in bars.items():
+        table.add_row(Text(name), _bar(share), text)
+    return table
+
+
+def _block(title: str) -> Table:
     table = Table.grid(padding=(0, 2))
     table.title, table.title_justify, table.title_style = f"\n{title}", "left", "bold"
-    for name, (share, text) in bars.items():
-        table.add_row(Text(name), Text("█" * round(_BAR_CELLS * min(share, 1.0)), "cyan"), text)
     return table
+
+
+def _bar(share: float) -> Text:
+    return Text("█" * round(_BAR_CELLS * min(share, 1.0)), "cyan")
 
 
 def reasons(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -88,7 +88,9 @@ def test_the_summary_names_result_settings_versions_and_commit(run):
         "record_s",
     }
     assert 0 < sum(phases.values()) <= summary["wall_time_s"]
-    assert summary["peak_memory"]["host_gib"] > 0.05  # Python and torch alone take more
+    assert summary["memory"]["strategy"] == "co_resident"
+    assert summary["memory"]["measured"]["host_gib"] > 0.05  # Python and torch alone take more
+    assert summary["memory"].keys() == {"strategy", "measured"}  # no forecast unless asked for
     # Two networks of 4 -> 64 -> 64: 4 * 64 + 64 + 64 * 64 + 64 = 4,480; heads 65 * 2 and 65.
     assert summary["num_parameters"] == {"actor": 4480 + 130, "critic": 4480 + 65}
 

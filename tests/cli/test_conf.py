@@ -39,7 +39,8 @@ def test_every_option_says_when_to_choose_it(group, option):
 
 
 def test_every_strategy_and_network_kind_has_a_yaml():
-    assert {path.stem for path in (CONF_DIR / "memory").glob("*.yaml")} == set(STRATEGIES)
+    strategies = {path.stem for path in (CONF_DIR / "memory").glob("*.yaml")}
+    assert strategies == {"auto", *STRATEGIES}
     used = set()
     for path in (CONF_DIR / "network").glob("*.yaml"):
         (schema, _) = yaml.safe_load(path.read_text())["defaults"]

@@ -11,6 +11,7 @@ from ppo_lab.compose import check_jobs, register
 from ppo_lab.config import Config
 from ppo_lab.optimizer import LaneOptimizer
 from ppo_lab.rollout import RolloutRows, lane_rows
+from ppo_lab.step_log import UpdateDiagnostics
 from ppo_lab.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -48,6 +49,11 @@ def lane_of(rows: RolloutRows, lane: int) -> RolloutRows:
 def weights(trainer: Trainer, lane: int = 0) -> torch.Tensor:
     """Return a copy of all of a lane's parameters as one vector."""
     return torch.cat([p.detach()[lane].flatten().cpu() for p in trainer.model.parameters()])
+
+
+def numbers_of(diagnostics: UpdateDiagnostics) -> list[torch.Tensor]:
+    """Return the diagnostics that were taken, (L,) each."""
+    return [value for value in diagnostics if value is not None]
 
 
 def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:

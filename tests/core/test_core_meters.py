@@ -79,6 +79,16 @@ def test_the_third_iteration_is_the_window_and_no_other(calls):
     assert ["perf/exposed_copy_frac" in m for m in metrics] == [False, False, True, False, False]
     assert metrics[2]["perf/exposed_copy_frac"] == 0.5
     assert meters.use == IDLE
+    assert meters.used_phases == tuple(SMALL)
+
+
+def test_a_profiler_that_saw_nothing_is_not_believed(calls, monkeypatch, caplog):
+    nothing = dataclasses.replace(IDLE, num_events=0, kernel_busy_frac=0.0)
+    monkeypatch.setattr(FakeWindow, "end", lambda self: nothing)
+    meters = profiled_meters(SMALL)
+    assert "perf/kernel_busy_frac" not in run_iteration(meters, 3, calls)
+    assert meters.use is None
+    assert "not allowed to see the device" in caplog.text
 
 
 def test_a_window_of_the_update_alone_opens_around_it(calls):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from core_helpers import CPU, config, record_rows
+from core_helpers import CPU, config, numbers_of, record_rows
 
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
 from ppo_lab.errors import ConfigError
@@ -200,7 +200,7 @@ def test_bfloat16_answers_in_float32_and_close_to_it(env, strategy):
     assert rounded.model.values(rows.observations).dtype is torch.float32
     assert all(p.dtype is torch.float32 for p in rounded.model.parameters())
     diagnostics = rounded.update(record_rows(rounded))
-    assert all(value.isfinite().all() for value in diagnostics)
+    assert all(value.isfinite().all() for value in numbers_of(diagnostics))
     assert all(p.isfinite().all() for p in rounded.model.parameters())
 
 

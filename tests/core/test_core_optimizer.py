@@ -42,7 +42,7 @@ def run(adam, steps, *, lr, max_grad_norm, active=None):
                 lr=torch.tensor(lr, dtype=dtype),
                 max_grad_norm=torch.tensor(max_grad_norm, dtype=dtype),
                 active=None if active is None else active[i],
-            )
+            )[0]
         )
     return norms
 
@@ -173,7 +173,7 @@ def test_a_parameter_without_a_gradient_counts_as_zero():
     (norm,) = run(with_zero, [zeroed], lr=[1e-2], max_grad_norm=[0.1])
     for parameter, gradient in zip(without.parameters[1:], step[1:]):
         parameter.grad = gradient.clone()
-    other = without.step(
+    (other,) = without.step(
         lr=torch.tensor([1e-2]), max_grad_norm=torch.tensor([0.1]), active=torch.tensor([True])
     )
     assert torch.equal(norm, other)

@@ -10,28 +10,33 @@ import pytest
 import torch
 from core_helpers import config
 
+from ppo_lab import memory_summary
+from ppo_lab import run as run_module
+from ppo_lab.budget import Change
+from ppo_lab.forecast import forecast
 from ppo_lab.run import run_in_folder
 from ppo_lab.tracking import read_metrics
 from ppo_lab.trainer import Trainer
 
+GIB = 1024**3
 CUDA_MESSAGE = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ..."
 THREE_ITERATIONS = ("total_steps=3072", "tracking.mode=disabled", "tracking.terminal=none")
 
 
 @pytest.fixture
 def full(monkeypatch):
-    """Return a function that fills the memory of every run in a verb's second call.
+    """Return a function that fills the memory of every run in a verb, in its second iteration.
 
     What it returns collects weak references to the weights and a large temporary of those runs.
     """
 
-    def fill(verb="update", error=None):
+    def fill(verb="update", error=None, iteration=1):
         error = error or torch.OutOfMemoryError(CUDA_MESSAGE)
         alive = []
         original = getattr(Trainer, verb)
 
         def filled(trainer, *args):
-            if trainer.iteration < 1:
+            if trainer.iteration < iteration:
                 return original(trainer, *args)
             temporary = torch.zeros(1000)
             alive.extend(map(weakref.ref, [temporary, *trainer.model.parameters()]))
@@ -53,12 +58,27 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+CHANGES = [
+    Change(("memory=parked",), total=GIB // 8, saving=3, alters="separate clipping"),
+    Change(("memory.num_micro_batches=2",), total=GIB, saving=1, alters=""),
+]
+
+
+@pytest.fixture(autouse=True)
+def advised(monkeypatch):
+    """Spare the forecasts of every change; what is advised is the budget's to test."""
+    monkeypatch.setattr(memory_summary, "advice", lambda config: CHANGES)
+
+
 def test_a_full_device_is_a_result_and_what_was_learnt_before_it_stays(full, tmp_path):
     full("update")
     summary = run(tmp_path / "a")
     assert summary["status"] == "out_of_memory"
-    assert summary["reason"].startswith("the device is out of memory in update")
-    assert "\n" not in summary["reason"]
+    planned = forecast(config(*THREE_ITERATIONS))
+    assert summary["reason"] == (
+        f"the device is out of memory in update: forecast {planned.allocated / GIB:.2f} GiB, "
+        "less with memory=parked: 0.12 GiB (separate clipping)"
+    )
     assert summary["env_steps"] == 1024
     assert summary["final_return"] > 0
     assert len(read_metrics(tmp_path / "a" / "metrics.jsonl")) == 1
@@ -82,6 +102,37 @@ def test_other_errors_are_failures_still(full, tmp_path):
     assert (summary["status"], summary["stopped_in"]) == ("failed", "update")
 
 
+def test_the_advice_is_the_change_that_saves_most_of_those_that_fit(full, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_summary, "advice", lambda config: CHANGES[::-1])
+    full("update")
+    reason = run(tmp_path / "a", "vram_limit_gib=0.5")["reason"]
+    assert reason.endswith("limit 0.5 GiB, less with memory=parked: 0.12 GiB (separate clipping)")
+    reason = run(tmp_path / "b", "vram_limit_gib=0.01")["reason"]  # nothing fits
+    assert reason.endswith("limit 0.01 GiB, less with memory.num_micro_batches=2: 1.00 GiB")
+
+
+def test_a_run_that_cannot_be_forecast_is_told_of_all_the_same(full, tmp_path, monkeypatch):
+    def refuse(config):
+        raise NotImplementedError("an operation without a shape")
+
+    monkeypatch.setattr(memory_summary, "forecast", refuse)
+    full("update")
+    assert run(tmp_path / "a")["reason"] == "the device is out of memory in update"
+
+
+def test_a_job_whose_forecast_is_over_budget_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "over_budget", lambda config: "needs 9 GiB, budget is 8")
+    monkeypatch.setattr(Trainer, "run", lambda trainer: pytest.fail("it was begun"))
+    summary = run(tmp_path / "a")
+    assert (summary["status"], summary["reason"]) == ("over_budget", "needs 9 GiB, budget is 8")
+    saved = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert saved["status"] == "over_budget"
+
+
+def test_a_run_within_its_budget_is_begun(tmp_path):
+    assert run(tmp_path / "a", "vram_budget_gib=4")["status"] == "finished"
+
+
 def test_a_run_that_cannot_even_start_is_told_so(monkeypatch, tmp_path):
     def refuse(*_):
         raise torch.OutOfMemoryError(CUDA_MESSAGE)
@@ -91,11 +142,15 @@ def test_a_run_that_cannot_even_start_is_told_so(monkeypatch, tmp_path):
     assert summary["reason"].startswith("the device is out of memory in startup")
 
 
-def test_nothing_of_a_full_run_is_left_and_the_next_job_runs(full, tmp_path, monkeypatch):
-    alive = full("update")
+@pytest.mark.parametrize("iteration", [0, 1])
+@pytest.mark.parametrize("profile", ["never", "always"])
+def test_nothing_of_a_full_run_is_left_and_the_next_job_runs(
+    profile, iteration, full, tmp_path, monkeypatch
+):
+    alive = full("update", iteration=iteration)
     gc.disable()  # what is free must have been freed, not found by chance
     try:
-        assert run(tmp_path / "a")["status"] == "out_of_memory"
+        assert run(tmp_path / "a", f"profile={profile}")["status"] == "out_of_memory"
         assert len(alive) > 4
         assert [reference() for reference in alive] == [None] * len(alive)
     finally:
@@ -113,14 +168,16 @@ def test_the_emulated_card_is_said_to_have_no_effect_on_a_cpu(tmp_path, caplog):
 # The first job's update runs out of memory; later ones train.
 PROGRAM = """
 import sys, torch
+from ppo_lab import memory_summary
 from ppo_lab.__main__ import main
 from ppo_lab.trainer import Trainer
 update = Trainer.update
 def filled(trainer, rows):
-    if trainer.config.seed == 1:
+    if trainer.config.seed == 1 and type(trainer) is Trainer:  # not a forecast's
         raise torch.OutOfMemoryError("CUDA out of memory")
     return update(trainer, rows)
 Trainer.update = filled
+memory_summary.advice = lambda config: []
 sys.argv = ["ppo_lab", *sys.argv[1:]]
 main()
 """

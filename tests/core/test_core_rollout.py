@@ -5,7 +5,10 @@ import torch
 
 from ppo_lab import random
 from ppo_lab.advantages import Advantages
-from ppo_lab.rollout import Rollout, RolloutRows, lane_rows, minibatches
+from ppo_lab.observations import DeviceObservations
+from ppo_lab.rollout import Batch, Rollout, lane_rows, minibatches
+
+STORE = DeviceObservations()
 
 
 def identifiable_rollout(num_steps, num_lanes, num_envs):
@@ -28,9 +31,10 @@ def identifiable_rollout(num_steps, num_lanes, num_envs):
     return rollout, Advantages(-code - 0.5, -code - 0.75)
 
 
-def assert_belong_together(rows):
+def assert_belong_together(rows, observations=None):
     code = rows.actions.float()
-    assert torch.equal(rows.observations, torch.stack((code, code + 0.25), -1))
+    observations = rows.observations if observations is None else observations
+    assert torch.equal(observations, torch.stack((code, code + 0.25), -1))
     assert torch.equal(rows.log_probs, code + 0.5)
     assert torch.equal(rows.values, code + 0.75)
     assert torch.equal(rows.advantages, -code - 0.5)
@@ -57,12 +61,12 @@ def test_every_row_of_every_lane_is_dealt_exactly_once_and_stays_whole(num_lanes
     rows = lane_rows(*identifiable_rollout(5, num_lanes, 4))
     keys = random.lane_keys(torch.arange(num_lanes), random.Stream.SHUFFLE)
     order = random.permutation(keys, 20)
-    batches = list(minibatches(rows, order, num_minibatches))
+    batches = list(minibatches(rows, order.unsqueeze(0), num_minibatches, STORE))
     assert len(batches) == num_minibatches
     for batch in batches:
-        assert isinstance(batch, RolloutRows)
+        assert isinstance(batch, Batch)
         assert batch.actions.shape == (num_lanes, 20 // num_minibatches)
-        assert_belong_together(batch)
+        assert_belong_together(batch, STORE.take(rows.observations, batch.row_index))
     dealt = torch.cat([batch.actions for batch in batches], -1)
     # Lane l's row r is numbered 1000 l + r, so the order itself must come out, lane by lane.
     assert torch.equal(dealt, order + 1000 * torch.arange(num_lanes).unsqueeze(-1))
@@ -71,12 +75,13 @@ def test_every_row_of_every_lane_is_dealt_exactly_once_and_stays_whole(num_lanes
 def test_lanes_are_dealt_in_orders_of_their_own():
     rows = lane_rows(*identifiable_rollout(5, 2, 4))
     order = torch.stack((torch.arange(20), torch.arange(19, -1, -1)))
-    first = next(iter(minibatches(rows, order, 10)))
+    first = next(iter(minibatches(rows, order.unsqueeze(0), 10, STORE)))
     assert first.actions.tolist() == [[0, 1], [1019, 1018]]
 
 
 def test_no_batch_shares_storage_with_the_rows_it_was_dealt_from():
     rows = lane_rows(*identifiable_rollout(5, 1, 4))
-    batch = next(iter(minibatches(rows, torch.arange(20).unsqueeze(0), 1)))
-    for mine, original in zip(batch, rows):
+    batch = next(iter(minibatches(rows, torch.arange(20).view(1, 1, 20), 1, STORE)))
+    taken = STORE.take(rows.observations, batch.row_index)
+    for mine, original in zip((taken, *batch[1:]), rows):
         assert mine.untyped_storage().data_ptr() != original.untyped_storage().data_ptr()

@@ -18,9 +18,12 @@ from core_helpers import (
 from ppo_lab import random
 from ppo_lab.collect import Collector, policy_over_rollout
 from ppo_lab.memory import STRATEGIES
+from ppo_lab.observations import DeviceObservations
 from ppo_lab.ppo import normalize_advantages
 from ppo_lab.trainer import Trainer
 from ppo_lab.update import UpdatePlan, update
+
+STORE = DeviceObservations()
 
 
 def trainer_of(*overrides):
@@ -101,7 +104,13 @@ def test_a_rollouts_values_are_those_of_what_was_seen_and_of_where_it_led():
 def test_values_in_several_passes_are_the_values_in_one():
     trainer = trainer_of()
     collectors = [
-        Collector(trainer.env, trainer.model, num_steps=32, rows_per_pass=rows)
+        Collector(
+            trainer.env,
+            trainer.model,
+            num_steps=32,
+            rows_per_pass=rows,
+            store=STORE,
+        )
         for rows in (10_000, 7)
     ]
     noise = trainer.model.distribution.noise(trainer._action_keys, 32 * 8, torch.float32)
@@ -118,8 +127,8 @@ def test_policy_over_the_rollout_does_not_depend_on_the_size_of_its_passes():
     trainer = trainer_of()
     rows = record_rows(trainer)
     trainer.update(rows)
-    whole = policy_over_rollout(trainer.model, rows, 10_000)
-    for mine, theirs in zip(policy_over_rollout(trainer.model, rows, 100), whole):
+    whole = policy_over_rollout(trainer.model, rows, 10_000, STORE)
+    for mine, theirs in zip(policy_over_rollout(trainer.model, rows, 100, STORE), whole):
         torch.testing.assert_close(mine, theirs, rtol=0.0, atol=1e-6)
     assert whole[0].abs().max() > 1e-4  # the policy has moved since the rollout
 
@@ -233,7 +242,7 @@ def test_the_entropy_bonus_raises_the_entropy():
         rows = record_rows(trainer)
         for _ in range(3):
             trainer.update(rows)
-        entropy = policy_over_rollout(trainer.model, rows, 10_000)[1].mean().item()
+        entropy = policy_over_rollout(trainer.model, rows, 10_000, STORE)[1].mean().item()
         missing.append(math.log(2.0) - entropy)
     assert missing[1] < 0.5 * missing[0]
 
@@ -274,6 +283,8 @@ def test_diagnostics_are_means_over_the_gradient_steps():
     steps = list(one_step_at_a_time(apart, rows))
     assert len(steps) == 20
     for name in found._fields:
+        if getattr(found, name) is None:
+            continue  # norms that are not taken
         parts = torch.stack([getattr(step, name) for step in steps]).double()
         expected = {
             "ratio_min": parts.amin(0),

@@ -36,7 +36,10 @@ SUMMARY: dict[str, Any] = {
     "env_steps_per_s": 52310.4,
     "wall_time_s": 12.5,
     "time": {"rollout_s": 6.25, "update_s": 5.0},
-    "peak_memory": {"optimizer_gib": 0.25, "allocated_gib": 1.5},
+    "memory": {
+        "strategy": "co_resident",
+        "measured": {"host_gib": 0.25, "allocated_gib": 1.5, "phases_gib": {"update": 1.5}},
+    },
     "folder": "/x/outputs/runs/one",
     "wandb": "wandb sync /x/outputs/wandb/offline-run-1",
     "overrides": ["epsilon=0.1", "env=cartpole", "network.sizes=[64,64]"],
@@ -155,8 +158,47 @@ def test_the_panel_shows_return_time_and_memory() -> None:
         "rest": ("10%", "1.25"),
     }
     assert rows["rollout"][2] == "█" * 12
-    assert "0.250 GiB" in text
-    assert "1.500 GiB" in text
+    memory = [line.strip("│ ").split() for line in text.splitlines() if "iB" in line]
+    assert [(row[0], *row[-2:]) for row in memory] == [
+        ("allocated", "1.50", "GiB"),
+        ("host", "256.0", "MiB"),
+    ]
+
+
+def test_the_panel_puts_forecast_and_count_side_by_side() -> None:
+    forecast = {"peak_gib": 2.0, "categories_gib": {"weights": 1.5, "rollout": 0.5, "optimizer": 0}}
+    ledger = {"peak_gib": 2.5, "categories_gib": {"weights": 1.5, "rollout": 1.0, "optimizer": 0}}
+    measured = {"host_gib": 9.0, "allocated_gib": 3.0}
+    memory = {"forecast": forecast, "ledger": ledger, "measured": measured}
+    lines = text_of(summary_panel(SUMMARY | {"memory": memory})).splitlines()
+    begin = next(i for i, line in enumerate(lines) if "memory went" in line)
+    rows = [line.strip("│ ").split() for line in lines[begin + 1 : -1]]
+    # A row without a byte is left out; a bar's full length is the device's largest, 3 GiB.
+    assert rows == [
+        ["forecast", "counted"],
+        ["weights", "█" * 12, "1.50", "GiB", "1.50", "GiB"],
+        ["rollout", "█" * 8, "512.0", "MiB", "1.00", "GiB"],
+        ["total", "█" * 20, "2.00", "GiB", "2.50", "GiB"],
+        ["allocated", "█" * 24, "3.00", "GiB"],
+        ["host", "9.00", "GiB"],
+    ]
+    counted_alone = text_of(summary_panel(SUMMARY | {"memory": {"ledger": ledger}}))
+    assert "counted" in counted_alone
+    assert "forecast" not in counted_alone
+
+
+def test_the_panel_says_what_the_device_waited_for() -> None:
+    perf = {
+        "kernel_busy_frac": 0.5,
+        "exposed_copy_frac": 0.25,
+        "idle_no_copy_frac": 0.25,
+        "window_s": 1.5,
+    }
+    text = text_of(summary_panel(SUMMARY | {"perf": perf}))
+    assert "what the device did in 1.50 s of it" in text
+    rows = [line.strip("│ ").split() for line in text.splitlines() if "waits for" in line]
+    assert rows == [["waits", "for", "the", side, "█" * 6, "25%"] for side in ("bus", "host")]
+    assert "waits for" not in text_of(summary_panel(SUMMARY))
 
 
 def test_places_are_short_enough_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

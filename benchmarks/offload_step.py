@@ -1,0 +1,185 @@
+"""The gradient step of ``offloaded_optimizer`` beside what bounds it, over samples per step.
+
+Three resources work for a step: the device (forward and backward), the bus (gradients down, weights
+up) and the host (Adam). A step cannot be shorter than its busiest resource. Nor can the host begin
+before the norm of the whole gradient is known, since clipping is exact: hence a second, larger
+bound, and what crosses the bus after it cannot hide behind the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.result_page import table
+from ppo_lab.bus import BusLimit
+from ppo_lab.compose import check_jobs
+from ppo_lab.config import Config
+from ppo_lab.counted import CountedTrainer
+from ppo_lab.rollout import lane_rows
+from ppo_lab.tracking import Record
+from ppo_lab.trainer import Trainer
+
+__all__ = ["Bound", "Point", "host_step_s", "measure", "points_table"]
+
+_BACKWARD_SHARE = 2 / 3  # of forward and backward together: two products a layer against one
+_NUM_STEPS = 4  # environment steps of a rollout: what is measured is the update
+_NUM_MINIBATCHES = 2
+_NUM_ITERATIONS = 3  # the first counts memory, the third is profiled
+_STEADY = 2  # the iteration whose times count
+_REPEATS = 5
+
+
+class Bound(NamedTuple):
+    """Seconds of each resource for one gradient step, alone."""
+
+    compute_s: float
+    d2h_s: float
+    h2d_s: float
+    host_s: float
+
+    @property
+    def busiest_s(self) -> float:
+        """The least a step can take if everything overlaps."""
+        return max(self)
+
+    @property
+    def clipped_s(self) -> float:
+        """The least it can take if the host waits for the whole gradient's norm."""
+        return max(self.compute_s, self.d2h_s) + max(self.host_s, self.h2d_s)
+
+    @property
+    def exposed_s(self) -> float:
+        """Seconds in which the bus is busy and the device is not, in a step of ``clipped_s``."""
+        return self.h2d_s + max(self.d2h_s - _BACKWARD_SHARE * self.compute_s, 0.0)
+
+
+class Point(NamedTuple):
+    """One number of samples per gradient step."""
+
+    num_samples: int
+    resident_s: float
+    """A gradient step of ``co_resident``."""
+    offloaded_s: float
+    bound: Bound
+    exposed_frac: float | None
+    """Share of the profiled iteration in which the bus was busy and the device was not."""
+    predicted_frac: float
+    """The same by the bound, were the iteration as long as it was."""
+
+
+def measure(settings: Sequence[str], num_samples: int, limit: BusLimit, host_s: float) -> Point:
+    """Return the steps of ``num_samples``; ``settings`` choose network and device."""
+    num_rows = num_samples * _NUM_MINIBATCHES
+    overrides = [
+        *settings,
+        f"num_steps={_NUM_STEPS}",
+        f"num_envs={num_rows // _NUM_STEPS}",
+        f"num_minibatches={_NUM_MINIBATCHES}",
+        "num_epochs=1",
+        f"total_steps={num_rows * _NUM_ITERATIONS}",
+    ]
+    resident, _ = _run(_config([*overrides, "memory=co_resident"]))
+    compute_s, num_parameters = _compute_s(_config([*overrides, "memory=co_resident"]))
+    offloaded, window = _run(_config([*overrides, "memory=offloaded_optimizer"]))
+    num_bytes = 4 * num_parameters
+    bound = Bound(
+        compute_s, num_bytes / limit.d2h_bytes_per_s, num_bytes / limit.h2d_bytes_per_s, host_s
+    )
+    window_s = window.get("perf/window_s", _NUM_MINIBATCHES * offloaded)
+    return Point(
+        num_samples,
+        resident,
+        offloaded,
+        bound,
+        window.get("perf/exposed_copy_frac"),
+        _NUM_MINIBATCHES * bound.exposed_s / window_s,
+    )
+
+
+def host_step_s(settings: Sequence[str]) -> float:
+    """Return the seconds of the host's own Adam step: no device, no bus."""
+    trainer = Trainer([_config([*settings, "memory=co_resident"])])
+    shapes = [parameter.shape for parameter in trainer.model.parameters()]
+    del trainer
+    on_host = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for parameter in on_host:
+        parameter.grad = torch.zeros_like(parameter)
+    adam = torch.optim.AdamW(on_host, lr=1e-3, weight_decay=0.0, fused=True)
+    adam.step()  # makes the moments
+    seconds = []
+    for _ in range(_REPEATS):
+        begin_s = time.perf_counter()
+        adam.step()
+        seconds.append(time.perf_counter() - begin_s)
+    return min(seconds)
+
+
+def points_table(points: Sequence[Point]) -> str:
+    """Return a row per number of samples; times in milliseconds."""
+    rows = []
+    for point in points:
+        bound = point.bound
+        milliseconds = [
+            f"{1e3 * seconds:,.1f}"
+            for seconds in (point.resident_s, point.offloaded_s, *bound, bound.clipped_s)
+        ]
+        exposed = "-" if point.exposed_frac is None else f"{point.exposed_frac:.1%}"
+        rows.append(
+            [
+                f"{point.num_samples:,}",
+                *milliseconds,
+                f"{point.offloaded_s / bound.busiest_s:.2f}",
+                f"{point.offloaded_s / bound.clipped_s:.2f}",
+                f"{point.predicted_frac:.1%}",
+                exposed,
+            ]
+        )
+    header = [
+        "samples per gradient step", "co_resident", "offloaded", "compute", "down", "up", "host",
+        "bound with clipping", "offloaded / busiest", "offloaded / bound with clipping",
+        "exposed copy predicted", "measured",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def _config(overrides: Sequence[str]) -> Config:
+    (job,) = check_jobs(overrides, is_multirun=False, config_dir=None, config_name=None)
+    return job.config
+
+
+def _run(config: Config) -> tuple[float, dict[str, float]]:
+    """Train, and return the seconds of a steady gradient step and the profiled record's metrics."""
+    records: list[Record] = []
+    CountedTrainer([config], lambda _, record: records.append(record)).run()
+    steady_s = records[_STEADY - 1].metrics["time/update_s"]
+    windows = [r.metrics for r in records if "perf/exposed_copy_frac" in r.metrics]
+    num_steps = config.num_epochs * config.num_minibatches
+    return steady_s / num_steps, dict(windows[0]) if windows else {}
+
+
+def _compute_s(config: Config) -> tuple[float, int]:
+    """Return the seconds of forward and backward passes alone, and the number of parameters."""
+    trainer = Trainer([config])
+
+    def stand_still(*, lr: Tensor, **_: Tensor | None) -> Tensor:
+        return lr.new_zeros(trainer.optimizer.num_clip_groups, len(lr))
+
+    trainer.optimizer.step = stand_still  # type: ignore[method-assign]
+    rollout = trainer.collect()
+    rows = lane_rows(rollout, trainer.advantages(rollout))
+    seconds = [_timed(lambda: trainer.update(rows), trainer.placement.device) for _ in range(3)]
+    num_steps = config.num_epochs * config.num_minibatches
+    return min(seconds) / num_steps, sum(p.numel() for p in trainer.model.parameters())
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    begin_s = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin_s

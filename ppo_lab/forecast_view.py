@@ -1,0 +1,234 @@
+"""A forecast as a person reads it, and as a program does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ppo_lab.budget import Change, advice, budget_bytes
+from ppo_lab.compose import Job
+from ppo_lab.config import Config
+from ppo_lab.forecast import Forecast, forecast
+from ppo_lab.placement import Traffic
+from ppo_lab.tally import Category, Share
+
+__all__ = ["forecast_json", "forecast_table", "forecasts_table"]
+
+_NETWORKS = ("actor", "critic", "trunk", None)
+_GRID_CATEGORIES = (
+    Category.weights,
+    Category.gradients,
+    Category.optimizer,
+    Category.activations,
+    Category.rollout,
+)
+_NUM_CHANGES = 5
+
+
+def forecast_table(config: Config) -> RenderableType:
+    """Return what one configuration needs: device, host, bus, and how it compares with a budget."""
+    needed = forecast(config)
+    title = f"{config.env.id}, {config.memory.name}, {_parameters(needed)}, {config.dtype.value}"
+    parts: list[RenderableType] = [Text(title, "bold")]
+    for block in (_categories(needed), _totals(needed), _traffic(needed)):
+        parts += [block, Text()]
+    return Group(*parts, *_verdict(config, needed))
+
+
+def forecasts_table(jobs: Sequence[tuple[Job, Config]]) -> RenderableType:
+    """Return one line for each job of a grid: what varies, and what it needs in GiB."""
+    overrides = [_chosen(job) for job, _ in jobs]
+    varying = [
+        key for key in _keys(overrides) if len({chosen.get(key) for chosen in overrides}) > 1
+    ]
+    table = _table()
+    table.add_column("#", justify="right")
+    for key in varying:
+        table.add_column(Text(key), overflow="fold")
+    names = [category.value for category in _GRID_CATEGORIES]
+    for heading in ("total", *names, "host", "PCIe/iteration"):
+        table.add_column(heading, justify="right")
+    for number, ((_, config), chosen) in enumerate(zip(jobs, overrides)):
+        needed, budget = forecast(config), budget_bytes(config)
+        by_category = needed.peak.by_category()
+        is_over = budget is not None and needed.total > budget
+        moved = needed.bus.iteration
+        table.add_row(
+            str(number),
+            *(Text(chosen.get(key, "-")) for key in varying),
+            Text(_size(needed.total), "red" if is_over else "bold"),
+            *(_size(by_category[category]) for category in _GRID_CATEGORIES),
+            _size(needed.host_peak.total),
+            _size(moved.h2d_bytes + moved.d2h_bytes),
+        )
+    return table
+
+
+def forecast_json(jobs: Sequence[tuple[Job, Config]]) -> str:
+    """Return one object for one job, a list for several; every size is in bytes."""
+    described = [_described(job, config) for job, config in jobs]
+    is_one = len(described) == 1 and not jobs[0][0].is_of_grid
+    return json.dumps(described[0] if is_one else described, indent=2)
+
+
+def _described(job: Job, config: Config) -> dict[str, Any]:
+    needed, budget = forecast(config), budget_bytes(config)
+    changes = advice(config) if budget is not None and needed.total > budget else []
+    return {
+        "overrides": list(job.overrides),
+        "memory": config.memory.name,
+        "total": needed.total,
+        "allocated": needed.allocated,
+        "budget": budget,
+        "device": {
+            "peak": needed.peak.total,
+            "phase": needed.peak.phase,
+            "doing": needed.peak.doing,
+            "categories": {c.value: size for c, size in needed.peak.by_category().items()},
+            "shares": [
+                {"category": share.category.value, "network": share.network, "bytes": size}
+                for share, size in needed.peak.shares.items()
+            ],
+            "phases": {name: peak.total for name, peak in needed.phase_peaks.items()},
+        },
+        "beside": [
+            {"name": line.name, "bytes": line.num_bytes, "source": line.source}
+            for line in (needed.workspace, needed.context)
+        ],
+        "host": needed.host_peak._asdict(),
+        "bus": {
+            "startup": vars(needed.bus.startup),
+            "gradient_step": vars(needed.bus.gradient_step),
+            "iteration": vars(needed.bus.iteration),
+        },
+        "num_parameters": needed.num_parameters,
+        "advice": [
+            {"overrides": list(c.overrides), "total": c.total, "alters": c.alters or None}
+            for c in changes
+        ],
+    }
+
+
+def _categories(needed: Forecast) -> Table:
+    """Return categories by networks at the peak."""
+    shares = needed.peak.shares
+    networks = [n for n in _NETWORKS if any(share.network == n for share in shares)]
+    table = _table()
+    table.add_column(Text("at the peak", "dim"))
+    for network in networks:
+        table.add_column(network or "both or none", justify="right")
+    table.add_column("sum", justify="right")
+    for category, size in needed.peak.by_category().items():
+        if size:
+            sizes = [shares.get(Share(category, network), 0) for network in networks]
+            cells = [_size(part) if part else "" for part in sizes]
+            table.add_row(category.value, *cells, _size(size))
+    return table
+
+
+def _totals(needed: Forecast) -> Table:
+    """Return the sum line by line, down to what the card must have."""
+    table = _table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    peak, host = needed.peak, needed.host_peak
+    table.add_row("tensors at the peak", _size(peak.total), f"{peak.phase}: {peak.doing}")
+    for line in (needed.workspace, needed.context):
+        table.add_row(line.name, _size(line.num_bytes), line.source)
+    table.add_row(Text("the card needs", "bold"), Text(_size(needed.total), "bold"), "")
+    table.add_row("allocator's reserve", "-", "not forecast; it gives back where memory is short")
+    for name, other in needed.phase_peaks.items():
+        if name != peak.phase:
+            table.add_row(f"  peak of {name}", _size(other.total), "")
+    table.add_row("host, page-locked", _size(host.pinned), "blocks of powers of two")
+    table.add_row("host, other tensors", _size(host.pageable), "")
+    return table
+
+
+def _traffic(needed: Forecast) -> Table:
+    """Return what crosses the bus."""
+    table = _table()
+    table.add_column(Text("over PCIe", "dim"))
+    table.add_column("to the device", justify="right")
+    table.add_column("to the host", justify="right")
+    rows: tuple[tuple[str, Traffic], ...] = (
+        ("each gradient step", needed.bus.gradient_step),
+        ("each iteration", needed.bus.iteration),
+    )
+    for name, moved in rows:
+        table.add_row(name, _size(moved.h2d_bytes), _size(moved.d2h_bytes))
+    return table
+
+
+def _verdict(config: Config, needed: Forecast) -> list[RenderableType]:
+    """Return whether it fits the budget, and what would; nothing where there is no budget."""
+    budget = budget_bytes(config)
+    if budget is None:
+        return []
+    if needed.total <= budget:
+        return [Text(f"fits: {_size(budget - needed.total)} of {_size(budget)} remain", "green")]
+    over = f"over the budget of {_size(budget)} by {_size(needed.total - budget)}"
+    return [Text(over, "red"), _changes(advice(config), budget)]
+
+
+def _changes(changes: Sequence[Change], budget: int) -> Table:
+    table = _table()
+    table.add_column(Text("instead", "dim"), overflow="fold")
+    for heading in ("needs", "saves"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    table.add_column("alters", overflow="fold")
+    for change in changes[:_NUM_CHANGES]:
+        verdict = Text("fits", "green") if change.total <= budget else Text("over", "red")
+        name = " ".join(change.overrides)
+        sizes = (_size(change.total), _size(change.saving))
+        table.add_row(Text(name), *sizes, verdict, change.alters or "nothing")
+    return table
+
+
+def _table(*, show_header: bool = True) -> Table:
+    return Table(
+        box=box.SIMPLE_HEAD if show_header else None,
+        show_header=show_header,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+
+
+def _size(num_bytes: int) -> str:
+    """Return bytes with three significant digits, in a unit that suits them."""
+    size = float(num_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1000.0:
+            return f"{size:.3g} {unit}"
+        size /= 1024.0
+    return f"{size:,.2f} GiB"
+
+
+def _parameters(needed: Forecast) -> str:
+    parts = [f"{name} {_count(number)}" for name, number in needed.num_parameters.items()]
+    return " + ".join(parts)
+
+
+def _count(number: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _chosen(job: Job) -> dict[str, str]:
+    pairs = (override.lstrip("+").partition("=") for override in job.overrides)
+    return {key: value for key, _, value in pairs}
+
+
+def _keys(overrides: Sequence[dict[str, str]]) -> list[str]:
+    return list(dict.fromkeys(key for chosen in overrides for key in chosen))
