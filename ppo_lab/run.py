@@ -76,11 +76,14 @@ def run_stack(
     configs: Sequence[Config],
     destinations: Sequence[Destination],
     should_stop: Callable[[Trainer], str | None] | None = None,
+    *,
+    is_forecast: bool = False,
 ) -> list[dict[str, Any]]:
     """Train ``configs`` as one stack, leave each lane in its folder, and return the summaries.
 
     ``should_stop`` is asked after every iteration; a reason it gives ends the run with status
-    ``pruned``. An exception of the run becomes summaries of status ``failed`` or
+    ``pruned``. With ``is_forecast`` the summaries hold the forecast even where nothing is profiled.
+    An exception of the run becomes summaries of status ``failed`` or
     ``out_of_memory``; Ctrl-C and SystemExit are raised again once the trackers are closed. The
     memory of a run that failed is free again on return, so that the next one in this process has
     all of it.
@@ -100,7 +103,7 @@ def run_stack(
     try:
         for lane in lanes:
             lane.tracker.start(_run_info(lane.config, lane.destination, facts))
-        if config.is_profiled:
+        if is_forecast or config.is_profiled:
             planned = forecast_section(config)
             for lane in lanes:
                 lane.summary["memory"]["forecast"] = planned

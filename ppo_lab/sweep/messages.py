@@ -29,6 +29,8 @@ class Task:
     """What trackers group runs by: the study."""
     run_id: str = "trial"
     """What trackers know the attempt by; a seed is added to it."""
+    is_forecast: bool = False
+    """Whether the study asks for forecast memory, on whatever device it runs."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Added to each seed's summary."""
 

@@ -19,6 +19,8 @@ __all__ = [
     "Objective",
     "aggregate_seeds",
     "check_measured",
+    "forecast_limit_gib",
+    "is_forecast",
     "parse_constraints",
     "parse_objectives",
     "quantity",
@@ -82,6 +84,18 @@ def quantity(summary: Mapping[str, Any], key: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
+
+
+def is_forecast(key: str) -> bool:
+    """Return whether ``key`` of a summary is there only where memory was forecast."""
+    return _SHORT.get(key, key).startswith("memory.forecast.")
+
+
+def forecast_limit_gib(constraints: Sequence[Constraint]) -> float | None:
+    """Return the device memory that a trial may need by forecast; None for any."""
+    key = _SHORT["forecast_vram_gib"]
+    limits = [c.limit for c in constraints if c.sign > 0 and _SHORT.get(c.key, c.key) == key]
+    return min(limits, default=None)
 
 
 def aggregate_seeds(values: Sequence[float], aggregate: Aggregate) -> float:

@@ -192,6 +192,7 @@ class Parent:
                 overrides=overrides,
                 marks=self._plan.marks,
                 group=self._plan.name,
+                is_forecast=self._plan.is_forecast,
                 run_id=self._book.run_id(claim),
                 notes={"study": self._plan.name, "trial": claim.number, "attempt": claim.attempt},
             )

@@ -25,6 +25,8 @@ from ppo_lab.sweep.objective import (
     Constraint,
     Objective,
     check_measured,
+    forecast_limit_gib,
+    is_forecast,
     parse_constraints,
     parse_objectives,
 )
@@ -87,9 +89,22 @@ class Plan:
             marks=self.marks,
         )
 
+    @property
+    def is_forecast(self) -> bool:
+        """Whether an objective or a constraint is about forecast memory."""
+        return any(is_forecast(part.key) for part in (*self.objectives, *self.constraints))
+
     def trial_configs(self, params: Mapping[str, Choice]) -> tuple[Config, ...]:
-        """Return a trial's runs, one per seed: the same seeds for every trial."""
+        """Return a trial's runs, one per seed: the same seeds for every trial.
+
+        A limit on forecast memory is their budget: what is above it is told, not trained.
+        """
         config = self.base.config(self.space.overrides(params))
+        limit = forecast_limit_gib(self.constraints)
+        if limit is not None:
+            is_number = isinstance(config.vram_budget_gib, float)
+            budget = min(config.vram_budget_gib, limit) if is_number else limit
+            config = replace(config, vram_budget_gib=budget)
         return tuple(replace(config, seed=config.seed + i) for i in range(self.study.num_seeds))
 
     def trial_overrides(self, params: Mapping[str, Choice]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from omegaconf import OmegaConf
 
+from ppo_lab.budget import resolve_memory
 from ppo_lab.config import Config
 from ppo_lab.files import write_whole
 from ppo_lab.run import Destination, run_stack
@@ -58,11 +59,14 @@ def run_trial(task: Task, connection: Connection) -> Result:
     """Train every seed, write ``result.json``, and return it."""
     reporter = _Reporter(task, connection)
     summaries = []
-    for lanes in _stacks(task.configs):
+    seeds = [resolve_memory(_without_terminal(config)) for config in task.configs]
+    for lanes in _stacks(seeds):
         reporter.begin(lanes)
-        configs = [_without_terminal(task.configs[lane]) for lane in lanes]
+        configs = [seeds[lane] for lane in lanes]
         destinations = [_destination(task, config) for config in configs]
-        summaries += run_stack(configs, destinations, reporter.after_iteration)
+        summaries += run_stack(
+            configs, destinations, reporter.after_iteration, is_forecast=task.is_forecast
+        )
         status, reason = worst_status(summaries)
         if status != "finished":
             break
