@@ -92,7 +92,8 @@ class Plan:
     @property
     def is_forecast(self) -> bool:
         """Whether an objective or a constraint is about forecast memory."""
-        return any(is_forecast(part.key) for part in (*self.objectives, *self.constraints))
+        keys = [o.key for o in self.objectives] + [c.key for c in self.constraints]
+        return any(map(is_forecast, keys))
 
     def trial_configs(self, params: Mapping[str, Choice]) -> tuple[Config, ...]:
         """Return a trial's runs, one per seed: the same seeds for every trial.
