@@ -29,7 +29,7 @@ from ppo_lab.grid import GridFolder, grid_summaries
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.refusals import explain
 from ppo_lab.run import Status, run_in_folder
-from ppo_lab.tracking import grid_table, places, reasons, summary_panel
+from ppo_lab.tracking import TrackingMode, grid_table, places, reasons, summary_panel
 
 __all__ = ["main"]
 
@@ -133,6 +133,11 @@ def _check(command: Command) -> list[Job]:
 
 
 def _check_study(command: DictConfig, loader: ConfigLoader) -> None:
+    from ppo_lab.sweep.executors import start_server
+
+    is_tracked = command.tracking.mode is not TrackingMode.disabled
+    start_server(["wandb"] if is_tracked else [])  # it imports while we do
+
     from ppo_lab.sweep.command import check_study  # imports Optuna
 
     check_study(command, loader)

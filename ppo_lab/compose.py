@@ -65,13 +65,21 @@ def register() -> None:
     """Tell Hydra the schema of every group, the sweeps and our resolver."""
     store = ConfigStore.instance()
     store.store(name="schema", node=CommandConfig)
-    store.store(group="study", name="schema", node=StudyConfig)
+    store.store(group="study", name="schema", node=_study_schema())
     for name, network in NETWORKS.items():
         store.store(group="network/schema", name=name, node=network)
     for name, strategy in {AutoMemory.name: AutoMemory, **STRATEGIES}.items():
         store.store(group="memory/schema", name=name, node=strategy)
     _register_sweeps(SWEEPS_DIR)
     OmegaConf.register_new_resolver("unused_dir", _unused_dir, replace=True)
+
+
+def _study_schema() -> DictConfig:
+    """Return the schema of ``study``, open where a person names keys: without a +."""
+    schema: DictConfig = OmegaConf.structured(StudyConfig)
+    for key in ("space", "when", "sampler", "pruner"):
+        OmegaConf.set_struct(schema[key], False)
+    return schema
 
 
 def _register_sweeps(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ppo_lab.tracking import read_summary
 
@@ -25,6 +25,11 @@ class GridFolder(Callback):
         if config.study is not None:
             return
         GridFolder.path = Path(config.hydra.sweep.dir)
+        # A launcher's job composes its config anew, in a process or on a machine of its own, and
+        # would find an unused folder of its own there. Its overrides are what it is given.
+        quoted = str(GridFolder.path).replace("\\", r"\\").replace("'", r"\'")
+        with read_write(config), open_dict(config):
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
 
 
 def grid_summaries(folder: Path) -> list[dict[str, Any]]:

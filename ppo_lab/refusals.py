@@ -124,7 +124,11 @@ def _by_message(message: str, overrides: Sequence[str]) -> str:
     if named := re.search(r"Ambiguous value for argument '(.*)'", message):
         return _line(named.group(1), "several values make a grid; add -m to run it")
     if interval := next((o for o in overrides if "interval(" in o), None):
-        return _line(interval, "an interval belongs to a study; a grid takes a list of values")
+        if "none" in interval.lower():
+            return _line(interval, "an interval cannot hold none; write choice(0.1, 0.2, none)")
+        if "sweep" in message.lower():
+            allowed = "an interval belongs to a study: add study=default; a grid takes a list"
+            return _line(interval, allowed)
     if named := re.search(r"Could not append to config. An item is already at '(.*)'", message):
         key = named.group(1)
         return _line(f"+{key}", f"the key exists; write {key}=... without the +")

@@ -101,7 +101,7 @@ def _run(plan: Plan, session: Session) -> Ending:
         if ending is not Ending.storage_lost:
             session.call("read", lambda: write_outputs(plan, study, confirmed))
             _show(plan, study, confirmed)
-            if not session.is_urgent:
+            if session.had_work and not session.is_urgent:
                 _track(plan, study, confirmed, session)
             session.close()  # else its trials stay ours, until the next start finds us dead
     return ending

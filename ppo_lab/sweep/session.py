@@ -43,6 +43,8 @@ class Session:
         """
         self._executor, self._signals, self._write = executor, signals, write
         self._watchers: list[Watcher] = []
+        self.had_work = False
+        """Whether a plan had trials missing when it was run."""
         self._patience = Patience(
             plan.study.patience_s, self._tell_outage, lambda: signals.is_urgent
         )
@@ -72,6 +74,7 @@ class Session:
         """
         book = self.call("open", lambda: Book(plan, self.database, self._lease))
         counts = self.call("count", book.counts)
+        self.had_work |= counts.finished < counts.total
         rows = self.call("read", lambda: finished_trials(book.study, plan.objectives))
         row = best_row(rows, plan.objectives[0]) if len(plan.objectives) == 1 else None
         standing = Standing(plan.objectives, plan.constraints)

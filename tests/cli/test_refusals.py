@@ -90,6 +90,7 @@ REFUSED_GRIDS = [
     ("epsilon=0.1,-1", "epsilon=-1", "> 0, or none"),
     ("epsilon=0.1,0.2 memory=co_resident,nope", "memory=nope", "co_resident"),
     ("epsilon=interval(0,1)", "epsilon=interval(0,1)", "belongs to a study"),
+    ("epsilon=interval(0.1,none)", "epsilon=interval(0.1,none)", "cannot hold none"),
     ("num_minibatches=4,3", "num_minibatches=3", "must divide"),
     ("env=cartpole,pendulum num_envs=8,0", "num_envs=0", ">= 1"),
 ]

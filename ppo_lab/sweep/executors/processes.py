@@ -21,9 +21,9 @@ from ppo_lab.sweep.executors.base import Event, Executor, Exited, Reported
 from ppo_lab.sweep.messages import Task, Verdict
 from ppo_lab.sweep.trial import trial_main
 
-__all__ = ["ProcessExecutor"]
+__all__ = ["ProcessExecutor", "start_server"]
 
-_PRELOADED = ["ppo_lab.sweep.trial"]
+_PRELOADED = ("ppo_lab.sweep.trial", "gymnasium")
 _GRACE_S = 10.0  # from SIGTERM, in which a run closes its trackers, to SIGKILL
 
 
@@ -36,21 +36,24 @@ class _Running:
     """On the monotonic clock; None as long as nobody asked it to end."""
 
 
+def start_server(preloaded: Sequence[str] = ()) -> None:
+    """Start the server that trials are forked from, if it does not run; it imports meanwhile.
+
+    ``preloaded`` are modules that the trials will import beside the trainer.
+    """
+    multiprocessing.set_forkserver_preload([*_PRELOADED, *preloaded])
+    forkserver.ensure_running()
+
+
 class ProcessExecutor(Executor):
     """Slots of this machine; see the module."""
 
-    def __init__(
-        self, num_slots: int, devices: Sequence[str] = (), preloaded: Sequence[str] = ()
-    ) -> None:
-        """Start the server; slot i sees the device i modulo their number, by CUDA's own names.
-
-        ``preloaded`` are modules that these trials will import beside the trainer.
-        """
+    def __init__(self, num_slots: int, devices: Sequence[str] = ()) -> None:
+        """Start the server; slot i sees the device i modulo their number, by CUDA's own names."""
         self._num_slots, self._devices = num_slots, list(devices)
         self._running: dict[int, _Running] = {}
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([*_PRELOADED, *preloaded])
-        forkserver.ensure_running()  # it imports while the parent opens its storage
+        start_server()
 
     @property
     def num_slots(self) -> int:

@@ -1,0 +1,157 @@
+"""What a study leaves at its end, and that a person can go on from it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+import yaml
+from omegaconf import OmegaConf
+from study_helpers import left_by, started
+
+from ppo_lab import compose
+from ppo_lab.compose import check_jobs
+
+CONFIRMED = ("study.num_trials=3", "study.num_seeds=2", "study.confirm={top:1,seeds:2}")
+FIXED = ("num_epochs=2", "lr=tag(log,interval(1e-4,1e-3))")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study of epsilon and lr with a confirmation: its working folder and what it showed."""
+    folder = tmp_path_factory.mktemp("end")
+    shown = left_by(started(folder, *CONFIRMED, *FIXED))
+    return folder, shown
+
+
+def folder_of(study):
+    return study[0] / "outputs" / "studies" / "quick"
+
+
+def test_it_shows_the_result_and_the_commands_to_go_on(study):
+    _, shown = study
+    assert "study quick: 3 of 3 trials" in shown
+    assert "once more over 2 fresh seeds" in shown
+    assert "dashboard  optuna-dashboard sqlite:///outputs/studies/quick/study.db" in shown
+    command = "python -m ppo_lab --config-dir outputs/studies/quick --config-name best"
+    assert f"run best   {command}" in shown
+
+
+def test_the_table_has_a_row_per_trial_with_parameters_and_folders(study):
+    with (folder_of(study) / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == ["0", "1", "2"]
+    assert rows[0]["role"] == "baseline"
+    assert float(rows[0]["epsilon"]) == 0.2
+    assert {row["outcome"] for row in rows} <= {"kept", "pruned"}
+    for row in rows:
+        assert 1e-4 <= float(row["lr"]) <= 1e-3
+        assert float(row["env_steps_per_s"]) > 0
+        assert (study[0] / row["folder"] / "result.json").is_file()
+
+
+def test_the_space_is_kept_as_it_was_searched(study):
+    space = yaml.safe_load((folder_of(study) / "space.yaml").read_text())
+    assert space["space"] == {"epsilon": "interval(0.05,0.5)", "lr": "tag(log,interval(1e-4,1e-3))"}
+    assert space["objectives"] == {"final_return": "maximize"}
+    assert "num_epochs=2" in space["overrides"]
+
+
+def test_importance_waits_for_ten_trials(study):
+    assert json.loads((folder_of(study) / "importance.json").read_text()) == {"final_return": None}
+
+
+def test_confirmation_ran_fresh_seeds_and_decides_what_is_best(study):
+    told = json.loads((folder_of(study) / "confirm.json").read_text())
+    assert told["seeds"] == [3, 4]
+    assert len(told["candidates"]) == 1
+    runs = sorted(folder_of(study).glob("confirm/2_seeds/trials/*/seed_*"))
+    assert [path.relative_to(path.parents[1]).as_posix() for path in runs] == [
+        "0000/seed_3", "0000/seed_4", "0001/seed_3", "0001/seed_4"
+    ]  # fmt: skip
+    best = yaml.safe_load((folder_of(study) / "best.yaml").read_text())
+    for key, value in told["winner"]["params"].items():
+        default = {"epsilon": 0.2, "lr": 1e-3}[key]  # cartpole's; what equals it is left out
+        assert best.get(key, default) == value
+
+
+def test_the_best_config_is_the_winners_run(study, monkeypatch):
+    monkeypatch.chdir(study[0])
+    compose.register()
+    (job,) = check_jobs(
+        [], is_multirun=False, config_dir="outputs/studies/quick", config_name="best"
+    )
+    told = json.loads((folder_of(study) / "confirm.json").read_text())["winner"]["params"]
+    saved = folder_of(study) / "confirm/2_seeds/trials"
+    candidates = [
+        yaml.safe_load((t / "seed_3/.hydra/config.yaml").read_text()) for t in saved.iterdir()
+    ]
+    (ran,) = [run for run in candidates if all(run[key] == told[key] for key in told)]
+    ours = yaml.safe_load(OmegaConf.to_yaml(OmegaConf.structured(job.config)))
+    ran["tracking"]["terminal"] = ours["tracking"]["terminal"]  # a trial shows no line of its own
+    assert ours | {"seed": None} == ran | {"seed": None}
+
+
+def test_the_best_config_runs(study):
+    done = subprocess.run(
+        [sys.executable, "-m", "ppo_lab", "--config-dir", "outputs/studies/quick",
+         "--config-name", "best", "total_steps=1024"],
+        cwd=study[0], capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_finished_study_prints_its_result_and_runs_nothing(study):
+    trials = sorted(folder_of(study).rglob("result.json"))
+    before = [path.stat().st_mtime_ns for path in trials]
+    shown = left_by(started(study[0], *CONFIRMED, *FIXED))
+    assert "study quick: 3 of 3 trials" in shown
+    assert "once more over 2 fresh seeds" in shown
+    assert "begins" not in shown
+    assert sorted(folder_of(study).rglob("result.json")) == trials
+    assert [path.stat().st_mtime_ns for path in trials] == before
+
+
+def test_a_confirmation_killed_in_the_middle_goes_on_with_the_same_command(tmp_path):
+    command = ("study.num_trials=2", "study.confirm={top:1,seeds:2}", "study.num_slots=1")
+    folder = tmp_path / "w"
+    first = started(folder, *command)
+    confirm = folder / "outputs/studies/quick/confirm/2_seeds/trials"
+    deadline_s = time.monotonic() + 120
+    while not (confirm / "0000").is_dir():
+        assert first.poll() is None, first.communicate()[0]
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert not (folder / "outputs/studies/quick/confirm.json").exists()
+    left_by(started(folder, *command))
+    url = f"sqlite:///{folder}/outputs/studies/quick/study.db"
+    search = optuna.load_study(study_name="quick", storage=url)
+    fresh = optuna.load_study(study_name="quick.confirm-2", storage=url)
+    assert [trial.state.is_finished() for trial in search.trials] == [True] * 2
+    assert [trial.state.is_finished() for trial in fresh.trials] == [True] * 2
+    assert {trial.user_attrs["attempt"] for trial in search.trials} == {1}
+    assert (folder / "outputs/studies/quick/confirm.json").is_file()
+
+
+def test_ctrl_c_leaves_the_files_of_what_has_ended(tmp_path):
+    folder = tmp_path / "w"
+    process = started(folder, "study.num_trials=50")
+    results = folder / "outputs/studies/quick/trials"
+    deadline_s = time.monotonic() + 120
+    while not list(results.glob("*/result.json")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, shown
+    assert "of 50 trials" in shown
+    for name in ("best.yaml", "trials.csv", "space.yaml", "importance.json"):
+        assert (folder / "outputs/studies/quick" / name).is_file()
