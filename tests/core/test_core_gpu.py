@@ -82,6 +82,10 @@ def test_every_strategy_trains_and_reports_memory_and_bus(strategy, env):
             "memory/reserved_gib",
             "memory/peak_allocated_gib",
             "memory/peak_reserved_gib",
+            *(
+                f"memory/peak_{phase}_gib"
+                for phase in ("rollout", "advantages", "update", "diagnostics")
+            ),
         }
         allocated, peak = (
             record.metrics[f"memory/{n}_gib"] for n in ("allocated", "peak_allocated")
