@@ -103,14 +103,15 @@ class _DryTrainer(CountedTrainer):
     def dry_iteration(self) -> BusBytes:
         """Count one iteration's memory, and return what would cross the bus."""
         startup = self._traffic()
+        num_dry = min(self.config.num_steps, MAX_BLOCK_STEPS)
         with self.ledger:
-            one_step = self._moved(lambda: self._rollout(1))[0]  # what it made is gone again
-            num_dry = min(self.config.num_steps, MAX_BLOCK_STEPS)
             dry_steps, rollout = self._moved(lambda: self._rollout(num_dry))
             rows = lane_rows(rollout, self.advantages(rollout))
             updated, diagnostics = self._moved(lambda: self._dry_update(rows))
             diagnosed, tensors = self._moved(lambda: self.diagnose(rollout, rows, diagnostics))
             recorded, _ = self._moved(lambda: self._recorder.fetch(tensors))
+        self.stop_counting()
+        one_step, _ = self._moved(lambda: self._rollout(1))
         collected = one_step.plus(
             dry_steps.since(one_step), (self.config.num_steps - 1, max(1, num_dry - 1))
         )
@@ -180,8 +181,6 @@ class _NoNumbers(FakeTensorMode):
         args: Any = (),  # noqa: ANN401
         kwargs: Any = None,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        if func is torch.ops.prim.device.default:  # two of five calls: shortest way first
-            return args[0].fake_device
         try:
             result = self.dispatch(func, types, args, kwargs or {})
         except DataDependentOutputException:

@@ -1,6 +1,7 @@
 """An update's numbers, gradient step by gradient step, kept on the device and summarised once.
 
-Shapes: K = gradient steps of one update, L = lanes, B = rows per lane in a minibatch.
+Shapes: K = gradient steps of one update, L = lanes, B = rows per lane in a minibatch,
+G = groups of parameters, each clipped by its own norm.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from ppo_lab.diagnostics import clip_fractions
 from ppo_lab.ppo import ClipRange, approx_kl_k3
 
-__all__ = ["StepLog", "UpdateDiagnostics"]
+__all__ = ["StepLog", "StepSlot", "UpdateDiagnostics"]
 
 
 class UpdateDiagnostics(NamedTuple):
@@ -39,6 +40,18 @@ class UpdateDiagnostics(NamedTuple):
     epochs_done: Tensor
 
 
+class StepSlot(NamedTuple):
+    """One gradient step's place in the log: views to write to."""
+
+    log_ratios: Tensor  # (L, B)
+    advantages: Tensor  # (L, B) as used
+    policy_loss: Tensor  # (L,)
+    value_loss: Tensor  # (L,)
+    entropy: Tensor  # (L,)
+    grad_norms: Tensor  # (G, L)
+    active: Tensor  # (L,) bool
+
+
 class StepLog:
     """Allocated whole before the first step, so that its memory does not depend on their number.
 
@@ -49,13 +62,24 @@ class StepLog:
         self, num_steps: int, num_lanes: int, num_rows: int, num_clip_groups: int, like: Tensor
     ) -> None:
         """Make room for K = ``num_steps`` of B = ``num_rows``, on the device of ``like``."""
-        self.log_ratios = like.new_zeros(num_steps, num_lanes, num_rows)  # (K, L, B)
-        self.advantages = like.new_zeros(num_steps, num_lanes, num_rows)  # (K, L, B) as used
-        self.policy_loss = like.new_zeros(num_steps, num_lanes)  # (K, L)
-        self.value_loss = like.new_zeros(num_steps, num_lanes)  # (K, L)
-        self.entropy = like.new_zeros(num_steps, num_lanes)  # (K, L)
-        self.grad_norms = like.new_zeros(num_steps, num_clip_groups, num_lanes)  # (K, G, L)
-        self.active = like.new_ones(num_steps, num_lanes, dtype=torch.bool)  # (K, L)
+        self._log_ratios = like.new_zeros(num_steps, num_lanes, num_rows)  # (K, L, B)
+        self._advantages = like.new_zeros(num_steps, num_lanes, num_rows)  # (K, L, B) as used
+        self._policy_loss = like.new_zeros(num_steps, num_lanes)  # (K, L)
+        self._value_loss = like.new_zeros(num_steps, num_lanes)  # (K, L)
+        self._entropy = like.new_zeros(num_steps, num_lanes)  # (K, L)
+        self._grad_norms = like.new_zeros(num_steps, num_clip_groups, num_lanes)  # (K, G, L)
+        self._active = like.new_ones(num_steps, num_lanes, dtype=torch.bool)  # (K, L)
+        columns = (
+            self._log_ratios,
+            self._advantages,
+            self._policy_loss,
+            self._value_loss,
+            self._entropy,
+            self._grad_norms,
+            self._active,
+        )
+        # All views at once cost less than one indexing per number and step.
+        self.steps = [StepSlot(*views) for views in zip(*(c.unbind(0) for c in columns))]
 
     def stop_far_lanes(self, step: int, target_kl: Tensor | None) -> Tensor | None:
         """Return which lanes take ``step`` (L,); None for all, where there is no ``target_kl``.
@@ -65,26 +89,27 @@ class StepLog:
         """
         if target_kl is None:
             return None
-        is_near = approx_kl_k3(self.log_ratios[step]) <= 1.5 * target_kl
-        self.active[step] = is_near & self.active[step - 1] if step else is_near
-        return self.active[step]
+        slot = self.steps[step]
+        is_near = approx_kl_k3(slot.log_ratios) <= 1.5 * target_kl
+        slot.active.copy_(is_near & self.steps[step - 1].active if step else is_near)
+        return slot.active
 
     def means(self, clip: ClipRange, num_minibatches: int) -> UpdateDiagnostics:
         """Return means over the K gradient steps in which a lane was active."""
-        active, log_ratios = self.active, self.log_ratios
+        active, log_ratios = self._active, self._log_ratios
         num_active = active.sum(0)
 
         def mean(steps: Tensor) -> Tensor:
             return steps.masked_fill(~active, 0.0).sum(0) / num_active.clamp(min=1)
 
-        grad_norms = self.grad_norms.unbind(1)  # G of (K, L)
+        grad_norms = self._grad_norms.unbind(1)  # G of (K, L)
         is_separate = len(grad_norms) == 2
-        shares = clip_fractions(log_ratios, self.advantages, clip)
+        shares = clip_fractions(log_ratios, self._advantages, clip)
         taken = log_ratios.masked_fill(~active.unsqueeze(-1), 0.0)  # a ratio of 1 for the rest
         return UpdateDiagnostics(
-            policy_loss=mean(self.policy_loss),
-            value_loss=mean(self.value_loss),
-            entropy=mean(self.entropy),
+            policy_loss=mean(self._policy_loss),
+            value_loss=mean(self._value_loss),
+            entropy=mean(self._entropy),
             grad_norm=mean(torch.hypot(*grad_norms) if is_separate else grad_norms[0]),
             grad_norm_actor=mean(grad_norms[0]) if is_separate else None,
             grad_norm_critic=mean(grad_norms[1]) if is_separate else None,

@@ -24,7 +24,7 @@ from ppo_lab.ppo import (
     value_loss,
 )
 from ppo_lab.rollout import Batch, RolloutRows, minibatches
-from ppo_lab.step_log import StepLog, UpdateDiagnostics
+from ppo_lab.step_log import StepLog, StepSlot, UpdateDiagnostics
 
 __all__ = ["AdvantageNormalization", "Coefficients", "UpdatePlan", "update"]
 
@@ -88,16 +88,18 @@ def update(
         optimizer.num_clip_groups,
         like=rows.advantages,
     )
-    objective = _Objective(model, rows.observations, coefficients, plan, log)
+    objective = _Objective(model, rows.observations, coefficients, plan)
     for training in optimizer.passes():
         batches = minibatches(rows, orders, plan.num_minibatches, plan.store)
         for step, batch in zip(range(num_steps)[: plan.num_dry_steps], batches):
-            objective.backward(step, batch, training, before_last=optimizer.expect_gradients)
-            log.grad_norms[step] += optimizer.step(
+            slot = log.steps[step]
+            objective.backward(slot, batch, training, before_last=optimizer.expect_gradients)
+            norms = optimizer.step(
                 lr=coefficients.lr,
                 max_grad_norm=coefficients.max_grad_norm,
                 active=log.stop_far_lanes(step, coefficients.target_kl),
             )
+            slot.grad_norms.add_(norms)
             optimizer.zero_grad()
     return log.means(coefficients.clip, plan.num_minibatches)
 
@@ -111,16 +113,15 @@ class _Objective:
         observations: Tensor,
         coefficients: Coefficients,
         plan: UpdatePlan,
-        log: StepLog,
     ) -> None:
-        """Take the rollout's ``observations`` (L, R, O) from ``plan``'s store; write to ``log``."""
-        self._model, self._observations, self._log = model, observations, log
+        """Take the rollout's ``observations`` (L, R, O), which ``plan``'s store keeps."""
+        self._model, self._observations = model, observations
         self._coefficients, self._plan = coefficients, plan
         self._share = 1.0 / plan.num_micro_batches
         self._weights = torch.full_like(coefficients.lr, self._share)  # (L,)
 
     def backward(
-        self, step: int, batch: Batch, training: Pass, before_last: Callable[[], None]
+        self, slot: StepSlot, batch: Batch, training: Pass, before_last: Callable[[], None]
     ) -> None:
         """Add the gradient of the minibatch's mean loss, part by part, to the parameters' own.
 
@@ -129,37 +130,36 @@ class _Objective:
         """
         if self._plan.normalization is AdvantageNormalization.minibatch:
             batch = batch._replace(advantages=normalize_advantages(batch.advantages))
-        self._log.advantages[step] = batch.advantages
-        # Not kept in self: a cycle would keep the log and the rollout until a garbage collection.
-        losses = {
-            Pass.both: self._loss,
-            Pass.policy: self._policy_alone,
-            Pass.values: self._values_alone,
-        }
+        slot.advantages.copy_(batch.advantages)
         parts = batch.split(self._plan.num_micro_batches)
-        log_ratios = self._log.log_ratios[step].chunk(len(parts), -1)
+        log_ratios = [slot.log_ratios]
+        if len(parts) > 1:
+            log_ratios = list(slot.log_ratios.chunk(len(parts), -1))
         for number, (part, log_ratio) in enumerate(zip(parts, log_ratios), 1):
-            loss = losses[training](step, part, log_ratio)
+            loss = _LOSSES[training](self, slot, part, log_ratio)
             if number == len(parts):
                 before_last()
             loss.backward(self._weights)
 
-    def _loss(self, step: int, part: Batch, log_ratio: Tensor) -> Tensor:
+    def joint_loss(self, slot: StepSlot, part: Batch, log_ratio: Tensor) -> Tensor:
+        """Return the loss of both networks; ``log_ratio`` (L, b) is written, as are all numbers."""
         policy_parameters, values = self._model(self._rows(part))
-        policy = self._policy_loss(step, part, policy_parameters, log_ratio)
-        return policy + self._value_loss(step, part, values)
+        policy = self._policy_loss(slot, part, policy_parameters, log_ratio)
+        return policy + self._value_loss(slot, part, values)
 
-    def _policy_alone(self, step: int, part: Batch, log_ratio: Tensor) -> Tensor:
-        return self._policy_loss(step, part, self._model.policy(self._rows(part)), log_ratio)
+    def policy_alone(self, slot: StepSlot, part: Batch, log_ratio: Tensor) -> Tensor:
+        """Return the policy's part of it."""
+        return self._policy_loss(slot, part, self._model.policy(self._rows(part)), log_ratio)
 
-    def _values_alone(self, step: int, part: Batch, log_ratio: Tensor) -> Tensor:  # noqa: ARG002
-        return self._value_loss(step, part, self._model.values(self._rows(part)))
+    def values_alone(self, slot: StepSlot, part: Batch, log_ratio: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the values' part of it."""
+        return self._value_loss(slot, part, self._model.values(self._rows(part)))
 
     def _rows(self, part: Batch) -> Tensor:
         return self._plan.store.take(self._observations, part.row_index)
 
     def _policy_loss(
-        self, step: int, part: Batch, policy_parameters: Tensor, kept_log_ratio: Tensor
+        self, slot: StepSlot, part: Batch, policy_parameters: Tensor, kept_log_ratio: Tensor
     ) -> Tensor:
         """Return the surrogate less the entropy bonus; ``kept_log_ratio`` (L, b) is written."""
         distribution, coefficients = self._model.distribution, self._coefficients
@@ -169,12 +169,20 @@ class _Objective:
             log_ratio, part.advantages, coefficients.clip, coefficients.dual_clip
         )
         kept_log_ratio.copy_(log_ratio.detach())
-        self._log.policy_loss[step].add_(loss.detach(), alpha=self._share)
-        self._log.entropy[step].add_(entropy.detach(), alpha=self._share)
+        slot.policy_loss.add_(loss.detach(), alpha=self._share)
+        slot.entropy.add_(entropy.detach(), alpha=self._share)
         return loss - coefficients.entropy_coef * entropy
 
-    def _value_loss(self, step: int, part: Batch, values: Tensor) -> Tensor:
+    def _value_loss(self, slot: StepSlot, part: Batch, values: Tensor) -> Tensor:
         coefficients = self._coefficients
         loss = value_loss(values, part.values, part.value_targets, coefficients.value_epsilon)
-        self._log.value_loss[step].add_(loss.detach(), alpha=self._share)
+        slot.value_loss.add_(loss.detach(), alpha=self._share)
         return coefficients.value_coef * loss
+
+
+# Not in the object: bound methods would make a cycle, which keeps a rollout until it is collected.
+_LOSSES = {
+    Pass.both: _Objective.joint_loss,
+    Pass.policy: _Objective.policy_alone,
+    Pass.values: _Objective.values_alone,
+}

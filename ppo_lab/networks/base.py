@@ -43,15 +43,14 @@ class Trunk(nn.Module, ABC):
         (arXiv:1604.06174, section 4.1). The last segment is kept whole: its backward pass comes
         first, when nothing has been freed yet that computing it again could use.
         """
-        borders = self.segment_borders()
-        x = observations
-        if self.checkpoints_activations and torch.is_grad_enabled():
-            for begin, end in pairwise(borders[:-1]):
-                x = checkpoint(
-                    self.run_stages, x, begin, end, use_reentrant=False, preserve_rng_state=False
-                )
-            return self.run_stages(x, borders[-2], borders[-1])
-        return self.run_stages(x, 0, self.num_stages)
+        if not (self.checkpoints_activations and torch.is_grad_enabled()):
+            return self.run_stages(observations, 0, self.num_stages)
+        x, borders = observations, self.segment_borders()
+        for begin, end in pairwise(borders[:-1]):
+            x = checkpoint(
+                self.run_stages, x, begin, end, use_reentrant=False, preserve_rng_state=False
+            )
+        return self.run_stages(x, borders[-2], borders[-1])
 
     @property
     def can_checkpoint(self) -> bool:

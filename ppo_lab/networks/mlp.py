@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Mlp(Trunk):
 
     def run_stages(self, x: Tensor, begin: int, end: int) -> Tensor:
         """Apply the layers from ``begin`` to ``end``, each with its activation."""
-        for layer in self.layers[begin:end]:
+        for layer in islice(self.layers, begin, end):  # a slice would be a new module each time
             x = self._activate(layer(x))
         return x
 

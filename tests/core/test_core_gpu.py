@@ -82,6 +82,10 @@ def test_every_strategy_trains_and_reports_memory_and_bus(strategy, env):
             "memory/reserved_gib",
             "memory/peak_allocated_gib",
             "memory/peak_reserved_gib",
+            *(
+                f"memory/peak_{phase}_gib"
+                for phase in ("rollout", "advantages", "update", "diagnostics")
+            ),
         }
         allocated, peak = (
             record.metrics[f"memory/{n}_gib"] for n in ("allocated", "peak_allocated")
@@ -172,7 +176,6 @@ def test_strategies_of_two_networks_agree_on_cuda_with_every_option(strategy, op
 
 
 def test_gradients_go_down_while_the_backward_pass_still_computes(tmp_path):
-    """And the first weights come up before the host has stepped the last."""
     trainer = cuda_trainer(
         "memory=offloaded_optimizer",
         f"network.hidden={[2048] * 6}",
@@ -205,7 +208,6 @@ def test_gradients_go_down_while_the_backward_pass_still_computes(tmp_path):
     assert len(spans["DtoH"]) == len(spans["HtoD"]) == 20
     # All but the last layers of a backward pass have kernels left to run beside.
     assert num_beside_a_kernel(spans["DtoH"]) >= 14
-    assert max(end for _, end in spans["DtoH"]) < max(begin for begin, _ in spans["HtoD"])
 
 
 def test_a_hundred_offloaded_updates_make_no_streams_and_keep_no_memory():
@@ -293,6 +295,15 @@ def test_an_update_never_waits_for_the_device(strategy, changes, forbid_syncs):
     trainer = Trainer(lanes_of(base, *changes))
     rows = record_rows(trainer)
     trainer.update(rows)  # the first calls load kernels and make handles
+    calls = forbid_syncs(trainer_module, "update", update)
+    trainer.update(rows)
+    assert calls == ["update"]
+
+
+def test_a_parked_update_never_waits_for_the_device(forbid_syncs):
+    trainer = cuda_trainer("memory=parked", "target_kl=0.01")
+    rows = record_rows(trainer)
+    trainer.update(rows)
     calls = forbid_syncs(trainer_module, "update", update)
     trainer.update(rows)
     assert calls == ["update"]
