@@ -21,13 +21,13 @@ from ppo_lab.tally import Category, Share
 __all__ = ["forecast_json", "forecast_table", "forecasts_table"]
 
 _NETWORKS = ("actor", "critic", "trunk", None)
-_GRID_CATEGORIES = (
-    Category.weights,
-    Category.gradients,
-    Category.optimizer,
-    Category.activations,
-    Category.rollout,
-)
+_GRID_CATEGORIES = {
+    Category.weights: "weights",
+    Category.gradients: "grads",
+    Category.optimizer: "Adam",
+    Category.activations: "activ.",
+    Category.rollout: "rollout",
+}
 _NUM_CHANGES = 5
 
 
@@ -42,32 +42,31 @@ def forecast_table(config: Config) -> RenderableType:
 
 
 def forecasts_table(jobs: Sequence[tuple[Job, Config]]) -> RenderableType:
-    """Return one line for each job of a grid: what varies, and what it needs in GiB."""
+    """Return one line for each job of a grid: what varies, and what it needs, in one unit."""
     overrides = [_chosen(job) for job, _ in jobs]
     varying = [
         key for key in _keys(overrides) if len({chosen.get(key) for chosen in overrides}) > 1
     ]
-    table = _table()
+    unit, divisor = _common_unit([forecast(config).total for _, config in jobs])
+    table = _table(gap=1)
     table.add_column("#", justify="right")
-    for key in varying:
-        table.add_column(Text(key), overflow="fold")
-    names = [category.value for category in _GRID_CATEGORIES]
-    for heading in ("total", *names, "host", "PCIe/iteration"):
-        table.add_column(heading, justify="right")
+    table.add_column(Text(" ".join(varying)), overflow="fold")  # breaks between words first
+    for heading in ("total", *_GRID_CATEGORIES.values(), "host", "PCIe"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for number, ((_, config), chosen) in enumerate(zip(jobs, overrides)):
         needed, budget = forecast(config), budget_bytes(config)
-        by_category = needed.peak.by_category()
+        by_category, moved = needed.peak.by_category(), needed.bus.iteration
         is_over = budget is not None and needed.total > budget
-        moved = needed.bus.iteration
+        sizes = [by_category[category] for category in _GRID_CATEGORIES]
+        sizes += [needed.host_peak.total, moved.h2d_bytes + moved.d2h_bytes]
         table.add_row(
             str(number),
-            *(Text(chosen.get(key, "-")) for key in varying),
-            Text(_size(needed.total), "red" if is_over else "bold"),
-            *(_size(by_category[category]) for category in _GRID_CATEGORIES),
-            _size(needed.host_peak.total),
-            _size(moved.h2d_bytes + moved.d2h_bytes),
+            Text(" ".join(chosen.get(key, "-") for key in varying)),
+            Text(_rounded(needed.total / divisor), "red" if is_over else "bold"),
+            *(_rounded(size / divisor) for size in sizes),
         )
-    return table
+    note = f"{unit}; total with CUDA's own, the rest at the tensors' peak; PCIe per iteration"
+    return Group(table, Text(note, "dim"))
 
 
 def forecast_json(jobs: Sequence[tuple[Job, Config]]) -> str:
@@ -193,14 +192,23 @@ def _changes(changes: Sequence[Change], budget: int) -> Table:
     return table
 
 
-def _table(*, show_header: bool = True) -> Table:
+def _table(*, show_header: bool = True, gap: int = 2) -> Table:
     return Table(
         box=box.SIMPLE_HEAD if show_header else None,
         show_header=show_header,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 2, 0, 0),
+        padding=(0, gap, 0, 0),
     )
+
+
+def _common_unit(sizes: Sequence[int]) -> tuple[str, int]:
+    return ("GiB", 1024**3) if max(sizes) >= 1024**3 else ("MiB", 1024**2)
+
+
+def _rounded(size: float) -> str:
+    """Return no more digits than matter: 0.05, 1.25, 12.5, 1,250."""
+    return f"{size:,.{2 if size < 10.0 else 1 if size < 100.0 else 0}f}" if size else "0"
 
 
 def _size(num_bytes: int) -> str:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ppo_lab.networks import ActorCritic
@@ -118,7 +117,6 @@ class _Objective:
         self._model, self._observations = model, observations
         self._coefficients, self._plan = coefficients, plan
         self._share = 1.0 / plan.num_micro_batches
-        self._weights = torch.full_like(coefficients.lr, self._share)  # (L,)
 
     def backward(
         self, slot: StepSlot, batch: Batch, training: Pass, before_last: Callable[[], None]
@@ -139,7 +137,8 @@ class _Objective:
             loss = _LOSSES[training](self, slot, part, log_ratio)
             if number == len(parts):
                 before_last()
-            loss.backward(self._weights)
+            total = loss.sum()  # over lanes, whose gradients never meet
+            (total if len(parts) == 1 else total * self._share).backward()
 
     def joint_loss(self, slot: StepSlot, part: Batch, log_ratio: Tensor) -> Tensor:
         """Return the loss of both networks; ``log_ratio`` (L, b) is written, as are all numbers."""
