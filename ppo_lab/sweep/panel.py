@@ -109,15 +109,13 @@ def _front(plan: Plan, study: Study) -> Table:
     return table
 
 
-def _importance_bars(found: Mapping[str, Mapping[str, float] | None]) -> Iterator[Table]:
-    """Return a block of bars for each objective whose importances are known."""
+def _importance_bars(found: Mapping[str, Mapping[str, float] | None]) -> Iterator[RenderableType]:
+    """Return a title and a block of bars for each objective whose importances are known."""
     for objective, shares in found.items():
         if not shares or len(shares) < 2:  # of one parameter there is nothing to tell
             continue
+        yield Text(f"\nwhat mattered for {objective} (PED-ANOVA)", "bold")
         bars = Table.grid(padding=(0, 2))
-        bars.title, bars.title_justify, bars.title_style = (
-            f"\nwhat mattered for {objective} (PED-ANOVA)", "left", "bold",
-        )  # fmt: skip
         for key, share in shares.items():
             bars.add_row(Text(key), Text("█" * round(_BAR_CELLS * share), "cyan"), f"{share:4.0%}")
         yield bars

@@ -151,6 +151,7 @@ def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
     _check_launcher(command)
     typed = list(command.hydra.overrides.task)
     fixed, searched = split_overrides(typed)
+    searched = {key.removeprefix("study.space."): text for key, text in searched.items()}
     keys_fixed = {override.partition("=")[0].lstrip("+~") for override in fixed}
     texts = {key: str(text) for key, text in {**study.space, **searched}.items()}
     texts = {key: text for key, text in texts.items() if key not in keys_fixed}

@@ -17,6 +17,11 @@ def test_the_command_lines_space_joins_that_of_the_file_and_a_fixed_key_leaves_i
     assert plan.config.gamma == 0.98
 
 
+def test_a_dimension_may_be_typed_where_the_file_has_it():
+    plan = plan_of("study.space.lr=interval(1e-4,1e-3)")
+    assert plan.space.texts()["lr"] == "interval(1e-4,1e-3)"
+
+
 def test_the_name_is_the_sweep_and_what_was_fixed_beside_it():
     plan = plan_of("study.name=auto", "lr=3e-4", "study.num_trials=7", "num_threads=1")
     assert plan.name == "study,network=tiny,total_steps=2048,lr=3e-4"
