@@ -142,7 +142,9 @@ def pass_moments(
         )
         gradients = sum(other.num_parameters for other in networks[index + 1 :]) + network.num_free
         gradients += sum(head.num_parameters for head in network.heads)
-        if len(network.heads) > 1:  # two gradients of the features, and their sum
+        # Two gradients of the features, and their sum: a place of its own where a dispatch mode
+        # watches, as a ledger is; else autograd adds in place, and a third less is in use.
+        if len(network.heads) > 1:
             yield PassMoment(
                 f"backward, the {network.name}'s heads",
                 kept + network.kept(last),
