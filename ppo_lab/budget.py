@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from ppo_lab.placement import Place
 from ppo_lab.tally import Category
 
 __all__ = ["Change", "advice", "budget_bytes", "fits", "over_budget", "refusal", "resolve_memory"]
+
+log = logging.getLogger(__name__)
 
 _GIB = 1024**3
 _MICRO_BATCHES = (2, 8)
@@ -72,36 +75,55 @@ def budget_bytes(config: Config) -> int | None:
 
 def fits(config: Config) -> bool:
     """Return whether ``config`` fits its budget; without a budget nothing is forecast."""
-    budget = budget_bytes(config)
-    return budget is None or forecast(config).total <= budget
+    return _excess(config) is None
 
 
 def over_budget(config: Config) -> str | None:
     """Return in one line why ``config`` does not fit its budget and what would; None if it fits."""
-    budget = budget_bytes(config)
-    if budget is None or (needed := forecast(config).total) <= budget:
+    if (excess := _excess(config)) is None:
         return None
-    fitting = [change for change in advice(config) if change.total <= budget]
+    fitting = [change for change in advice(config) if change.total <= excess.budget]
     gentlest = min(fitting, key=lambda change: bool(change.alters), default=None)
     remedy = f"fits with {gentlest}" if gentlest else "no change tried would fit"
-    return f"{_need(needed, budget)}; {remedy}"
+    return f"{excess}; {remedy}"
 
 
 def refusal(config: Config) -> str | None:
     """Return the same as a message with every change that would make it fit; None if it fits."""
-    budget = budget_bytes(config)
-    if budget is None or (needed := forecast(config).total) <= budget:
+    if (excess := _excess(config)) is None:
         return None
     changes = advice(config)
-    fitting = [change for change in changes if change.total <= budget]
-    lines = [f"ppo_lab: {_need(needed, budget)}"]
+    fitting = [change for change in changes if change.total <= excess.budget]
+    lines = [f"ppo_lab: {excess}"]
     lines.append("would fit, most saved first:" if fitting else "nothing fits; most saved first:")
     lines += [f"  {change}" for change in (fitting or changes)[:_NUM_SHOWN]]
     return "\n".join([*lines, "vram_budget_gib=none runs it all the same"])
 
 
-def _need(needed: int, budget: int) -> str:
-    return f"needs {needed / _GIB:.2f} GiB by forecast, vram_budget_gib is {budget / _GIB:.2f}"
+@dataclass(frozen=True)
+class _Excess:
+    """What is needed, in bytes, where it is more than the budget."""
+
+    needed: int
+    budget: int
+
+    def __str__(self) -> str:
+        needed, budget = self.needed / _GIB, self.budget / _GIB
+        return f"needs {needed:.2f} GiB by forecast, vram_budget_gib is {budget:.2f}"
+
+
+def _excess(config: Config) -> _Excess | None:
+    """Return by how much ``config`` is over its budget; None if it fits or cannot be forecast."""
+    if (budget := budget_bytes(config)) is None:
+        return None
+    try:
+        needed = forecast(config).total
+    except (
+        Exception
+    ):  # such as a user's own network that asks for values: it may train all the same
+        log.warning("this run cannot be forecast, so its budget is not checked", exc_info=True)
+        return None
+    return _Excess(needed, budget) if needed > budget else None
 
 
 def advice(config: Config) -> list[Change]:

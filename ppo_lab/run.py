@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.budget import over_budget
+from ppo_lab.budget import over_budget, resolve_memory
 from ppo_lab.bus import measure_bus
 from ppo_lab.config import Config
 from ppo_lab.counted import CountedTrainer
@@ -56,6 +56,9 @@ def run_in_folder(
     free again on return, so that the next one in this process has all of it.
     """
     begin_s = time.perf_counter()
+    asked, config = config.memory.name, resolve_memory(config)
+    if config.memory.name != asked:
+        log.info("memory=%s is %s here", asked, config.memory.name)
     device = config.torch_device
     if config.is_profiled and device.type == "cuda":
         measure_bus(device)  # before a limit that its buffers might not fit in

@@ -136,3 +136,14 @@ def test_auto_is_the_strategy_of_the_same_arithmetic_that_fits_and_moves_least(
 def test_a_chosen_strategy_stays_chosen():
     settings = wanted("memory=shared_trunk", budget=1)
     assert resolve_memory(settings) is settings
+
+
+def test_what_cannot_be_forecast_runs_and_says_so(monkeypatch, caplog):
+    def fails(settings):
+        raise RuntimeError("asks a tensor for its value")
+
+    monkeypatch.setattr(budgeting, "forecast", fails)
+    assert fits(wanted())
+    assert over_budget(wanted()) is None
+    assert "cannot be forecast" in caplog.text
+    assert "asks a tensor for its value" in caplog.text
