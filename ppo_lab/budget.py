@@ -30,6 +30,7 @@ _MICRO_BATCHES = (2, 8)
 _WORTH_TRYING_FRAC = 0.05  # of what is needed
 _NUM_PAIRED = 4  # the best single changes, of which pairs are tried
 _NUM_SHOWN = 5
+_NOTICED_BYTES = 10 * 1024**2  # over the bus: less than a millisecond
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,19 @@ class Change:
     saving: int
     """Bytes less than before."""
     alters: str
-    """What it changes beside memory; empty where the numbers stay the same."""
+    """What it changes in the numbers of a run; empty where they stay the same."""
+    more_moved: int = 0
+    """Bytes more over the bus in each iteration."""
+
+    @property
+    def price(self) -> str:
+        """What it changes, and what it costs on the bus; empty for nothing."""
+        moved = f"{self.more_moved / _GIB:+,.1f} GiB PCIe"
+        parts = [self.alters, moved if abs(self.more_moved) > _NOTICED_BYTES else ""]
+        return "; ".join(part for part in parts if part)
 
     def __str__(self) -> str:
-        beside = f" ({self.alters})" if self.alters else ""
+        beside = f" ({self.price})" if self.price else ""
         return f"{' '.join(self.overrides)}: {self.total / _GIB:.2f} GiB{beside}"
 
 
@@ -146,13 +156,13 @@ def advice(config: Config) -> list[Change]:
 
 
 def _change(config: Config, options: Sequence[_Option], before: Forecast) -> Change:
-    changed = options[0].config if len(options) == 1 else config
-    total = forecast(changed).total
+    after = forecast(options[0].config if len(options) == 1 else config)
     return Change(
         tuple(option.override for option in options),
-        total,
-        before.total - total,
+        after.total,
+        before.total - after.total,
         "; ".join(option.alters for option in options if option.alters),
+        _moved(after) - _moved(before),
     )
 
 
@@ -268,7 +278,7 @@ def resolve_memory(config: Config) -> Config:
     fitting = [candidate for candidate in candidates if fits(candidate)]
     if not fitting:
         return min(candidates, key=lambda candidate: forecast(candidate).total)
-    return min(fitting, key=_bytes_moved)
+    return min(fitting, key=lambda candidate: _moved(forecast(candidate)))
 
 
 def _same_arithmetic(config: Config) -> Iterator[Config]:
@@ -279,6 +289,6 @@ def _same_arithmetic(config: Config) -> Iterator[Config]:
             yield dataclasses.replace(config, memory=memory)
 
 
-def _bytes_moved(config: Config) -> int:
-    moved = forecast(config).bus.iteration
-    return moved.h2d_bytes + moved.d2h_bytes
+def _moved(needed: Forecast) -> int:
+    """Return the bytes that cross the bus in an iteration, both ways."""
+    return needed.bus.iteration.h2d_bytes + needed.bus.iteration.d2h_bytes
