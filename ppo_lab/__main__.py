@@ -58,7 +58,7 @@ def job(cfg: DictConfig) -> float | None:
     if (folder / "metrics.jsonl").exists():
         _refuse(f"ppo_lab: {folder}: holds a run already; choose another folder for this one")
     summary = run_in_folder(
-        resolve_memory(load(cfg)),
+        load(cfg),
         folder,
         overrides=list(hydra_config.overrides.task),
         group=folder.parent.name if is_grid else None,

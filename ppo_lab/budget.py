@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +23,14 @@ from ppo_lab.tally import Category
 
 __all__ = ["Change", "advice", "budget_bytes", "fits", "over_budget", "refusal", "resolve_memory"]
 
+log = logging.getLogger(__name__)
+
 _GIB = 1024**3
 _MICRO_BATCHES = (2, 8)
 _WORTH_TRYING_FRAC = 0.05  # of what is needed
 _NUM_PAIRED = 4  # the best single changes, of which pairs are tried
 _NUM_SHOWN = 5
+_NOTICED_BYTES = 10 * 1024**2  # over the bus: less than a millisecond
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,19 @@ class Change:
     saving: int
     """Bytes less than before."""
     alters: str
-    """What it changes beside memory; empty where the numbers stay the same."""
+    """What it changes in the numbers of a run; empty where they stay the same."""
+    more_moved: int = 0
+    """Bytes more over the bus in each iteration."""
+
+    @property
+    def price(self) -> str:
+        """What it changes, and what it costs on the bus; empty for nothing."""
+        moved = f"{self.more_moved / _GIB:+,.1f} GiB PCIe"
+        parts = [self.alters, moved if abs(self.more_moved) > _NOTICED_BYTES else ""]
+        return "; ".join(part for part in parts if part)
 
     def __str__(self) -> str:
-        beside = f" ({self.alters})" if self.alters else ""
+        beside = f" ({self.price})" if self.price else ""
         return f"{' '.join(self.overrides)}: {self.total / _GIB:.2f} GiB{beside}"
 
 
@@ -72,36 +85,55 @@ def budget_bytes(config: Config) -> int | None:
 
 def fits(config: Config) -> bool:
     """Return whether ``config`` fits its budget; without a budget nothing is forecast."""
-    budget = budget_bytes(config)
-    return budget is None or forecast(config).total <= budget
+    return _excess(config) is None
 
 
 def over_budget(config: Config) -> str | None:
     """Return in one line why ``config`` does not fit its budget and what would; None if it fits."""
-    budget = budget_bytes(config)
-    if budget is None or (needed := forecast(config).total) <= budget:
+    if (excess := _excess(config)) is None:
         return None
-    fitting = [change for change in advice(config) if change.total <= budget]
+    fitting = [change for change in advice(config) if change.total <= excess.budget]
     gentlest = min(fitting, key=lambda change: bool(change.alters), default=None)
     remedy = f"fits with {gentlest}" if gentlest else "no change tried would fit"
-    return f"{_need(needed, budget)}; {remedy}"
+    return f"{excess}; {remedy}"
 
 
 def refusal(config: Config) -> str | None:
     """Return the same as a message with every change that would make it fit; None if it fits."""
-    budget = budget_bytes(config)
-    if budget is None or (needed := forecast(config).total) <= budget:
+    if (excess := _excess(config)) is None:
         return None
     changes = advice(config)
-    fitting = [change for change in changes if change.total <= budget]
-    lines = [f"ppo_lab: {_need(needed, budget)}"]
+    fitting = [change for change in changes if change.total <= excess.budget]
+    lines = [f"ppo_lab: {excess}"]
     lines.append("would fit, most saved first:" if fitting else "nothing fits; most saved first:")
     lines += [f"  {change}" for change in (fitting or changes)[:_NUM_SHOWN]]
     return "\n".join([*lines, "vram_budget_gib=none runs it all the same"])
 
 
-def _need(needed: int, budget: int) -> str:
-    return f"needs {needed / _GIB:.2f} GiB by forecast, vram_budget_gib is {budget / _GIB:.2f}"
+@dataclass(frozen=True)
+class _Excess:
+    """What is needed, in bytes, where it is more than the budget."""
+
+    needed: int
+    budget: int
+
+    def __str__(self) -> str:
+        needed, budget = self.needed / _GIB, self.budget / _GIB
+        return f"needs {needed:.2f} GiB by forecast, vram_budget_gib is {budget:.2f}"
+
+
+def _excess(config: Config) -> _Excess | None:
+    """Return by how much ``config`` is over its budget; None if it fits or cannot be forecast."""
+    if (budget := budget_bytes(config)) is None:
+        return None
+    try:
+        needed = forecast(config).total
+    except (
+        Exception
+    ):  # such as a user's own network that asks for values: it may train all the same
+        log.warning("this run cannot be forecast, so its budget is not checked", exc_info=True)
+        return None
+    return _Excess(needed, budget) if needed > budget else None
 
 
 def advice(config: Config) -> list[Change]:
@@ -124,13 +156,13 @@ def advice(config: Config) -> list[Change]:
 
 
 def _change(config: Config, options: Sequence[_Option], before: Forecast) -> Change:
-    changed = options[0].config if len(options) == 1 else config
-    total = forecast(changed).total
+    after = forecast(options[0].config if len(options) == 1 else config)
     return Change(
         tuple(option.override for option in options),
-        total,
-        before.total - total,
+        after.total,
+        before.total - after.total,
         "; ".join(option.alters for option in options if option.alters),
+        _moved(after) - _moved(before),
     )
 
 
@@ -246,7 +278,7 @@ def resolve_memory(config: Config) -> Config:
     fitting = [candidate for candidate in candidates if fits(candidate)]
     if not fitting:
         return min(candidates, key=lambda candidate: forecast(candidate).total)
-    return min(fitting, key=_bytes_moved)
+    return min(fitting, key=lambda candidate: _moved(forecast(candidate)))
 
 
 def _same_arithmetic(config: Config) -> Iterator[Config]:
@@ -257,6 +289,6 @@ def _same_arithmetic(config: Config) -> Iterator[Config]:
             yield dataclasses.replace(config, memory=memory)
 
 
-def _bytes_moved(config: Config) -> int:
-    moved = forecast(config).bus.iteration
-    return moved.h2d_bytes + moved.d2h_bytes
+def _moved(needed: Forecast) -> int:
+    """Return the bytes that cross the bus in an iteration, both ways."""
+    return needed.bus.iteration.h2d_bytes + needed.bus.iteration.d2h_bytes

@@ -15,6 +15,8 @@ from ppo_lab.budget import Change, advice, budget_bytes
 from ppo_lab.compose import Job
 from ppo_lab.config import Config
 from ppo_lab.forecast import Forecast, forecast
+from ppo_lab.memory.footprint import footprint
+from ppo_lab.networks import MlpConfig
 from ppo_lab.placement import Traffic
 from ppo_lab.tally import Category, Share
 
@@ -29,6 +31,7 @@ _GRID_CATEGORIES = {
     Category.rollout: "rollout",
 }
 _NUM_CHANGES = 5
+_SHOWN_FRAC = 0.005  # of the sum: what a term of the formula must be to get a line
 
 
 def forecast_table(config: Config) -> RenderableType:
@@ -36,7 +39,8 @@ def forecast_table(config: Config) -> RenderableType:
     needed = forecast(config)
     title = f"{config.env.id}, {config.memory.name}, {_parameters(needed)}, {config.dtype.value}"
     parts: list[RenderableType] = [Text(title, "bold")]
-    for block in (_categories(needed), _totals(needed), _traffic(needed)):
+    blocks = [_categories(needed), _totals(needed), _traffic(needed), *_formula(config, needed)]
+    for block in blocks:
         parts += [block, Text()]
     return Group(*parts, *_verdict(config, needed))
 
@@ -79,6 +83,14 @@ def forecast_json(jobs: Sequence[tuple[Job, Config]]) -> str:
 def _described(job: Job, config: Config) -> dict[str, Any]:
     needed, budget = forecast(config), budget_bytes(config)
     changes = advice(config) if budget is not None and needed.total > budget else []
+    form = None
+    if isinstance(config.network, MlpConfig):
+        closed = footprint(config, config.check_env())
+        terms = [
+            {"category": t.category.value, "name": t.name, "bytes": t.num_bytes, "is": t.formula}
+            for t in closed.peak.terms
+        ]
+        form = {"total": closed.total, "moment": closed.peak.name, "terms": terms}
     return {
         "overrides": list(job.overrides),
         "memory": config.memory.name,
@@ -107,8 +119,14 @@ def _described(job: Job, config: Config) -> dict[str, Any]:
             "iteration": vars(needed.bus.iteration),
         },
         "num_parameters": needed.num_parameters,
+        "formula": form,
         "advice": [
-            {"overrides": list(c.overrides), "total": c.total, "alters": c.alters or None}
+            {
+                "overrides": list(c.overrides),
+                "total": c.total,
+                "alters": c.alters or None,
+                "more_moved": c.more_moved,
+            }
             for c in changes
         ],
     }
@@ -166,6 +184,27 @@ def _traffic(needed: Forecast) -> Table:
     return table
 
 
+def _formula(config: Config, needed: Forecast) -> list[RenderableType]:
+    """Return the closed form of the peak, as far as its terms matter; none for other networks."""
+    if not isinstance(config.network, MlpConfig):
+        return []
+    form = footprint(config, config.check_env())
+    table = _table()
+    table.add_column(Text("by formula", "dim"))
+    table.add_column("", justify="right")
+    table.add_column(Text(form.peak.name, "dim"), overflow="fold")
+    rest = form.total
+    for term in form.peak.terms:
+        if term.num_bytes >= _SHOWN_FRAC * form.total:
+            table.add_row(term.name, _size(term.num_bytes), term.formula)
+            rest -= term.num_bytes
+    if rest:
+        table.add_row("smaller terms", _size(rest), "")
+    error = form.total / needed.peak.total - 1.0
+    table.add_row("sum", _size(form.total), f"{error:+.1%} of the tensors counted; {form.summary}")
+    return [table]
+
+
 def _verdict(config: Config, needed: Forecast) -> list[RenderableType]:
     """Return whether it fits the budget, and what would; nothing where there is no budget."""
     budget = budget_bytes(config)
@@ -179,16 +218,16 @@ def _verdict(config: Config, needed: Forecast) -> list[RenderableType]:
 
 def _changes(changes: Sequence[Change], budget: int) -> Table:
     table = _table()
-    table.add_column(Text("instead", "dim"), overflow="fold")
+    table.add_column(Text("instead", "dim"), overflow="fold", min_width=26)
     for heading in ("needs", "saves"):
         table.add_column(heading, justify="right")
     table.add_column("")
-    table.add_column("alters", overflow="fold")
+    table.add_column("changes, PCIe per iteration")
     for change in changes[:_NUM_CHANGES]:
         verdict = Text("fits", "green") if change.total <= budget else Text("over", "red")
         name = " ".join(change.overrides)
         sizes = (_size(change.total), _size(change.saving))
-        table.add_row(Text(name), *sizes, verdict, change.alters or "nothing")
+        table.add_row(Text(name), *sizes, verdict, Text(change.price or "nothing"))
     return table
 
 

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.budget import over_budget
+from ppo_lab.budget import over_budget, resolve_memory
 from ppo_lab.bus import measure_bus
 from ppo_lab.config import Config
 from ppo_lab.counted import CountedTrainer
@@ -83,13 +83,16 @@ def run_stack(
 
     ``should_stop`` is asked after every iteration; a reason it gives ends the run with status
     ``pruned``. With ``is_forecast`` the summaries hold the forecast even where nothing is profiled.
-    An exception of the run becomes summaries of status ``failed`` or
-    ``out_of_memory``; Ctrl-C and SystemExit are raised again once the trackers are closed. The
-    memory of a run that failed is free again on return, so that the next one in this process has
-    all of it.
+    An exception of the run becomes summaries of status ``failed`` or ``out_of_memory``; Ctrl-C and
+    SystemExit are raised again once the trackers are closed. The memory of a run that failed is
+    free again on return, so that the next one in this process has all of it.
     """
     begin_s = time.perf_counter()
+    asked = configs[0].memory.name
+    configs = [resolve_memory(config) for config in configs]
     config = configs[0]
+    if config.memory.name != asked:
+        log.info("memory=%s is %s here", asked, config.memory.name)
     device = config.torch_device
     if config.is_profiled and device.type == "cuda":
         measure_bus(device)  # before a limit that its buffers might not fit in

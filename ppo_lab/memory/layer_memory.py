@@ -173,7 +173,7 @@ def _backward(network: NetworkShape, layer: int, *, is_mixed: bool) -> Iterator[
     cast = network.cast_weights(layer)
     yield PassMoment(name, network.kept(layer), 2 * width, 0, cast, has_begun=True)
     # The product reads that, and writes gradients of its weights and of its own input.
-    kept = network.kept(layer - 1) if layer > 1 else 0
+    kept = network.kept(layer) - width  # the segment before is not computed again yet
     in_use = width + width_before
     new = 0 if is_mixed else trained.num_parameters
     new_cast = trained.num_parameters if is_mixed else 0

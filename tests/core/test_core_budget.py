@@ -83,7 +83,9 @@ def test_advice_is_ranked_by_what_it_saves_and_says_what_it_alters():
     by_override = {change.overrides: change for change in changes}
     assert by_override["memory=shared_trunk",].alters == "another model"
     assert by_override["memory=parked",].alters == "actor and critic are clipped separately"
-    assert by_override["memory=offloaded_optimizer",].alters == ""
+    offloaded = by_override["memory=offloaded_optimizer",]
+    assert offloaded.alters == ""
+    assert offloaded.price == "+0.5 GiB PCIe"  # 500 MiB in each iteration
     assert by_override["dtype=bfloat16",].total == 22.5 * GIB  # half of 15 GiB of activations less
     # 15 GiB + 15 / 8: less than the 18 GiB of parked
     assert by_override["memory.num_micro_batches=8",].total == 16.875 * GIB
@@ -136,3 +138,14 @@ def test_auto_is_the_strategy_of_the_same_arithmetic_that_fits_and_moves_least(
 def test_a_chosen_strategy_stays_chosen():
     settings = wanted("memory=shared_trunk", budget=1)
     assert resolve_memory(settings) is settings
+
+
+def test_what_cannot_be_forecast_runs_and_says_so(monkeypatch, caplog):
+    def fails(settings):
+        raise RuntimeError("asks a tensor for its value")
+
+    monkeypatch.setattr(budgeting, "forecast", fails)
+    assert fits(wanted())
+    assert over_budget(wanted()) is None
+    assert "cannot be forecast" in caplog.text
+    assert "asks a tensor for its value" in caplog.text

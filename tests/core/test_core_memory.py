@@ -17,7 +17,7 @@ from core_helpers import (
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.lanes import check_stack
-from ppo_lab.memory import STRATEGIES
+from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.placement import Place, Placement, Traffic
 from ppo_lab.trainer import Trainer
@@ -36,8 +36,9 @@ def test_every_strategy_has_a_yaml_and_its_own_name(strategy):
     assert config(f"memory={strategy}").memory.name == strategy
 
 
-def test_every_yaml_is_a_strategy():
-    assert {path.stem for path in (CONF_DIR / "memory").glob("*.yaml")} == set(STRATEGIES)
+def test_every_yaml_is_a_strategy_or_the_choice_of_one():
+    names = {path.stem for path in (CONF_DIR / "memory").glob("*.yaml")}
+    assert names == {*STRATEGIES, AutoMemory.name}
 
 
 @pytest.mark.parametrize("env", [(), PENDULUM], ids=["discrete", "continuous"])
