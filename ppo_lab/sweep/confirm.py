@@ -134,6 +134,7 @@ def confirmation_plan(plan: Plan, study: Study, database: Database) -> Plan | No
         folder=plan.folder / "confirm" / f"{num_seeds}_seeds",
         base=base,
         config=base.config(),
+        confirms=plan.folder,
         starts=(default, *(Start(dict(point), is_inside=True) for point in points)),
     )
 

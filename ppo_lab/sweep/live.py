@@ -105,7 +105,9 @@ def draw(standing: Standing, console: Console) -> RenderableType:
         state = Text(row.state, _STYLES.get(row.state, "magenta"))
         params = Text(_parameters(row), "dim" if is_over else "")
         table.add_row(*(Text(cell, "dim" if is_over else "") for cell in cells), state, params)
-    return Group(*_lines(standing, console.width // 3), table)
+    # The cursor rests on an empty line: where it ended a full one, a terminal's echo of ^C would
+    # wrap, and the next picture begin a line too low.
+    return Group(*_lines(standing, console.width // 3), table, Text())
 
 
 def _lines(standing: Standing, most_of_name: int) -> Iterator[Text]:

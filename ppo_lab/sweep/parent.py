@@ -151,7 +151,8 @@ class Parent:
     def _is_stopping(self) -> Ending | None:
         if self._signals.is_stopping:
             return Ending.interrupted
-        if not self._is_stopped and (self._plan.folder / STOP_FILE).exists():
+        folders = [folder for folder in (self._plan.folder, self._plan.confirms) if folder]
+        if not self._is_stopped and any((folder / STOP_FILE).exists() for folder in folders):
             self._is_stopped = True
             self._patience.call("stop", self._book.stop)  # on every machine
         return Ending.stopped if self._is_stopped else None

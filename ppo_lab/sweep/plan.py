@@ -61,6 +61,8 @@ class Plan:
     constraints: tuple[Constraint, ...]
     overrides: tuple[str, ...]
     """What the command line fixed for every trial."""
+    confirms: Path | None = None
+    """Folder of the study whose best trials this one runs again."""
 
     @property
     def marks(self) -> tuple[int, ...]:

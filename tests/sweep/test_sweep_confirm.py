@@ -11,9 +11,13 @@ from sweep_helpers import make_base, make_space
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.study_config import Aggregate, ConfirmConfig, StudyConfig
+from ppo_lab.sweep.book import Book
 from ppo_lab.sweep.confirm import check_confirmation, confirmation_plan, read_confirmation
+from ppo_lab.sweep.lease import Lease
 from ppo_lab.sweep.objective import parse_constraints, parse_objectives
+from ppo_lab.sweep.parent import Ending, Parent, Signals
 from ppo_lab.sweep.plan import Plan
+from ppo_lab.sweep.retry import Patience
 from ppo_lab.sweep.storage import Database
 
 BASE = make_base("tracking=local", "seed=5")
@@ -46,6 +50,13 @@ def database(plan):
     database = Database(plan.url, plan.folder)
     yield database
     database.close()
+
+
+class NoExecutor:
+    """Must not be asked for anything but to end."""
+
+    def close(self):
+        pass
 
 
 def make_study(database, name):
@@ -121,6 +132,18 @@ def test_it_prunes_nothing_and_is_not_itself_confirmed(plan, search, database):
     again = confirmation_plan(plan, search, database)
     assert again.study.pruner == {"_target_": "optuna.pruners.NopPruner"}
     assert confirmation_plan(again, search, database) is None
+
+
+def test_the_studys_own_stop_file_stops_its_confirmation_too(plan, search, database):
+    again = confirmation_plan(plan, search, database)
+    assert again.confirms == plan.folder
+    (plan.folder / "STOP").touch()
+    patience, signals = Patience(1.0), Signals(print)
+    book = Book(again, database, lease := Lease(database, 60.0))
+    parent = Parent(again, book, lease, NoExecutor(), patience, signals, [])
+    assert parent.run() is Ending.stopped
+    assert book.counts().finished == 0
+    lease.close()
 
 
 def test_a_study_without_a_good_trial_has_nothing_to_confirm(plan, database):
