@@ -1,0 +1,171 @@
+"""``python -m benchmarks.forecast``: what every strategy needs, and how far the forecast is right.
+
+Needs no GPU. The forecast is held to a counted run on this CPU, byte by byte, for the networks that
+a CPU can train; the closed form is held to the forecast for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.result_page import publish, table
+from ppo_lab.budget import refusal
+from ppo_lab.compose import check_jobs, register
+from ppo_lab.config import Config
+from ppo_lab.counted import CountedTrainer
+from ppo_lab.dry_run import dry_run
+from ppo_lab.forecast import forecast
+from ppo_lab.memory import STRATEGIES
+from ppo_lab.memory.footprint import footprint
+
+_GIB = 1024**3
+_NETWORKS = ("tiny", "small", "medium", "large", "huge")
+_COUNTED = ("tiny", "small", "medium")  # what a CPU trains in seconds
+_ROWS = ("num_envs=64", "num_steps=128", "num_epochs=4", "num_minibatches=4")
+_FEW_ROWS = (
+    *("num_envs=16", "num_steps=32", "num_epochs=2", "num_minibatches=2"),
+    "network.init=default",  # orthogonal matrices take longer than the iteration
+)
+_DEEP = "network.hidden=[64,64,64,64,64]"
+_OPTIONS = {
+    "float32": (),
+    "bfloat16": ("dtype=bfloat16",),
+    "checkpointing, 5 layers": (_DEEP, "memory.checkpoint_activations=true"),
+    "4 micro-batches": ("memory.num_micro_batches=4",),
+    "rollout on the host": ("memory.rollout_place=host",),
+}
+_OVER = ("network=huge", "num_envs=1024", "num_minibatches=8", "total_steps=1_000_000")
+_PAIR = "network.hidden=[" + ",".join(["16384"] * 8) + "]"
+_MEASURE = """
+import json, resource, sys, time
+from ppo_lab.compose import check_jobs, register
+from ppo_lab.forecast import forecast
+register()
+(job,) = check_jobs(sys.argv[1:], is_multirun=False, config_dir=None, config_name=None)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+wall, cpu = time.perf_counter(), time.process_time()
+needed = forecast(job.config)
+print(json.dumps({
+    "total": needed.total,
+    "parameters": sum(needed.num_parameters.values()),
+    "wall_s": time.perf_counter() - wall,
+    "cpu_s": time.process_time() - cpu,
+    "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "rss_before_mib": before / 1024,
+}))
+"""
+
+
+def _config(*overrides: str) -> Config:
+    words = ["tracking=local", "device=cpu", *overrides]
+    return check_jobs(words, is_multirun=False, config_dir=None, config_name=None)[0].config
+
+
+def sizes() -> str:
+    """Return what every strategy needs for every network that ships, and the formula's error."""
+    rows = []
+    for network, strategy in itertools.product(_NETWORKS, STRATEGIES):
+        config = _config(*_ROWS, f"network={network}", f"memory={strategy}")
+        begin_s = time.process_time()
+        needed = forecast(config)
+        seconds = time.process_time() - begin_s
+        peak, moved = needed.peak, needed.bus.iteration
+        formula = footprint(config, config.check_env()).total
+        rows.append(
+            [
+                f"{network}, {strategy}",
+                f"{peak.total / _GIB:.3f}",
+                f"{needed.total / _GIB:.2f}",
+                f"{peak.phase}: {peak.doing}",
+                f"{needed.host_peak.total / _GIB:.3f}",
+                f"{(moved.h2d_bytes + moved.d2h_bytes) / _GIB:.3f}",
+                f"{formula / peak.total - 1.0:+.2%}",
+                f"{seconds:.1f}",
+            ]
+        )
+    header = ["network, strategy", "tensors", "with CUDA's own", "the peak's moment", "host"]
+    return table([*header, "PCIe per iteration", "formula - forecast", "CPU s"], rows)
+
+
+def _differences(config: Config) -> Iterator[int]:
+    """Yield |counted - forecast| bytes of every category and network of every phase, and more."""
+    dry, trainer = dry_run(config), CountedTrainer([config])
+    startup = dataclasses.replace(trainer.placement.traffic)
+    trainer.iterate()
+    for phase, planned in dry.ledger.phase_peaks.items():
+        counted = trainer.ledger.phase_peaks[phase]
+        for share in planned.shares.keys() | counted.shares.keys():
+            yield abs(planned.shares.get(share, 0) - counted.shares.get(share, 0))
+    yield abs(dry.ledger.host_peak.total - trainer.ledger.host_peak.total)
+    moved = trainer.placement.traffic.since(startup)
+    yield abs(moved.h2d_bytes - dry.bus.iteration.h2d_bytes)
+    yield abs(moved.d2h_bytes - dry.bus.iteration.d2h_bytes)
+
+
+def held_to_a_run(networks: Sequence[str]) -> str:
+    """Return the largest difference between forecast and counted run, in bytes."""
+    rows = []
+    for network, strategy in itertools.product(networks, STRATEGIES):
+        largest: list[object] = []
+        for options in _OPTIONS.values():
+            config = _config(*_FEW_ROWS, f"network={network}", f"memory={strategy}", *options)
+            largest.append(max(_differences(config)))
+        rows.append([f"{network}, {strategy}", *largest])
+    return table(["bytes", *_OPTIONS], rows)
+
+
+def large_pair() -> str:
+    """Return what a forecast of 3.8 billion parameters costs, each in a process of its own."""
+    rows = []
+    for strategy in STRATEGIES:
+        words = [_PAIR, f"memory={strategy}", "tracking=local", "device=cpu"]
+        command = [sys.executable, "-c", _MEASURE, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        cost: dict[str, Any] = json.loads(done.stdout)
+        rows.append(
+            [
+                strategy,
+                f"{cost['parameters'] / 1e9:.2f}",
+                f"{cost['total'] / _GIB:.1f}",
+                f"{cost['wall_s']:.1f}",
+                f"{cost['cpu_s']:.1f}",
+                f"{cost['rss_mib']:.0f} ({cost['rss_before_mib']:.0f} before)",
+            ]
+        )
+    header = ["strategy", "billion parameters", "GiB", "wall s", "CPU s", "peak MiB of the process"]
+    return table(header, rows)
+
+
+def main() -> None:
+    """Print the page; ``--write`` keeps it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="keep the page in results/")
+    parser.add_argument("--quick", action="store_true", help="hold only the tiny network to a run")
+    arguments = parser.parse_args()
+    register()
+    message = refusal(_config(*_OVER, "vram_budget_gib=24"))
+    parts = [
+        f"GiB, CartPole, {' '.join(_ROWS)}; no GPU was touched. The formula is "
+        "`ppo_lab.memory.footprint`.\n\n" + sizes(),
+        "## Held to a run\n\nThe largest difference, in bytes, between the forecast and a real "
+        "first iteration counted on this CPU: over every phase, category and network, host memory, "
+        f"and the bytes that crossed the bus. {' '.join(_FEW_ROWS)}.\n\n"
+        + held_to_a_run(_COUNTED[:1] if arguments.quick else _COUNTED),
+        "## 3.8 billion parameters\n\nTwo networks of 8 x 16384; the first forecast of a process, "
+        f"its imports included.\n\n{large_pair()}",
+        f"## Advice\n\n`{' '.join(_OVER)} vram_budget_gib=24` is refused with\n\n"
+        f"```\n{message}\n```",
+    ]
+    publish("forecast", "Memory, forecast", parts, write=arguments.write)
+
+
+if __name__ == "__main__":
+    main()
