@@ -34,7 +34,7 @@ REFUSED = [
     ("network=huuge", "network=huuge", "did you mean huge?"),
     ("memory=nope", "memory=nope", "auto, co_resident, offloaded_optimizer, parked, shared_trunk"),
     ("tracking=foo", "tracking=foo", "local, wandb"),
-    ("memory.pin_memory=false", "memory.pin_memory=false", "memory=offloaded_optimizer or parked alone"),
+    ("memory.pin_memory=false", "memory.pin_memory=false", "offloaded_optimizer or parked alone"),
     ("memory=offloaded_optimizer memory.pin=1", "memory.pin=1", "did you mean memory.pin_memory?"),
     ("env.id=CartPole-v9", "env.id=CartPole-v9", "did you mean CartPole-v1?"),
     ("env=gymnasium", "env.id", "needs a value"),
