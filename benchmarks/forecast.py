@@ -45,12 +45,16 @@ _OPTIONS = {
 _OVER = ("network=huge", "num_envs=1024", "num_minibatches=8", "total_steps=1_000_000")
 _PAIR = "network.hidden=[" + ",".join(["16384"] * 8) + "]"
 _MEASURE = """
-import json, resource, sys, time
+import json, sys, time
+from pathlib import Path
 from ppo_lab.compose import check_jobs, register
 from ppo_lab.forecast import forecast
 register()
 (job,) = check_jobs(sys.argv[1:], is_multirun=False, config_dir=None, config_name=None)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_mib():
+    # not ru_maxrss, which begins with the parent's
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+before = peak_mib()
 wall, cpu = time.perf_counter(), time.process_time()
 needed = forecast(job.config)
 print(json.dumps({
@@ -58,8 +62,8 @@ print(json.dumps({
     "parameters": sum(needed.num_parameters.values()),
     "wall_s": time.perf_counter() - wall,
     "cpu_s": time.process_time() - cpu,
-    "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    "rss_before_mib": before / 1024,
+    "rss_mib": peak_mib(),
+    "rss_before_mib": before,
 }))
 """
 

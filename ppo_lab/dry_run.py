@@ -67,7 +67,8 @@ def dry_run(config: Config) -> DryRun:
     on_cpu = dataclasses.replace(config, device="cpu", profile=Profile.never, vram_limit_gib=None)
     num_threads = torch.get_num_threads()
     try:
-        with _NoNumbers():
+        # Without a rule for fake tensors an operation would run on real ones, of the real size.
+        with _NoNumbers(allow_fallback_kernels=False):
             trainer = _DryTrainer(on_cpu)
             bus = trainer.dry_iteration()
             groups = trainer.model.groups()
@@ -181,6 +182,8 @@ class _NoNumbers(FakeTensorMode):
         args: Any = (),  # noqa: ANN401
         kwargs: Any = None,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
+        if func is torch.ops.aten._fused_adamw_.tensor_lr:
+            return None  # torch has no rule for it; it works in place and returns nothing
         try:
             result = self.dispatch(func, types, args, kwargs or {})
         except DataDependentOutputException:
