@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import trim_mean
-
 from ppo_lab.errors import ConfigError
 from ppo_lab.study_config import Aggregate
 
@@ -104,7 +102,8 @@ def aggregate_seeds(values: Sequence[float], aggregate: Aggregate) -> float:
     A quarter is rounded down, as in rliable: of 4 to 7 values one at each end is left out.
     """
     if aggregate is Aggregate.iqm:
-        return float(trim_mean(values, 0.25))
+        num_cut = len(values) // 4
+        values = sorted(values)[num_cut : len(values) - num_cut]
     return statistics.fmean(values)
 
 

@@ -34,8 +34,7 @@ import numpy as np
 from optuna.pruners import BasePruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial
-from scipy.special import digamma, polygamma
-from scipy.stats import t as student_t
+from scipy.special import digamma, polygamma, stdtrit
 
 __all__ = ["SPREAD", "ConfidencePruner", "Report", "Spread", "moderated", "report"]
 
@@ -119,7 +118,7 @@ class ConfidencePruner(BasePruner):
     def half_width(self, own: Spread, others: Sequence[Spread]) -> float:
         """Return how far the bound of a trial's mean lies from it; see the module's formula."""
         variance, dof = moderated(own, others)
-        return float(student_t.ppf(self.confidence, dof)) * math.sqrt(variance / own.num_seeds)
+        return float(stdtrit(dof, self.confidence)) * math.sqrt(variance / own.num_seeds)
 
 
 def moderated(own: Spread, others: Sequence[Spread]) -> tuple[float, float]:
