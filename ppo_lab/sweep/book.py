@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.study import Study, StudyDirection
@@ -28,25 +27,19 @@ from ppo_lab.sweep.events import Counts
 from ppo_lab.sweep.fingerprint import ATTRIBUTE, refuse_change
 from ppo_lab.sweep.lease import Lease, Owner
 from ppo_lab.sweep.messages import Mark
-from ppo_lab.sweep.objective import quantity
 from ppo_lab.sweep.plan import Plan
 from ppo_lab.sweep.pruning import Report, report
 from ppo_lab.sweep.result import Result, read_result
 from ppo_lab.sweep.samplers import build_pruner, build_sampler
 from ppo_lab.sweep.storage import Database
+from ppo_lab.sweep.told import Told, come_to, outcome_of
 from ppo_lab.versions import versions
 
-__all__ = ["Book", "Claim", "Told", "run_id_stem"]
+__all__ = ["Book", "Claim", "run_id_stem"]
 
-_RAN = "ran"
-"""Constraint of a trial that could not end by itself; samplers rank it below all that could."""
-_NOT_RUNNABLE = {"diverged", "out_of_memory", "over_budget", "refused", "no_result"}
 _STOP = "stop"
 _TOKEN = "token"
 """Tells a study from an earlier one of its name, where runs of both are kept, as in W&B."""
-_KEPT_OF_SEED = ("seed", "status", "env_steps", "wandb", "folder")
-_MEASURED = ("env_steps_per_s", "wall_time_s", "peak_vram_gib", "forecast_vram_gib")
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass(frozen=True)
@@ -69,16 +62,6 @@ class Claim:
     def number(self) -> int:
         """The trial's number in its study."""
         return self.trial.number
-
-
-@dataclass(frozen=True)
-class Told:
-    """How a trial entered the study."""
-
-    state: TrialState
-    status: str
-    reason: str | None
-    values: Sequence[float] | None
 
 
 class Book:
@@ -138,9 +121,12 @@ class Book:
 
     def _enqueue_starts(self, there: Sequence[FrozenTrial]) -> None:
         """Queue the starting points that are not queued yet; the baseline is the first trial."""
+        roles = {trial.user_attrs.get("role") for trial in there}
+        queued = [trial.system_attrs.get("fixed_params") for trial in there]
         for index, start in enumerate(self._plan.starts):
-            if index >= len(there):  # else an earlier call failed halfway
-                role = "baseline" if index == 0 else "start"
+            role = "baseline" if index == 0 else "start"
+            is_there = role in roles if index == 0 else start.params in queued
+            if not is_there:
                 attrs = {"role": role, "is_inside": start.is_inside}
                 self.study.enqueue_trial(start.params, user_attrs=attrs)
 
@@ -175,14 +161,30 @@ class Book:
         None where as many are finished or running as the study wants.
         """
         with self._database.exclusive(self._plan.name):
-            trials = self.study.get_trials(deepcopy=False)
-            for frozen in trials:
-                if frozen.state is TrialState.RUNNING and self._is_free(frozen):
-                    return self._take(Trial(self.study, frozen._trial_id))
-            counts = self._count(trials)
-            if counts.finished + counts.running >= counts.total:
-                return None
-            return self._take(self.study.ask())
+            claim = self._claim()
+        if claim is not None:
+            # Not before the lock is given back: where that fails we claim again, and find it ours.
+            self._held.add(claim.number)
+        return claim
+
+    def _claim(self) -> Claim | None:
+        trials = self.study.get_trials(deepcopy=False)
+        counts = self._count(trials)
+        num_left = counts.total - counts.finished - counts.running
+        free = [t for t in trials if t.state is TrialState.RUNNING and self._is_free(t)]
+        for _ in range(min(-num_left, len(free))):
+            self._queue(free.pop())
+        if free:
+            return self._take(Trial(self.study, free[0]._trial_id))
+        return self._take(self.study.ask()) if num_left > 0 else None
+
+    def _queue(self, trial: FrozenTrial) -> None:
+        """Let a trial wait until the study wants more than it has.
+
+        There is one too many where a total was lowered, or where the connection that held the lock
+        was lost in the middle of a claim and another parent claimed meanwhile.
+        """
+        self._database.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
     def _is_free(self, trial: FrozenTrial) -> bool:
         owner = Owner.read(trial.user_attrs.get("owner"))
@@ -203,7 +205,7 @@ class Book:
         attempt = attrs.get("attempt", 0) + 1
         trial.set_user_attr("attempt", attempt)
         trial.set_user_attr("owner", self._lease.owner._asdict())
-        claim = Claim(
+        return Claim(
             trial=trial,
             role=attrs.get("role", "search"),
             params=params,
@@ -212,8 +214,6 @@ class Book:
             reported_step=self._database.storage.get_trial(trial._trial_id).last_step or 0,
             result=result if result is not None and result.is_final else None,
         )
-        self._held.add(trial.number)
-        return claim
 
     def run_id(self, claim: Claim) -> str:
         """Return what trackers know the attempt by, but for its seed."""
@@ -254,7 +254,8 @@ class Book:
 
     def finish(self, claim: Claim, result: Result) -> Told | None:
         """Tell a trial's outcome, once; None if another parent has taken the trial over."""
-        told = self._outcome(claim, result)
+        is_inside = claim.trial.user_attrs.get("is_inside", True)
+        told = come_to(self._plan, result, is_inside=is_inside)
         with self._database.exclusive(self._plan.name):
             stored = self._stored(claim)
             if not self._is_held(stored):
@@ -262,65 +263,13 @@ class Book:
             if stored.state.is_finished():  # by a call whose answer was lost
                 return told
             trial = claim.trial
-            for constraint in self._plan.constraints:
-                violation = constraint.violation(result.summaries)
-                if violation is not None and constraint.text not in trial.constraints:
-                    trial.set_constraint(constraint.text, violation)
-            if told.status in _NOT_RUNNABLE and _RAN not in trial.constraints:
-                trial.set_constraint(_RAN, 1.0)
-            trial.set_user_attr("outcome", self._outcome_attribute(told, result))
+            for name, violation in told.violations.items():
+                if name not in trial.constraints:
+                    trial.set_constraint(name, violation)
+            trial.set_user_attr("outcome", outcome_of(self._plan, told, result))
             values = told.values if told.state is TrialState.COMPLETE else None
             self.study.tell(trial, values, told.state)
         return told
-
-    def _outcome(self, claim: Claim, result: Result) -> Told:
-        """Return the state that Optuna learns.
-
-        What could not run to its end for a reason that lies in its parameters (NaN, memory) is
-        PRUNED and breaks the constraint ``ran``: samplers then rank it below every trial that
-        could. Told as FAIL they would ignore it and walk into it again and again.
-        """
-        status, reason = result.status, result.reason
-        known = [objective.value(result.summaries) for objective in self._plan.objectives]
-        values = [value for value in known if value is not None]
-        if status == "finished" and (missing := self._missing(result)):
-            status, reason = "no_result", f"a seed has no {missing}"
-        if status == "failed":
-            return Told(TrialState.FAIL, status, reason, None)
-        if not claim.trial.user_attrs.get("is_inside", True):
-            # Its values are kept, but a point without coordinates would confuse every sampler.
-            return Told(TrialState.FAIL, status, reason, values or None)
-        if status == "finished":
-            return Told(TrialState.COMPLETE, status, reason, values)
-        return Told(TrialState.PRUNED, status, reason, None)
-
-    def _missing(self, result: Result) -> str | None:
-        """Return a number that a finished trial should have and has not; None if it has all."""
-        for objective in self._plan.objectives:
-            if objective.value(result.summaries) is None:
-                return objective.key
-        for constraint in self._plan.constraints:
-            if constraint.violation(result.summaries) is None:
-                return constraint.key
-        return None
-
-    def _outcome_attribute(self, told: Told, result: Result) -> dict[str, Any]:
-        """Return what a trial's outcome was, for people and tables on whatever machine."""
-        objectives = [objective.key for objective in self._plan.objectives]
-        seeds = [
-            {key: summary.get(key) for key in _KEPT_OF_SEED}
-            | {key: quantity(summary, key) for key in ("final_return", *objectives)}
-            for summary in result.summaries
-        ]
-        first = result.summaries[0] if result.summaries else {}
-        return {
-            "status": told.status,
-            "reason": told.reason,
-            "values": list(told.values) if told.values else None,
-            "seeds": seeds,
-            **{key: first.get(key) for key in ("machine", "versions")},
-            **{key: quantity(first, key) for key in _MEASURED},
-        }
 
     def note_crash(self, claim: Claim) -> int:
         """Count a crash against the trial and return how many it has had."""

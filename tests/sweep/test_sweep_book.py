@@ -1,5 +1,6 @@
 """The study's book: what it gives out, takes back and tells, without training anything."""
 
+import contextlib
 import dataclasses
 import sqlite3
 
@@ -15,6 +16,7 @@ from ppo_lab.sweep.lease import Lease
 from ppo_lab.sweep.messages import Mark
 from ppo_lab.sweep.result import Result
 from ppo_lab.sweep.retry import Patience
+from ppo_lab.sweep.space import Start
 from ppo_lab.sweep.storage import Database
 
 
@@ -181,6 +183,16 @@ def test_a_restart_draws_other_samples_than_the_first_start_did(open_book):
     assert second.claim().params["epsilon"] != drawn
 
 
+def test_a_start_that_is_added_to_a_study_runs_next_and_once(open_book, plan):
+    first = open_book()
+    for number in range(2):
+        first.finish(first.claim(), finished(number, 1.0, 1.0))
+    starts = (*plan.starts, Start({"epsilon": 0.3}, is_inside=True))
+    added = open_book(starts=starts).claim()
+    assert (added.number, added.role, added.params) == (2, "start", {"epsilon": 0.3})
+    assert open_book(starts=starts).claim().role == "search"
+
+
 def test_another_base_run_is_refused_unless_allowed(open_book, plan):
     open_book()
     changed = dataclasses.replace(plan.config, lr=1e-4)
@@ -196,6 +208,72 @@ def test_a_trial_told_twice_is_told_once(open_book):
     assert book.finish(claim, finished(0, 1.0, 1.0)) is not None
     assert book.finish(claim, finished(0, 1.0, 1.0)) is not None
     assert book.counts().complete == 1
+
+
+class LosesLock:
+    """A database whose lock is lost while its n-th holder is inside, as with its connection."""
+
+    def __init__(self, database, loses_at):
+        self._database, self._left = database, loses_at
+
+    def __getattr__(self, name):
+        return getattr(self._database, name)
+
+    @contextlib.contextmanager
+    def exclusive(self, study):
+        self._left -= 1
+        if self._left:
+            with self._database.exclusive(study):
+                yield
+        else:
+            yield
+            raise OperationalError("COMMIT", {}, sqlite3.OperationalError("the server has gone"))
+
+
+def test_a_claim_whose_lock_was_lost_is_found_and_run(open_book):
+    book = open_book()
+    book._database = LosesLock(book._database, 1)
+    with pytest.raises(OperationalError):
+        book.claim()
+    again = book.claim()
+    assert (again.number, again.params) == (0, {"epsilon": 0.2})
+    book.finish(again, finished(0, 1.0, 1.0))
+    assert book.counts().complete == 1
+
+
+def test_two_claims_of_the_last_trial_at_once_do_not_exceed_the_total(open_book):
+    first, second = open_book(), open_book()
+    claims = [first.claim() for _ in range(3)]
+    broken = LosesLock(first._database, 1)
+    first._database = broken
+    ask = first.study.ask
+
+    def both_ask():
+        # The other parent holds the lock that the first one has lost.
+        claims.append(second.claim())
+        return ask()
+
+    first.study.ask = both_ask
+    with pytest.raises(OperationalError):
+        first.claim()
+    first.study.ask = ask
+    assert first.claim() is None  # its fifth is one too many, and waits
+    for claim in claims:
+        (second if claim is claims[3] else first).finish(claim, finished(claim.number, 1.0, 1.0))
+    assert [trial.state.name for trial in first.study.trials] == ["COMPLETE"] * 4 + ["WAITING"]
+    assert first.counts().finished == 4
+
+
+def test_a_trial_beyond_a_lowered_total_waits_until_the_total_is_raised(open_book, plan):
+    first = open_book()
+    claims = [first.claim() for _ in range(4)]
+    first.finish(claims[0], finished(0, 1.0, 1.0))
+    die(first)  # 1, 2 and 3 were running
+    fewer = open_book(study=dataclasses.replace(plan.study, num_trials=3))
+    assert [fewer.claim().number for _ in range(2)] == [1, 2]
+    assert fewer.claim() is None
+    raised = open_book().claim()
+    assert (raised.number, raised.params) == (3, claims[3].params)
 
 
 class Flaky:
