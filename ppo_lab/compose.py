@@ -63,6 +63,9 @@ def _unused_dir(path: str) -> str:
 
 def register() -> None:
     """Tell Hydra the schema of every group, the sweeps and our resolver."""
+    # Hydra copies the store, which it only reads, for every composition, and for --help for every
+    # group that it lists: 2 s in all. What it reads from the store it copies anyway.
+    ConfigStore.__deepcopy__ = _itself  # type: ignore[attr-defined]
     store = ConfigStore.instance()
     store.store(name="schema", node=CommandConfig)
     store.store(group="study", name="schema", node=_study_schema())
@@ -72,6 +75,10 @@ def register() -> None:
         store.store(group="memory/schema", name=name, node=strategy)
     _register_sweeps(SWEEPS_DIR)
     OmegaConf.register_new_resolver("unused_dir", _unused_dir, replace=True)
+
+
+def _itself(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:  # noqa: ARG001
+    return store
 
 
 def _study_schema() -> DictConfig:
