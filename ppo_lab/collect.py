@@ -7,7 +7,8 @@ R = T * N rows per lane.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +18,58 @@ from ppo_lab.networks import ActorCritic
 from ppo_lab.observations import DeviceObservations, ObservationStore
 from ppo_lab.rollout import Rollout, RolloutRows
 
-__all__ = ["MAX_BLOCK_STEPS", "Collector", "policy_over_rollout"]
+__all__ = ["MAX_BLOCK_STEPS", "Collector", "Columns", "Critique", "policy_over_rollout"]
 
 MAX_BLOCK_STEPS = 32
 """Most steps that wait outside the storage; more would hardly make a write cheaper."""
 _MAX_BLOCK_BYTES = 1 << 20
+
+
+class Columns(NamedTuple):
+    """What is kept of every step: (T, L, N, …), or (L, N, …) for one of them."""
+
+    observations: Tensor
+    last_observations: Tensor
+    policy_parameters: Tensor
+    actions: Tensor
+    rewards: Tensor
+    env_rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+
+    @classmethod
+    def of(
+        cls, observations: Tensor, policy_parameters: Tensor, actions: Tensor, step: Step
+    ) -> Columns:
+        """Return one step: what was seen, what was done, and what came of it."""
+        return cls(
+            observations,
+            step.last_observations,
+            policy_parameters,
+            actions,
+            step.rewards,
+            step.env_rewards,
+            step.terminated,
+            step.truncated,
+        )
+
+
+_NUM_OBSERVATIONS = 2  # of the columns, the first ones
+
+
+class Critique(NamedTuple):
+    """What a rollout is worth to the networks that collected it, each (T, L, N)."""
+
+    log_probs: Tensor
+    values: Tensor
+    next_values: Tensor
+
+
+Act = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Policy parameters and actions of observations (L, N, O) and noise (L, N, …)."""
+
+Steps = Callable[[Tensor], tuple[Tensor, Columns]]
+"""The next observations (L, N, O) and all columns, from the noise (L, T, N, …) of a rollout."""
 
 
 class Collector:
@@ -46,6 +94,12 @@ class Collector:
         """Seconds the host has spent in ``env.step``; launches only where steps run on CUDA."""
         self.num_dry_steps = num_dry_steps
         """Steps really taken; None for all."""
+        self.steps: Steps | None = None
+        """Takes all steps at once where that is compiled."""
+        self.compiled_act: Act | None = None
+        """Takes the place of ``act`` where it is compiled."""
+        self.critique: Callable[[Columns], Critique] | None = None
+        """Takes the place of ``criticize`` where it is compiled."""
         self._env, self._model = env, model
         self._num_steps, self._rows_per_pass, self._store = num_steps, rows_per_pass, store
         self._observations = env.reset()  # (L, N, O)
@@ -53,62 +107,64 @@ class Collector:
     @torch.no_grad()
     def collect(self, noise: Tensor) -> Rollout:
         """Return the next T steps; ``noise`` (L, T * N, …) decides every action."""
-        env, distribution = self._env, self._model.distribution
-        observations = self._observations
-        noises = noise.unflatten(1, (self._num_steps, -1)).unbind(1)
-        writer: _StepWriter | None = None
-        for step_noise in noises[: self.num_dry_steps]:
-            policy_parameters = self._model.policy(observations)
-            action = distribution.sample(policy_parameters, step_noise)
-            begin_s = time.perf_counter()
-            step = env.step(action)
-            self.env_s += time.perf_counter() - begin_s
-            seen = (observations, step.last_observations)
-            rest = (policy_parameters, action, *_kept(step))
-            writer = writer or _StepWriter(self._num_steps, seen, rest, self._store)
-            writer.append((*seen, *rest))
-            observations = step.observations
-        self._observations = observations
-        assert writer is not None
-        return self._rollout(*writer.close())
+        noise = noise.unflatten(1, (self._num_steps, -1))
+        if self.steps is None:
+            self._observations, columns = self._step_by_step(noise)
+        else:
+            self._observations, columns = self.steps(noise)
+        log_probs, values, next_values = (self.critique or self.criticize)(columns)
+        return Rollout(
+            observations=columns.observations,
+            actions=columns.actions,
+            log_probs=log_probs,
+            values=values,
+            next_values=next_values,
+            rewards=columns.rewards,
+            env_rewards=columns.env_rewards,
+            terminated=columns.terminated,
+            truncated=columns.truncated,
+        )
 
-    def _rollout(
-        self,
-        observations: Tensor,
-        last_observations: Tensor,
-        policy_parameters: Tensor,
-        actions: Tensor,
-        rewards: Tensor,
-        env_rewards: Tensor,
-        terminated: Tensor,
-        truncated: Tensor,
-    ) -> Rollout:
-        """Return the columns as a rollout, with log probabilities and values of all rows at once.
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return policy parameters (L, N, P) and the actions that ``noise`` (L, N, …) decides."""
+        policy_parameters = self._model.policy(observations)
+        return policy_parameters, self._model.distribution.sample(policy_parameters, noise)
+
+    def criticize(self, columns: Columns) -> Critique:
+        """Return log probabilities and values of all rows at once.
 
         The critic is not needed to act, so it runs over the rollout afterwards, in far fewer and
         larger operations.
         """
-        return Rollout(
-            observations=observations,
-            actions=actions,
-            log_probs=self._model.distribution.log_prob(policy_parameters, actions),
-            values=self._values(observations),
-            next_values=self._values(last_observations),
-            rewards=rewards,
-            env_rewards=env_rewards,
-            terminated=terminated,
-            truncated=truncated,
+        log_prob = self._model.distribution.log_prob
+        return Critique(
+            log_prob(columns.policy_parameters, columns.actions),
+            self._values(columns.observations),
+            self._values(columns.last_observations),
         )
+
+    def _step_by_step(self, noise: Tensor) -> tuple[Tensor, Columns]:
+        """Take T steps, decided by ``noise`` (L, T, N, …); return what ``Steps`` does."""
+        observations = self._observations
+        act = self.compiled_act or self.act
+        writer: _StepWriter | None = None
+        for step_noise in noise.unbind(1)[: self.num_dry_steps]:
+            policy_parameters, actions = act(observations, step_noise)
+            begin_s = time.perf_counter()
+            step = self._env.step(actions)
+            self.env_s += time.perf_counter() - begin_s
+            row = Columns.of(observations, policy_parameters, actions, step)
+            writer = writer or _StepWriter(self._num_steps, row, self._store)
+            writer.append(row)
+            observations = step.observations
+        assert writer is not None
+        return observations, writer.close()
 
     def _values(self, observations: Tensor) -> Tensor:
         """Return the critic's (T, L, N) for (T, L, N, O)."""
         rows = observations.transpose(0, 1).flatten(1, 2)  # (L, T * N, O)
         values = _in_passes(self._model.values, rows, self._rows_per_pass, self._store)
         return values.unflatten(1, (len(observations), -1)).transpose(0, 1)
-
-
-def _kept(step: Step) -> tuple[Tensor, ...]:
-    return (step.rewards, step.env_rewards, step.terminated, step.truncated)
 
 
 class _StepWriter:
@@ -118,35 +174,28 @@ class _StepWriter:
     matter are written at once, so no more than 1 MiB of them lies beside the columns.
     """
 
-    def __init__(
-        self,
-        num_steps: int,
-        observations: Sequence[Tensor],
-        rest: Sequence[Tensor],
-        store: ObservationStore,
-    ) -> None:
-        """Allocate ``num_steps`` of what the tensors (L, …) show one step of."""
+    def __init__(self, num_steps: int, row: Columns, store: ObservationStore) -> None:
+        """Allocate ``num_steps`` of what ``row``, of tensors (L, …), shows one step of."""
         on_device = DeviceObservations()
-        self._stores = [store] * len(observations) + [on_device] * len(rest)
-        row = (*observations, *rest)
+        self._stores = [store] * _NUM_OBSERVATIONS + [on_device] * (len(row) - _NUM_OBSERVATIONS)
         self._columns = [s.allocate(num_steps, tensor) for s, tensor in zip(self._stores, row)]
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in row)
         self._block_steps = max(1, min(MAX_BLOCK_STEPS, _MAX_BLOCK_BYTES // num_bytes))
-        self._waiting: list[Sequence[Tensor]] = []
+        self._waiting: list[Columns] = []
         self._begin = 0  # the first step that is not written yet
 
-    def append(self, row: Sequence[Tensor]) -> None:
+    def append(self, row: Columns) -> None:
         """Take one more step; its tensors must not change any more."""
         self._waiting.append(row)
         if len(self._waiting) == self._block_steps:
             self._write()
 
-    def close(self) -> list[Tensor]:
+    def close(self) -> Columns:
         """Return the columns (T, L, …), complete."""
         if self._waiting:
             self._write()
         self._stores[0].settle()
-        return [column.transpose(0, 1) for column in self._columns]
+        return Columns(*(column.transpose(0, 1) for column in self._columns))
 
     def _write(self) -> None:
         end = self._begin + len(self._waiting)

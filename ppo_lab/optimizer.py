@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -116,35 +118,85 @@ class LaneAdam(LaneOptimizer):
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
         """See ``LaneOptimizer.step``."""
         gradients = [[bucket.gradient() for bucket in group] for group in self._groups]
-        norms = [_joint_norm(group) for group in gradients]  # G of (L,)
+        groups = [[bucket.state for bucket in group] for group in self._groups]
+        return self._apply(groups, gradients, self._num_steps, lr, max_grad_norm, active)
 
+    def _apply(
+        self,
+        groups: Sequence[Sequence[LaneState]],
+        gradients: Sequence[Sequence[Tensor]],
+        num_steps: Tensor,
+        lr: Tensor,
+        max_grad_norm: Tensor,
+        active: Tensor | None,
+    ) -> Tensor:
+        """Step ``groups`` in place and use up their ``gradients``; see ``LaneOptimizer.step``."""
+        norms = [_joint_norm(group) for group in gradients]  # G of (L,)
         weight1: float | Tensor = 1.0 - BETAS[0]
         weight2: float | Tensor = 1.0 - BETAS[1]
         if active is None:
-            self._num_steps += 1.0
+            num_steps += 1.0
         else:
             is_active = active.to(lr.dtype)
-            self._num_steps += is_active
+            num_steps += is_active
             lr = lr * is_active
             weight1, weight2 = (is_active.unsqueeze(-1) * weight for weight in (weight1, weight2))
         # 1 - beta^t without cancellation; before a lane's first step it is unused, so not 0.
-        corrections = torch.expm1(self._num_steps * self._log_betas).neg_().clamp_(min=1e-12)
+        corrections = torch.expm1(num_steps * self._log_betas).neg_().clamp_(min=1e-12)
         step_size = (lr / corrections[0]).neg_().unsqueeze(-1)
         root_scale = corrections[1].rsqrt_().unsqueeze(-1)
-        for group, its_gradients, norm in zip(self._groups, gradients, norms):
+        for group, its_gradients, norm in zip(groups, gradients, norms):
             scale = clip_coefficient(norm, max_grad_norm).unsqueeze(-1)
-            for bucket, gradient in zip(group, its_gradients):
+            for state, gradient in zip(group, its_gradients):
                 gradient.mul_(scale)
                 if active is not None:
                     # A switched-off lane may hold an infinite gradient, and 0 * inf would poison.
                     gradient.masked_fill_(~active.unsqueeze(-1), 0.0)
-                bucket.exp_avg.lerp_(gradient, weight1)
-                bucket.exp_avg_sq.lerp_(gradient.square_(), weight2)
+                state.exp_avg.lerp_(gradient, weight1)
+                state.exp_avg_sq.lerp_(gradient.square_(), weight2)
                 # The gradient is used up: its memory takes the rest of the arithmetic.
-                root = torch.sqrt(bucket.exp_avg_sq, out=gradient)
+                root = torch.sqrt(state.exp_avg_sq, out=gradient)
                 root.mul_(root_scale).add_(self._eps)
-                bucket.weights.addcmul_(torch.div(bucket.exp_avg, root, out=root), step_size)
+                state.weights.addcmul_(torch.div(state.exp_avg, root, out=root), step_size)
         return norms[0].unsqueeze(0) if len(norms) == 1 else torch.stack(norms)
+
+    @property
+    def state_tensors(self) -> list[Tensor]:
+        """All that a step changes: step counts (L,), each bucket's weights and moments (L, D)."""
+        return [self._num_steps, *(tensor for bucket in self._buckets for tensor in bucket.state)]
+
+    def traced_step(
+        self,
+        state: Sequence[Tensor],
+        backward: Callable[[list[Tensor]], Sequence[Tensor]],
+        *,
+        lr: Tensor,
+        max_grad_norm: Tensor,
+        active: Callable[[], Tensor | None],
+    ) -> Tensor:
+        """Take the step of ``step`` on other tensors, ``state`` as ``state_tensors`` lists them.
+
+        ``backward`` takes the parameters, in the order of ``parameters``, and returns their
+        gradients; ``active`` is asked after it.
+        """
+        num_steps, *rest = state
+        tensors = iter(rest)
+        groups = [[LaneState(*islice(tensors, 3)) for _ in group] for group in self._groups]
+        members = [
+            (state, bucket)
+            for states, buckets in zip(groups, self._groups)
+            for state, bucket in zip(states, buckets)
+        ]
+        parts = [part for state, bucket in members for part in bucket.split(state.weights)]
+        its_gradients = iter(backward(parts))
+        gradients = [
+            [
+                torch.cat([next(its_gradients).flatten(1) for _ in bucket.parameters], -1)
+                for bucket in group
+            ]
+            for group in self._groups
+        ]
+        return self._apply(groups, gradients, num_steps, lr, max_grad_norm, active())
 
     @property
     def moments(self) -> list[Tensor]:
@@ -182,6 +234,14 @@ class LaneAdam(LaneOptimizer):
             tensor.copy_(state[name])
 
 
+class LaneState(NamedTuple):
+    """What Adam changes in a step, each (L, D)."""
+
+    weights: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
 class _Bucket:
     """Some parameters' weights and moments as flat (L, D) tensors."""
 
@@ -189,11 +249,21 @@ class _Bucket:
         self.parameters = parameters
         weights = [p.detach().flatten(1) for p in parameters]
         self.weights = weights[0] if len(weights) == 1 else torch.cat(weights, -1)  # (L, D)
-        sizes = [w.shape[-1] for w in weights]
-        for parameter, part in zip(parameters, self.weights.split(sizes, -1)):
-            parameter.data = part.view(parameter.shape)
+        for parameter, part in zip(parameters, self.split(self.weights)):
+            parameter.data = part
         self.exp_avg = zeros(self.weights)  # (L, D)
         self.exp_avg_sq = zeros(self.weights)  # (L, D)
+
+    @property
+    def state(self) -> LaneState:
+        """What a step changes."""
+        return LaneState(self.weights, self.exp_avg, self.exp_avg_sq)
+
+    def split(self, weights: Tensor) -> list[Tensor]:
+        """Return views of ``weights`` (L, D) in the parameters' shapes."""
+        sizes = [parameter[0].numel() for parameter in self.parameters]
+        parts = zip(self.parameters, weights.split(sizes, -1))
+        return [part.view(parameter.shape) for parameter, part in parts]
 
     def gradient(self) -> Tensor:
         """Return the bucket's gradient (L, D); a copy when it holds several parameters.
@@ -210,7 +280,7 @@ class _Bucket:
         return torch.cat(parts, -1)
 
 
-def _joint_norm(gradients: list[Tensor]) -> Tensor:
+def _joint_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Return each lane's norm (L,) over gradients (L, D)."""
     norms = [torch.linalg.vector_norm(gradient, dim=-1) for gradient in gradients]
     return norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)

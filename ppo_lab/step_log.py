@@ -14,7 +14,7 @@ from torch import Tensor
 from ppo_lab.diagnostics import clip_fractions
 from ppo_lab.ppo import ClipRange, approx_kl_k3
 
-__all__ = ["StepLog", "StepSlot", "UpdateDiagnostics"]
+__all__ = ["StepLog", "StepSlot", "UpdateDiagnostics", "stop_far_lanes"]
 
 
 class UpdateDiagnostics(NamedTuple):
@@ -82,17 +82,8 @@ class StepLog:
         self.steps = [StepSlot(*views) for views in zip(*(c.unbind(0) for c in columns))]
 
     def stop_far_lanes(self, step: int, target_kl: Tensor | None) -> Tensor | None:
-        """Return which lanes take ``step`` (L,); None for all, where there is no ``target_kl``.
-
-        A lane stops before the first step whose whole minibatch shows a k3 KL above 1.5 times its
-        target, for good. Every pass finds the same: the policy's log ratios are kept.
-        """
-        if target_kl is None:
-            return None
-        slot = self.steps[step]
-        is_near = approx_kl_k3(slot.log_ratios) <= 1.5 * target_kl
-        slot.active.copy_(is_near & self.steps[step - 1].active if step else is_near)
-        return slot.active
+        """Return which lanes take ``step`` (L,); None for all, where there is no ``target_kl``."""
+        return stop_far_lanes(self.steps[step], self.steps[step - 1] if step else None, target_kl)
 
     def means(self, clip: ClipRange, num_minibatches: int) -> UpdateDiagnostics:
         """Return means over the K gradient steps in which a lane was active."""
@@ -121,3 +112,18 @@ class StepLog:
             gradient_steps=num_active,
             epochs_done=num_active / num_minibatches,
         )
+
+
+def stop_far_lanes(
+    slot: StepSlot, previous: StepSlot | None, target_kl: Tensor | None
+) -> Tensor | None:
+    """Note in ``slot`` and return which lanes take its step (L,); None without ``target_kl`` (L,).
+
+    A lane stops before the first step whose whole minibatch shows a k3 KL above 1.5 times its
+    target, for good. Every pass finds the same: the policy's log ratios are kept.
+    """
+    if target_kl is None:
+        return None
+    is_near = approx_kl_k3(slot.log_ratios) <= 1.5 * target_kl
+    slot.active.copy_(is_near if previous is None else is_near & previous.active)
+    return slot.active

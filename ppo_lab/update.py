@@ -25,7 +25,7 @@ from ppo_lab.ppo import (
 from ppo_lab.rollout import Batch, RolloutRows, minibatches
 from ppo_lab.step_log import StepLog, StepSlot, UpdateDiagnostics
 
-__all__ = ["AdvantageNormalization", "Coefficients", "UpdatePlan", "update"]
+__all__ = ["AdvantageNormalization", "Coefficients", "Objective", "UpdatePlan", "update"]
 
 
 class AdvantageNormalization(Enum):
@@ -87,7 +87,7 @@ def update(
         optimizer.num_clip_groups,
         like=rows.advantages,
     )
-    objective = _Objective(model, rows.observations, coefficients, plan)
+    objective = Objective(model, rows.observations, coefficients, plan)
     for training in optimizer.passes():
         batches = minibatches(rows, orders, plan.num_minibatches, plan.store)
         for step, batch in zip(range(num_steps)[: plan.num_dry_steps], batches):
@@ -103,7 +103,7 @@ def update(
     return log.means(coefficients.clip, plan.num_minibatches)
 
 
-class _Objective:
+class Objective:
     """Each lane's loss (L,), policy - c2 * entropy + c1 * value (arXiv:1707.06347, eq. 9)."""
 
     def __init__(
@@ -126,9 +126,7 @@ class _Objective:
         Advantages are normalised over the whole minibatch, so that its parts make no difference.
         ``before_last`` is called before the pass that completes the gradients.
         """
-        if self._plan.normalization is AdvantageNormalization.minibatch:
-            batch = batch._replace(advantages=normalize_advantages(batch.advantages))
-        slot.advantages.copy_(batch.advantages)
+        batch = self._prepare(slot, batch)
         parts = batch.split(self._plan.num_micro_batches)
         log_ratios = [slot.log_ratios]
         if len(parts) > 1:
@@ -139,6 +137,17 @@ class _Objective:
                 before_last()
             total = loss.sum()  # over lanes, whose gradients never meet
             (total if len(parts) == 1 else total * self._share).backward()
+
+    def whole_loss(self, slot: StepSlot, batch: Batch) -> Tensor:
+        """Return the minibatch's loss in one part, over all lanes, to be differentiated."""
+        return self.joint_loss(slot, self._prepare(slot, batch), slot.log_ratios).sum()
+
+    def _prepare(self, slot: StepSlot, batch: Batch) -> Batch:
+        """Return ``batch`` with its advantages as they are used; ``slot`` notes them."""
+        if self._plan.normalization is AdvantageNormalization.minibatch:
+            batch = batch._replace(advantages=normalize_advantages(batch.advantages))
+        slot.advantages.copy_(batch.advantages)
+        return batch
 
     def joint_loss(self, slot: StepSlot, part: Batch, log_ratio: Tensor) -> Tensor:
         """Return the loss of both networks; ``log_ratio`` (L, b) is written, as are all numbers."""
@@ -181,7 +190,7 @@ class _Objective:
 
 # Not in the object: bound methods would make a cycle, which keeps a rollout until it is collected.
 _LOSSES = {
-    Pass.both: _Objective.joint_loss,
-    Pass.policy: _Objective.policy_alone,
-    Pass.values: _Objective.values_alone,
+    Pass.both: Objective.joint_loss,
+    Pass.policy: Objective.policy_alone,
+    Pass.values: Objective.values_alone,
 }

@@ -90,8 +90,8 @@ class NativeEnv(Env):
         """Begin anew, from the seeds alone, and return the first observations (L, N, O)."""
         self._clock = 0
         self._births.zero_()
-        self._deadlines.fill_(self._limit)
-        self._draw_starts()
+        self._deadlines = torch.full_like(self._deadlines, self._limit)
+        self._draw_starts(0)
         self._state = self._starts[0]
         return self._first_observations[0]
 
@@ -99,22 +99,67 @@ class NativeEnv(Env):
         """Advance by one step; actions are int64 (L, N) or float (L, N, A)."""
         self._clock += 1
         if self._clock == self._block_end:
-            self._draw_starts()
+            self._draw_starts(self._clock)
         index = self._clock - self._block_begin
-        state, rewards, terminated = self.transition(self._state, actions)
-        last_observations = self.observe(state)
-        at_limit = self._deadlines <= self._clock
+        self._state, self._deadlines, step = self.advance(
+            self._state,
+            self._deadlines,
+            self._clock,
+            (self._starts[index], self._first_observations[index]),
+            actions,
+        )
+        return step
+
+    def advance(
+        self,
+        state: Tensor,
+        deadlines: Tensor,
+        clock: int | Tensor,
+        start: tuple[Tensor, Tensor],
+        actions: Tensor,
+    ) -> tuple[Tensor, Tensor, Step]:
+        """Return state (L, N, S) and deadlines (L, N) after one step, and what it returned; pure.
+
+        ``clock`` is that after the step; ``start`` the state (L, N, S) and the first observation
+        (L, N, O) of an episode that begins now.
+        """
+        first_state, first_observations = start
+        new_state, rewards, terminated = self.transition(state, actions)
+        last_observations = self.observe(new_state)
+        at_limit = deadlines <= clock
         ended = terminated | at_limit
         choose_start = ended.unsqueeze(-1)
-        self._state = torch.where(choose_start, self._starts[index], state)
-        observations = self._state
-        if last_observations is not state:  # else the state is the observation: one choice less
-            observations = torch.where(
-                choose_start, self._first_observations[index], last_observations
-            )
-        self._deadlines.masked_fill_(ended, self._clock + self._limit)
+        next_state = torch.where(choose_start, first_state, new_state)
+        observations = next_state
+        if last_observations is not new_state:  # else the state is what is seen: one choice less
+            observations = torch.where(choose_start, first_observations, last_observations)
+        deadlines = deadlines.masked_fill(ended, clock + self._limit)
         truncated = at_limit > terminated  # at the limit, and not terminated as well
-        return Step(observations, rewards, rewards, terminated, truncated, last_observations)
+        step = Step(observations, rewards, rewards, terminated, truncated, last_observations)
+        return next_state, deadlines, step
+
+    @property
+    def max_block_steps(self) -> int:
+        """Steps whose starts are drawn at once, and which can be made in one block."""
+        return self._steps.shape[0]
+
+    def begin_block(self, num_steps: int) -> list[Tensor]:
+        """Return what the next ``num_steps`` calls of ``advance`` take beside the actions.
+
+        State (L, N, S), deadlines (L, N), the clock before them (), and for each of them start
+        states (num_steps, L, N, S) and first observations (num_steps, L, N, O).
+        """
+        if self._clock + num_steps >= self._block_end:
+            self._draw_starts(self._clock + 1)
+        begin = self._clock + 1 - self._block_begin
+        clock = torch.full((), self._clock, dtype=torch.int64, device=self.device)
+        starts = (block[begin : begin + num_steps] for block in self._blocks)
+        return [self._state, self._deadlines, clock, *starts]
+
+    def end_block(self, num_steps: int, state: Tensor, deadlines: Tensor) -> None:
+        """Take over what came of them."""
+        self._clock += num_steps
+        self._state, self._deadlines = state, deadlines
 
     def restart_lane(self, lane: int, seed: int) -> Tensor:
         """Begin one lane anew as if it had been built with ``seed``; return all observations."""
@@ -122,20 +167,20 @@ class NativeEnv(Env):
         self._keys[lane] = lane_keys(seeds, Stream.ENV)[0]
         self._births[lane] = self._clock
         self._deadlines[lane] = self._clock + self._limit
-        self._draw_starts()
+        self._draw_starts(self._clock)
         self._state = self._state.clone()  # what was returned is never written into
         self._state[lane] = self._starts[0][lane]
         return self.observe(self._state)
 
-    def _draw_starts(self) -> None:
-        """Draw the start states and first observations of this step and the next K - 1.
+    def _draw_starts(self, clock: int) -> None:
+        """Draw the start states and first observations of K steps, the first one at ``clock``.
 
         They are drawn whether or not an episode ends: to ask would mean to wait for the device.
         """
         num_steps, state_size = self._steps.shape[0], len(self.start_low)
         num_windows = (num_steps - 1) // self._window + 2  # the block may begin within a window
         per_window = self.num_envs * state_size
-        lane_steps = self._clock - self._births  # (L,)
+        lane_steps = clock - self._births  # (L,)
         first_windows = lane_steps // self._window  # (L,)
         numbers = uniform(
             self._keys, num_windows * per_window, first_windows * per_window, self.dtype
@@ -143,9 +188,10 @@ class NativeEnv(Env):
         numbers = numbers.view(self.num_lanes, num_windows, self.num_envs, state_size)
         windows = (lane_steps + self._steps) // self._window - first_windows  # (K, L)
         starts = torch.addcmul(self._low, numbers, self._span)[self._lanes, windows]  # (K, L, N, S)
-        self._starts = starts.unbind(0)  # K views now cost less than one indexing a step
-        self._first_observations = self.observe(starts).unbind(0)
-        self._block_begin, self._block_end = self._clock, self._clock + num_steps
+        self._blocks = (starts, self.observe(starts))
+        # K views now cost less than one indexing a step.
+        self._starts, self._first_observations = (block.unbind(0) for block in self._blocks)
+        self._block_begin, self._block_end = clock, clock + num_steps
 
     def _constant(self, value: float | tuple[float, ...]) -> Tensor:
         """Return a constant on the device: cheaper in an operation than a Python number."""

@@ -1,0 +1,263 @@
+"""Programs: functions of tensors, compiled ahead of time and kept on disk.
+
+A function is traced once with the tensors it will get (its Python runs no more after that),
+compiled by TorchInductor into a shared library, and called through it without Python between its
+operations. The library is kept in a cache folder under a key of everything that went into it, so
+only the first run of a kind pays for the compiler; loading takes some 20 ms.
+
+A program is fixed to the shapes, strides and types of its tensors. Arguments that it changes in
+place must not overlap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+__all__ = ["CompilerError", "Program", "ProgramCache", "ProgramSource", "fast_tanh"]
+
+_LOG = logging.getLogger(__name__)
+_LOCK_WAIT_S = 0.2
+
+
+class CompilerError(RuntimeError):
+    """A program could not be compiled."""
+
+
+@dataclass(frozen=True)
+class ProgramSource:
+    """A function with the tensors it is traced with."""
+
+    name: str
+    function: Callable[..., Sequence[Tensor]]
+    """Takes the tensors one by one; may change them in place."""
+    examples: Sequence[Tensor]
+    """Of the shapes, strides and types of all later calls; they are not changed."""
+
+
+class Program:
+    """A compiled function; call it with a list of tensors like its examples."""
+
+    def __init__(self, path: Path, examples: Sequence[Tensor]) -> None:
+        """Load the package at ``path``."""
+        package = torch._inductor.aoti_load_package(str(path))
+        self._run: Callable[[list[Tensor]], list[Tensor]] = package.loader.boxed_run
+        self._layouts: list[tuple[object, ...]] | None = [_layout(t) for t in examples]
+
+    def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return the function's tensors; the list ``tensors`` is used up.
+
+        The library trusts its caller: the first call is checked against the examples.
+        """
+        if self._layouts is not None:
+            for position, (tensor, layout) in enumerate(zip(tensors, self._layouts, strict=True)):
+                if _layout(tensor) != layout:
+                    raise ValueError(f"argument {position} is {_layout(tensor)}, not {layout}")
+            self._layouts = None
+        return self._run(tensors)
+
+
+class ProgramCache:
+    """Compiled programs on disk, under keys of all that went into them."""
+
+    def __init__(self, key: Mapping[str, Any], folder: Path | None = None) -> None:
+        """Keep programs of what ``key`` describes in ``folder``, by default the user's cache."""
+        self._folder = folder or default_folder()
+        facts = {
+            "key": key,
+            "source": _source_digest(),
+            "torch": torch.__version__,
+            "cpu": _cpu_digest(),
+            "threads": torch.get_num_threads(),
+        }
+        self._facts = json.dumps(facts, sort_keys=True, default=str)
+
+    def path(self, source: ProgramSource) -> Path:
+        """Return where the program of ``source`` lies or would lie."""
+        layouts = [str(_layout(tensor)) for tensor in source.examples]
+        text = json.dumps([self._facts, source.name, layouts])
+        return self._folder / f"{source.name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.pt2"
+
+    def holds(self, sources: Sequence[ProgramSource]) -> bool:
+        """Return whether nothing of ``sources`` is left to compile."""
+        return all(self.path(source).exists() for source in sources)
+
+    def load(self, sources: Sequence[ProgramSource]) -> list[Program]:
+        """Return the programs of ``sources``, compiling those that are missing.
+
+        Processes that need the same ones share the work: each takes one that nobody is at.
+
+        Raises:
+            CompilerError: with the compiler's first line, if there is none that works.
+        """
+        missing = {self.path(source): source for source in sources}
+        while missing:
+            has_advanced = False
+            for path, source in list(missing.items()):
+                with _lock(path) as is_mine:
+                    if not is_mine:
+                        continue
+                    if not path.exists():
+                        _build(source, path)
+                    del missing[path]
+                    has_advanced = True
+            if missing and not has_advanced:
+                time.sleep(_LOCK_WAIT_S)
+        return [Program(self.path(source), source.examples) for source in sources]
+
+
+def default_folder() -> Path:
+    """Return the folder of compiled programs: ``PPO_LAB_CACHE``, else the user's cache."""
+    if folder := os.environ.get("PPO_LAB_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppo_lab"
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Hold the lock of the program at ``path`` if it is free; yield whether it is held."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _build(source: ProgramSource, path: Path) -> None:
+    """Compile ``source``; the file appears whole or not at all."""
+    begin_s = time.perf_counter()
+    part = path.with_name(f"{path.stem}.{os.getpid()}.pt2")
+    try:
+        with warnings.catch_warnings(), _without_outer_loop_fusion():
+            warnings.simplefilter("ignore")  # of torch's own making, about its own internals
+            torch._inductor.aoti_compile_and_package(
+                _export(source), package_path=str(part), inductor_configs=_options()
+            )
+        part.replace(path)
+    except Exception as error:  # of many kinds, from the tracer to the C++ compiler
+        first_line = str(error).strip().partition("\n")[0]
+        raise CompilerError(
+            f"could not compile {source.name}: {type(error).__name__}: {first_line}"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    _LOG.info("compiled %s in %.0f s", source.name, time.perf_counter() - begin_s)
+
+
+def _export(source: ProgramSource) -> torch.export.ExportedProgram:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    # Twice: the first trace sees through autograd and modules, the second through mutation.
+    def examples() -> tuple[Tensor, ...]:
+        return tuple(tensor.detach().clone() for tensor in source.examples)
+
+    with torch.no_grad():
+        graph = make_fx(
+            source.function, decomposition_table={torch.ops.aten.tanh.default: fast_tanh}
+        )(*examples())
+        return torch.export.export(graph, examples(), strict=False)
+
+
+def _options() -> dict[str, Any]:
+    """Return Inductor's options, those of them that this version of torch has."""
+    from torch._inductor import config
+
+    wanted = {"aot_inductor.enable_line_tables": False}
+    return {key: value for key, value in wanted.items() if key in config.get_config_copy()}
+
+
+@contextlib.contextmanager
+def _without_outer_loop_fusion() -> Iterator[None]:
+    """Switch off a fusion of loops on the CPU that fails with a KeyError for stacks of lanes.
+
+    https://github.com/pytorch/pytorch/issues/188228, not yet mended in torch 2.13.
+    """
+    from torch._inductor.codegen.cpp import CppScheduling
+
+    with patch.object(CppScheduling, "_get_outer_loop_fusion_depth", lambda *_: 0):
+        yield
+
+
+def fast_tanh(x: Tensor) -> Tensor:
+    """Return tanh(x) in float32 to 3e-7, from multiplications and one division.
+
+    The library function takes longer than the matrix products of a policy of 64 units. The
+    coefficients are those of the rational approximation in Eigen (MathFunctionsImpl.h,
+    ``generic_fast_tanh_float``), which XLA uses as well; other types take the library function.
+    """
+    if x.dtype is not torch.float32:
+        return torch.tanh(x)
+    x = x.clamp(-_TANH_LIMIT, _TANH_LIMIT)
+    square = x * x
+    return x * _polynomial(square, _TANH_NUMERATOR) / _polynomial(square, _TANH_DENOMINATOR)
+
+
+_TANH_LIMIT = 7.90531110763549805  # where tanh rounds to 1
+_TANH_NUMERATOR = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
+)
+_TANH_DENOMINATOR = (
+    1.19825839466702e-06,
+    1.18534705686654e-04,
+    2.26843463243900e-03,
+    4.89352518554385e-03,
+)
+
+
+def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    """Return the polynomial with ``coefficients``, highest power first (Horner's scheme)."""
+    total = x * coefficients[0] + coefficients[1]
+    for coefficient in coefficients[2:]:
+        total = total * x + coefficient
+    return total
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tuple(tensor.shape), tensor.stride(), str(tensor.dtype), tensor.device.type
+
+
+@cache
+def _source_digest() -> str:
+    """Return a digest of this package: a program holds its arithmetic, whatever the version."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _cpu_digest() -> str:
+    """Return what decides the instructions that are compiled for: a cache may be shared."""
+    flags = ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    text = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"
+    return hashlib.sha256(text.encode()).hexdigest()
