@@ -168,13 +168,18 @@ def _export(source: ProgramSource) -> torch.export.ExportedProgram:
 
     # Twice: the first trace sees through autograd and modules, the second through mutation.
     def examples() -> tuple[Tensor, ...]:
-        return tuple(tensor.detach().clone() for tensor in source.examples)
+        return tuple(_copy(tensor) for tensor in source.examples)
 
     with torch.no_grad():
-        graph = make_fx(
-            source.function, decomposition_table={torch.ops.aten.tanh.default: fast_tanh}
-        )(*examples())
+        graph = make_fx(source.function, decomposition_table=_DECOMPOSITIONS)(*examples())
         return torch.export.export(graph, examples(), strict=False)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Return a copy with the same strides, holes and all; ``clone`` would close them."""
+    return torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    ).copy_(tensor.detach())
 
 
 def _options() -> dict[str, Any]:
@@ -182,6 +187,8 @@ def _options() -> dict[str, Any]:
     from torch._inductor import config
 
     wanted = {"aot_inductor.enable_line_tables": False}
+    if os.environ.get("KPROF"):
+        wanted["cpp.enable_kernel_profile"] = True
     return {key: value for key, value in wanted.items() if key in config.get_config_copy()}
 
 
@@ -235,6 +242,40 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     for coefficient in coefficients[2:]:
         total = total * x + coefficient
     return total
+
+
+def narrow_bmm(x: Tensor, y: Tensor) -> Tensor:
+    """Return the products of ``x`` (L, M, K) and ``y`` (L, K, N) where N or K is small.
+
+    The heads of a policy are that narrow. Written the plain way a matrix library takes as long for
+    their 5 % of the arithmetic as for the rest; with narrow rows in place of narrow columns, and
+    with no inner size of 1, it takes a fifth of that.
+    """
+    num_rows, num_inner, num_columns = *x.shape[1:], y.shape[2]
+    if num_inner == 1:
+        return torch.bmm(torch.cat((x, x), 2), torch.cat((y, torch.zeros_like(y)), 1))
+    if num_columns <= _NARROW < num_rows:
+        return torch.bmm(y.mT.contiguous(), x.mT).mT
+    return NotImplemented  # left as it is
+
+
+def narrow_baddbmm(
+    bias: Tensor, x: Tensor, y: Tensor, *, beta: float = 1.0, alpha: float = 1.0
+) -> Tensor:
+    """Return ``bias`` plus the products; see ``narrow_bmm``."""
+    product = narrow_bmm(x, y)
+    if product is NotImplemented or beta != 1.0 or alpha != 1.0:
+        return NotImplemented
+    return product + bias
+
+
+_NARROW = 8
+_DECOMPOSITIONS: dict[Any, Callable[..., Tensor]] = {
+    torch.ops.aten.tanh.default: fast_tanh,
+    torch.ops.aten.bmm.default: narrow_bmm,
+    torch.ops.aten.baddbmm.default: narrow_baddbmm,
+}
+"""What an operation becomes in a program."""
 
 
 def _layout(tensor: Tensor) -> tuple[object, ...]:
