@@ -150,12 +150,13 @@ def _train(lanes: Sequence[_Lane], should_stop: Callable[[Trainer], str | None] 
         on_record=lambda index, record: lanes[index].tracker.record(record),
     )
     try:
-        results = trainer.run(should_stop)
-        for index, (lane, result) in enumerate(zip(lanes, results)):
+        stopped = _run(trainer, should_stop)
+        for index, lane in enumerate(lanes):
+            result = trainer.result(index)
             if result.diverged is None:  # a policy of NaNs is no policy
                 state = trainer.env.state_dict()
                 save_policy(lane.destination.folder, lane.config, trainer.model, state, lane=index)
-            lane.summary.update(_ending(result, trainer.stopped))
+            lane.summary.update(_ending(result, stopped))
     except Exception:
         for lane in lanes:
             lane.summary["stopped_in"] = trainer.meters.running_phase or "record"
@@ -167,6 +168,20 @@ def _train(lanes: Sequence[_Lane], should_stop: Callable[[Trainer], str | None] 
                 lane.summary["memory"] |= memory_section(trainer)
         finally:
             _close(trainer.env)
+
+
+def _run(trainer: Trainer, should_stop: Callable[[Trainer], str | None] | None) -> str | None:
+    """Train until every lane has ended or there is a reason to stop, which is returned."""
+    stopped: str | None = None
+    try:
+        while trainer.live_lanes and stopped is None:
+            trainer.iterate()
+            for lane in filter(trainer.has_ended, trainer.live_lanes):
+                trainer.retire_lane(lane)
+            stopped = None if should_stop is None else should_stop(trainer)
+    finally:
+        trainer.meters.close()
+    return stopped
 
 
 def _note_failure(lanes: Sequence[_Lane], error: Exception) -> None:
