@@ -27,7 +27,7 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
     {"memory_summary"},
     {"run"},
     {"sweep"},
-    {"__main__", "browse", "grid", "play", "report"},
+    {"__main__", "browse", "cli", "grid", "play", "report"},
 ]  # fmt: skip
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
