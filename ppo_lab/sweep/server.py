@@ -21,7 +21,7 @@ def start_server(*, is_tracked: bool) -> None:
     """Start the server if it does not run; it imports meanwhile, wandb too if trials track."""
     multiprocessing.set_forkserver_preload([*_OF_A_TRIAL, *(_OF_WANDB if is_tracked else ())])
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb reads it when it is imported
-    # Ctrl-C is ours to handle. The server ignores it only once it has imported; so it inherits that.
+    # A Ctrl-C is ours to handle; the server ignores it, but by itself only once it has imported.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         forkserver.ensure_running()
