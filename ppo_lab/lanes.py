@@ -6,6 +6,7 @@ Shapes: L = lanes.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from ppo_lab.config import LANE_KEYS, Config, Schedule
 from ppo_lab.errors import ConfigError
+from ppo_lab.files import plain
 from ppo_lab.ppo import ClipRange
 from ppo_lab.random import Stream, fold_in, lane_keys
 from ppo_lab.update import Coefficients
 
-__all__ = ["LaneTensors", "check_lane", "check_stack", "scheduled"]
+__all__ = ["LaneTensors", "check_lane", "check_stack", "scheduled", "stack_key"]
 
 
 def check_stack(configs: Sequence[Config]) -> None:
@@ -39,6 +41,14 @@ def check_lane(config: Config, other: Config) -> None:
         mine, its = getattr(config, field.name), getattr(other, field.name)
         if field.name not in LANE_KEYS and mine != its:
             raise ConfigError(field.name, mine, f"must equal {its} in every lane of a stack")
+
+
+def stack_key(config: Config) -> str:
+    """Return what configs that can be lanes of one stack have in common, and no others."""
+    values = dataclasses.asdict(config)
+    shared = plain({key: value for key, value in values.items() if key not in LANE_KEYS})
+    kinds = [type(part).__qualname__ for part in (config.env, config.network, config.memory)]
+    return json.dumps([kinds, shared], sort_keys=True)
 
 
 _REQUIRED = ("gamma", "gae_lambda", "lr", "entropy_coef", "value_coef", "max_grad_norm")

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 
 from ppo_lab.budget import resolve_memory
 from ppo_lab.config import Config
+from ppo_lab.entry import Standing
 from ppo_lab.files import write_whole
 from ppo_lab.run import Destination, run_stack
 from ppo_lab.study_config import STORAGE_VARIABLE
@@ -119,17 +120,18 @@ class _Reporter:
         """Turn to the seeds ``lanes``, which train together."""
         self._lanes, self._next_mark = lanes, 0
 
-    def after_iteration(self, trainer: Trainer) -> str | None:
+    def after_iteration(self, standing: Standing) -> str | None:
         """Report what has become due; return the reason to stop, if there is one."""
         for lane, seed in enumerate(self._lanes):
-            if (number := trainer.diverged(lane)) is not None:
-                return f"{number} (seed {trainer.configs[lane].seed})"
-            history = trainer.history(lane)
+            if (number := standing.diverged(lane)) is not None:
+                return f"{number} (seed {standing.config(lane).seed})"
+            history = standing.history(lane)
             self._latest[seed] = history.final_return
-        step = trainer.iteration * trainer.config.num_rows
-        self._note(trainer, step)
+        config = standing.config(0)
+        step = standing.iteration * config.num_rows
+        self._note(standing.trainer, step)
         stop = None
-        is_last = trainer.iteration == trainer.config.num_iterations
+        is_last = standing.iteration == config.num_iterations
         while self._is_mark_due(step) and stop is None:
             for seed in self._lanes:
                 self._returns[self._next_mark][seed] = self._latest[seed]
@@ -172,13 +174,12 @@ class _Reporter:
         _, writable, _ = select.select([], [self._connection], [], 0.0)
         if writable:
             self._noted_s = now_s
-            num_steps = step * len(trainer.configs)
             memory = trainer.meters.memory.read()
             self._connection.send(
                 Note(
                     step=step,
                     returns=tuple(self._latest),
-                    env_steps_per_s=num_steps / max(trainer.elapsed_s, 1e-9),
+                    env_steps_per_s=trainer.num_live_steps / max(trainer.elapsed_s, 1e-9),
                     vram_gib=None if memory is None else memory.gib().get("peak_reserved_gib"),
                 )
             )
