@@ -11,9 +11,9 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run what was typed; a study's trials get ready while this process imports torch itself."""
+    """Run what was typed; the server of trials gets ready while this process imports torch."""
     words = sys.argv[1:]
-    if expects_study(words):
+    if expects_study(words) or "hydra/launcher=stacked" in words:
         from ppo_lab.sweep.server import start_server
 
         start_server(is_tracked="tracking=local" not in words)
