@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 from benchmarks.result_page import publish, table
 
+__all__ = ["SETTINGS", "Speed", "measure"]
+
 _ROOT = Path(__file__).resolve().parent.parent
 _BASELINE = "Stable-Baselines3"
 _PROGRAMS = {
@@ -29,7 +31,7 @@ _PROGRAMS = {
     _BASELINE: ["env.backend=gymnasium"],
 }
 _GOALS = {"ppo_lab, torch": 1.5, "ppo_lab, gymnasium": 1.2}
-_SETTINGS = [
+SETTINGS = [
     "env=cartpole",
     "network=tiny",
     "num_envs=8",
@@ -63,7 +65,7 @@ def measure(program: str, num_steps: int) -> Speed:
     torch.set_num_threads(1)
     register()
     total_steps = num_steps + _NUM_WARM_UP * _NUM_ROWS  # the warm-up comes on top
-    overrides = [*_SETTINGS, *_PROGRAMS[program], f"total_steps={total_steps}"]
+    overrides = [*SETTINGS, *_PROGRAMS[program], f"total_steps={total_steps}"]
     (job,) = check_jobs(overrides, is_multirun=False, config_dir=None, config_name=None)
     ends: list[tuple[float, float]] = []
     if program == _BASELINE:
@@ -152,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = [
         f"CartPole-v1, 8 environments x 128 steps, {options.steps:,} env steps after "
         f"{_NUM_WARM_UP} iterations of warm-up, one thread, learning included: "
-        f"`{' '.join(_SETTINGS)}`. Medians of {options.rounds} interleaved rounds; ratios are "
+        f"`{' '.join(SETTINGS)}`. Medians of {options.rounds} interleaved rounds; ratios are "
         "within a round, smallest and largest in brackets.",
         summary_table(speeds),
         rounds_table(speeds),

@@ -104,6 +104,15 @@ class Collector:
         self._num_steps, self._rows_per_pass, self._store = num_steps, rows_per_pass, store
         self._observations = env.reset()  # (L, N, O)
 
+    def restart_lane(self, lane: int, seed: int) -> None:
+        """Begin the episodes of one lane anew, as if its environments had been built with ``seed``.
+
+        The other lanes go on from what they saw last.
+        """
+        observations = self._observations.clone()  # what an environment has returned is read-only
+        observations[lane] = self._env.restart_lane(lane, seed)[lane]
+        self._observations = observations
+
     @torch.no_grad()
     def collect(self, noise: Tensor) -> Rollout:
         """Return the next T steps; ``noise`` (L, T * N, …) decides every action."""

@@ -326,6 +326,7 @@ LANE_KEYS = frozenset(
         "gae_lambda",
         "entropy_coef",
         "value_coef",
+        "total_steps",
         "tracking",
     }
 )

@@ -29,6 +29,11 @@ class EpisodeMeter:
         self._return = torch.zeros(num_lanes, num_envs, dtype=torch.float64, device=device)
         self._length = torch.zeros(num_lanes, num_envs, dtype=torch.float64, device=device)
 
+    def restart_lanes(self, lanes: Tensor) -> None:
+        """Start the episodes of ``lanes`` (int64) anew."""
+        for carried in (self._return, self._length):
+            carried.index_fill_(0, lanes, 0.0)
+
     def count(self, env_rewards: Tensor, ended: Tensor) -> EpisodeTotals:
         """Add a rollout: ``env_rewards`` and ``ended``, both (T, L, N).
 

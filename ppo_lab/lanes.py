@@ -6,6 +6,7 @@ Shapes: L = lanes.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 
@@ -14,20 +15,19 @@ from torch import Tensor
 
 from ppo_lab.config import LANE_KEYS, Config, Schedule
 from ppo_lab.errors import ConfigError
+from ppo_lab.files import plain
 from ppo_lab.ppo import ClipRange
+from ppo_lab.random import Stream, fold_in, lane_keys
 from ppo_lab.update import Coefficients
 
-__all__ = ["LaneTensors", "check_stack"]
+__all__ = ["LaneTensors", "check_lane", "check_stack", "scheduled", "stack_key"]
 
 
 def check_stack(configs: Sequence[Config]) -> None:
     """Raise ``ConfigError`` unless ``configs`` can train as one stack."""
     first = configs[0]
     for config in configs[1:]:
-        for field in dataclasses.fields(Config):
-            mine, other = getattr(config, field.name), getattr(first, field.name)
-            if field.name not in LANE_KEYS and mine != other:
-                raise ConfigError(field.name, mine, f"must equal {other} in every lane of a stack")
+        check_lane(config, first)
     limit = first.memory.max_lanes
     if limit is not None and len(configs) > limit:
         raise ConfigError(
@@ -35,65 +35,121 @@ def check_stack(configs: Sequence[Config]) -> None:
         )
 
 
+def check_lane(config: Config, other: Config) -> None:
+    """Raise ``ConfigError`` unless ``config`` can be a lane beside ``other``."""
+    for field in dataclasses.fields(Config):
+        mine, its = getattr(config, field.name), getattr(other, field.name)
+        if field.name not in LANE_KEYS and mine != its:
+            raise ConfigError(field.name, mine, f"must equal {its} in every lane of a stack")
+
+
+def stack_key(config: Config) -> str:
+    """Return what configs that can be lanes of one stack have in common, and no others."""
+    values = dataclasses.asdict(config)
+    shared = plain({key: value for key, value in values.items() if key not in LANE_KEYS})
+    kinds = [type(part).__qualname__ for part in (config.env, config.network, config.memory)]
+    return json.dumps([kinds, shared], sort_keys=True)
+
+
+_REQUIRED = ("gamma", "gae_lambda", "lr", "entropy_coef", "value_coef", "max_grad_norm")
+_OPTIONAL = ("value_epsilon", "dual_clip", "target_kl")
+"""Absent from the program where no lane uses them."""
+
+
 class LaneTensors:
-    """The lanes' own numbers as (L,) tensors, and their schedules."""
+    """The lanes' own numbers as (L,) tensors, and their schedules.
+
+    A lane is given other numbers in place: who holds one of the tensors sees them.
+    """
 
     def __init__(self, configs: Sequence[Config], device: torch.device, dtype: torch.dtype) -> None:
         """Put the lane keys of ``configs`` on ``device``; ``none`` becomes infinity."""
+        self._device, self._dtype = device, dtype
+        self._columns = self._columns_of(configs)
+        self._keys = self._keys_of(configs)
+        self._begins = torch.zeros(len(configs), dtype=torch.int64, device=device)  # (L,)
+        self._options = {key for config in configs for key in _options_of(config)}
 
-        def tensor(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)
-
-        def column(key: str) -> Tensor:
-            values = [getattr(c, key) for c in configs]
-            return tensor([math.inf if value is None else value for value in values])
-
-        def optional(key: str) -> Tensor | None:
-            return None if all(getattr(c, key) is None for c in configs) else column(key)
-
-        self.gamma, self.gae_lambda = column("gamma"), column("gae_lambda")
-        self._lr = column("lr")
-        self._epsilon = column("epsilon")
-        self._epsilon_high = tensor([_epsilon_high(c) for c in configs])
-        self._anneals_lr = tensor([c.lr_schedule is Schedule.linear for c in configs])
-        self._anneals_epsilon = tensor([c.epsilon_schedule is Schedule.linear for c in configs])
-        self._num_iterations = configs[0].num_iterations
-        self._fixed = {
-            "value_epsilon": optional("value_epsilon"),
-            "dual_clip": optional("dual_clip"),
-            "target_kl": optional("target_kl"),
-            "entropy_coef": column("entropy_coef"),
-            "value_coef": column("value_coef"),
-            "max_grad_norm": column("max_grad_norm"),
+    def _columns_of(self, configs: Sequence[Config]) -> dict[str, Tensor]:
+        rows = [_numbers(config) for config in configs]
+        return {
+            key: torch.tensor([row[key] for row in rows], dtype=self._dtype, device=self._device)
+            for key in rows[0]
         }
 
-    def _spent(self, iteration: int) -> float:
-        """Return the share of the run that lies behind ``iteration``, counted from 0."""
-        return iteration / self._num_iterations
+    def _keys_of(self, configs: Sequence[Config]) -> dict[Stream, Tensor]:
+        seeds = torch.tensor([c.seed for c in configs], dtype=torch.int64, device=self._device)
+        return {stream: lane_keys(seeds, stream) for stream in (Stream.ACTION, Stream.SHUFFLE)}
+
+    def replace(self, lanes: Tensor, configs: Sequence[Config], iteration: int) -> None:
+        """Give ``lanes`` (int64, on the device) to ``configs``, from ``iteration`` on."""
+        for key, column in self._columns_of(configs).items():
+            self._columns[key].index_copy_(0, lanes, column)
+        for stream, keys in self._keys_of(configs).items():
+            self._keys[stream].index_copy_(0, lanes, keys)
+        self._begins.index_fill_(0, lanes, iteration)
+        self._options |= {key for config in configs for key in _options_of(config)}
+
+    def hold_still(self, lane: int) -> None:
+        """Let the parameters of ``lane`` stay as they are: its learning rate becomes 0."""
+        self._columns["lr"][lane] = 0.0
+
+    @property
+    def gamma(self) -> Tensor:
+        """Discount, (L,)."""
+        return self._columns["gamma"]
+
+    @property
+    def gae_lambda(self) -> Tensor:
+        """GAE's lambda, (L,)."""
+        return self._columns["gae_lambda"]
+
+    def keys(self, stream: Stream, iteration: int) -> Tensor:
+        """Return the random keys (L,) of the stack's ``iteration``, counted from 0."""
+        return fold_in(self._keys[stream], iteration - self._begins)
 
     def coefficients(self, iteration: int) -> Coefficients:
-        """Return this iteration's values; an infinite epsilon stays infinite."""
-        spent = self._spent(iteration)
-        kept = 1.0 - self._anneals_epsilon * spent
+        """Return the values of the stack's ``iteration``, counted from 0.
+
+        An infinite epsilon stays infinite; after its last iteration a lane keeps that one's values.
+        """
+        numbers = self._columns
+        last = numbers["num_iterations"] - 1.0
+        spent = last.minimum(iteration - self._begins) / numbers["num_iterations"]
+        kept = 1.0 - numbers["anneals_epsilon"] * spent
+        fixed = {key: numbers[key] for key in ("entropy_coef", "value_coef", "max_grad_norm")}
+        options = {key: numbers[key] if key in self._options else None for key in _OPTIONAL}
         return Coefficients(
-            lr=self._lr * (1.0 - self._anneals_lr * spent),
-            clip=ClipRange(self._epsilon * kept, self._epsilon_high * kept),
-            **self._fixed,  # type: ignore[arg-type]  # the required ones come from column()
+            lr=numbers["lr"] * (1.0 - numbers["anneals_lr"] * spent),
+            clip=ClipRange(numbers["epsilon"] * kept, numbers["epsilon_high"] * kept),
+            **fixed,
+            **options,  # type: ignore[arg-type]  # of these alone any may be absent
         )
 
-    def scheduled(self, config: Config, iteration: int) -> dict[str, float]:
-        """Return one lane's scheduled numbers as metrics; no ``ppo/epsilon`` without a clip."""
-        spent = self._spent(iteration)
-        metrics = {"charts/learning_rate": config.lr}
-        if config.lr_schedule is Schedule.linear:
-            metrics["charts/learning_rate"] *= 1.0 - spent
-        if config.epsilon is not None:
-            kept = 1.0 - spent if config.epsilon_schedule is Schedule.linear else 1.0
-            metrics["ppo/epsilon"] = config.epsilon * kept
-        return metrics
+
+def scheduled(config: Config, iteration: int) -> dict[str, float]:
+    """Return a lane's scheduled numbers as metrics; no ``ppo/epsilon`` without a clip."""
+    spent = iteration / config.num_iterations
+    metrics = {"charts/learning_rate": config.lr}
+    if config.lr_schedule is Schedule.linear:
+        metrics["charts/learning_rate"] *= 1.0 - spent
+    if config.epsilon is not None:
+        kept = 1.0 - spent if config.epsilon_schedule is Schedule.linear else 1.0
+        metrics["ppo/epsilon"] = config.epsilon * kept
+    return metrics
 
 
-def _epsilon_high(config: Config) -> float:
-    if config.epsilon is None:
-        return math.inf
-    return float(config.epsilon if config.epsilon_high is None else config.epsilon_high)
+def _numbers(config: Config) -> dict[str, float]:
+    """Return what is a tensor over lanes; ``none`` is infinite."""
+    values = {key: getattr(config, key) for key in (*_REQUIRED, *_OPTIONAL, "epsilon")}
+    both = config.epsilon if config.epsilon_high is None else config.epsilon_high
+    numbers = values | {"epsilon_high": both}
+    return {key: math.inf if value is None else value for key, value in numbers.items()} | {
+        "num_iterations": config.num_iterations,
+        "anneals_lr": config.lr_schedule is Schedule.linear,
+        "anneals_epsilon": config.epsilon_schedule is Schedule.linear,
+    }
+
+
+def _options_of(config: Config) -> set[str]:
+    return {key for key in _OPTIONAL if getattr(config, key) is not None}

@@ -69,6 +69,10 @@ class LaneOptimizer(ABC):
     def state_dict(self) -> dict[str, Tensor]:
         """Return the moments and step counts."""
 
+    def restart_lanes(self, lanes: Tensor) -> None:
+        """Forget the moments and step counts of ``lanes`` (int64); the others are not touched."""
+        raise NotImplementedError  # only strategies that stack lanes have a lane to restart
+
     def state_parts(self) -> Iterator[tuple[Tensor, Parameter | None]]:
         """Return the state as it lies in memory: each part, and the one parameter it belongs to."""
         yield from ((tensor, None) for tensor in self.state_dict().values())
@@ -227,6 +231,11 @@ class LaneAdam(LaneOptimizer):
             sizes = [parameter[0].numel() for parameter in bucket.parameters]
             for moment in (bucket.exp_avg, bucket.exp_avg_sq):
                 yield from zip(moment.split(sizes, -1), bucket.parameters)
+
+    def restart_lanes(self, lanes: Tensor) -> None:
+        """See ``LaneOptimizer.restart_lanes``."""
+        for tensor in self.state_dict().values():
+            tensor.index_fill_(0, lanes, 0.0)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy ``state`` in place."""

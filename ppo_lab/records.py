@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_lab.config import Config
 from ppo_lab.diagnostics import RatioDiagnostics, ratio_edges
 from ppo_lab.episodes import EpisodeTotals
 from ppo_lab.outcome import History
@@ -83,7 +82,9 @@ class HostTensors(NamedTuple):
 class Recorder:
     """Builds records and histories for the lanes of a stack."""
 
-    configs: Sequence[Config]
+    num_lanes: int
+    num_rows: int
+    """Environment steps of one lane's rollout."""
     placement: Placement
     max_entropy: float | None
     histories: list[History] = field(init=False)
@@ -92,22 +93,31 @@ class Recorder:
 
     def __post_init__(self) -> None:
         """Start with empty histories."""
-        self.histories = [History() for _ in self.configs]
-        self.diverged = [None for _ in self.configs]
+        self.histories = [History() for _ in range(self.num_lanes)]
+        self.diverged = [None for _ in range(self.num_lanes)]
+
+    def restart_lane(self, lane: int) -> None:
+        """Begin a lane's curve anew."""
+        self.histories[lane], self.diverged[lane] = History(), None
 
     def records(
-        self, tensors: IterationTensors, *, iteration: int, shared: Mapping[str, float]
-    ) -> list[Record]:
-        """Return one record per lane; ``shared`` holds what is measured for the stack as a whole.
+        self,
+        tensors: IterationTensors,
+        *,
+        iterations: Mapping[int, int],
+        shared: Mapping[str, float],
+    ) -> dict[int, Record]:
+        """Return a record for each lane in ``iterations``: what it has finished, counted from 1.
 
-        ``iteration`` counts from 1.
+        ``shared`` holds what is measured for the stack as a whole.
         """
         on_host = self.fetch(tensors)
-        scalars = [dict(zip(on_host.names, row)) for row in on_host.scalars.tolist()]
-        counts, episodes = on_host.ratio_counts.tolist(), on_host.episodes
-        step = iteration * self.configs[0].num_rows
-        records = []
-        for lane, (metrics, history) in enumerate(zip(scalars, self.histories)):
+        scalars, counts = on_host.scalars.tolist(), on_host.ratio_counts.tolist()
+        episodes = on_host.episodes
+        records = {}
+        for lane, iteration in iterations.items():
+            metrics, history = dict(zip(on_host.names, scalars[lane])), self.histories[lane]
+            step = iteration * self.num_rows
             ended = episodes.ended[:, lane]
             returns = episodes.returns[:, lane][ended].tolist()
             lengths = episodes.lengths[:, lane][ended].tolist()
@@ -116,13 +126,12 @@ class Recorder:
             if self.max_entropy is not None:
                 entropy_frac = metrics["ppo/entropy"] / self.max_entropy
                 metrics["ppo/entropy_frac"] = entropy_frac
-            if self.diverged[lane] is None:  # what a broken policy does later is not its score
-                history.add(step, returns, entropy_frac, metrics["ppo/kl_k3"])
+            history.add(step, returns, entropy_frac, metrics["ppo/kl_k3"])
             if history.final_return is not None:
                 metrics["charts/episodic_return_last100"] = history.final_return
             self._note_divergence(lane, metrics)
             histograms = {"ppo/ratio": Histogram(counts[lane], ratio_edges())}
-            records.append(Record(step, iteration, metrics | dict(shared), histograms))
+            records[lane] = Record(step, iteration, metrics | dict(shared), histograms)
         return records
 
     def fetch(self, tensors: IterationTensors) -> HostTensors:
@@ -147,7 +156,7 @@ class Recorder:
     def _note_divergence(self, lane: int, metrics: Mapping[str, float]) -> None:
         for name in _MUST_BE_FINITE:
             if self.diverged[lane] is None and not math.isfinite(metrics.get(name, 0.0)):
-                self.diverged[lane] = f"{name} is {metrics[name]}"
+                self.diverged[lane] = f"{name} is {metrics[name]}"  # the first stays
 
 
 def _episode_metrics(returns: Sequence[float], lengths: Sequence[float]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +22,10 @@ from ppo_lab.config import Config
 from ppo_lab.diagnostics import ratio_diagnostics, ratio_histogram
 from ppo_lab.envs.base import Env
 from ppo_lab.episodes import EpisodeMeter
-from ppo_lab.lanes import LaneTensors, check_stack
+from ppo_lab.errors import ConfigError
+from ppo_lab.lanes import LaneTensors, check_lane, check_stack, scheduled
 from ppo_lab.meters import Meters
-from ppo_lab.networks import Initializer
+from ppo_lab.networks import ActorCritic, Initializer
 from ppo_lab.outcome import History
 from ppo_lab.placement import Placement
 from ppo_lab.ppo import explained_variance, normalize_advantages
@@ -49,7 +50,11 @@ class LaneResult:
 
 
 class Trainer:
-    """Trains L configs that differ in nothing but their lane keys, as one program."""
+    """Trains L configs that differ in nothing but their lane keys, as one program.
+
+    A lane is *live* from its first iteration until it is retired: at its end, or before. A retired
+    lane may be given another config; until then it is computed along and changes nothing.
+    """
 
     def __init__(
         self,
@@ -59,7 +64,7 @@ class Trainer:
         """Build environments, model and optimizer; ``on_record`` gets (lane, record)."""
         check_stack(configs)
         config = configs[0]
-        self.config, self.configs, self._on_record = config, configs, on_record
+        self.config, self.configs, self._on_record = config, list(configs), on_record
         device = config.torch_device
         self.placement = self._build_placement(device)
         self.meters = Meters(self.placement, is_profiled=config.is_profiled)
@@ -67,10 +72,7 @@ class Trainer:
         torch.set_num_threads(config.choose_num_threads(self.spec))
 
         seeds = torch.tensor([c.seed for c in configs], dtype=torch.int64)
-        initializer = Initializer(seeds, device, config.weights_dtype)
-        self.model = config.memory.build_model(
-            config.network, self.spec, initializer, config.compute_dtype
-        )
+        self.model = self._build_model(seeds)
         self.optimizer = config.memory.build_optimizer(
             self.model,
             self.placement,
@@ -95,16 +97,26 @@ class Trainer:
             num_micro_batches=config.memory.num_micro_batches,
         )
         self._episodes = EpisodeMeter(len(configs), config.num_envs, device)
-        self._recorder = Recorder(configs, self.placement, self.model.distribution.max_entropy)
-        self._action_keys = random.lane_keys(seeds.to(device), random.Stream.ACTION)
-        self._shuffle_keys = random.lane_keys(seeds.to(device), random.Stream.SHUFFLE)
+        self._recorder = Recorder(
+            len(configs), config.num_rows, self.placement, self.model.distribution.max_entropy
+        )
+        self._is_live = [True] * len(configs)
+        self._begins = [0] * len(configs)  # the stack's iteration at which a lane began
         self._start_s = time.perf_counter()
         self.iteration = 0
-        self.stopped: str | None = None
-        """Why the run was told to end before its last step; None if it was not."""
+        """Iterations of the stack since it was built."""
+        self.num_live_steps = 0
+        """Environment steps of all live lanes since then."""
 
     def _build_placement(self, device: torch.device) -> Placement:
         return Placement(device)
+
+    def _build_model(self, seeds: Tensor) -> ActorCritic:
+        config = self.config
+        initializer = Initializer(seeds, self.placement.device, config.weights_dtype)
+        return config.memory.build_model(
+            config.network, self.spec, initializer, config.compute_dtype
+        )
 
     def _build_env(self, seeds: Tensor) -> Env:
         return self.config.env.build(
@@ -115,20 +127,70 @@ class Trainer:
             dtype=self.config.weights_dtype,
         )
 
-    def run(self, should_stop: Callable[[Trainer], str | None] | None = None) -> list[LaneResult]:
-        """Train until the steps are spent, every lane has diverged, or there is a reason to stop.
-
-        ``should_stop`` is asked after every iteration.
-        """
+    def run(self) -> list[LaneResult]:
+        """Train until every lane has spent its steps or diverged."""
         try:
-            while self._has_more_to_do():
+            while self._retire_ended():
                 self.iterate()
-                if should_stop is not None:
-                    self.stopped = should_stop(self)
         finally:
             self.meters.close()
-        lanes = zip(self._recorder.histories, self._recorder.diverged)
-        return [LaneResult(history, diverged) for history, diverged in lanes]
+        return [self.result(lane) for lane in range(len(self.configs))]
+
+    def _retire_ended(self) -> bool:
+        """Retire the lanes that have ended; return whether one goes on."""
+        for lane in filter(self.has_ended, self.live_lanes):
+            self.retire_lane(lane)
+        return bool(self.live_lanes)
+
+    @property
+    def live_lanes(self) -> list[int]:
+        """The lanes that train; they alone are recorded."""
+        return [lane for lane, is_live in enumerate(self._is_live) if is_live]
+
+    def lane_iteration(self, lane: int) -> int:
+        """Return the iterations that the config in ``lane`` has gone through."""
+        return self.iteration - self._begins[lane]
+
+    def has_ended(self, lane: int) -> bool:
+        """Return whether a lane has spent its steps or diverged."""
+        is_done = self.lane_iteration(lane) >= self.configs[lane].num_iterations
+        return is_done or self.diverged(lane) is not None
+
+    def result(self, lane: int) -> LaneResult:
+        """Return what has become of a lane so far."""
+        return LaneResult(self.history(lane), self.diverged(lane))
+
+    def retire_lane(self, lane: int) -> None:
+        """Record a lane no more; its parameters stay as they are."""
+        self._is_live[lane] = False
+        self._lanes.hold_still(lane)
+
+    @torch.no_grad()
+    def replace_lanes(self, configs: Mapping[int, Config]) -> None:
+        """Begin new runs in some lanes, as if the stack had been built with them.
+
+        Between iterations only. All storage stays where it is, and other lanes are not touched.
+
+        Raises:
+            ConfigError: a config cannot be a lane of this stack.
+        """
+        if self.config.memory.max_lanes is not None:
+            raise ConfigError("memory", self.config.memory.name, "begins every run anew")
+        for config in configs.values():
+            check_lane(config, self.config)
+        lanes = torch.tensor(list(configs), device=self.placement.device)
+        seeds = torch.tensor([config.seed for config in configs.values()])
+        fresh = self._build_model(seeds)
+        for parameter, value in zip(self.model.parameters(), fresh.parameters()):
+            parameter.index_copy_(0, lanes, value)
+        self.optimizer.restart_lanes(lanes)
+        self._lanes.replace(lanes, list(configs.values()), self.iteration)
+        self._episodes.restart_lanes(lanes)
+        for lane, config in configs.items():
+            self.configs[lane], self._begins[lane] = config, self.iteration
+            self._is_live[lane] = True
+            self._recorder.restart_lane(lane)
+            self._collector.restart_lane(lane, config.seed)
 
     def iterate(self) -> None:
         """Collect, advantages, update, record; what it needed is free again when it returns."""
@@ -143,11 +205,12 @@ class Trainer:
         with self.meters.phase("diagnostics"):
             tensors = self.diagnose(rollout, rows, diagnostics)
         self.iteration += 1
+        self.num_live_steps += self.config.num_rows * len(self.live_lanes)
         self.record(tensors)
 
     def collect(self) -> Rollout:
         """Return the next T steps of every environment."""
-        keys = random.fold_in(self._action_keys, self.iteration)
+        keys = self._lanes.keys(random.Stream.ACTION, self.iteration)
         noise = self.model.distribution.noise(keys, self.config.num_rows, self.config.weights_dtype)
         return self._collector.collect(noise)
 
@@ -168,7 +231,7 @@ class Trainer:
 
     def update(self, rows: RolloutRows) -> UpdateDiagnostics:
         """Pass num_epochs times over ``rows``."""
-        keys = random.fold_in(self._shuffle_keys, self.iteration)
+        keys = self._lanes.keys(random.Stream.SHUFFLE, self.iteration)
         orders = torch.stack(
             [
                 random.permutation(random.fold_in(keys, epoch), self.config.num_rows)
@@ -209,11 +272,11 @@ class Trainer:
     def record(self, tensors: IterationTensors) -> None:
         """Read the iteration back and hand one record per live lane on."""
         begin_s = time.perf_counter()
-        was_live = [diverged is None for diverged in self._recorder.diverged]
-        records = self._recorder.records(tensors, iteration=self.iteration, shared=self._measure())
-        for lane, record in enumerate(records):
-            if was_live[lane] and self._on_record is not None:
-                schedule = self._lanes.scheduled(self.configs[lane], self.iteration - 1)
+        iterations = {lane: self.lane_iteration(lane) for lane in self.live_lanes}
+        records = self._recorder.records(tensors, iterations=iterations, shared=self._measure())
+        for lane, record in records.items():
+            if self._on_record is not None:
+                schedule = scheduled(self.configs[lane], record.iteration - 1)
                 self._on_record(
                     lane, dataclasses.replace(record, metrics={**record.metrics, **schedule})
                 )
@@ -224,13 +287,13 @@ class Trainer:
         if self.placement.is_cuda:
             torch.cuda.synchronize(self.placement.device)
         seconds = self.meters.clock.read()
-        num_steps = self.config.num_rows * len(self.configs)
+        num_steps = self.config.num_rows * len(self.live_lanes)
         seconds["env"] = self._collector.env_s
         self.meters.clock.totals["env"] += self._collector.env_s
         self._collector.env_s = 0.0
         metrics = {f"time/{name}_s": value for name, value in seconds.items()}
         elapsed_s = metrics["time/elapsed_s"] = self.elapsed_s
-        metrics["charts/SPS"] = self.iteration * num_steps / elapsed_s
+        metrics["charts/SPS"] = self.num_live_steps / elapsed_s
         metrics["perf/SPS_rollout"] = num_steps / seconds["rollout"]
         metrics["perf/SPS_update"] = num_steps / seconds["update"]
         return metrics | self.meters.read()
@@ -257,7 +320,3 @@ class Trainer:
     def diverged(self, lane: int) -> str | None:
         """Return the first number of a lane that was not finite; None while all is well."""
         return self._recorder.diverged[lane]
-
-    def _has_more_to_do(self) -> bool:
-        is_live = any(diverged is None for diverged in self._recorder.diverged)
-        return is_live and self.iteration < self.config.num_iterations and self.stopped is None

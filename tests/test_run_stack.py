@@ -42,8 +42,8 @@ def test_each_lane_has_its_own_files_and_the_numbers_of_its_seed_alone(config, t
 
 
 def test_a_reason_to_stop_ends_the_run_as_pruned(config, tmp_path):
-    def at_half(trainer):
-        return "behind the others" if trainer.iteration == 2 else None
+    def at_half(standing):
+        return "behind the others" if standing.iteration == 2 else None
 
     (summary,) = run_stack([config], [Destination(folder(tmp_path / "a"), [])], at_half)
     assert (summary["status"], summary["reason"]) == ("pruned", "behind the others")
@@ -52,7 +52,7 @@ def test_a_reason_to_stop_ends_the_run_as_pruned(config, tmp_path):
 
 
 def test_an_error_is_told_in_every_lanes_summary(config, tmp_path):
-    def breaks(trainer):
+    def breaks(standing):
         raise RuntimeError("no more")
 
     configs = [dataclasses.replace(config, seed=seed) for seed in (1, 2)]

@@ -60,15 +60,18 @@ def importance(study: Study, objective: int = 0) -> dict[str, float] | None:
     to that over all. Optuna's counts finished trials only, but where trials are pruned those are
     the better ones already, and what they have in common would look unimportant. So pruned trials
     are counted too, as no better than the worst. The top is a tenth, or 5 trials where that is
-    more. None for fewer than 10 trials, or when all are equal.
+    more. None for fewer than 10 trials, or where fewer than that top are better than the worst.
     """
     states = (TrialState.COMPLETE, TrialState.PRUNED)
     trials = [t for t in study.get_trials(deepcopy=False, states=states) if t.params]
     direction = study.directions[objective]
     values = [t.values[objective] for t in trials if t.state is TrialState.COMPLETE]
-    if len(trials) < _FEWEST_TRIALS or len(set(values)) < 2:
+    if len(trials) < _FEWEST_TRIALS or not values:
         return None
     worst = min(values) if direction is StudyDirection.MAXIMIZE else max(values)
+    quantile = max(0.1, _FEWEST_AT_TOP / len(trials))
+    if sum(value != worst for value in values) < math.ceil(quantile * len(trials)):
+        return None
     whole = optuna.create_study(direction=direction)
     whole.add_trials(
         optuna.create_trial(
@@ -78,7 +81,6 @@ def importance(study: Study, objective: int = 0) -> dict[str, float] | None:
         )
         for trial in trials
     )
-    quantile = max(0.1, _FEWEST_AT_TOP / len(trials))
     return get_param_importances(
         whole, evaluator=PedAnovaImportanceEvaluator(target_quantile=quantile)
     )

@@ -22,7 +22,7 @@ from ppo_lab.sweep.confirm import (
     confirmation_plan,
     read_confirmation,
 )
-from ppo_lab.sweep.executors import ProcessExecutor
+from ppo_lab.sweep.executors import Executor, ProcessExecutor
 from ppo_lab.sweep.outputs import write_outputs
 from ppo_lab.sweep.panel import commands, study_panel
 from ppo_lab.sweep.parent import STOP_FILE, Ending, Signals
@@ -66,8 +66,10 @@ def run_study(command: DictConfig, loader: ConfigLoader) -> None:
         sys.exit(status)
 
 
-def run_plan(plan: Plan) -> Ending:
+def run_plan(plan: Plan, executor: Executor | None = None) -> Ending:
     """Run the study's trials and its confirmation, leave its files, and return why that ended.
+
+    ``executor`` runs the trials, in place of the one that the plan asks for.
 
     Raises:
         ConfigError: the study was begun otherwise, or is stopped by its STOP file.
@@ -75,8 +77,7 @@ def run_plan(plan: Plan) -> Ending:
     stop = plan.folder / STOP_FILE
     if stop.exists():
         raise ConfigError("STOP", stop, "stops this study; remove the file to go on")
-    num_slots, devices = choose_slots(plan.study.num_slots, plan.config)
-    executor = ProcessExecutor(num_slots, devices)  # its server imports while we open the storage
+    executor = executor or _executor(plan)  # its server imports while we open the storage
     signals = Signals(_print)
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +88,11 @@ def run_plan(plan: Plan) -> Ending:
         return Ending.storage_lost
     finally:
         executor.close()
+
+
+def _executor(plan: Plan) -> Executor:
+    num_slots, devices = choose_slots(plan.study.num_slots, plan.config)
+    return ProcessExecutor(num_slots, devices)
 
 
 def _run(plan: Plan, session: Session) -> Ending:

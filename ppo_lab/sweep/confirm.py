@@ -66,8 +66,10 @@ class Confirmed:
     default: Candidate
     candidates: tuple[Candidate, ...]
     """Best gain first; the unknown ones last."""
-    winner: Candidate
-    """The defaults themselves where no candidate has a better mean, or none is within limits."""
+    winner: Candidate | None
+    """The defaults themselves where no candidate has a better mean; None where nothing ran well."""
+    num_searched: int
+    """Trials that the search had finished by then."""
 
     def write(self, plan: Plan) -> None:
         """Write confirm.json into the study's folder."""
@@ -76,7 +78,8 @@ class Confirmed:
             "confidence": CONFIDENCE,
             "interval_of_gain": "Welch's t at 1 - (1 - confidence) / candidates",
             "seeds": self.seeds,
-            "winner": _plain(self.winner),
+            "trials_searched": self.num_searched,
+            "winner": None if self.winner is None else _plain(self.winner),
             "default": _plain(self.default),
             "candidates": [_plain(candidate) for candidate in self.candidates],
         }
@@ -112,29 +115,28 @@ def confirmation_plan(plan: Plan, study: Study, database: Database) -> Plan | No
         is_default = default.is_inside and trial.params == default.params
         if not is_default and trial.params not in chosen and len(chosen) < num_top:
             chosen.append(trial.params)
-    name = f"{plan.name}.confirm-{num_seeds}"
-    stored = _stored_params(database, name)
-    points = [*stored, *(point for point in chosen if point not in stored)]
-    if not points:
-        return None
     # Seeds of the search are seed, seed + 1, ...; these follow them.
     base = plan.base.fixing(f"seed={plan.config.seed + plan.study.num_seeds}")
     confirm = replace(
         plan.study,
-        num_trials=1 + len(points),
         num_seeds=num_seeds,
         sampler=_RANDOM,
         pruner=_NO_PRUNER,
         confirm=ConfirmConfig(),
     )
+    fresh = replace(plan, study=confirm, base=base, config=base.config(), confirms=plan.folder)
+    # A search that was allowed to change is confirmed anew: the runs of before do not compare.
+    digest = fresh.fingerprint["sha256"][:4]
+    name = f"{plan.name}.confirm-{num_seeds}-{digest}"
+    stored = _stored_params(database, name)
+    points = [*stored, *(point for point in chosen if point not in stored)]
+    if not points:
+        return None
     return replace(
-        plan,
-        study=confirm,
+        fresh,
+        study=replace(confirm, num_trials=1 + len(points)),
         name=name,
-        folder=plan.folder / "confirm" / f"{num_seeds}_seeds",
-        base=base,
-        config=base.config(),
-        confirms=plan.folder,
+        folder=plan.folder / "confirm" / f"{num_seeds}_seeds-{digest}",
         starts=(default, *(Start(dict(point), is_inside=True) for point in points)),
     )
 
@@ -157,16 +159,17 @@ def read_confirmation(plan: Plan, study: Study, confirming: Plan, fresh: Study) 
         number: _candidate(row, searched, said.gains[number]) for number, row in others.items()
     }
     baseline = _candidate(default, searched, None)
-    best = said.winner
+    winner: Candidate | None = baseline if said.winner is None else candidates[said.winner]
     if default.label != "kept":  # then any candidate that is within limits is better
-        row = best_row(list(others.values()), plan.objectives[0])
-        best = row.number if row else None
+        best = best_row(list(others.values()), plan.objectives[0])
+        winner = candidates[best.number] if best else None
     first = confirming.config.seed
     return Confirmed(
         seeds=tuple(range(first, first + confirming.study.num_seeds)),
         default=baseline,
         candidates=tuple(sorted(candidates.values(), key=_rank)),
-        winner=baseline if best is None else candidates[best],
+        winner=winner,
+        num_searched=len(searched),
     )
 
 

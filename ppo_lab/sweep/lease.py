@@ -1,18 +1,21 @@
 """Who still lives: a running trial belongs to a parent process, and a dead parent's is free.
 
 On one machine a parent holds a lock on a file of its own, which the kernel frees when it dies by
-whatever cause. Between machines it also renews a row in the database, by the database's clock. A
-parent judges others by that clock only after it has itself been heard without a gap for a whole
-lease: after an outage of the database everybody's row is old, and nobody is dead.
+whatever cause. Between machines it also renews a row in the database, and watches the others' rows:
+dead is whose row has not changed for a whole lease in which our own was renewed without a gap. What
+time a row says does not matter, so no clock that is set or jumps can kill a parent; nor can an
+outage of the database, after which all rows are old and the watch begins anew.
 """
 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import socket
 import time
 import uuid
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +34,8 @@ _RENEW = """
 INSERT INTO ppo_lab_parents (parent, seen) VALUES (:parent, clock_timestamp())
 ON CONFLICT (parent) DO UPDATE SET seen = clock_timestamp()
 """
-_AGE = "SELECT extract(epoch FROM clock_timestamp() - seen) FROM ppo_lab_parents WHERE parent = :p"
+_ROWS = "SELECT parent, seen FROM ppo_lab_parents"
+_END = "DELETE FROM ppo_lab_parents WHERE parent = :parent"
 
 
 class Owner(NamedTuple):
@@ -54,7 +58,7 @@ class Lease:
     """This process's own sign of life, and its judgement of others."""
 
     def __init__(self, database: Database, lease_s: float) -> None:
-        """Take a new identity and lock its file; in a shared database renew a first time."""
+        """Take a new identity and lock its file; ``renew`` makes it known in a shared database."""
         self._database, self._lease_s = database, lease_s
         parents = database.folder / "parents"
         parents.mkdir(exist_ok=True)
@@ -63,8 +67,9 @@ class Lease:
         self._file = path.open("w")
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self.owner = Owner(name, socket.gethostname(), _boot_id(), str(path))
-        self._heard_since_s: float | None = None
-        self._renewed_s = 0.0
+        self._renewed_s = self._watching_since_s = -math.inf
+        self._rows: dict[str, tuple[datetime, float]] = {}
+        """By parent: what its row said last, and since when by our monotonic clock."""
         if database.is_shared:
             with database.exclusive("ppo_lab_parents"), database.connection() as connection:
                 connection.execute(text(_TABLE))
@@ -76,10 +81,17 @@ class Lease:
             return
         with self._database.connection() as connection:
             connection.execute(text(_RENEW), {"parent": self.owner.id})
-        is_gap = time.monotonic() - self._renewed_s > self._lease_s / 2
-        if self._heard_since_s is None or is_gap:
-            self._heard_since_s = time.monotonic()
-        self._renewed_s = time.monotonic()
+            rows = {row.parent: row.seen for row in connection.execute(text(_ROWS))}
+        now_s = time.monotonic()
+        if now_s - self._renewed_s > self._lease_s / 2:
+            self._watching_since_s = now_s
+            self._rows.clear()
+        known = self._rows
+        self._rows = {
+            parent: known[parent] if parent in known and known[parent][0] == seen else (seen, now_s)
+            for parent, seen in rows.items()
+        }
+        self._renewed_s = now_s
 
     def is_dead(self, owner: Owner) -> bool:
         """Return whether ``owner`` is certainly gone, so that its trials are free."""
@@ -91,18 +103,14 @@ class Lease:
         if not self._database.is_shared:
             # One machine, or one file system: a study's folder that was copied here has no owner.
             return True
-        return self._has_expired(owner)
-
-    def _has_expired(self, owner: Owner) -> bool:
-        heard_s = 0.0 if self._heard_since_s is None else time.monotonic() - self._heard_since_s
-        if heard_s < self._lease_s:
-            return False
-        with self._database.connection() as connection:
-            age_s = connection.execute(text(_AGE), {"p": owner.id}).scalar()
-        return age_s is None or float(age_s) > self._lease_s
+        _, since_s = self._rows.get(owner.id, (None, self._watching_since_s))
+        return self._renewed_s - since_s > self._lease_s
 
     def close(self) -> None:
         """End this identity; its trials must have been given back."""
+        if self._database.is_shared:
+            with self._database.connection() as connection:
+                connection.execute(text(_END), {"parent": self.owner.id})
         Path(self.owner.lock).unlink(missing_ok=True)
         self._file.close()
 

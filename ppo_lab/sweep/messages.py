@@ -9,7 +9,7 @@ from typing import Any
 
 from ppo_lab.config import Config
 
-__all__ = ["Mark", "Note", "Task", "Verdict"]
+__all__ = ["GridJob", "Mark", "Note", "Task", "Verdict"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,25 @@ class Task:
     """Whether the study asks for forecast memory, on whatever device it runs."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Added to each seed's summary."""
+
+
+@dataclass(frozen=True)
+class GridJob:
+    """One job of a grid, all that the process which runs it needs to know."""
+
+    number: int
+    """Of the job in its grid."""
+    folder: Path
+    """Its own; exists already."""
+    config: Config
+    overrides: tuple[str, ...]
+    group: str
+    """What trackers group runs by: the grid."""
+
+    @property
+    def configs(self) -> tuple[Config]:
+        """Its only run."""
+        return (self.config,)
 
 
 @dataclass(frozen=True)

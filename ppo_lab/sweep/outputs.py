@@ -13,7 +13,7 @@ from optuna.study import Study
 from ppo_lab.files import plain, write_json, write_whole
 from ppo_lab.sweep.analysis import importance, pareto
 from ppo_lab.sweep.best import write_best
-from ppo_lab.sweep.confirm import Confirmed
+from ppo_lab.sweep.confirm import CONFIRM_FILE, Confirmed
 from ppo_lab.sweep.plan import Plan
 from ppo_lab.sweep.show import score_text
 from ppo_lab.sweep.storage import masked
@@ -28,7 +28,8 @@ _MEASURED = ("env_steps_per_s", "peak_vram_gib", "wall_time_s")
 def write_outputs(plan: Plan, study: Study, confirmed: Confirmed | None) -> None:
     """Write trials.csv, space.yaml, importance.json, best.yaml and, if there is one, confirm.json.
 
-    ``best.yaml`` is the confirmation's winner, or without one the search's best trial.
+    ``best.yaml`` is the confirmation's winner, or without one the search's best trial. A search
+    that has gone on since its confirmation, and was not confirmed again, has none.
     """
     rows = finished_trials(study, plan.objectives)
     table = trial_table(plan, rows)
@@ -41,6 +42,9 @@ def write_outputs(plan: Plan, study: Study, confirmed: Confirmed | None) -> None
     write_json(plan.folder / "importance.json", strict(importances(plan, study)))
     if confirmed is not None:
         confirmed.write(plan)
+    else:
+        (plan.folder / CONFIRM_FILE).unlink(missing_ok=True)
+    if confirmed is not None and confirmed.winner is not None:
         write_best(plan, confirmed.winner.params, _winner_title(plan, confirmed))
     elif (best := _best_row(plan, study, rows)) is not None:
         write_best(plan, best.params, _title(plan, best))
@@ -93,6 +97,7 @@ def _title(plan: Plan, row: TrialRow) -> str:
 
 def _winner_title(plan: Plan, confirmed: Confirmed) -> str:
     winner = confirmed.winner
+    assert winner is not None
     name = "The defaults" if winner is confirmed.default else f"Trial {winner.trial}"
     score = score_text(winner.value, winner.half_width)
     seeds = f"{len(confirmed.seeds)} fresh seeds"

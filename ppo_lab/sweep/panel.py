@@ -150,13 +150,18 @@ def _gain_text(candidate: Candidate) -> str:
 
 
 def _verdict(confirmed: Confirmed) -> str:
-    gain = confirmed.winner.gain
-    if confirmed.winner is confirmed.default:
+    winner, default = confirmed.winner, confirmed.default
+    if winner is None:
+        return (
+            "With fresh seeds nothing ran well and within limits, the defaults neither: "
+            "best.yaml holds the search's best trial."
+        )
+    if winner is default:
         return "No trial is better than the defaults: best.yaml holds the defaults."
-    name = f"trial #{confirmed.winner.trial}"
-    if gain is None:
-        return f"Winner: {name}; the defaults have no value to compare with."
-    if gain.low > 0:
+    name = f"trial #{winner.trial}"
+    if winner.gain is None or default.status != "kept":
+        return f"Winner: {name}; the defaults are no choice ({default.status})."
+    if winner.gain.low > 0:
         return f"Winner: {name}, better than the defaults at {CONFIDENCE:.0%} confidence."
     return f"Winner: {name}; that it beats the defaults may be chance (the gain's interval has 0)."
 

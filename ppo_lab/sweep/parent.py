@@ -269,7 +269,6 @@ class Parent:
             return
         self._tell(TrialRetried(claim.number, reason, num_crashes, max_retries))
         self._patience.call("retry", lambda: self._book.release(claim))
-        self._next_claim_s = 0.0
 
     def _finish(self, claim: Claim, result: Result) -> None:
         told = self._patience.call("tell", lambda: self._book.finish(claim, result))
@@ -291,6 +290,7 @@ class Parent:
         )
 
     def _forget(self, claim: Claim) -> None:
+        self._next_claim_s = 0.0  # something has changed: there is more to do, or all is done
         del self._claims[claim.number], self._folders[claim.number]
 
     def _book_what_ended(self) -> None:

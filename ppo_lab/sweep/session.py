@@ -99,7 +99,7 @@ class Session:
 
     def close(self) -> None:
         """End this machine's part; its trials must have been given back."""
-        self._lease.close()
+        self.call("close", self._lease.close)
 
     def _tell_outage(self, what: str, waited_s: float) -> None:
         for watcher in self._watchers:

@@ -1,4 +1,4 @@
-"""How many trials a machine takes at a time, and which device each of them sees."""
+"""How many trials a machine takes at a time, in how many lanes, and which device each one sees."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import os
 
 import torch
 
+from ppo_lab.budget import budget_bytes, resolve_memory
 from ppo_lab.config import Config
+from ppo_lab.forecast import forecast
 
-__all__ = ["choose_slots"]
+__all__ = ["choose_lanes", "choose_slots"]
+
+_CPU_LANES = 8
+"""Their activations stay in a core's cache; more lanes gain nothing there."""
+_MOST_LANES = 4096
+_USED_FRAC = 0.9  # of the free device memory: allocators keep some in reserve
 
 
 def choose_slots(num_slots: int | str, config: Config) -> tuple[int, list[str]]:
@@ -20,6 +27,25 @@ def choose_slots(num_slots: int | str, config: Config) -> tuple[int, list[str]]:
     if isinstance(num_slots, int):
         return num_slots, devices
     return len(devices) or len(os.sched_getaffinity(0)), devices
+
+
+def choose_lanes(max_lanes: int | str, config: Config) -> int:
+    """Return the lanes of a stack of runs like ``config``.
+
+    ``auto`` is eight on a CPU, and as many as the forecast fits into a GPU's free memory.
+    """
+    config = resolve_memory(config)
+    if config.memory.max_lanes is not None:
+        return config.memory.max_lanes
+    if isinstance(max_lanes, int):
+        return max_lanes
+    if config.torch_device.type == "cpu":
+        return _CPU_LANES
+    budget, planned = budget_bytes(config), forecast(config)
+    if budget is None:
+        return _MOST_LANES
+    room = budget - planned.context.num_bytes - planned.workspace.num_bytes
+    return max(1, min(_MOST_LANES, int(_USED_FRAC * room / planned.peak.total)))
 
 
 def _devices() -> list[str]:

@@ -14,25 +14,25 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, Protocol
 
 from omegaconf import OmegaConf
 
 from ppo_lab.budget import resolve_memory
 from ppo_lab.config import Config
+from ppo_lab.entry import Entry, Standing
 from ppo_lab.files import write_whole
 from ppo_lab.run import Destination, run_stack
 from ppo_lab.study_config import STORAGE_VARIABLE
 from ppo_lab.sweep.messages import Mark, Note, Task, Verdict
 from ppo_lab.sweep.result import Result, worst_status
 from ppo_lab.tracking import Terminal
-from ppo_lab.trainer import Trainer
 
-__all__ = ["run_trial", "trial_main"]
+__all__ = ["TrialEntry", "become_child", "log_to", "run_trial", "trial_main", "without_terminal"]
 
 log = logging.getLogger(__name__)
 
@@ -45,21 +45,26 @@ _EXIT_TERMINATED = 128 + signal.SIGTERM
 
 def trial_main(task: Task, connection: Connection) -> None:
     """Run ``task`` as a process of its own."""
-    _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to decide
-    signal.signal(signal.SIGTERM, _exit)
-    os.environ.pop(STORAGE_VARIABLE, None)  # it may hold a password, and is not needed here
-    _log_to(task.folder / "log")
+    become_child()
+    log_to(task.folder / "log")
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     log.info("trial %d, process %d, CUDA_VISIBLE_DEVICES=%s", task.number, os.getpid(), devices)
     run_trial(task, connection)
 
 
+def become_child() -> None:
+    """Let the parent decide over this process: what Ctrl-C means, and when it ends."""
+    _end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _exit)
+    os.environ.pop(STORAGE_VARIABLE, None)  # it may hold a password, and is not needed here
+
+
 def run_trial(task: Task, connection: Connection) -> Result:
     """Train every seed, write ``result.json``, and return it."""
-    reporter = _Reporter(task, connection)
+    reporter = _Reporter(task, connection, verdict_wait_s=_VERDICT_WAIT_S)
     summaries = []
-    seeds = [resolve_memory(_without_terminal(config)) for config in task.configs]
+    seeds = [resolve_memory(without_terminal(config)) for config in task.configs]
     for lanes in _stacks(seeds):
         reporter.begin(lanes)
         configs = [seeds[lane] for lane in lanes]
@@ -67,13 +72,41 @@ def run_trial(task: Task, connection: Connection) -> Result:
         summaries += run_stack(
             configs, destinations, reporter.after_iteration, is_forecast=task.is_forecast
         )
-        status, reason = worst_status(summaries)
-        if status != "finished":
+        if worst_status(summaries)[0] != "finished":
             break
+    return _write_result(task, summaries)
+
+
+def _write_result(task: Task, summaries: list[dict[str, Any]]) -> Result:
     status, reason = worst_status(summaries)
     result = Result(task.number, status, reason, summaries)
     result.write(task.folder)
     return result
+
+
+class TrialEntry(Entry):
+    """A trial's seeds as lanes of a stack that it shares with others."""
+
+    def __init__(self, task: Task, connection: TrialConnection, on_end: Callable[[], None]) -> None:
+        """Make a folder for each seed; ``on_end`` is called once the result is written."""
+        configs = [without_terminal(config) for config in task.configs]
+        destinations = [_destination(task, config) for config in configs]
+        super().__init__(configs, destinations, is_forecast=task.is_forecast)
+        self._task, self._on_end = task, on_end
+        # A stack does not wait: a verdict that comes later is taken later.
+        self._reporter = _Reporter(task, connection, verdict_wait_s=0.0)
+
+    def should_stop(self, standing: Standing) -> str | None:
+        """See ``Entry``: the parent's verdict, or a seed that diverged."""
+        if standing.iteration == 1:
+            self._reporter.begin(range(len(self.configs)))
+        return self._reporter.after_iteration(standing)
+
+    def finish(self, summaries: list[dict[str, Any]]) -> None:
+        """See ``Entry``."""
+        super().finish(summaries)
+        _write_result(self._task, summaries)
+        self._on_end()
 
 
 def _stacks(configs: Sequence[Config]) -> Iterator[range]:
@@ -83,7 +116,8 @@ def _stacks(configs: Sequence[Config]) -> Iterator[range]:
         yield range(begin, min(begin + size, len(configs)))
 
 
-def _without_terminal(config: Config) -> Config:
+def without_terminal(config: Config) -> Config:
+    """Return ``config`` for a process that has none: the parent shows how it stands."""
     tracking = dataclasses.replace(config.tracking, terminal=Terminal.none)
     return dataclasses.replace(config, tracking=tracking)
 
@@ -100,11 +134,27 @@ def _destination(task: Task, config: Config) -> Destination:
     return Destination(folder, overrides, task.group, task.notes, run_id, job_type="trial")
 
 
+class TrialConnection(Protocol):
+    """A trial's end of the pipe to the parent, or its share of one."""
+
+    def send(self, message: Mark | Note, /) -> None:
+        """Tell the parent."""
+
+    def poll(self, timeout: float = 0.0, /) -> bool:
+        """Return whether there is a verdict; wait for it until ``timeout`` (s)."""
+
+    def recv(self) -> Verdict:
+        """Return the next verdict; EOFError when the parent is gone."""
+
+    def fileno(self) -> int:
+        """Return the pipe's file descriptor."""
+
+
 class _Reporter:
     """Tells the parent how the seeds stand, and takes its verdicts."""
 
-    def __init__(self, task: Task, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, task: Task, connection: TrialConnection, *, verdict_wait_s: float) -> None:
+        self._connection, self._verdict_wait_s = connection, verdict_wait_s
         self._marks = task.marks
         self._returns: list[list[float | None]] = [
             [None] * len(task.configs) for _ in task.marks
@@ -112,29 +162,33 @@ class _Reporter:
         self._latest: list[float | None] = [None] * len(task.configs)
         self._num_seeds = len(task.configs)
         self._lanes = range(0)
-        self._next_mark = 0
+        self._next_mark = self._num_reported = 0
         self._noted_s = 0.0
 
     def begin(self, lanes: range) -> None:
         """Turn to the seeds ``lanes``, which train together."""
         self._lanes, self._next_mark = lanes, 0
 
-    def after_iteration(self, trainer: Trainer) -> str | None:
+    def after_iteration(self, standing: Standing) -> str | None:
         """Report what has become due; return the reason to stop, if there is one."""
         for lane, seed in enumerate(self._lanes):
-            if (number := trainer.diverged(lane)) is not None:
-                return f"{number} (seed {trainer.configs[lane].seed})"
-            history = trainer.history(lane)
+            if (number := standing.diverged(lane)) is not None:
+                return f"{number} (seed {standing.config(lane).seed})"
+            history = standing.history(lane)
             self._latest[seed] = history.final_return
-        step = trainer.iteration * trainer.config.num_rows
-        self._note(trainer, step)
+        config = standing.config(0)
+        step = standing.iteration * config.num_rows
+        self._note(standing, step)
         stop = None
-        is_last = trainer.iteration == trainer.config.num_iterations
+        is_last = standing.iteration == config.num_iterations
         while self._is_mark_due(step) and stop is None:
             for seed in self._lanes:
                 self._returns[self._next_mark][seed] = self._latest[seed]
-            if self._lanes.stop == self._num_seeds and not is_last:  # all seeds are past the mark
+            is_complete = self._lanes.stop == self._num_seeds  # all seeds are past the mark
+            # One that was reported before the stack failed, and the trial began again, stands.
+            if is_complete and not is_last and self._next_mark == self._num_reported:
                 stop = self._report(self._next_mark)
+                self._num_reported += 1
             self._next_mark += 1
         return stop or (None if is_last else self._late_verdict())
 
@@ -145,7 +199,7 @@ class _Reporter:
         """Report a mark and wait a moment for what the parent thinks of it."""
         mark = Mark(self._marks[index], tuple(self._returns[index]))
         self._connection.send(mark)
-        deadline_s = time.monotonic() + _VERDICT_WAIT_S
+        deadline_s = time.monotonic() + self._verdict_wait_s
         while self._connection.poll(max(deadline_s - time.monotonic(), 0.0)):
             verdict = self._receive()
             if verdict.stop is not None or verdict.step == mark.step:
@@ -164,21 +218,22 @@ class _Reporter:
         except EOFError:  # the parent is gone, and this trial with it
             sys.exit(1)
 
-    def _note(self, trainer: Trainer, step: int) -> None:
-        now_s = time.monotonic()
+    def _note(self, standing: Standing, step: int) -> None:
+        now_s, trainer = time.monotonic(), standing.trainer
+        share = len(standing.lanes) / len(trainer.configs)
         if now_s - self._noted_s < _NOTE_INTERVAL_S:
             return
         # A parent that waits for its storage reads nothing; a full pipe must not stop the training.
         _, writable, _ = select.select([], [self._connection], [], 0.0)
         if writable:
             self._noted_s = now_s
-            num_steps = step * len(trainer.configs)
             memory = trainer.meters.memory.read()
             self._connection.send(
                 Note(
                     step=step,
                     returns=tuple(self._latest),
-                    env_steps_per_s=num_steps / max(trainer.elapsed_s, 1e-9),
+                    # Of the stack's speed, this trial's part.
+                    env_steps_per_s=share * trainer.num_live_steps / max(trainer.elapsed_s, 1e-9),
                     vram_gib=None if memory is None else memory.gib().get("peak_reserved_gib"),
                 )
             )
@@ -193,7 +248,7 @@ def _end_with_parent() -> None:
         sys.exit(1)
 
 
-def _log_to(path: Path) -> None:
+def log_to(path: Path) -> None:
     """Send logging, and all that libraries print, into the attempt's own file."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     os.dup2(file, sys.stdout.fileno())

@@ -63,7 +63,7 @@ def track_study(plan: Plan, study: Study, confirmed: Confirmed | None) -> str | 
     best = best_row(rows, plan.objectives[0]) if len(plan.objectives) == 1 else None
     if best is not None:
         summary["best"] = {"trial": best.number, "value": best.values[0], **best.params}
-    if confirmed is not None:
+    if confirmed is not None and confirmed.winner is not None:
         winner = confirmed.winner
         gain = None if winner.gain is None else winner.gain._asdict()
         params = dict(winner.params)

@@ -20,7 +20,7 @@ from core_helpers import (
 
 from ppo_lab.config import LANE_KEYS, Config, Schedule
 from ppo_lab.errors import ConfigError
-from ppo_lab.lanes import LaneTensors, check_stack
+from ppo_lab.lanes import LaneTensors, check_stack, scheduled
 from ppo_lab.trainer import Trainer
 from ppo_lab.update import AdvantageNormalization
 
@@ -31,6 +31,7 @@ FOUR = (
     {"seed": 3, "epsilon": 0.05, "lr": 1e-2, "target_kl": 0.002, "gae_lambda": 0.5},
     {
         "seed": 2**40,
+        "total_steps": 50_000,
         "epsilon": 0.1,
         "epsilon_high": 0.3,
         "dual_clip": 3.0,
@@ -100,7 +101,6 @@ def test_equal_configs_in_different_places_of_a_stack_are_equal_bit_for_bit():
         {"num_steps": 64},
         {"num_epochs": 3},
         {"num_minibatches": 2},
-        {"total_steps": 50_000},
         {"adam_eps": 1e-8},
         {"bootstrap_truncated": False},
         {"advantage_normalization": AdvantageNormalization.none},
@@ -172,7 +172,7 @@ def test_scheduled_metrics_say_what_the_coefficients_are():
     lanes = LaneTensors(configs, CPU, torch.float64)
     for iteration in range(10):
         found = lanes.coefficients(iteration)
-        metrics = [lanes.scheduled(c, iteration) for c in configs]
+        metrics = [scheduled(c, iteration) for c in configs]
         assert [m["charts/learning_rate"] for m in metrics] == pytest.approx(found.lr.tolist())
         assert metrics[0]["ppo/epsilon"] == pytest.approx(found.clip.low[0].item())
         assert "ppo/epsilon" not in metrics[1]  # there is no clip to report

@@ -10,8 +10,7 @@ import pytest
 import torch
 from core_helpers import config
 
-from ppo_lab import memory_summary
-from ppo_lab import run as run_module
+from ppo_lab import memory_summary, stack
 from ppo_lab.budget import Change
 from ppo_lab.forecast import forecast
 from ppo_lab.run import run_in_folder
@@ -121,8 +120,8 @@ def test_a_run_that_cannot_be_forecast_is_told_of_all_the_same(full, tmp_path, m
 
 
 def test_a_job_whose_forecast_is_over_budget_is_not_begun(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "over_budget", lambda config: "needs 9 GiB, budget is 8")
-    monkeypatch.setattr(Trainer, "run", lambda trainer: pytest.fail("it was begun"))
+    monkeypatch.setattr(stack, "over_budget", lambda config: "needs 9 GiB, budget is 8")
+    monkeypatch.setattr(Trainer, "iterate", lambda trainer: pytest.fail("it was begun"))
     summary = run(tmp_path / "a")
     assert (summary["status"], summary["reason"]) == ("over_budget", "needs 9 GiB, budget is 8")
     saved = json.loads((tmp_path / "a" / "summary.json").read_text())

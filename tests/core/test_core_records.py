@@ -24,7 +24,8 @@ def iteration_of(trainer):
 
 
 def recorder_of(trainer):
-    return Recorder(trainer.configs, trainer.placement, trainer.model.distribution.max_entropy)
+    num_lanes, num_rows = len(trainer.configs), trainer.config.num_rows
+    return Recorder(num_lanes, num_rows, trainer.placement, trainer.model.distribution.max_entropy)
 
 
 def train(*changes, num_iterations=3, overrides=TWENTY_STEPS):
@@ -63,9 +64,12 @@ def test_episode_statistics_are_those_worked_out_by_hand():
     returns = torch.tensor([[10.0, 7.0], [5.0, 7.0], [30.0, 7.0]]).unsqueeze(-1)
     episodes = EpisodeTotals(ended, returns, 2.0 * returns)
     recorder = recorder_of(trainer)
-    some, none = recorder.records(
-        dataclasses.replace(tensors, episodes=episodes), iteration=1, shared={"perf/x": 4.0}
+    records = recorder.records(
+        dataclasses.replace(tensors, episodes=episodes),
+        iterations={0: 1, 1: 1},
+        shared={"perf/x": 4.0},
     )
+    some, none = records[0], records[1]
     expected = {
         "charts/episodes": 2.0,
         "charts/episodic_return": 20.0,
@@ -109,11 +113,11 @@ def test_a_number_that_must_be_finite_and_is_not_is_noted_by_name(part, field, n
     spoilt[1] = value
     bad = dataclasses.replace(tensors, **{part: whole._replace(**{field: spoilt})})
     recorder = recorder_of(trainer)
-    recorder.records(tensors, iteration=1, shared={})
+    recorder.records(tensors, iterations={0: 1, 1: 1}, shared={})
     assert recorder.diverged == [None, None]
-    recorder.records(bad, iteration=2, shared={})
+    recorder.records(bad, iterations={0: 2, 1: 2}, shared={})
     assert recorder.diverged == [None, f"{name} is {value}"]
-    recorder.records(tensors, iteration=3, shared={})
+    recorder.records(tensors, iterations={0: 3, 1: 3}, shared={})
     assert recorder.diverged == [None, f"{name} is {value}"]  # the first stays
 
 
@@ -122,7 +126,7 @@ def test_a_constant_critics_undefined_explained_variance_is_no_divergence():
     tensors = iteration_of(trainer)
     tensors = dataclasses.replace(tensors, explained_variance=torch.tensor([math.nan]))
     recorder = recorder_of(trainer)
-    recorder.records(tensors, iteration=1, shared={})
+    recorder.records(tensors, iterations={0: 1}, shared={})
     assert recorder.diverged == [None]
 
 

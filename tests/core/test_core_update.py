@@ -32,7 +32,7 @@ def trainer_of(*overrides):
 
 def orders_of(trainer, num_epochs=5):
     """Return the very orders that ``trainer.update`` draws, (E, L, R)."""
-    keys = random.fold_in(trainer._shuffle_keys, trainer.iteration)
+    keys = trainer._lanes.keys(random.Stream.SHUFFLE, trainer.iteration)
     num_rows = trainer.config.num_rows
     return torch.stack(
         [random.permutation(random.fold_in(keys, epoch), num_rows) for epoch in range(num_epochs)]
@@ -113,7 +113,8 @@ def test_values_in_several_passes_are_the_values_in_one():
         )
         for rows in (10_000, 7)
     ]
-    noise = trainer.model.distribution.noise(trainer._action_keys, 32 * 8, torch.float32)
+    keys = trainer._lanes.keys(random.Stream.ACTION, 0)
+    noise = trainer.model.distribution.noise(keys, 32 * 8, torch.float32)
     trainer.env.reset()
     whole = collectors[0].collect(noise)
     trainer.env.reset()

@@ -1,6 +1,7 @@
 """Confirmation: which trials run again, on which seeds, and what is read from them."""
 
 import json
+import re
 from dataclasses import replace
 
 import optuna
@@ -116,8 +117,9 @@ def test_the_best_settings_run_again_beside_the_defaults(plan, search, database)
         {"epsilon": 0.2}, {"epsilon": 0.1}, {"epsilon": 0.3}
     ]  # fmt: skip
     assert again.study.num_trials == 3
-    assert again.name == "search.confirm-4"
-    assert again.folder == plan.folder / "confirm" / "4_seeds"
+    assert re.fullmatch(r"search\.confirm-4-[0-9a-f]{4}", again.name)
+    assert again.folder.parent == plan.folder / "confirm"
+    assert again.folder.name.startswith("4_seeds-")
 
 
 def test_its_seeds_are_those_after_the_searchs(plan, search, database):
@@ -154,13 +156,23 @@ def test_a_study_without_a_good_trial_has_nothing_to_confirm(plan, database):
 
 
 def test_settings_that_have_run_stay_when_the_search_goes_on(plan, search, database):
-    fresh = make_study(database, "search.confirm-4")
+    fresh = make_study(database, confirmation_plan(plan, search, database).name)
     for role, epsilon in (("baseline", 0.2), ("start", 0.1), ("start", 0.3)):
         fresh.enqueue_trial({"epsilon": epsilon}, user_attrs={"role": role})
     add(search, 0.45, [500.0])
     again = confirmation_plan(plan, search, database)
     assert [start.params["epsilon"] for start in again.starts] == [0.2, 0.1, 0.3, 0.45]
     assert again.study.num_trials == 4
+
+
+def test_a_search_that_was_allowed_to_change_is_confirmed_anew(plan, search, database):
+    before = confirmation_plan(plan, search, database)
+    changed = replace(plan.study, num_seeds=2)
+    after = confirmation_plan(replace(plan, study=changed), search, database)
+    # The first seeds of the confirmation would be others: 7 instead of 8.
+    assert [p.trial_configs({})[0].seed for p in (before, after)] == [8, 7]
+    assert before.name != after.name
+    assert before.folder != after.folder
 
 
 def test_the_winner_is_chosen_on_the_fresh_seeds_alone(plan, search, database):
@@ -211,6 +223,17 @@ def test_where_the_defaults_break_down_the_best_candidate_wins(plan, search, dat
     assert said.winner.gain is None
 
 
+def test_where_nothing_runs_well_nobody_wins(plan, search, database):
+    fresh = make_study(database, "fresh")
+    add(fresh, 0.2, [0.0, 0.0], role="baseline", status="out_of_memory")
+    add(fresh, 0.1, [10.0, 12.0], role="start", status="over_budget")
+    said = read_confirmation(plan, search, confirmation_plan(plan, search, database), fresh)
+    assert said.winner is None
+    assert (said.default.status, said.candidates[0].status) == ("OOM", "over budget")
+    said.write(plan)
+    assert json.loads((plan.folder / "confirm.json").read_text())["winner"] is None
+
+
 def test_without_the_defaults_nothing_is_said(plan, search, database):
     confirming = confirmation_plan(plan, search, database)
     assert read_confirmation(plan, search, confirming, make_study(database, "fresh")) is None
@@ -225,6 +248,7 @@ def test_confirm_json_holds_every_return(plan, search, database):
     assert told["candidates"][0]["gain"]["mean"] == pytest.approx(100.0)
     assert told["default"]["values"] == [200.0, 200.0, 210.0, 190.0]
     assert told["seeds"] == [8, 9, 10, 11]
+    assert told["trials_searched"] == 6
 
 
 def test_several_objectives_cannot_be_confirmed(plan):

@@ -70,7 +70,7 @@ def test_confirmation_ran_fresh_seeds_and_decides_what_is_best(study):
     told = json.loads((folder_of(study) / "confirm.json").read_text())
     assert told["seeds"] == [3, 4]
     assert len(told["candidates"]) == 1
-    runs = sorted(folder_of(study).glob("confirm/2_seeds/trials/*/seed_*"))
+    runs = sorted(folder_of(study).glob("confirm/2_seeds-*/trials/*/seed_*"))
     assert [path.relative_to(path.parents[1]).as_posix() for path in runs] == [
         "0000/seed_3", "0000/seed_4", "0001/seed_3", "0001/seed_4"
     ]  # fmt: skip
@@ -87,7 +87,7 @@ def test_the_best_config_is_the_winners_run(study, monkeypatch):
         [], is_multirun=False, config_dir="outputs/studies/quick", config_name="best"
     )
     told = json.loads((folder_of(study) / "confirm.json").read_text())["winner"]["params"]
-    saved = folder_of(study) / "confirm/2_seeds/trials"
+    (saved,) = folder_of(study).glob("confirm/2_seeds-*/trials")
     candidates = [
         yaml.safe_load((t / "seed_3/.hydra/config.yaml").read_text()) for t in saved.iterdir()
     ]
@@ -121,9 +121,9 @@ def test_a_confirmation_killed_in_the_middle_goes_on_with_the_same_command(tmp_p
     command = ("study.num_trials=2", "study.confirm={top:1,seeds:2}", "study.num_slots=1")
     folder = tmp_path / "w"
     first = started(folder, *command)
-    confirm = folder / "outputs/studies/quick/confirm/2_seeds/trials"
+    confirm = folder / "outputs/studies/quick/confirm"
     deadline_s = time.monotonic() + 120
-    while not (confirm / "0000").is_dir():
+    while not list(confirm.glob("2_seeds-*/trials/0000")):
         assert first.poll() is None, first.communicate()[0]
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
@@ -133,7 +133,9 @@ def test_a_confirmation_killed_in_the_middle_goes_on_with_the_same_command(tmp_p
     left_by(started(folder, *command))
     url = f"sqlite:///{folder}/outputs/studies/quick/study.db"
     search = optuna.load_study(study_name="quick", storage=url)
-    fresh = optuna.load_study(study_name="quick.confirm-2", storage=url)
+    names = optuna.get_all_study_names(url)
+    (confirmation,) = [name for name in names if name.startswith("quick.confirm-2-")]
+    fresh = optuna.load_study(study_name=confirmation, storage=url)
     assert [trial.state.is_finished() for trial in search.trials] == [True] * 2
     assert [trial.state.is_finished() for trial in fresh.trials] == [True] * 2
     assert {trial.user_attrs["attempt"] for trial in search.trials} == {1}

@@ -1,12 +1,15 @@
 """Several machines on one PostgreSQL, which goes away in the middle."""
 
 import time
+from types import SimpleNamespace
 
 import optuna
 import pytest
-from postgres_server import PostgresServer, why_not
+from postgres_server import why_not
+from sqlalchemy import text
 from study_helpers import left_by, started, trials_of
 
+from ppo_lab.sweep import lease
 from ppo_lab.sweep.lease import Lease
 from ppo_lab.sweep.storage import Database, masked, storage_url
 
@@ -14,13 +17,6 @@ pytestmark = [
     pytest.mark.postgres,
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
-
-
-@pytest.fixture(scope="module")
-def server():
-    running = PostgresServer()
-    yield running
-    running.close()
 
 
 def database(server, folder):
@@ -56,20 +52,75 @@ def test_two_machines_run_the_exact_total_though_the_server_is_away_in_the_middl
     assert not any(server.password in text for text in shown)
 
 
-def test_a_machine_unheard_of_for_a_lease_is_dead_but_not_right_after_an_outage(server, tmp_path):
-    here, there = (Lease(database(server, tmp_path / name), 1.0) for name in ("here", "there"))
+@pytest.fixture
+def leases(server, tmp_path, monkeypatch):
+    """Ours, the other machine's, and our clock; a lease lasts a minute."""
+    clock = SimpleNamespace(now_s=1000.0)
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    here, there = (Lease(database(server, tmp_path / name), 60.0) for name in ("here", "there"))
     # As if on another machine, where its lock cannot be looked at.
-    elsewhere = there.owner._replace(boot="another", lock="/nowhere/lock")
+    there.owner = there.owner._replace(boot="another", lock="/nowhere/lock")
+    yield here, there, clock
+    for each in (here, there):
+        each._database.close()
+
+
+def pass_time(clock, *renewing, minutes):
+    for _ in range(int(minutes * 4)):
+        clock.now_s += 15.1
+        for each in renewing:
+            each.renew()
+
+
+def test_a_machine_unheard_of_for_a_lease_is_dead_and_none_before(leases):
+    here, there, clock = leases
     there.renew()
-    time.sleep(1.2)
     here.renew()
-    assert not here.is_dead(elsewhere)  # its row is old, but we have just come back ourselves
-    for _ in range(5):
-        time.sleep(0.3)
-        here.renew()
-    assert here.is_dead(elsewhere)
+    pass_time(clock, here, there, minutes=2)
+    assert not here.is_dead(there.owner)
+    pass_time(clock, here, minutes=0.75)
+    assert not here.is_dead(there.owner)
+    pass_time(clock, here, minutes=0.5)
+    assert here.is_dead(there.owner)
+    there.renew()  # it was only cut off
+    pass_time(clock, here, minutes=0.25)
+    assert not here.is_dead(there.owner)
+
+
+def test_nobody_is_dead_right_after_an_outage_or_a_sleep_of_our_own(leases):
+    here, there, clock = leases
     there.renew()
-    assert not here.is_dead(elsewhere)
+    here.renew()
+    clock.now_s += 3600.0
+    here.renew()
+    assert not here.is_dead(there.owner)
+    pass_time(clock, here, minutes=1.25)
+    assert here.is_dead(there.owner)
+
+
+def test_a_jump_of_the_databases_clock_kills_nobody(leases):
+    here, there, clock = leases
+    there.renew()
+    here.renew()
+    pass_time(clock, here, there, minutes=1)
+    with here._database.connection() as connection:
+        connection.execute(text("UPDATE ppo_lab_parents SET seen = seen - interval '1 hour'"))
+    pass_time(clock, here, minutes=0.25)
+    assert not here.is_dead(there.owner)
+    pass_time(clock, here, there, minutes=2)
+    assert not here.is_dead(there.owner)
+
+
+def test_a_machine_that_ended_leaves_no_row(leases):
+    here, there, _ = leases
+    here.renew()
+    there.renew()
+    there.owner = there.owner._replace(lock=str(there._database.folder / "lock"))
+    there.close()
+    with here._database.connection() as connection:
+        rows = connection.execute(text("SELECT parent FROM ppo_lab_parents")).scalars().all()
+    assert here.owner.id in rows
+    assert there.owner.id not in rows
 
 
 def test_the_shared_database_holds_one_lock_for_each_study(server, tmp_path):

@@ -12,18 +12,18 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from ppo_lab.sweep.executors.base import Event, Executor, Exited, Reported
 from ppo_lab.sweep.messages import Task, Verdict
+from ppo_lab.sweep.server import start_server
 from ppo_lab.sweep.trial import trial_main
 
-__all__ = ["ProcessExecutor", "start_server"]
+__all__ = ["ProcessExecutor"]
 
-_PRELOADED = ("ppo_lab.sweep.trial", "gymnasium")
 _GRACE_S = 10.0  # from SIGTERM, in which a run closes its trackers, to SIGKILL
 
 
@@ -36,15 +36,6 @@ class _Running:
     """On the monotonic clock; None as long as nobody asked it to end."""
 
 
-def start_server(preloaded: Sequence[str] = ()) -> None:
-    """Start the server that trials are forked from, if it does not run; it imports meanwhile.
-
-    ``preloaded`` are modules that the trials will import beside the trainer.
-    """
-    multiprocessing.set_forkserver_preload([*_PRELOADED, *preloaded])
-    forkserver.ensure_running()
-
-
 class ProcessExecutor(Executor):
     """Slots of this machine; see the module."""
 
@@ -53,7 +44,7 @@ class ProcessExecutor(Executor):
         self._num_slots, self._devices = num_slots, list(devices)
         self._running: dict[int, _Running] = {}
         self._context = multiprocessing.get_context("forkserver")
-        start_server()
+        start_server(is_tracked=False)  # unless it runs already
 
     @property
     def num_slots(self) -> int:

@@ -1,0 +1,58 @@
+"""``hydra/launcher=stacked``: Hydra takes a launcher from this namespace only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+__all__ = ["StackedLauncher"]
+
+
+class StackedLauncher(Launcher):
+    """Hands a grid's jobs over to ``ppo_lab.sweep``, which is imported only then."""
+
+    def __init__(self, num_workers: int | str, max_lanes: int | str) -> None:
+        """Keep the choices: numbers, or ``auto``."""
+        self._num_workers, self._max_lanes = num_workers, max_lanes
+
+    def setup(
+        self,
+        *,
+        hydra_context: HydraContext,
+        task_function: TaskFunction,  # noqa: ARG002 - it would train one job
+        config: DictConfig,
+    ) -> None:
+        """Keep what jobs are composed from."""
+        self._context, self._config = hydra_context, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Train the jobs as lanes, and return what each came to."""
+        from ppo_lab.sweep.stacked_grid import run_stacked_grid
+
+        return run_stacked_grid(
+            self._context,
+            self._config,
+            job_overrides,
+            initial_job_idx,
+            num_workers=self._num_workers,
+            max_lanes=self._max_lanes,
+        )
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="stacked",
+    node={
+        "_target_": "hydra_plugins.ppo_lab_launcher.StackedLauncher",
+        "num_workers": "auto",
+        "max_lanes": "auto",
+    },
+    provider="ppo_lab",
+)

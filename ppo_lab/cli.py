@@ -1,0 +1,201 @@
+"""What ``python -m ppo_lab`` does: checks every job of a command, runs them, shows the results."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from rich.console import Console
+
+from ppo_lab.budget import fits, refusal, resolve_memory
+from ppo_lab.choices import ForecastFormat
+from ppo_lab.compose import Job, check_jobs, load, register
+from ppo_lab.config import Config
+from ppo_lab.errors import ConfigError
+from ppo_lab.forecast_view import forecast_json, forecast_table, forecasts_table
+from ppo_lab.grid import GridFolder, grid_summaries
+from ppo_lab.paths import CONF_DIR
+from ppo_lab.refusals import explain
+from ppo_lab.run import Status, run_in_folder
+from ppo_lab.tracking import TrackingMode, grid_table, places, reasons, summary_panel
+
+__all__ = ["main"]
+
+EXIT_FAILED, EXIT_REFUSED, EXIT_OUT_OF_MEMORY, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+class Command(NamedTuple):
+    """What the command line asks Hydra to run."""
+
+    overrides: list[str]
+    is_multirun: bool
+    config_dir: str | None
+    config_name: str | None
+    config_path: str | None
+
+
+def job(cfg: DictConfig) -> float | None:
+    """Run one job in the folder that Hydra made for it; return its final return.
+
+    A failure is an outcome, not an exception: Hydra would tell of the first one only.
+    """
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    is_grid = hydra_config.mode is RunMode.MULTIRUN
+    if (folder / "metrics.jsonl").exists():
+        _refuse(f"ppo_lab: {folder}: holds a run already; choose another folder for this one")
+    summary = run_in_folder(
+        load(cfg),
+        folder,
+        overrides=list(hydra_config.overrides.task),
+        group=folder.parent.name if is_grid else None,
+    )
+    if not is_grid:
+        _show_run(summary)
+        if summary["status"] == Status.out_of_memory.value:
+            sys.exit(EXIT_OUT_OF_MEMORY)
+        _exit_unless_finished([summary], num_jobs=1)
+    final_return: float | None = summary.get("final_return")
+    return final_return
+
+
+def main() -> None:
+    """Check every job of the command line, run them, show what came of it; or only forecast them.
+
+    Exit status: 0 when every job finished, 1 when one did not, 2 for a refused command line, 3 for
+    a single run that was out of memory, 130 and 143 after Ctrl-C and SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    register()
+    command = _command()
+    jobs = [] if command is None else _check(command)
+    if any(job.config.forecast for job in jobs):
+        _show_forecasts([(job, resolve_memory(job.config)) for job in jobs])
+        return
+    _check_budgets([resolve_memory(job.config) for job in jobs])
+    is_multirun = command is not None and (not jobs or jobs[0].is_of_grid)  # no jobs: a study
+    if command is not None and is_multirun and not command.is_multirun:
+        sys.argv.append("--multirun")  # Hydra goes by its own flag
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
+    except KeyboardInterrupt:
+        _show_grid()
+        sys.exit(EXIT_INTERRUPTED)
+    if (summaries := _show_grid()) is not None:
+        _exit_unless_finished(summaries, len(jobs))
+
+
+def _command() -> Command | None:
+    """Return what will run; None for --help, --cfg, --info and shell completion."""
+    args = get_args_parser().parse_args()
+    if args.help or args.hydra_help or args.info or args.cfg or args.shell_completion:
+        return None
+    return Command(
+        args.overrides, args.multirun, args.config_dir, args.config_name, args.config_path
+    )
+
+
+def _check(command: Command) -> list[Job]:
+    """Return the jobs; leave with status 2 and a short message if one cannot run."""
+    try:
+        if command.config_path is not None:
+            allowed = "replaces the project's own config; add yours with --config-dir"
+            raise ConfigError("--config-path", command.config_path, allowed)
+        outputs = Path("outputs")
+        if outputs.exists() and not (outputs.is_dir() and os.access(outputs, os.W_OK)):
+            allowed = "must be a folder that can be written to; runs are kept there"
+            raise ConfigError("outputs", outputs.resolve(), allowed)
+        return check_jobs(
+            command.overrides,
+            is_multirun=command.is_multirun,
+            config_dir=command.config_dir,
+            config_name=command.config_name,
+            check_study=_check_study,
+        )
+    except Exception as error:
+        message = explain(error, command.overrides)
+        if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        _refuse(message)
+
+
+def _check_study(command: DictConfig, loader: ConfigLoader) -> None:
+    from ppo_lab.sweep.server import start_server
+
+    # It imports while we do; it runs already where the words alone told of a study.
+    start_server(is_tracked=command.tracking.mode is not TrackingMode.disabled)
+
+    from ppo_lab.sweep.command import check_study  # imports Optuna
+
+    check_study(command, loader)
+
+
+def _check_budgets(configs: Sequence[Config]) -> None:
+    """Leave with status 2 and what would fit, if no job fits; else those run that do."""
+    if not configs or any(fits(config) for config in configs):
+        return
+    message = refusal(configs[0])
+    assert message is not None
+    if (num_others := len(configs) - 1) > 0:
+        message += f"\nthe first of {num_others + 1} jobs; the others do not fit either"
+    _refuse(message)
+
+
+def _show_forecasts(jobs: Sequence[tuple[Job, Config]]) -> None:
+    """Print what the jobs would need; nothing is created."""
+    config = jobs[0][1]
+    if config.forecast_format is ForecastFormat.json:
+        print(forecast_json(jobs))  # noqa: T201 - what the command says
+    elif jobs[0][0].is_of_grid:
+        Console().print(forecasts_table(jobs))
+    else:
+        Console().print(forecast_table(config))
+
+
+def _refuse(message: str) -> NoReturn:
+    print(message, file=sys.stderr)  # noqa: T201 - what the command says
+    sys.exit(EXIT_REFUSED)
+
+
+def _show_run(summary: Mapping[str, Any]) -> None:
+    console = Console()
+    console.print(summary_panel(summary))
+    console.print(places(summary), soft_wrap=True, highlight=False, markup=False)
+
+
+def _show_grid() -> list[dict[str, Any]] | None:
+    """Print the table of this command's grid and return its summaries; None for a single run."""
+    folder = GridFolder.path
+    if folder is None:
+        return None
+    summaries = grid_summaries(folder)
+    console = Console()
+    console.print(grid_table(summaries))
+    for lines, style in ((reasons(summaries), "red"), (places({"folder": folder.resolve()}), "")):
+        if lines:
+            console.print(lines, style=style, soft_wrap=True, highlight=False, markup=False)
+    return summaries
+
+
+def _exit_unless_finished(summaries: Sequence[Mapping[str, Any]], num_jobs: int) -> None:
+    num_finished = sum(summary["status"] == Status.finished.value for summary in summaries)
+    if num_finished < num_jobs:
+        sys.exit(EXIT_FAILED)
+
+
+def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    logging.getLogger(__name__).warning("SIGTERM: closing the run")
+    sys.exit(EXIT_TERMINATED)

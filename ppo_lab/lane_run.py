@@ -1,0 +1,232 @@
+"""One run as a lane of a stack: its trackers, its summary, its saved policy."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ppo_lab.config import Config
+from ppo_lab.memory_summary import (
+    device_section,
+    forecast_section,
+    memory_section,
+)
+from ppo_lab.networks import ActorCritic
+from ppo_lab.outcome import History, area_under_curve, has_collapsed, is_dead
+from ppo_lab.policy import save_policy
+from ppo_lab.tracking import Progress, RunInfo, Tracker
+from ppo_lab.tracking.local import METRICS_FILE
+from ppo_lab.trainer import LaneResult, Trainer
+
+__all__ = ["Destination", "LaneRun", "Status"]
+
+log = logging.getLogger(__name__)
+
+
+class Status(Enum):
+    """How a run ended."""
+
+    finished = "finished"
+    pruned = "pruned"  # told to end before its last step
+    diverged = "diverged"  # a loss or a gradient was not finite
+    out_of_memory = "out_of_memory"  # the device's, or the host's
+    over_budget = "over_budget"  # not started: its forecast is above vram_budget_gib
+    failed = "failed"  # something else raised
+    interrupted = "interrupted"  # Ctrl-C or a signal
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where one lane of a stack leaves its results, and what is noted beside them."""
+
+    folder: Path
+    """Exists already."""
+    overrides: Sequence[str]
+    group: str | None = None
+    """The grid or study this run belongs to."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Added to the summary, such as a trial's number."""
+    run_id: str | None = None
+    """What trackers know the run by; None makes one up."""
+    job_type: str = "train"
+
+
+@dataclass
+class _Begin:
+    """What the stack had done when a run began in it."""
+
+    elapsed_s: float = 0.0
+    num_live_steps: int = 0
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class LaneRun:
+    """Keeps one run's trackers and summary from its start to its end.
+
+    What only a stack measures (speed, memory, time by phase) is the stack's while the run was in
+    it; ``stack`` in the summary says with how many lanes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        destination: Destination,
+        progress: Progress,
+        facts: Mapping[str, Any],
+        attempt: int = 1,
+    ) -> None:
+        """Build trackers; ``facts`` (versions, commit, machine) go to them and to the summary.
+
+        A further ``attempt`` is another run to the trackers.
+        """
+        if attempt > 1 and destination.run_id is not None:
+            destination = replace(destination, run_id=f"{destination.run_id}-{attempt}")
+        self.config, self.destination, self._facts = config, destination, facts
+        self.tracker = Tracker(config.tracking, Path("outputs").resolve(), progress)
+        self.summary = _static_summary(config, destination, self._facts)
+        self._begin = _Begin()
+        self._start_s = time.perf_counter()
+
+    def start(self, *, is_forecast: bool) -> None:
+        """Start the trackers; with ``is_forecast`` the summary holds the forecast."""
+        self.tracker.start(_run_info(self.config, self.destination, self._facts))
+        if is_forecast or self.config.is_profiled:
+            self.summary["memory"]["forecast"] = forecast_section(self.config)
+
+    def begin(self, trainer: Trainer) -> None:
+        """Note what the stack did before this run was in it."""
+        self._begin = _Begin(trainer.elapsed_s, trainer.num_live_steps, trainer.phase_seconds())
+
+    def save(self, trainer: Trainer, lane: int) -> None:
+        """Save the policy as it is now; one of NaNs is none."""
+        if trainer.diverged(lane) is None:
+            state = trainer.env.state_dict()
+            save_policy(self.destination.folder, self.config, trainer.model, state, lane=lane)
+
+    def measure(self, trainer: Trainer, lane: int) -> None:
+        """Add what the run and its stack have measured, as far as they came."""
+        self.summary.update(_measured(self.config, trainer, lane, self._begin))
+        self.summary["memory"] |= memory_section(trainer)
+
+    def clear(self) -> None:
+        """Remove what a failed attempt recorded: another begins in the same folder."""
+        (self.destination.folder / METRICS_FILE).unlink(missing_ok=True)
+
+    def conclude(self, result: LaneResult, stopped: str | None) -> None:
+        """Say how a run ended that did not fail; ``stopped`` is why it was told to end."""
+        self.summary.update(_ending(result, stopped))
+
+    def end(self, status: Status, reason: str) -> None:
+        """Say how it ended otherwise."""
+        self.summary.update(status=status.value, reason=reason)
+
+    def finish(self) -> None:
+        """Close the trackers; the summary must have its status."""
+        self.summary["wall_time_s"] = time.perf_counter() - self._start_s
+        is_well = self.summary["status"] in (Status.finished.value, Status.pruned.value)
+        self.tracker.finish(self.summary, exit_code=0 if is_well else 1)
+        if self.tracker.link:
+            self.summary["wandb"] = self.tracker.link
+
+
+def _run_info(config: Config, destination: Destination, facts: Mapping[str, Any]) -> RunInfo:
+    env = re.sub(r"[^A-Za-z0-9._=-]", "-", config.env.id)[:24]
+    parts = [env, config.memory.name, f"eps{config.epsilon_label}", f"s{config.seed}"]
+    commit = facts["git"].get("commit")
+    tags = [config.env.id, config.memory.name, *([f"g{commit[:7]}"] if commit else [])]
+    return RunInfo(
+        folder=destination.folder,
+        id=destination.run_id or "-".join([*parts[:3], parts[3][:12], secrets.token_hex(2)])[:64],
+        name="__".join([config.env.id, *parts[1:]]),
+        group=config.tracking.group or destination.group,
+        tags=tuple(tag[:64] for tag in [*tags, *config.tracking.tags]),
+        total_steps=config.num_iterations * config.num_rows,
+        config=config.as_dict()
+        | {"overrides": list(destination.overrides)}
+        | dict(facts)
+        | dict(destination.notes),
+        job_type=destination.job_type,
+    )
+
+
+def _static_summary(
+    config: Config, destination: Destination, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what is known before the first step; ``epsilon`` is absent when there is no clip."""
+    summary = {
+        "env": config.env.id,
+        "memory": {"strategy": config.memory.name},
+        "clipped": config.epsilon is not None,
+        "seed": config.seed,
+        "name": config.name,
+        "overrides": list(destination.overrides),
+        "folder": str(destination.folder),
+        **destination.notes,
+    }
+    if config.epsilon is not None:
+        summary["epsilon"] = config.epsilon
+    return summary | dict(facts)
+
+
+def _ending(result: LaneResult, stopped: str | None) -> dict[str, Any]:
+    if result.diverged is not None:
+        return {"status": Status.diverged.value, "reason": result.diverged}
+    if stopped is not None:
+        return {"status": Status.pruned.value, "reason": stopped}
+    return {"status": Status.finished.value, "reason": None}
+
+
+def _measured(config: Config, trainer: Trainer, lane: int, begin: _Begin) -> dict[str, Any]:
+    """Return what a run and its stack measured since the run's begin, as far as they came."""
+    trainer.meters.clock.read()
+    history = trainer.history(lane)
+    elapsed_s = trainer.elapsed_s - begin.elapsed_s
+    phases_s = trainer.phase_seconds().items()
+    measured = _scores(config, history) | {
+        "env_steps": trainer.lane_iteration(lane) * config.num_rows,
+        "num_episodes": history.num_episodes,
+        "num_parameters": _num_parameters(trainer.model),
+        # Of the whole stack, as the peaks of memory are.
+        "time": {f"{name}_s": s - begin.phase_seconds.get(name, 0.0) for name, s in phases_s},
+        "env_steps_per_s": (trainer.num_live_steps - begin.num_live_steps) / max(elapsed_s, 1e-9),
+    }
+    if len(trainer.configs) > 1:
+        measured["stack"] = {"num_lanes": len(trainer.configs), "lane": lane}
+    if trainer.placement.is_cuda or config.is_profiled:
+        measured |= device_section(trainer)
+    return measured
+
+
+def _scores(config: Config, history: History) -> dict[str, Any]:
+    scores: dict[str, Any] = {
+        "final_return": history.final_return,
+        "best_return": history.best_return,
+        "auc_return": area_under_curve(history.steps, history.returns),
+        "collapsed": None,
+        "dead": None,
+    }
+    score_range = config.env.score_range()
+    if score_range is not None:
+        random_return, target_return = score_range
+        scores["collapsed"] = has_collapsed(
+            history.returns, random_return=random_return, target_return=target_return
+        )
+        scores["dead"] = is_dead(
+            history.returns, history.entropy_fracs, history.kls, random_return=random_return
+        )
+    return scores
+
+
+def _num_parameters(model: ActorCritic) -> dict[str, int]:
+    """Return one lane's parameters by group: actor, critic and, where shared, trunk."""
+    return {
+        name: sum(p.numel() // p.shape[0] for p in parameters)
+        for name, parameters in model.groups().items()
+    }

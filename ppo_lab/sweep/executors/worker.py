@@ -1,0 +1,163 @@
+"""A process that keeps one stack full with what the parent hands it.
+
+Trials and jobs of grids are known by their number. Between two iterations the worker reads what
+the parent has sent; it waits for it only when there is nothing to do, and a moment after an end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from ppo_lab.entry import Entry
+from ppo_lab.lane_run import Destination
+from ppo_lab.stack import Stack
+from ppo_lab.sweep.executors.base import Exited, Reported
+from ppo_lab.sweep.messages import GridJob, Mark, Note, Task, Verdict
+from ppo_lab.sweep.trial import TrialEntry, become_child, log_to, without_terminal
+
+__all__ = ["Told", "stop_order", "worker_main"]
+
+log = logging.getLogger(__name__)
+
+_REFILL_WAIT_S = 0.05
+"""After an end, the parent has this long to send the next trial: about an iteration's time."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """Parent to worker: what concerns one trial that the worker has."""
+
+    number: int
+    verdict: Verdict | None
+    """None to end it now."""
+
+
+def stop_order(number: int) -> Told:
+    """Return what ends a trial now."""
+    return Told(number, None)
+
+
+def worker_main(connection: Connection, max_lanes: int, log_file: Path) -> None:
+    """Run as a process of its own, until SIGTERM or the parent's end."""
+    become_child()
+    log_to(log_file)
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    log.info("process %d, %d lanes, CUDA_VISIBLE_DEVICES=%s", os.getpid(), max_lanes, devices)
+    _Worker(connection, max_lanes, log_file).run()
+
+
+class _Worker:
+    """The loop, and the entries by their number."""
+
+    def __init__(self, connection: Connection, max_lanes: int, log_file: Path) -> None:
+        self._connection, self._stack, self._log_file = connection, Stack(max_lanes), log_file
+        self._entries: dict[int, Entry] = {}
+        self._mail: dict[int, _Mail] = {}
+        self._has_lane_to_fill = False
+
+    def run(self) -> None:
+        """Take what comes and train, until the parent is gone."""
+        try:
+            while self._read():
+                self._stack.step()
+        finally:
+            self._stack.close()
+            share = self._stack.occupancy.busy_frac
+            log.info("%.1f %% of the lanes were busy until the last run began", 100.0 * share)
+
+    def _read(self) -> bool:
+        """Take what the parent has sent; wait for it if there is nothing to do.
+
+        Returns:
+            Whether the parent is still there.
+        """
+        wait_s: float | None = 0.0
+        if not self._stack.has_work:
+            wait_s = None
+        elif self._has_lane_to_fill and not self._stack.num_waiting:
+            wait_s = _REFILL_WAIT_S
+        self._has_lane_to_fill = False
+        try:
+            while self._connection.poll(wait_s):
+                self._take(self._connection.recv())
+                wait_s = 0.0
+        except (EOFError, ConnectionResetError):
+            return False
+        return True
+
+    def _take(self, message: Task | GridJob | Told) -> None:
+        if not isinstance(message, Told):
+            self._begin(message)
+            return
+        entry = self._entries.get(message.number)
+        if entry is None:
+            return  # it has ended meanwhile
+        if message.verdict is not None:
+            self._mail[message.number].verdicts.append(message.verdict)
+            return
+        self._stack.abort(entry)
+        if message.number in self._entries:  # it waited, and has nothing to finish
+            self._end(message.number)
+
+    def _begin(self, task: Task | GridJob) -> None:
+        ours = os.path.relpath(self._log_file, task.folder)
+        (task.folder / "log").write_text(f"trained as lanes of a stack; see {ours}\n")
+        log.info("%d arrives: %s", task.number, " ".join(task.overrides))
+        number = task.number
+
+        def on_end() -> None:
+            self._end(number)
+
+        mail = self._mail[number] = _Mail(number, self._connection)
+        entry = (
+            TrialEntry(task, mail, on_end) if isinstance(task, Task) else _JobEntry(task, on_end)
+        )
+        self._entries[number] = entry
+        self._stack.put(entry)
+
+    def _end(self, number: int) -> None:
+        entry = self._entries.pop(number)
+        del self._mail[number]
+        self._has_lane_to_fill = True
+        log.info("%d: %s", number, ", ".join(s["status"] for s in entry.summaries) or "not begun")
+        self._connection.send(Exited(number, 0))
+
+
+class _JobEntry(Entry):
+    """A grid's job as a lane of a stack that it shares with others."""
+
+    def __init__(self, job: GridJob, on_end: Callable[[], None]) -> None:
+        to = Destination(job.folder, job.overrides, job.group)
+        super().__init__([without_terminal(job.config)], [to])
+        self._on_end = on_end
+
+    def finish(self, summaries: list[dict[str, Any]]) -> None:
+        super().finish(summaries)
+        self._on_end()
+
+
+class _Mail:
+    """A trial's share of the pipe: it sends with its number, and reads what came for it."""
+
+    def __init__(self, number: int, connection: Connection) -> None:
+        self._number, self._connection = number, connection
+        self.verdicts: deque[Verdict] = deque()
+
+    def send(self, message: Mark | Note, /) -> None:
+        self._connection.send(Reported(self._number, message))
+
+    def poll(self, timeout: float = 0.0, /) -> bool:  # noqa: ARG002 - a stack does not wait
+        return bool(self.verdicts)
+
+    def recv(self) -> Verdict:
+        return self.verdicts.popleft()
+
+    def fileno(self) -> int:
+        return self._connection.fileno()

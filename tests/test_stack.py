@@ -1,0 +1,236 @@
+"""A stack that stays full: what its lanes leave, how full it is, and what a failure costs."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ppo_lab.compose import check_jobs, register
+from ppo_lab.config import Config
+from ppo_lab.entry import Entry
+from ppo_lab.run import Destination, run_in_folder
+from ppo_lab.stack import Occupancy, Stack
+from ppo_lab.tracking import read_metrics, read_summary
+from ppo_lab.trainer import Trainer
+
+QUICK = (
+    *("network=tiny", "num_envs=2", "num_steps=32", "num_epochs=1", "total_steps=256"),
+    *("tracking=local", "tracking.terminal=none", "device=cpu"),
+)
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch) -> Config:
+    monkeypatch.chdir(tmp_path)
+    register()
+    (job,) = check_jobs(QUICK, is_multirun=False, config_dir=None, config_name=None)
+    return job.config
+
+
+def entry_of(folder, *configs, kind=Entry):
+    """Return an entry whose runs are named after their seeds."""
+    to = []
+    for config in configs:
+        path = folder / f"seed_{config.seed}"
+        path.mkdir(exist_ok=True)
+        to.append(Destination(path, [f"seed={config.seed}"], group="grid"))
+    return kind(configs, to)
+
+
+def train(stack, entries):
+    for entry in entries:
+        stack.put(entry)
+    while stack.has_work:
+        stack.step()
+    stack.close()
+    return [entry.summaries[0] for entry in entries]
+
+
+def test_every_run_of_a_queue_leaves_what_it_would_leave_alone(base, tmp_path):
+    (tmp_path / "alone").mkdir()
+    budgets = {seed: 64 * (2 + seed % 3) for seed in range(1, 6)}  # 3, 4, 2, 3, 4 iterations
+    configs = [
+        dataclasses.replace(base, seed=seed, total_steps=total, lr=1e-4 * seed)
+        for seed, total in budgets.items()
+    ]
+    train(Stack(2), [entry_of(tmp_path, config) for config in configs])
+    for config in configs:
+        folder = tmp_path / f"seed_{config.seed}"
+        summary, records = (
+            read_summary(folder / "summary.json"),
+            read_metrics(folder / "metrics.jsonl"),
+        )
+        alone_folder = tmp_path / "alone" / str(config.seed)
+        alone_folder.mkdir()
+        alone = run_in_folder(config, alone_folder, overrides=[])
+        own = read_metrics(alone_folder / "metrics.jsonl")
+        assert summary["status"] == "finished"
+        assert summary["env_steps"] == alone["env_steps"] == config.total_steps
+        assert [row["iteration"] for row in records] == [row["iteration"] for row in own]
+        assert records[0]["losses/value_loss"] == pytest.approx(
+            own[0]["losses/value_loss"], rel=1e-4
+        )
+        assert summary.keys() == alone.keys() | {"stack"}
+        assert summary["stack"]["num_lanes"] == 2
+        assert {p.relative_to(folder) for p in folder.rglob("*")} == {
+            p.relative_to(alone_folder) for p in alone_folder.rglob("*")
+        }
+
+
+def test_the_lanes_are_busy_until_the_queue_is_empty(base, tmp_path):
+    # 9 runs of 1 to 4 iterations each in 4 lanes: every lane that is freed is filled at once.
+    configs = [
+        dataclasses.replace(base, seed=seed, total_steps=64 * (1 + seed % 4))
+        for seed in range(1, 10)
+    ]
+    stack = Stack(4)
+    summaries = train(stack, [entry_of(tmp_path, config) for config in configs])
+    assert stack.occupancy.num_all > 0
+    assert stack.occupancy.busy_frac == 1.0
+    assert all(summary["stack"]["busy_frac"] == 1.0 for summary in summaries)
+
+
+def test_a_share_of_busy_lanes_counts_iterations_up_to_the_last_begin():
+    occupancy = Occupancy()
+    occupancy.begin()
+    occupancy.count(4, 4)
+    occupancy.count(2, 4)
+    assert occupancy.busy_frac == 1.0  # nothing was waiting: there was nothing to be filled with
+    occupancy.begin()
+    occupancy.count(1, 4)
+    assert occupancy.busy_frac == 6 / 8
+
+
+def test_a_diverged_run_gives_its_lane_to_the_next(base, tmp_path):
+    doomed = dataclasses.replace(base, seed=1, lr=1e30)
+    others = [dataclasses.replace(base, seed=seed) for seed in (2, 3)]
+    stack = Stack(2)
+    entries = [entry_of(tmp_path, config) for config in (doomed, *others)]
+    first, second, third = train(stack, entries)
+    assert first["status"] == "diverged"
+    assert not (tmp_path / "seed_1" / "checkpoint").exists()
+    assert (second["status"], third["status"]) == ("finished", "finished")
+    # 4 iterations each: the third begins after the first's one, and so the stack makes 1 + 4.
+    assert stack.occupancy.num_all == 2
+    assert third["stack"]["lane"] == 0
+
+
+class UntilTold(Entry):
+    """Ends after two iterations."""
+
+    def should_stop(self, standing):
+        return "behind the others" if standing.iteration == 2 else None
+
+
+def test_an_entry_that_is_told_to_stop_frees_all_its_lanes_at_once(base, tmp_path):
+    trials = [
+        entry_of(tmp_path, *(dataclasses.replace(base, seed=s) for s in seeds), kind=UntilTold)
+        for seeds in ((1, 2), (3, 4), (5, 6))
+    ]
+    stack = Stack(5)  # room for two trials of two seeds; a fifth lane would never be filled
+    train(stack, trials)
+    for trial in trials:
+        assert [summary["status"] for summary in trial.summaries] == ["pruned", "pruned"]
+        assert [summary["env_steps"] for summary in trial.summaries] == [128, 128]
+        assert trial.summaries[0]["stack"]["num_lanes"] == 4
+    assert stack.occupancy.busy_frac == 1.0
+
+
+def test_another_program_waits_until_the_lanes_are_free(base, tmp_path):
+    configs = [
+        dataclasses.replace(base, seed=1),
+        dataclasses.replace(base, seed=2, num_epochs=2),
+        dataclasses.replace(base, seed=3),
+    ]
+    entries = [entry_of(tmp_path, config) for config in configs]
+    summaries = train(Stack(2), entries)
+    assert [summary["status"] for summary in summaries] == ["finished"] * 3
+    assert entries[0].key == entries[2].key != entries[1].key
+
+
+def test_a_strategy_of_one_lane_trains_its_runs_one_after_the_other(base, tmp_path):
+    (job,) = check_jobs(
+        [*QUICK, "memory=offloaded_optimizer"], is_multirun=False, config_dir=None, config_name=None
+    )
+    configs = [dataclasses.replace(job.config, seed=seed) for seed in (1, 2)]
+    summaries = train(Stack(4), [entry_of(tmp_path, config) for config in configs])
+    assert [summary["status"] for summary in summaries] == ["finished", "finished"]
+    assert "stack" not in summaries[0]
+
+
+@pytest.fixture
+def broken_by(monkeypatch):
+    """Return a function that makes every update with one of ``seeds`` in its stack raise."""
+
+    def break_it(seeds, error):
+        update = Trainer.update
+
+        def breaks(trainer, rows):
+            live = [trainer.configs[lane].seed for lane in trainer.live_lanes]
+            if trainer.iteration == 1 and set(seeds) & set(live):
+                raise error
+            return update(trainer, rows)
+
+        monkeypatch.setattr(Trainer, "update", breaks)
+
+    return break_it
+
+
+def test_a_run_that_fails_costs_the_others_of_its_stack_nothing(base, tmp_path, broken_by):
+    broken_by([2], RuntimeError("the pole caught fire"))
+    configs = [dataclasses.replace(base, seed=seed) for seed in range(1, 7)]
+    summaries = train(Stack(4), [entry_of(tmp_path, config) for config in configs])
+    assert [summary["status"] for summary in summaries] == [
+        "finished", "failed", *["finished"] * 4
+    ]  # fmt: skip
+    assert summaries[1]["reason"] == "RuntimeError: the pole caught fire"
+    assert summaries[1]["stopped_in"] == "update"
+    assert "stopped_in" not in summaries[0]
+    for seed in (1, 3, 4):  # what the first attempt recorded is gone
+        rows = (tmp_path / f"seed_{seed}" / "metrics.jsonl").read_text().splitlines()
+        assert len(rows) == 4
+
+
+def test_a_stack_that_fills_the_memory_is_run_in_smaller_ones(base, tmp_path, monkeypatch):
+    update = Trainer.update
+
+    def filled(trainer, rows):
+        if len(trainer.configs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return update(trainer, rows)
+
+    monkeypatch.setattr(Trainer, "update", filled)
+    configs = [dataclasses.replace(base, seed=seed) for seed in range(1, 8)]
+    summaries = train(Stack(4), [entry_of(tmp_path, config) for config in configs])
+    assert [summary["status"] for summary in summaries] == ["finished"] * 7
+    assert [summary["stack"]["num_lanes"] for summary in summaries] == [2] * 7
+
+
+def test_ctrl_c_leaves_every_running_runs_summary_and_nothing_of_those_that_wait(
+    base, tmp_path, monkeypatch
+):
+    def interrupted(trainer, rows):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "update", interrupted)
+    entries = [entry_of(tmp_path, dataclasses.replace(base, seed=seed)) for seed in (1, 2, 3)]
+    with pytest.raises(KeyboardInterrupt):
+        train(Stack(2), entries)
+    for seed in (1, 2):
+        summary = read_summary(tmp_path / f"seed_{seed}" / "summary.json")
+        assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by a signal")
+    assert list((tmp_path / "seed_3").iterdir()) == []
+
+
+def test_an_aborted_entry_frees_its_lane_and_one_that_waits_leaves_no_trace(base, tmp_path):
+    entries = [entry_of(tmp_path, dataclasses.replace(base, seed=seed)) for seed in (1, 2, 3)]
+    stack = Stack(1)
+    for entry in entries:
+        stack.put(entry)
+    stack.step()
+    stack.abort(entries[0])
+    stack.abort(entries[1])
+    train(stack, [])
+    assert entries[0].summaries[0]["status"] == "interrupted"
+    assert list((tmp_path / "seed_2").iterdir()) == []
+    assert entries[2].summaries[0]["status"] == "finished"
