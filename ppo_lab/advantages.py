@@ -36,15 +36,21 @@ def gae(
     that of the episode's true last observation, so that a time limit does not look like a death
     (arXiv:1712.00378). After a termination it is not used. All inputs (T, L, N), ``gamma`` and
     ``gae_lambda`` (L,).
+
+    The recursion over T steps is done in log2(T) doublings, each over all steps at once.
     """
     gamma, gae_lambda = gamma.unsqueeze(-1), gae_lambda.unsqueeze(-1)  # (L, 1)
     future = gamma * next_values.masked_fill(terminated, 0.0)
-    deltas = rewards + future - values
-    decay = (gamma * gae_lambda).expand_as(rewards[0])
-    decays = (~(terminated | truncated)) * decay  # (T, L, N)
-    advantages = torch.empty_like(deltas)
-    running = torch.zeros_like(deltas[0])
-    steps = zip(advantages.unbind(0), deltas.unbind(0), decays.unbind(0))
-    for out, delta, kept in reversed(list(steps)):
-        running = torch.addcmul(delta, kept, running, out=out)
+    advantages = rewards + future - values  # the deltas, to begin with
+    reach = (~(terminated | truncated)) * (gamma * gae_lambda)  # (T, L, N)
+    span = 1
+    while span < len(advantages):
+        # ``advantages`` add up ``span`` deltas from each step on; the next ``span`` are those of
+        # the step ``span`` later, and ``reach`` is the weight they have here.
+        longer = torch.addcmul(
+            advantages[:-span], reach[: len(advantages) - span], advantages[span:]
+        )
+        advantages = torch.cat((longer, advantages[-span:]))
+        reach = reach[:-span] * reach[span:]
+        span *= 2
     return Advantages(advantages, advantages + values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Dtype", "ForecastFormat", "Profile", "Schedule"]
+__all__ = ["Compile", "Dtype", "ForecastFormat", "Profile", "Schedule"]
 
 
 class Schedule(Enum):
@@ -18,6 +18,14 @@ class Profile(Enum):
     """Whether memory is counted by category and a short window is profiled, beside training."""
 
     auto = "auto"  # on CUDA
+    never = "never"
+    always = "always"
+
+
+class Compile(Enum):
+    """Whether an iteration runs as compiled programs."""
+
+    auto = "auto"  # where the run is long enough to repay the compiler
     never = "never"
     always = "always"
 

@@ -100,6 +100,9 @@ class Collector:
         """Takes the place of ``act`` where it is compiled."""
         self.critique: Callable[[Columns], Critique] | None = None
         """Takes the place of ``criticize`` where it is compiled."""
+        self.keeps_columns = False
+        """Whether to keep the columns of the last rollout in ``columns``."""
+        self.columns: Columns | None = None
         self._env, self._model = env, model
         self._num_steps, self._rows_per_pass, self._store = num_steps, rows_per_pass, store
         self._observations = env.reset()  # (L, N, O)
@@ -121,6 +124,7 @@ class Collector:
             self._observations, columns = self._step_by_step(noise)
         else:
             self._observations, columns = self.steps(noise)
+        self.columns = columns if self.keeps_columns else None
         log_probs, values, next_values = (self.critique or self.criticize)(columns)
         return Rollout(
             observations=columns.observations,

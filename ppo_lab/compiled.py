@@ -4,6 +4,8 @@ Four programs do nearly all of an iteration: a block of rollout steps (policy, s
 environment), what the critic says of the rollout, one gradient step, and the diagnostics. Each is
 traced from the very functions that run without compilation, with the model's parameters among its
 arguments, so a program serves every later iteration and every lane that takes another's place.
+Environments that are stepped one call at a time get one program for policy and sampling instead of
+the block.
 
 Shapes: T = steps per rollout, U = steps in a block, L = lanes, N = environments per lane,
 O = observation size, P = policy parameters per row, R = T * N, K = gradient steps of an update,
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ppo_lab.after_update import AfterUpdate
 from ppo_lab.collect import Act, Columns, Critique
 from ppo_lab.envs.native import NativeEnv
 from ppo_lab.networks import ActorCritic
@@ -28,9 +31,15 @@ from ppo_lab.rollout import Batch, RolloutRows
 from ppo_lab.step_log import StepLog, StepSlot, UpdateDiagnostics, stop_far_lanes
 from ppo_lab.update import AdvantageNormalization, Coefficients, Objective, UpdatePlan
 
-__all__ = ["CompiledCritique", "CompiledSteps", "CompiledUpdate", "block_steps"]
+__all__ = [
+    "CompiledAct",
+    "CompiledAfterUpdate",
+    "CompiledCritique",
+    "CompiledSteps",
+    "CompiledUpdate",
+]
 
-_MAX_BLOCK_STEPS = 8
+_MAX_BLOCK_STEPS = 4
 """Steps unrolled into one program: more hardly run faster, and compile longer."""
 
 
@@ -54,7 +63,7 @@ def _with_parameters(
     return torch.func.functional_call(_Borrowed(model), replaced, (function,))
 
 
-def block_steps(num_steps: int, env: NativeEnv) -> int:
+def _block_steps(num_steps: int, env: NativeEnv) -> int:
     """Return U: the largest divisor of ``num_steps`` that a block may have."""
     most = min(_MAX_BLOCK_STEPS, env.max_block_steps)
     return max(size for size in range(1, most + 1) if num_steps % size == 0)
@@ -66,7 +75,7 @@ class CompiledSteps:
     def __init__(self, model: ActorCritic, env: NativeEnv, num_steps: int) -> None:
         """Step ``env``; rollouts have ``num_steps``."""
         self._model, self._env = model, env
-        self._num_steps, self._block = num_steps, block_steps(num_steps, env)
+        self._num_steps, self._block = num_steps, _block_steps(num_steps, env)
         self._parameters = [parameter.detach() for parameter in model.parameters()]
         self.program: Program | None = None
 
@@ -133,7 +142,11 @@ class CompiledAct:
 
     def source(self, observations: Tensor, noise: Tensor) -> ProgramSource:
         """Return the program, for observations (L, N, O) and the noise (L, N, …) of a step."""
-        return ProgramSource("act", self._trace, [observations, noise, *self._parameters])
+        return ProgramSource("act", self._trace, self._arguments(observations, noise))
+
+    def _arguments(self, observations: Tensor, noise: Tensor) -> list[Tensor]:
+        # An environment returns whatever strides it has.
+        return [observations.contiguous(), noise.contiguous(), *self._parameters]
 
     def _trace(self, observations: Tensor, noise: Tensor, *parameters: Tensor) -> list[Tensor]:
         return list(
@@ -143,7 +156,7 @@ class CompiledAct:
     def __call__(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return policy parameters and actions."""
         assert self.program is not None
-        policy_parameters, actions = self.program([observations, noise, *self._parameters])
+        policy_parameters, actions = self.program(self._arguments(observations, noise))
         return policy_parameters, actions
 
 
@@ -169,6 +182,36 @@ class CompiledCritique:
         """Return what ``critique`` returns."""
         assert self.program is not None
         return Critique(*self.program([*columns, *self._parameters]))
+
+
+class CompiledAfterUpdate:
+    """The diagnostics of the whole rollout."""
+
+    def __init__(
+        self, model: ActorCritic, function: Callable[[RolloutRows, ClipRange], AfterUpdate]
+    ) -> None:
+        """Compile ``function``, which runs ``model``."""
+        self._model, self._function = model, function
+        self._parameters = [parameter.detach() for parameter in model.parameters()]
+        self.program: Program | None = None
+
+    def source(self, rows: RolloutRows, clip: ClipRange) -> ProgramSource:
+        """Return the program, for rows like ``rows``."""
+        return ProgramSource("after_update", self._trace, [*rows, *clip, *self._parameters])
+
+    def _trace(self, *tensors: Tensor) -> list[Tensor]:
+        num_rows = len(RolloutRows._fields)
+        rows, clip = RolloutRows(*tensors[:num_rows]), ClipRange(*tensors[num_rows : num_rows + 2])
+        parameters = tensors[num_rows + 2 :]
+        result: AfterUpdate = _with_parameters(
+            self._model, parameters, lambda: self._function(rows, clip)
+        )
+        return result.flat()
+
+    def __call__(self, rows: RolloutRows, clip: ClipRange) -> AfterUpdate:
+        """Return what ``function`` returns."""
+        assert self.program is not None
+        return AfterUpdate.of(self.program([*rows, *clip, *self._parameters]))
 
 
 class _StepArguments(NamedTuple):

@@ -125,7 +125,8 @@ class _DryTrainer(CountedTrainer):
         return self.collect()
 
     def _dry_update(self, rows: RolloutRows) -> UpdateDiagnostics:
-        store = self._plan.store
+        parts = self._compilation.parts
+        store = parts.plan.store
         place_order = store.place_order
 
         def counted(index: Tensor) -> Tensor:
@@ -135,7 +136,8 @@ class _DryTrainer(CountedTrainer):
             return placed
 
         store.place_order = counted  # type: ignore[method-assign]
-        self._plan = dataclasses.replace(self._plan, num_dry_steps=_GRADIENT_STEPS)
+        few_steps = dataclasses.replace(parts.plan, num_dry_steps=_GRADIENT_STEPS)
+        self._compilation.parts = dataclasses.replace(parts, plan=few_steps)
         return self.update(rows)
 
     def _after_gradient_step(self) -> None:

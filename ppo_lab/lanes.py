@@ -9,18 +9,50 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppo_lab.config import LANE_KEYS, Config, Schedule
+from ppo_lab.config import Config, Schedule
 from ppo_lab.errors import ConfigError
 from ppo_lab.files import plain
 from ppo_lab.ppo import ClipRange
 from ppo_lab.random import Stream, fold_in, lane_keys
 from ppo_lab.update import Coefficients
 
-__all__ = ["LaneTensors", "check_lane", "check_stack", "scheduled", "stack_key"]
+__all__ = [
+    "LANE_KEYS",
+    "LaneTensors",
+    "check_lane",
+    "check_stack",
+    "scheduled",
+    "stack_key",
+    "stack_values",
+]
+
+LANE_KEYS = frozenset(
+    {
+        "name",
+        "seed",
+        "epsilon",
+        "epsilon_high",
+        "epsilon_schedule",
+        "dual_clip",
+        "value_epsilon",
+        "target_kl",
+        "lr",
+        "lr_schedule",
+        "max_grad_norm",
+        "gamma",
+        "gae_lambda",
+        "entropy_coef",
+        "value_coef",
+        "total_steps",
+        "tracking",
+    }
+)
+"""What may differ between the lanes of a stack; everything else must be equal."""
 
 
 def check_stack(configs: Sequence[Config]) -> None:
@@ -43,12 +75,17 @@ def check_lane(config: Config, other: Config) -> None:
             raise ConfigError(field.name, mine, f"must equal {its} in every lane of a stack")
 
 
+def stack_values(config: Config) -> dict[str, Any]:
+    """Return the plain values that all lanes of a stack have in common."""
+    values = dataclasses.asdict(config)
+    kinds = [type(part).__qualname__ for part in (config.env, config.network, config.memory)]
+    shared = {key: value for key, value in values.items() if key not in LANE_KEYS}
+    return {"kinds": kinds, **plain(shared)}
+
+
 def stack_key(config: Config) -> str:
     """Return what configs that can be lanes of one stack have in common, and no others."""
-    values = dataclasses.asdict(config)
-    shared = plain({key: value for key, value in values.items() if key not in LANE_KEYS})
-    kinds = [type(part).__qualname__ for part in (config.env, config.network, config.memory)]
-    return json.dumps([kinds, shared], sort_keys=True)
+    return json.dumps(stack_values(config), sort_keys=True)
 
 
 _REQUIRED = ("gamma", "gae_lambda", "lr", "entropy_coef", "value_coef", "max_grad_norm")

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_lab.diagnostics import RatioDiagnostics, ratio_edges
+from ppo_lab.after_update import AfterUpdate
+from ppo_lab.diagnostics import ratio_edges
 from ppo_lab.episodes import EpisodeTotals
 from ppo_lab.outcome import History
 from ppo_lab.placement import Place, Placement
@@ -60,12 +61,7 @@ class IterationTensors:
     """What one iteration leaves on the device for the record."""
 
     update: UpdateDiagnostics
-    rollout_after: RatioDiagnostics
-    """Over the whole rollout, after the last epoch."""
-    entropy_after: Tensor  # (L,) nats, over the whole rollout, after the last epoch
-    ratio_counts: Tensor  # (L, 64)
-    explained_variance: Tensor  # (L,) of the critic that collected the rollout
-    advantages_std: Tensor  # (L,) before normalisation
+    after: AfterUpdate
     episodes: EpisodeTotals
 
 
@@ -138,15 +134,15 @@ class Recorder:
         """Return copies on the host; the scalars as one tensor, in one copy."""
         update = {name: getattr(tensors.update, key) for key, name in _UPDATE_NAMES.items()}
         named = {name: value for name, value in update.items() if value is not None}
-        named |= {f"ppo/{key}": value for key, value in tensors.rollout_after._asdict().items()}
-        named["ppo/entropy"] = tensors.entropy_after
-        named["ppo/advantages_std"] = tensors.advantages_std
-        named["losses/explained_variance"] = tensors.explained_variance
+        named |= {f"ppo/{key}": value for key, value in tensors.after.ratios._asdict().items()}
+        named["ppo/entropy"] = tensors.after.entropy
+        named["ppo/advantages_std"] = tensors.after.advantages_std
+        named["losses/explained_variance"] = tensors.after.explained_variance
         table = torch.stack([value.double() for value in named.values()], -1)  # (L, names)
         return HostTensors(
             names=tuple(named),
             scalars=self._to_host(table),
-            ratio_counts=self._to_host(tensors.ratio_counts),
+            ratio_counts=self._to_host(tensors.after.ratio_counts),
             episodes=EpisodeTotals(*(self._to_host(t) for t in tensors.episodes)),
         )
 

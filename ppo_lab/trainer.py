@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ppo_lab import random
 from ppo_lab.advantages import Advantages, gae
-from ppo_lab.collect import Collector, policy_over_rollout
+from ppo_lab.collect import Collector
+from ppo_lab.compilation import Compilation, Parts
 from ppo_lab.config import Config
-from ppo_lab.diagnostics import ratio_diagnostics, ratio_histogram
 from ppo_lab.envs.base import Env
 from ppo_lab.episodes import EpisodeMeter
 from ppo_lab.errors import ConfigError
@@ -28,12 +28,11 @@ from ppo_lab.meters import Meters
 from ppo_lab.networks import ActorCritic, Initializer
 from ppo_lab.outcome import History
 from ppo_lab.placement import Placement
-from ppo_lab.ppo import explained_variance, normalize_advantages
 from ppo_lab.records import IterationTensors, Recorder
 from ppo_lab.rollout import Rollout, RolloutRows, lane_rows
 from ppo_lab.step_log import UpdateDiagnostics
 from ppo_lab.tracking import Record
-from ppo_lab.update import AdvantageNormalization, UpdatePlan, update
+from ppo_lab.update import UpdatePlan
 
 __all__ = ["LaneResult", "Trainer"]
 
@@ -60,8 +59,13 @@ class Trainer:
         self,
         configs: Sequence[Config],
         on_record: Callable[[int, Record], None] | None = None,
+        planned_steps: int | None = None,
     ) -> None:
-        """Build environments, model and optimizer; ``on_record`` gets (lane, record)."""
+        """Build environments, model and optimizer; ``on_record`` gets (lane, record).
+
+        ``planned_steps`` are the environment steps of all runs that will take a lane, by default
+        those of ``configs``.
+        """
         check_stack(configs)
         config = configs[0]
         self.config, self.configs, self._on_record = config, list(configs), on_record
@@ -90,7 +94,7 @@ class Trainer:
             rows_per_pass=self._rows_per_pass,
             store=self._store,
         )
-        self._plan = UpdatePlan(
+        plan = UpdatePlan(
             config.num_minibatches,
             config.advantage_normalization,
             store=self._store,
@@ -100,6 +104,12 @@ class Trainer:
         self._recorder = Recorder(
             len(configs), config.num_rows, self.placement, self.model.distribution.max_entropy
         )
+        if planned_steps is None:
+            planned_steps = sum(c.total_steps for c in configs)
+        parts = Parts(
+            self.model, self.optimizer, self.env, self._collector, plan, self._rows_per_pass
+        )
+        self._compilation = Compilation(config, parts, planned_steps)
         self._is_live = [True] * len(configs)
         self._begins = [0] * len(configs)  # the stack's iteration at which a lane began
         self._start_s = time.perf_counter()
@@ -194,6 +204,7 @@ class Trainer:
 
     def iterate(self) -> None:
         """Collect, advantages, update, record; what it needed is free again when it returns."""
+        self._compilation.begin_iteration()
         self.meters.begin_iteration(self.iteration + 1)
         with self.meters.phase("rollout"):
             rollout = self.collect()
@@ -204,15 +215,21 @@ class Trainer:
             diagnostics = self.update(rows)
         with self.meters.phase("diagnostics"):
             tensors = self.diagnose(rollout, rows, diagnostics)
+        if self._compilation.wants_examples:
+            coefficients = self._lanes.coefficients(self.iteration)
+            self._compilation.note(self._noise(), rows, self._row_orders(), coefficients)
         self.iteration += 1
         self.num_live_steps += self.config.num_rows * len(self.live_lanes)
         self.record(tensors)
 
     def collect(self) -> Rollout:
         """Return the next T steps of every environment."""
+        return self._collector.collect(self._noise())
+
+    def _noise(self) -> Tensor:
+        """Return what decides the actions of this iteration, (L, R, …)."""
         keys = self._lanes.keys(random.Stream.ACTION, self.iteration)
-        noise = self.model.distribution.noise(keys, self.config.num_rows, self.config.weights_dtype)
-        return self._collector.collect(noise)
+        return self.model.distribution.noise(keys, self.config.num_rows, self.config.weights_dtype)
 
     def advantages(self, rollout: Rollout) -> Advantages:
         """Return advantages and value targets, (T, L, N)."""
@@ -231,39 +248,25 @@ class Trainer:
 
     def update(self, rows: RolloutRows) -> UpdateDiagnostics:
         """Pass num_epochs times over ``rows``."""
+        coefficients = self._lanes.coefficients(self.iteration)
+        return self._compilation.update(rows, self._row_orders(), coefficients)
+
+    def _row_orders(self) -> Tensor:
+        """Return the orders of the rows in this iteration's epochs, (E, L, R)."""
         keys = self._lanes.keys(random.Stream.SHUFFLE, self.iteration)
-        orders = torch.stack(
-            [
-                random.permutation(random.fold_in(keys, epoch), self.config.num_rows)
-                for epoch in range(self.config.num_epochs)
-            ]
-        )  # (E, L, R)
-        return update(
-            self.model,
-            self.optimizer,
-            rows,
-            orders,
-            self._lanes.coefficients(self.iteration),
-            self._plan,
-        )
+        every = torch.stack([random.fold_in(keys, e) for e in range(self.config.num_epochs)])
+        orders = random.permutation(every.flatten(), self.config.num_rows)  # (E * L, R)
+        return orders.unflatten(0, every.shape)
 
     def diagnose(
         self, rollout: Rollout, rows: RolloutRows, diagnostics: UpdateDiagnostics
     ) -> IterationTensors:
         """Return what the record needs, still on the device."""
-        log_ratio, entropy = policy_over_rollout(self.model, rows, self._rows_per_pass, self._store)
-        clip = self._lanes.coefficients(self.iteration).clip
-        advantages = rows.advantages
-        if self.config.advantage_normalization is not AdvantageNormalization.none:
-            # The gradient saw them standardised, and their signs decide what the clip cuts.
-            advantages = normalize_advantages(advantages)
         return IterationTensors(
             update=diagnostics,
-            rollout_after=ratio_diagnostics(log_ratio, advantages, clip),
-            entropy_after=entropy.mean(-1),
-            ratio_counts=ratio_histogram(log_ratio),
-            explained_variance=explained_variance(rows.values, rows.value_targets),
-            advantages_std=rows.advantages.std(-1, correction=int(rows.advantages.shape[-1] > 1)),
+            after=self._compilation.after_update(
+                rows, self._lanes.coefficients(self.iteration).clip
+            ),
             episodes=self._episodes.count(
                 rollout.env_rewards, rollout.terminated | rollout.truncated
             ),

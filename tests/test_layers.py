@@ -11,7 +11,7 @@ import ppo_lab
 
 PACKAGE = Path(ppo_lab.__file__).parent
 LAYERS = [  # a room may import from its own layer and from those above it in this list
-    {"errors", "files", "paths", "random", "versions"},
+    {"errors", "files", "paths", "programs", "random", "versions"},
     {
         "advantages", "bus", "diagnostics", "episodes", "ledger", "meters", "normalization",
         "observations", "optimizer", "outcome", "placement", "ppo", "rollout", "step_log", "tally",
@@ -20,7 +20,10 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
     {"envs", "networks"},
     {"memory", "tracking"},
     {"collect", "update"},
+    {"after_update"},
+    {"compiled"},
     {"choices", "config", "study_config", "lanes", "policy", "compose", "refusals", "records"},
+    {"compilation"},
     {"trainer"},
     {"counted"},
     {"dry_run", "forecast", "budget", "forecast_view"},

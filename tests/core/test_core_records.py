@@ -95,6 +95,10 @@ def test_entropy_is_a_share_of_its_maximum_where_there_is_one():
     assert results[0].history.entropy_fracs == []
 
 
+def spoil(tensor, value):
+    return torch.stack((tensor[0], torch.full_like(tensor[1], value)))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("part", "field", "name"),
@@ -102,15 +106,18 @@ def test_entropy_is_a_share_of_its_maximum_where_there_is_one():
         ("update", "policy_loss", "losses/policy_loss"),
         ("update", "value_loss", "losses/value_loss"),
         ("update", "grad_norm", "losses/grad_norm"),
-        ("rollout_after", "kl_k3", "ppo/kl_k3"),
+        ("after", "ratios", "ppo/kl_k3"),
     ],
 )
 def test_a_number_that_must_be_finite_and_is_not_is_noted_by_name(part, field, name, value):
     trainer = Trainer(lanes_of(config(*TWENTY_STEPS), {}, {}))
     tensors = iteration_of(trainer)
     whole = getattr(tensors, part)
-    spoilt = getattr(whole, field).clone()
-    spoilt[1] = value
+    spoilt = getattr(whole, field)
+    if field == "ratios":
+        spoilt = spoilt._replace(kl_k3=spoil(spoilt.kl_k3, value))
+    else:
+        spoilt = spoil(spoilt, value)
     bad = dataclasses.replace(tensors, **{part: whole._replace(**{field: spoilt})})
     recorder = recorder_of(trainer)
     recorder.records(tensors, iterations={0: 1, 1: 1}, shared={})
@@ -124,7 +131,8 @@ def test_a_number_that_must_be_finite_and_is_not_is_noted_by_name(part, field, n
 def test_a_constant_critics_undefined_explained_variance_is_no_divergence():
     trainer = Trainer([config(*TWENTY_STEPS)])
     tensors = iteration_of(trainer)
-    tensors = dataclasses.replace(tensors, explained_variance=torch.tensor([math.nan]))
+    after = tensors.after._replace(explained_variance=torch.tensor([math.nan]))
+    tensors = dataclasses.replace(tensors, after=after)
     recorder = recorder_of(trainer)
     recorder.records(tensors, iterations={0: 1}, shared={})
     assert recorder.diverged == [None]

@@ -1,0 +1,204 @@
+"""Whether a trainer's iterations are compiled, and the compiled parts that then take over.
+
+The first iteration always runs uncompiled: it shows the programs what their tensors look like.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppo_lab.after_update import AfterUpdate, after_update
+from ppo_lab.choices import Compile
+from ppo_lab.collect import Collector, Columns
+from ppo_lab.compiled import (
+    CompiledAct,
+    CompiledAfterUpdate,
+    CompiledCritique,
+    CompiledSteps,
+    CompiledUpdate,
+)
+from ppo_lab.config import Config
+from ppo_lab.envs.base import Env
+from ppo_lab.envs.native import NativeEnv
+from ppo_lab.lanes import stack_values
+from ppo_lab.networks import ActorCritic
+from ppo_lab.optimizer import LaneAdam, LaneOptimizer
+from ppo_lab.ppo import ClipRange
+from ppo_lab.programs import CompilerError, ProgramCache
+from ppo_lab.rollout import RolloutRows
+from ppo_lab.step_log import UpdateDiagnostics
+from ppo_lab.update import AdvantageNormalization, Coefficients, UpdatePlan, update
+
+__all__ = ["MIN_COMPILED_STEPS", "Compilation", "Parts", "is_compiled"]
+
+_LOG = logging.getLogger(__name__)
+
+MIN_COMPILED_STEPS = 2_000_000
+"""Environment steps from which ``compile=auto`` compiles; see benchmarks/results/compile.md."""
+
+_NOT_IN_A_PROGRAM = (
+    "compile",
+    "device",
+    "forecast",
+    "forecast_format",
+    "num_epochs",
+    "num_threads",
+    "profile",
+    "vram_budget_gib",
+    "vram_limit_gib",
+)
+"""Keys that no program depends on, beside the lanes' own."""
+
+
+def is_compiled(config: Config, planned_steps: int) -> bool:
+    """Return whether to compile a stack like ``config`` that will make ``planned_steps`` in all.
+
+    It depends on nothing else, neither on the machine nor on what lies in the cache: compiled and
+    uncompiled runs differ by rounding, and a command must not change its result by itself.
+    """
+    if config.compile is Compile.auto:
+        return planned_steps >= MIN_COMPILED_STEPS and config.compile_obstacle is None
+    return config.compile is Compile.always
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Tensors of the first iteration."""
+
+    noise: Tensor  # (L, T, N, …)
+    columns: Columns
+    rows: RolloutRows
+    orders: Tensor  # (E, L, R)
+    coefficients: Coefficients
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a trainer is made of, as far as programs run it."""
+
+    model: ActorCritic
+    optimizer: LaneOptimizer
+    env: Env
+    collector: Collector
+    plan: UpdatePlan
+    rows_per_pass: int
+
+
+class Compilation:
+    """Runs a trainer's update and what follows it, and gives its collector compiled parts.
+
+    All of it runs uncompiled until the tensors of an iteration have been noted.
+    """
+
+    def __init__(self, config: Config, parts: Parts, planned_steps: int) -> None:
+        """Compile ``parts`` if that repays for ``planned_steps`` in all."""
+        self._config, self.parts = config, parts
+        self._examples: _Examples | None = None
+        self._update: CompiledUpdate | None = None
+        self._after_update: CompiledAfterUpdate | None = None
+        self.wants_examples = is_compiled(config, planned_steps)
+        """Whether an iteration's tensors are still to be noted."""
+        parts.collector.keeps_columns = self.wants_examples
+
+    def note(
+        self, noise: Tensor, rows: RolloutRows, orders: Tensor, coefficients: Coefficients
+    ) -> None:
+        """Note the tensors of an iteration, with ``noise`` (L, R, …) and ``orders`` (E, L, R)."""
+        collector = self.parts.collector
+        assert collector.columns is not None
+        noise = noise.unflatten(1, (self._config.num_steps, -1))
+        self._examples = _Examples(noise, collector.columns, rows, orders, coefficients)
+        collector.keeps_columns, collector.columns = False, None
+        self.wants_examples = False
+
+    def begin_iteration(self) -> None:
+        """Compile, once the tensors are known; without a compiler go on as before.
+
+        Raises:
+            CompilerError: there is none that works, and ``compile=always``.
+        """
+        examples, self._examples = self._examples, None
+        if examples is None:
+            return
+        try:
+            self._compile(examples)
+        except CompilerError as error:
+            if self._config.compile is Compile.always:
+                raise
+            _LOG.warning("%s; the run goes on uncompiled", error)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether iterations run as programs."""
+        return self._update is not None
+
+    def update(
+        self, rows: RolloutRows, orders: Tensor, coefficients: Coefficients
+    ) -> UpdateDiagnostics:
+        """Pass over ``rows`` once per order in ``orders`` (E, L, R); see ``ppo_lab.update``."""
+        if self._update is None:
+            parts = self.parts
+            return update(parts.model, parts.optimizer, rows, orders, coefficients, parts.plan)
+        if not self._update.fits(coefficients):  # a new lane came with an option of its own
+            source = self._update.source(rows, orders, coefficients)
+            (self._update.program,) = self._cache.load([source])
+        with torch.no_grad():
+            return self._update(rows, orders, coefficients)
+
+    def after_update(self, rows: RolloutRows, clip: ClipRange) -> AfterUpdate:
+        """Return what the new policy says of ``rows``; see ``ppo_lab.after_update``."""
+        if self._after_update is None:
+            return self._look_back(rows, clip)
+        with torch.no_grad():
+            return self._after_update(rows, clip)
+
+    def _look_back(self, rows: RolloutRows, clip: ClipRange) -> AfterUpdate:
+        normalization = self._config.advantage_normalization
+        return after_update(
+            self.parts.model,
+            rows,
+            clip,
+            are_normalized=normalization is not AdvantageNormalization.none,
+            rows_per_pass=self.parts.rows_per_pass,
+            store=self.parts.plan.store,
+        )
+
+    @functools.cached_property
+    def _cache(self) -> ProgramCache:
+        values = stack_values(self._config)
+        return ProgramCache({k: v for k, v in values.items() if k not in _NOT_IN_A_PROGRAM})
+
+    def _compile(self, examples: _Examples) -> None:
+        """Load the programs, compiling those that are not in the cache."""
+        model, optimizer = self.parts.model, self.parts.optimizer
+        collector, env = self.parts.collector, self.parts.env
+        assert isinstance(optimizer, LaneAdam)  # or there was an obstacle
+        update_part = CompiledUpdate(model, optimizer, self.parts.plan)
+        after_part = CompiledAfterUpdate(model, self._look_back)
+        critique = CompiledCritique(model, collector.criticize)
+        steps = act = None
+        if isinstance(env, NativeEnv):
+            steps = CompiledSteps(model, env, self._config.num_steps)
+            rollout_source = steps.source(examples.noise)
+        else:
+            act = CompiledAct(model, collector.act)
+            rollout_source = act.source(examples.columns.observations[0], examples.noise[:, 0])
+        sources = [
+            update_part.source(examples.rows, examples.orders, examples.coefficients),
+            rollout_source,
+            critique.source(examples.columns),
+            after_part.source(examples.rows, examples.coefficients.clip),
+        ]
+        if not self._cache.holds(sources):
+            _LOG.info("compiling, which takes a minute; later runs of this kind load the result")
+        programs = self._cache.load(sources)
+        for part, program in zip((update_part, steps or act, critique, after_part), programs):
+            assert part is not None
+            part.program = program
+        self._update, self._after_update = update_part, after_part
+        collector.steps, collector.compiled_act, collector.critique = steps, act, critique

@@ -1,0 +1,182 @@
+"""Compiled programs do what the functions they are made from do, to rounding.
+
+Compiling takes a minute, so all tests here share two stacks, compiled once into one folder.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+from core_helpers import config, lanes_of, largest_difference
+
+from ppo_lab.choices import Compile
+from ppo_lab.compilation import MIN_COMPILED_STEPS, is_compiled
+from ppo_lab.errors import ConfigError
+from ppo_lab.programs import (
+    CompilerError,
+    Program,
+    ProgramCache,
+    ProgramSource,
+    fast_tanh,
+    narrow_baddbmm,
+    narrow_bmm,
+)
+from ppo_lab.rollout import lane_rows
+from ppo_lab.trainer import Trainer
+
+SMALL = ("compile=always", "num_envs=4", "num_steps=16", "num_epochs=5", "num_minibatches=4")
+STACKS = {
+    "native": SMALL,
+    "gymnasium, shared trunk": (*SMALL, "env=pendulum", "env.backend=gymnasium",
+                                "memory=shared_trunk", "target_kl=0.01", "dual_clip=3"),
+}  # fmt: skip
+
+
+def weights_of(trainer):
+    return torch.cat([p.detach().flatten(1) for p in trainer.model.parameters()], -1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(params=STACKS)
+def pair(request, folder, monkeypatch):
+    """Two trainers of the same two lanes after one iteration: compiled from now on, and not."""
+    monkeypatch.setenv("PPO_LAB_CACHE", str(folder))
+    base = config(*STACKS[request.param])
+    changes = [{"seed": 1}, {"seed": 2, "epsilon": 0.05, "lr": 1e-3}]
+    compiled = Trainer(lanes_of(base, *changes))
+    plain = Trainer(lanes_of(dataclasses.replace(base, compile=Compile.never), *changes))
+    for trainer in (compiled, plain):
+        trainer.iterate()
+    assert torch.equal(weights_of(compiled), weights_of(plain))
+    return compiled, plain
+
+
+def test_a_rollout_and_twenty_gradient_steps_on_it_agree(pair):
+    compiled, plain = pair
+    compiled._compilation.begin_iteration()
+    assert compiled._compilation.is_compiled
+    assert not plain._compilation.is_compiled
+    rollouts = [trainer.collect() for trainer in pair]
+    for name, mine, its in zip(rollouts[0]._fields, *rollouts):
+        assert mine.shape == its.shape, name
+        assert mine.dtype == its.dtype, name
+        assert largest_difference(mine.double(), its.double()) < 1e-5, name
+    rows = lane_rows(rollouts[1], plain.advantages(rollouts[1]))
+    before = weights_of(plain)
+    mine, its = (trainer.update(rows) for trainer in pair)
+    assert largest_difference(weights_of(compiled), weights_of(plain)) < 1e-6
+    assert largest_difference(before, weights_of(plain)) > 1e-3
+    for name, a, b in zip(mine._fields, mine, its):
+        if a is not None:
+            assert largest_difference(a.double(), b.double()) < 1e-4, name
+    looks = [trainer.diagnose(rollouts[1], rows, its).after for trainer in pair]
+    for mine_after, its_after in zip(looks[0].flat(), looks[1].flat()):
+        assert largest_difference(mine_after, its_after) < 1e-4
+
+
+def test_a_lane_that_is_replaced_is_trained_as_a_fresh_run(pair):
+    compiled, plain = pair
+    fresh = dataclasses.replace(compiled.configs[1], seed=7, lr=5e-4)
+    for trainer in pair:
+        trainer.iterate()
+        trainer.replace_lanes({1: dataclasses.replace(fresh, compile=trainer.config.compile)})
+        trainer.iterate()
+    alone = Trainer([dataclasses.replace(fresh, compile=Compile.never)])
+    alone.iterate()
+    for trainer in pair:
+        assert largest_difference(weights_of(trainer)[1:], weights_of(alone)) < 1e-6
+
+
+def test_an_option_that_only_a_new_lane_has_gets_its_own_program(pair):
+    compiled, plain = pair
+    for trainer in pair:
+        trainer.iterate()
+        new = dataclasses.replace(trainer.configs[0], seed=5, value_epsilon=0.05)
+        trainer.replace_lanes({0: new})
+        trainer.iterate()
+    assert largest_difference(weights_of(compiled), weights_of(plain)) < 1e-6
+
+
+@pytest.mark.parametrize("steps", [MIN_COMPILED_STEPS - 1, MIN_COMPILED_STEPS])
+def test_auto_compiles_by_the_planned_steps_alone(steps):
+    assert is_compiled(config("compile=auto"), steps) == (steps == MIN_COMPILED_STEPS)
+    assert not is_compiled(config("compile=never"), steps)
+    assert is_compiled(config("compile=always"), steps)
+    assert not is_compiled(config("compile=auto", "memory=parked"), steps)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("memory=parked",),
+        ("memory=offloaded_optimizer",),
+        ("memory.num_micro_batches=2",),
+        ("memory.rollout_place=host",),
+        ("dtype=bfloat16",),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_always_is_refused_where_nothing_can_be_compiled(overrides):
+    with pytest.raises(ConfigError, match=overrides[0].split("=")[0]):
+        config("compile=always", *overrides)
+
+
+def test_without_a_compiler_auto_goes_on_and_always_fails(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("PPO_LAB_CACHE", str(tmp_path))
+
+    def no_compiler(*args, **kwargs):
+        raise RuntimeError("no C++ compiler\nsecond line")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", no_compiler)
+    quick = config(*SMALL)
+    trainer = Trainer([quick])
+    trainer.iterate()
+    with pytest.raises(CompilerError, match="RuntimeError: no C[+][+] compiler$"):
+        trainer.iterate()
+    auto = dataclasses.replace(quick, compile=Compile.auto)
+    trainer = Trainer([auto], planned_steps=MIN_COMPILED_STEPS)
+    for _ in range(2):
+        trainer.iterate()
+    assert trainer.iteration == 2
+    assert "the run goes on uncompiled" in caplog.text
+    assert not list(tmp_path.glob("*.pt2"))
+
+
+def test_a_program_refuses_tensors_unlike_its_examples(tmp_path):
+    def double(x):
+        x.mul_(2.0)
+        return [x + 1.0]
+
+    cache = ProgramCache({"kind": "test"}, tmp_path)
+    source = ProgramSource("double", double, [torch.ones(2, 3)])
+    assert not cache.holds([source])
+    (program,) = cache.load([source])
+    assert cache.holds([source])
+    x = torch.arange(6.0).view(2, 3)
+    (y,) = program([x])
+    assert x.tolist() == [[0.0, 2.0, 4.0], [6.0, 8.0, 10.0]]
+    assert y.tolist() == [[1.0, 3.0, 5.0], [7.0, 9.0, 11.0]]
+    assert source.examples[0].tolist() == [[1.0] * 3] * 2
+    with pytest.raises(ValueError, match="argument 0 is"):
+        Program(cache.path(source), source.examples)([torch.ones(3, 2).mT])
+    assert cache.path(source) != ProgramCache({"kind": "other"}, tmp_path).path(source)
+
+
+def test_what_replaces_an_operation_in_a_program_computes_the_same():
+    x = torch.linspace(-12.0, 12.0, 100_001)
+    assert largest_difference(fast_tanh(x), torch.tanh(x.double()).float()) < 3e-7
+    small = torch.logspace(-8, -1, 1000)
+    assert ((fast_tanh(small) - small.tanh()).abs() / small).max() < 3e-7
+    assert torch.equal(fast_tanh(x.double()), x.double().tanh())
+    for inner, columns in [(64, 2), (64, 1), (1, 64), (256, 8)]:
+        a, b = torch.randn(3, 40, inner), torch.randn(3, inner, columns)
+        assert torch.allclose(narrow_bmm(a, b), a @ b, atol=1e-5)
+        bias = torch.randn(3, 1, columns)
+        assert torch.allclose(narrow_baddbmm(bias, a, b), a @ b + bias, atol=1e-5)
+    wide = torch.randn(3, 40, 64), torch.randn(3, 64, 64)
+    assert narrow_bmm(*wide) is NotImplemented
+    assert narrow_baddbmm(torch.randn(3, 1, 64), *wide) is NotImplemented
