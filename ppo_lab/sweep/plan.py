@@ -125,7 +125,7 @@ class Plan:
             study.sampler,
             self.space,
             num_trials=study.num_trials,
-            num_starts=len(self.starts),
+            starts=self.starts,
             num_objectives=num_objectives,
         )
         check_pruner(
