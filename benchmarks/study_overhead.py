@@ -1,8 +1,8 @@
 """``python -m benchmarks.study_overhead``: what passes before, between and after training.
 
 Start-up is measured in rounds, beside ``import torch``, than which no command can be faster: what
-it takes as many times as that says more than its seconds do on a busy machine. Then a study of many short trials tells what each
-costs beside its training, and what the parent's memory does.
+it takes as many times as that says more than its seconds do on a busy machine. Then a study of many
+short trials tells what each costs beside its training, and what the parent's memory does.
 """
 
 from __future__ import annotations
