@@ -28,6 +28,7 @@ from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.networks import NETWORKS
 from ppo_lab.paths import CONF_DIR, SWEEPS_DIR
 from ppo_lab.study_config import CommandConfig, StudyConfig
+from ppo_lab.variants import Variants
 
 __all__ = ["Job", "check_jobs", "known_keys", "load", "register"]
 
@@ -147,7 +148,10 @@ def check_jobs(
         _check_launcher(command.cfg.hydra.launcher)
         is_grid = is_multirun or command.mode is RunMode.MULTIRUN or command.sweep is not None
         batches = _expand([*command.params, *overrides]) if is_grid else [tuple(overrides)]
-        configs = (load(compose(name, overrides=[*batch, *search])) for batch in batches)
+        variants = Variants(
+            GlobalHydra.instance().config_loader(), lambda typed: compose(name, overrides=typed)
+        )
+        configs = (load(variants.compose([*batch, *search])) for batch in batches)
         return [Job(batch, config, is_grid) for batch, config in zip(batches, configs)]
 
 

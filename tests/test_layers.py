@@ -20,7 +20,10 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
     {"envs", "networks"},
     {"memory", "tracking"},
     {"collect", "update"},
-    {"choices", "config", "study_config", "lanes", "policy", "compose", "refusals", "records"},
+    {
+        "choices", "config", "study_config", "lanes", "policy", "compose", "refusals", "records",
+        "variants",
+    },
     {"trainer"},
     {"counted"},
     {"dry_run", "forecast", "budget", "forecast_view"},

@@ -29,6 +29,7 @@ from ppo_lab.sweep.messages import GridJob
 from ppo_lab.sweep.slots import choose_lanes, choose_slots
 from ppo_lab.tracking import Terminal, read_summary
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
+from ppo_lab.variants import Variants
 
 __all__ = ["run_stacked_grid"]
 
@@ -75,12 +76,13 @@ class _Composer:
     """Composes jobs as Hydra's own launcher does, and leaves the training to others."""
 
     def __init__(self, context: HydraContext, config: DictConfig) -> None:
-        self._context, self._config = context, config
+        self._context = context
+        loader = context.config_loader
+        self._variants = Variants(loader, lambda typed: loader.load_sweep_config(config, typed))
 
     def job(self, number: int, overrides: Sequence[str]) -> _Prepared:
         """Make a job's folder, with its config in it."""
-        loader = self._context.config_loader
-        cfg = loader.load_sweep_config(self._config, list(overrides))
+        cfg = self._variants.compose(overrides)
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = number
         jobs: list[GridJob] = []
