@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,8 @@ class _Composer:
             if (folder / METRICS_FILE).exists():
                 raise ConfigError("hydra.sweep.dir", folder, "holds a run already; choose another")
             typed = tuple(hydra.overrides.task)
-            jobs.append(GridJob(number, folder, load(task), typed, group=folder.parent.name))
+            group = folder.parent.name
+            jobs.append(GridJob(number, folder, load(task), typed, group, num_left=0))
 
         returned = run_job(
             keep,
@@ -136,7 +137,8 @@ class _Grid:
                 self.prepared.append(self.compose.job(*self.waiting.popleft()))
             chosen = self.prepared.popleft()
             self.line.tell_why_alone(chosen.job.config)
-            self.executor.start(chosen.job)
+            num_left = len(self.prepared) + len(self.waiting)
+            self.executor.start(replace(chosen.job, num_left=num_left))
             self.running[chosen.job.number] = chosen
 
     def _end(self, event: Exited) -> None:

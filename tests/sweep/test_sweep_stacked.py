@@ -9,6 +9,7 @@ import pytest
 from study_helpers import left_by, plan_of, started, trials_of
 
 from ppo_lab.config import Config
+from ppo_lab.errors import ConfigError
 from ppo_lab.sweep.executors import Exited, ProcessExecutor, Reported
 from ppo_lab.sweep.executors.choose import choose_executor, why_not_stacked
 from ppo_lab.sweep.executors.stacked import StackedExecutor
@@ -174,6 +175,11 @@ def test_a_stack_has_no_more_lanes_than_there_are_runs_and_eight_on_a_cpu():
     few = choose_executor(plan_of(STACKED, "study.num_trials=5", "study.num_seeds=2"), print)
     assert few.num_slots == 2 * (3 + 1)  # 3 trials for each of two workers, and one that waits
     few.close()
+
+
+def test_a_study_refuses_the_launcher_of_grids_and_names_its_own_executor():
+    with pytest.raises(ConfigError, match=r"^hydra/launcher=stacked: .*study.executor=stacked"):
+        plan_of("hydra/launcher=stacked")
 
 
 def test_a_stacked_study_is_booked_like_any_other(tmp_path):
