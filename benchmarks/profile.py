@@ -25,21 +25,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.result_page import publish, table
+from benchmarks.throughput import SETTINGS
 
 if TYPE_CHECKING:
     from ppo_lab.trainer import Trainer
 
 _ROOT = Path(__file__).resolve().parent.parent
-_COMMON = ("network=tiny", "device=cpu", "num_threads=1")
-_CARTPOLE = (
-    "env=cartpole",
-    "num_envs=8",
-    "num_steps=128",
-    "num_minibatches=4",
-    "num_epochs=4",
-    "entropy_coef=0.01",
-)
-_HALFCHEETAH = ("env=halfcheetah", "num_steps=2048")  # CleanRL's minibatches and epochs
+_CARTPOLE = tuple(SETTINGS)  # those of benchmarks.throughput
+_HALFCHEETAH = (
+    "env=halfcheetah",
+    "network=tiny",
+    "num_steps=2048",
+    "device=cpu",
+    "num_threads=1",
+)  # 8 environments, 10 epochs, 32 minibatches
 _ENV_PARTS = {"NormalizedEnv": "normalising"}
 _NUM_WARM_UP = 3  # iterations left out: first calls, allocator, caches
 
@@ -197,8 +196,7 @@ def measure(case: Case, num_iterations: int) -> Profile:
     torch.set_num_threads(1)
     register()
     num_iterations = max(round(num_iterations * case.share), 1)
-    overrides = [*case.overrides, *_COMMON]
-    (job,) = check_jobs(overrides, is_multirun=False, config_dir=None, config_name=None)
+    (job,) = check_jobs(case.overrides, is_multirun=False, config_dir=None, config_name=None)
     most_steps = (2 * num_iterations + _NUM_WARM_UP + 2) * job.config.num_rows
     configs = [
         dataclasses.replace(job.config, seed=1 + lane, total_steps=most_steps)
@@ -317,9 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in _CASES:
         profiles[name] = measure_apart(name, options.iterations)
         print(f"{name}: {1e3 * profiles[name].whole_s:.2f} ms", file=sys.stderr)
-    settings = "\n".join(
-        f"- {name}: `{' '.join((*case.overrides, *_COMMON))}`" for name, case in _CASES.items()
-    )
+    settings = "\n".join(f"- {name}: `{' '.join(case.overrides)}`" for name, case in _CASES.items())
     parts = [
         f"Eager, one thread, medians of {options.iterations} iterations (HalfCheetah: a tenth as "
         "many) after a warm-up. Gymnasium's environments are stepped one after the other in `env`.",

@@ -1,32 +1,188 @@
-"""What a study costs beside training: until the first trial, between trials, and in memory.
+"""``python -m benchmarks.study_overhead``: what passes before, between and after training.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.study_overhead [--trials 30] [--steps 16384]
-
-The times are wall time, so an idle machine is needed.
+Start-up is measured in rounds, beside ``import torch``, than which no command can be faster: what
+it takes as many times as that says more than its seconds do on a busy machine. Then a study of many
+short trials tells what each costs beside its training, and what the parent's memory does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.result_page import publish, table
 
 __all__ = ["main"]
 
+_ROOT = Path(__file__).resolve().parent.parent
+_RUN = ["network=tiny", "total_steps=1024"]
+_STUDY = [
+    "study=default",
+    "epsilon=interval(0.05,0.5)",
+    "study.num_slots=1",
+    "study/pruner=none",
+    "network=tiny",
+]
+_WANDB = ["tracking=wandb", "tracking.mode=offline"]
+_TORCH = "import torch"
+_TORCH_S = 0.9  # on the machine that the goals are for
+_GOALS_S = {
+    "--help": 1.5,
+    "a run, until it has trained an iteration": 3.0,
+    "a study, until its first trial trains": 5.0,
+    "a finished study, until it has shown its result": 3.0,
+}
 
-def fresh_start_s() -> float:
-    """Return what a new interpreter takes until it could begin to train: a trial without a fork."""
-    begin_s = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import ppo_lab.sweep.trial"], check=True)
-    return time.perf_counter() - begin_s
+
+class Started(NamedTuple):
+    """One start of a command."""
+
+    wall_s: float
+    """Until what was waited for."""
+    cpu_s: float
+    """Of the whole command; what it forks and does not wait for is not in it."""
 
 
-def resident_mib(pid: int) -> float:
+class Start(NamedTuple):
+    """A command, and the file that marks the end of its start."""
+
+    arguments: Sequence[str]
+    mark: str | None = None
+    """A pattern below the folder; None for the command's own end."""
+    needs: Sequence[str] | None = None
+    """A command to run before."""
+
+
+_ITERATED = "outputs/runs/*/metrics.jsonl"
+_TRIAL = "outputs/studies/*/trials/0000/seed_*/.hydra/config.yaml"
+_OURS = ["-m", "ppo_lab"]
+_SHORT_STUDY = [*_OURS, *_STUDY, "study.num_trials=1", "total_steps=1024", "tracking=local"]
+_STARTS = {
+    _TORCH: Start(["-c", "import torch"]),
+    "--help": Start([*_OURS, "--help"]),
+    "a run, until it has trained an iteration": Start(
+        [*_OURS, *_RUN, "tracking=local"], mark=_ITERATED
+    ),
+    "the same, with W&B": Start([*_OURS, *_RUN, *_WANDB], mark=_ITERATED),
+    "a study, until its first trial trains": Start(_SHORT_STUDY, mark=_TRIAL),
+    "a finished study, until it has shown its result": Start(_SHORT_STUDY, needs=_SHORT_STUDY),
+}
+
+
+def start(name: str) -> Started:
+    """Run the command ``name`` in an empty folder to its end; return how long it took to start."""
+    command = _STARTS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        if command.needs is not None:
+            _python(command.needs, folder)
+        begin_s, cpu_s = time.time(), _children_cpu_s()
+        _python(command.arguments, folder)
+        end_s, cpu_s = time.time(), _children_cpu_s() - cpu_s
+        if command.mark is not None:
+            (mark,) = Path(folder).glob(command.mark)
+            end_s = mark.stat().st_mtime
+    return Started(end_s - begin_s, cpu_s)
+
+
+def _python(arguments: Sequence[str], folder: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder, env=_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)}
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def start_table(num_rounds: int) -> str:
+    """Return medians over rounds in which every command starts once."""
+    started: dict[str, list[Started]] = {name: [] for name in _STARTS}
+    for _ in range(num_rounds):
+        for name, own in started.items():
+            own.append(start(name))
+            print(f"{name}: {own[-1].wall_s:.2f} s", file=sys.stderr)
+    rows = []
+    for name, own in started.items():
+        wall_s = statistics.median(s.wall_s for s in own)
+        times = statistics.median(s.wall_s / t.wall_s for s, t in zip(own, started[_TORCH]))
+        goal = ""
+        if (goal_s := _GOALS_S.get(name)) is not None:
+            is_met = times < goal_s / _TORCH_S
+            goal = f"{goal_s / _TORCH_S:.1f} ({goal_s:g} s), {'met' if is_met else 'missed'}"
+        rows.append(
+            [
+                name,
+                f"{wall_s:.2f} ({min(s.wall_s for s in own):.2f})",
+                f"{statistics.median(s.cpu_s for s in own):.2f}",
+                f"{times:.1f}",
+                goal,
+            ]
+        )
+    header = ["start of", "wall s (fastest)", "CPU s, to its end", f"times `{_TORCH}`", "goal"]
+    return table(header, rows)
+
+
+class Overhead(NamedTuple):
+    """What a study of short trials told."""
+
+    training_s: float
+    beside_s: float
+    """Per trial, from one result to the next, less training; median, like the other."""
+    memory_mib: tuple[float, float]
+    """The parent's, at first and at the end."""
+
+
+def study_overhead(num_trials: int, num_steps: int) -> Overhead:
+    """Run a study of ``num_trials`` trials in one slot."""
+    study = ["study.name=overhead", f"study.num_trials={num_trials}", f"total_steps={num_steps}"]
+    command = [sys.executable, *_OURS, *_STUDY, *study, "tracking=local"]
+    with tempfile.TemporaryDirectory() as folder:
+        trials = Path(folder) / "outputs" / "studies" / "overhead" / "trials"
+        memory = []
+        with (Path(folder) / "shown").open("wb") as shown:
+            process = subprocess.Popen(
+                command, cwd=folder, env=_environment(), stdout=shown, stderr=shown
+            )
+            while process.poll() is None:
+                time.sleep(1.0)
+                if process.poll() is None and (trials / "0001").exists():
+                    memory.append(_resident_mib(process.pid))
+        assert process.returncode == 0, (Path(folder) / "shown").read_text()
+        results = sorted(trials.glob("*/result.json"))
+        ended_s = [path.stat().st_mtime for path in results]
+        trained_s = [_trained_s(path) for path in results]
+    rest_s = [
+        after - before - trained
+        for before, after, trained in zip(ended_s, ended_s[1:], trained_s[1:])
+    ]
+    return Overhead(
+        statistics.median(trained_s), statistics.median(rest_s), (memory[0], memory[-1])
+    )
+
+
+def _trained_s(result: Path) -> float:
+    (summary,) = json.loads(result.read_text())["summaries"]
+    return float(sum(summary["time"].values()))
+
+
+def _resident_mib(pid: int) -> float:
     """Return the memory that a process holds."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
@@ -34,45 +190,25 @@ def resident_mib(pid: int) -> float:
     raise RuntimeError(f"process {pid} has no memory")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="starts of each command")
     parser.add_argument("--trials", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=16384)
-    arguments = parser.parse_args()
-    command = [
-        sys.executable, "-m", "ppo_lab", "study=default", "epsilon=interval(0.05,0.5)",
-        "study.name=overhead", f"study.num_trials={arguments.trials}", "study.num_slots=1",
-        "study/pruner=none", "network=tiny", f"total_steps={arguments.steps}", "tracking=local",
-    ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        trials = Path(folder) / "outputs" / "studies" / "overhead" / "trials"
-        begin_s, memory = time.time(), []
-        with (Path(folder) / "shown").open("wb") as shown:
-            process = subprocess.Popen(command, cwd=folder, stdout=shown, stderr=shown)
-            while process.poll() is None:
-                time.sleep(1.0)
-                if process.poll() is None and (trials / "0001").exists():
-                    memory.append(resident_mib(process.pid))
-        assert process.returncode == 0, (Path(folder) / "shown").read_text()
-        results = sorted(trials.glob("*/result.json"))
-        ended_s = [path.stat().st_mtime for path in results]
-        trained_s = [_trained_s(path) for path in results]
-        rest_s = [
-            after - before - trained
-            for before, after, trained in zip(ended_s, ended_s[1:], trained_s[1:])
-        ]
-        began = min(p.stat().st_mtime for p in results[0].parent.glob("seed_*/.hydra/config.yaml"))
-    print(f"first trial trains after {began - begin_s:.2f} s")
-    print(f"training, per trial: median {statistics.median(trained_s):.2f} s")
-    print(f"beside training, per trial: median {statistics.median(rest_s):.2f} s")
-    fresh_s = statistics.median(fresh_start_s() for _ in range(5))
-    print(f"without the fork server each trial would first import for {fresh_s:.2f} s")
-    print(f"parent's memory: {memory[0]:.0f} MiB at first, {memory[-1]:.0f} MiB at the end")
-
-
-def _trained_s(result: Path) -> float:
-    (summary,) = json.loads(result.read_text())["summaries"]
-    return sum(summary["time"].values())
+    parser.add_argument("--steps", type=int, default=16384, help="of a trial")
+    parser.add_argument("--write", action="store_true", help="keep the page in results/")
+    options = parser.parse_args(argv)
+    starts = start_table(options.rounds)
+    overhead = study_overhead(options.trials, options.steps)
+    parts = [
+        f"Medians of {options.rounds} interleaved rounds, one thread; ratios are within a round. "
+        f"The goals are seconds on a machine where `{_TORCH}` takes {_TORCH_S} s.",
+        starts,
+        f"A study of {options.trials} trials of {options.steps:,} steps, one at a time "
+        f"(`{' '.join(_STUDY)}`): training takes {overhead.training_s:.2f} s a trial, everything "
+        f"else {overhead.beside_s:.2f} s. The parent holds {overhead.memory_mib[0]:.0f} MiB at "
+        f"first and {overhead.memory_mib[1]:.0f} MiB at the end.",
+    ]
+    publish("study_overhead", "Start-up, and a study beside training", parts, write=options.write)
 
 
 if __name__ == "__main__":

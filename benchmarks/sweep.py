@@ -108,8 +108,8 @@ def stable_baselines(trials: Sequence[Trial], machine: Machine, folder: Path) ->
 
 
 _PROGRAMS: dict[str, Program] = {
-    "stacked, first time": stacked,
-    "stacked, again": stacked,  # with what the first time left compiled
+    "stacked": stacked,  # with nothing compiled before
+    "stacked again": stacked,  # with what the first left compiled
     "processes": processes,
     _BASELINE: stable_baselines,
 }

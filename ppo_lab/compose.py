@@ -28,6 +28,7 @@ from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.networks import NETWORKS
 from ppo_lab.paths import CONF_DIR, SWEEPS_DIR
 from ppo_lab.study_config import CommandConfig, StudyConfig
+from ppo_lab.variants import Variants
 
 __all__ = ["Job", "check_jobs", "known_keys", "load", "register"]
 
@@ -144,10 +145,26 @@ def check_jobs(
         if command.cfg.study is not None and check_study is not None:
             check_study(command.cfg, GlobalHydra.instance().config_loader())
             return []
+        _check_launcher(command.cfg.hydra.launcher)
         is_grid = is_multirun or command.mode is RunMode.MULTIRUN or command.sweep is not None
         batches = _expand([*command.params, *overrides]) if is_grid else [tuple(overrides)]
-        configs = (load(compose(name, overrides=[*batch, *search])) for batch in batches)
+        variants = Variants(
+            GlobalHydra.instance().config_loader(), lambda typed: compose(name, overrides=typed)
+        )
+        configs = (load(variants.compose([*batch, *search])) for batch in batches)
         return [Job(batch, config, is_grid) for batch, config in zip(batches, configs)]
+
+
+def _check_launcher(options: DictConfig) -> None:
+    """Raise ``ConfigError`` for an option that ``hydra/launcher=stacked`` cannot use."""
+    if not str(options.get("_target_")).startswith("hydra_plugins.ppo_lab_launcher."):
+        return
+    for key in ("num_workers", "max_lanes"):
+        value = options[key]
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if value != "auto" and not (is_whole and value >= 1):
+            allowed = "must be auto or a whole number >= 1"
+            raise ConfigError(f"hydra.launcher.{key}", value, allowed)
 
 
 class _Command(NamedTuple):

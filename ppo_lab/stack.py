@@ -68,6 +68,8 @@ class Stack:
     def __init__(self, max_lanes: int, style: Terminal = Terminal.none) -> None:
         """Hold at most ``max_lanes``, or one entry; ``style`` is how the terminal shows runs."""
         self.occupancy = Occupancy()
+        self.num_more: int | None = None
+        """Most runs that may still come beside those that wait; None for any number."""
         self._max_lanes, self._progress = max_lanes, Progress(style)
         self._waiting: deque[Entry] = deque()
         self._halves: deque[list[Entry]] = deque()
@@ -190,12 +192,19 @@ class Stack:
         return max(self._max_lanes, next(ours, 0))
 
     def _width(self, entries: Sequence[Entry]) -> int:
-        """Return the lanes of a new program: whole entries, as many as it may hold."""
+        """Return the lanes of a new program: whole entries, as many as it may ever hold.
+
+        Those that come are likely to be of the last program that was asked for.
+        """
         needed = sum(len(entry.configs) for entry in entries)
-        if self._key is None:
+        is_last = all(entry.key == self._key for entry in self._waiting)
+        if self._key is None or not is_last:
             return needed
         size = len(entries[0].configs)
-        return max(needed, self._max_lanes - self._max_lanes % size)
+        widest = self._max_lanes - self._max_lanes % size
+        if self.num_more is not None:
+            widest = min(widest, needed + self.num_more)
+        return max(needed, widest)
 
     def _is_over_budget(self, entry: Entry) -> bool:
         """End an entry whose forecast is above its budget, and return whether it is."""

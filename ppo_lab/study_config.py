@@ -28,6 +28,7 @@ class Executor(Enum):
     """What runs the trials."""
 
     processes = "processes"
+    stacked = "stacked"
 
 
 class Aggregate(Enum):
@@ -56,9 +57,16 @@ class StudyConfig:
     num_trials: int = 50
     """Trials in all, over every machine and every start; the same command goes on up to here."""
     executor: Executor = Executor.processes
-    """processes: each trial its own process, so that a crash costs that trial only."""
+    """processes: each trial its own process, so that a crash costs that trial only. stacked: the
+    seeds of many trials are lanes of one program per process, many times faster where networks are
+    small; what it cannot run (a memory strategy of one lane, measured resources) runs as
+    processes."""
     num_slots: Any = "auto"
-    """Trials at a time on this machine. auto: one per GPU, or one per core without a GPU."""
+    """Processes at a time on this machine: of a trial each, or of a stack each. auto: one per GPU,
+    or one per core without a GPU."""
+    max_lanes: Any = "auto"
+    """Most lanes of a stack. auto: 8 on a CPU, whose cache more would leave; on a GPU as many as
+    fit by forecast."""
     storage: str = "auto"
     """auto: PPO_LAB_STORAGE, or else SQLite in the study's folder; postgresql://host/database joins
     machines. Passwords belong into PPO_LAB_STORAGE or ~/.pgpass, where nobody can list them."""
@@ -117,8 +125,9 @@ class StudyConfig:
         _check_whole("seed", self.seed, at_least=0)
         _check_whole("confirm.top", self.confirm.top, at_least=0)
         _check_whole("confirm.seeds", self.confirm.seeds, at_least=2)
-        if self.num_slots != "auto":
-            _check_whole("num_slots", self.num_slots, at_least=1, or_else="auto or ")
+        for key in ("num_slots", "max_lanes"):
+            if getattr(self, key) != "auto":
+                _check_whole(key, getattr(self, key), at_least=1, or_else="auto or ")
         for key in ("patience_s", "lease_s"):
             seconds = getattr(self, key)
             if not 0 < seconds < math.inf:

@@ -22,7 +22,10 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
     {"collect", "update"},
     {"after_update"},
     {"compiled"},
-    {"choices", "config", "study_config", "lanes", "policy", "compose", "refusals", "records"},
+    {
+        "choices", "config", "study_config", "lanes", "policy", "compose", "refusals", "records",
+        "variants",
+    },
     {"compilation"},
     {"trainer"},
     {"counted"},

@@ -234,3 +234,16 @@ def test_an_aborted_entry_frees_its_lane_and_one_that_waits_leaves_no_trace(base
     assert entries[0].summaries[0]["status"] == "interrupted"
     assert list((tmp_path / "seed_2").iterdir()) == []
     assert entries[2].summaries[0]["status"] == "finished"
+
+
+def test_a_program_has_no_lanes_that_nobody_will_take(base, tmp_path):
+    """Two of one program, three of the next, and one more of that at most."""
+    other = dataclasses.replace(base, num_epochs=2)
+    configs = [
+        *(dataclasses.replace(base, seed=seed) for seed in (1, 2)),
+        *(dataclasses.replace(other, seed=seed) for seed in (3, 4, 5)),
+    ]
+    stack = Stack(8)
+    stack.num_more = 1
+    summaries = train(stack, [entry_of(tmp_path, config) for config in configs])
+    assert [summary["stack"]["num_lanes"] for summary in summaries] == [2, 2, 4, 4, 4]

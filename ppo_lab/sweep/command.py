@@ -22,14 +22,14 @@ from ppo_lab.sweep.confirm import (
     confirmation_plan,
     read_confirmation,
 )
-from ppo_lab.sweep.executors import Executor, ProcessExecutor
+from ppo_lab.sweep.executors import Executor
+from ppo_lab.sweep.executors.choose import choose_executor
 from ppo_lab.sweep.outputs import write_outputs
 from ppo_lab.sweep.panel import commands, study_panel
 from ppo_lab.sweep.parent import STOP_FILE, Ending, Signals
 from ppo_lab.sweep.plan import Plan, make_plan
 from ppo_lab.sweep.retry import StorageLostError
 from ppo_lab.sweep.session import Session
-from ppo_lab.sweep.slots import choose_slots
 from ppo_lab.sweep.wandb_study import track_study
 
 __all__ = ["check_study", "run_plan", "run_study"]
@@ -77,7 +77,8 @@ def run_plan(plan: Plan, executor: Executor | None = None) -> Ending:
     stop = plan.folder / STOP_FILE
     if stop.exists():
         raise ConfigError("STOP", stop, "stops this study; remove the file to go on")
-    executor = executor or _executor(plan)  # its server imports while we open the storage
+    # Its server imports while we open the storage.
+    executor = executor or choose_executor(plan, _print)
     signals = Signals(_print)
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
@@ -88,11 +89,6 @@ def run_plan(plan: Plan, executor: Executor | None = None) -> Ending:
         return Ending.storage_lost
     finally:
         executor.close()
-
-
-def _executor(plan: Plan) -> Executor:
-    num_slots, devices = choose_slots(plan.study.num_slots, plan.config)
-    return ProcessExecutor(num_slots, devices)
 
 
 def _run(plan: Plan, session: Session) -> Ending:

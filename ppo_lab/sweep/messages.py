@@ -47,6 +47,8 @@ class GridJob:
     overrides: tuple[str, ...]
     group: str
     """What trackers group runs by: the grid."""
+    num_left: int
+    """Jobs of the grid that nobody has yet."""
 
     @property
     def configs(self) -> tuple[Config]:

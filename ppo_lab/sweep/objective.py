@@ -19,6 +19,7 @@ __all__ = [
     "check_measured",
     "forecast_limit_gib",
     "is_forecast",
+    "is_measured",
     "parse_constraints",
     "parse_objectives",
     "quantity",
@@ -29,6 +30,10 @@ _SHORT = {  # names that people type, where the summary nests them
     "peak_host_gib": "memory.measured.host_gib",
     "forecast_vram_gib": "memory.forecast.total_gib",
 }
+_OF_A_PROCESS = (
+    *("env_steps_per_s", "wall_time_s", "memory.measured.", "memory.ledger."),
+    *("time.", "pcie.", "perf."),
+)
 _CUDA_ONLY = {"peak_vram_gib"}
 _SMALLER_IS_BETTER = {"peak_vram_gib", "peak_host_gib", "forecast_vram_gib", "wall_time_s"}
 _DIRECTIONS = ("maximize", "minimize")
@@ -87,6 +92,11 @@ def quantity(summary: Mapping[str, Any], key: str) -> float | None:
 def is_forecast(key: str) -> bool:
     """Return whether ``key`` of a summary is there only where memory was forecast."""
     return _SHORT.get(key, key).startswith("memory.forecast.")
+
+
+def is_measured(key: str) -> bool:
+    """Return whether ``key`` of a summary is measured of a process, and so not of a lane."""
+    return _SHORT.get(key, key).startswith(_OF_A_PROCESS)
 
 
 def forecast_limit_gib(constraints: Sequence[Constraint]) -> float | None:

@@ -171,4 +171,6 @@ def _took_s(study: Study) -> float:
     trials = study.get_trials(deepcopy=False)
     begun = [trial.datetime_start for trial in trials if trial.datetime_start]
     ended = [trial.datetime_complete for trial in trials if trial.datetime_complete]
-    return (max(ended) - min(begun)).total_seconds() if begun and ended else 0.0
+    if not (begun and ended):
+        return 0.0
+    return max((max(ended) - min(begun)).total_seconds(), 0.0)  # by clocks that may be set back

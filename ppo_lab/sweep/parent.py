@@ -182,7 +182,7 @@ class Parent:
         except ConfigError as error:  # between the corners that were tried before the study
             self._finish(claim, Result(claim.number, "refused", str(error), []))
             return
-        folder = self._new_folder(claim.number)
+        folder = self._patience.call("start", lambda: self._new_folder(claim.number))
         self._patience.call("start", lambda: self._book.note_folder(claim, folder))
         overrides = self._plan.trial_overrides(claim.params)
         self._executor.start(

@@ -125,7 +125,7 @@ class Plan:
             study.sampler,
             self.space,
             num_trials=study.num_trials,
-            num_starts=len(self.starts),
+            starts=self.starts,
             num_objectives=num_objectives,
         )
         check_pruner(
@@ -193,6 +193,9 @@ def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
 
 def _check_launcher(command: DictConfig) -> None:
     launcher = str(command.hydra.runtime.choices["hydra/launcher"])
+    if launcher == "stacked":
+        allowed = "belongs to grids; a study's own is study.executor=stacked"
+        raise ConfigError("hydra/launcher", launcher, allowed)
     if launcher != "basic":
         allowed = (
             "belongs to grids: a study starts its trials itself, as results come in. Start this "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +16,12 @@ from ppo_lab.tracking import restore, strict
 
 __all__ = ["RESULT_FILE", "Result", "read_result", "worst_status"]
 
+log = logging.getLogger(__name__)
+
 RESULT_FILE = "result.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_PAUSE_S, _LONGEST_FULL_S = 5.0, 3600.0
+"""A run of hours is worth waiting an hour for somebody to make room."""
 
 # What a trial's seeds come to together: the first of these that any of them ended with.
 _WORST_FIRST = (
@@ -44,8 +52,18 @@ class Result:
         return self.status not in ("failed", "interrupted")
 
     def write(self, folder: Path) -> None:
-        """Write ``result.json`` into the attempt's folder, whole."""
-        write_json(folder / RESULT_FILE, strict(asdict(self)))
+        """Write ``result.json`` into the attempt's folder, whole; wait for room on a full disk."""
+        failed_s = time.monotonic()
+        while True:
+            try:
+                write_json(folder / RESULT_FILE, strict(asdict(self)))
+            except OSError as error:
+                if error.errno not in _FULL or time.monotonic() - failed_s > _LONGEST_FULL_S:
+                    raise
+                log.warning("trial %d has ended, but %s", self.number, error)
+                time.sleep(_FULL_PAUSE_S)
+            else:
+                return
 
 
 def read_result(folder: Path) -> Result | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
+    InternalError,
     OperationalError,
     PendingRollbackError,
 )
@@ -28,15 +30,20 @@ class StorageLostError(RuntimeError):
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Return whether ``error`` says that the storage is away, full or locked, and no more.
+    """Return whether ``error`` says that storage or disk is away, full or locked, and no more.
 
     Optuna wraps what SQLAlchemy raises on commit; the cause tells an outage from a mistake.
     """
     while isinstance(error, StorageInternalError):
         error = error.__cause__
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    kinds = (OperationalError, InterfaceError, PendingRollbackError, PoolTimeoutError)
+    # InternalError is PostgreSQL's word for a connection that it closed for its silence.
+    kinds = (
+        OperationalError, InterfaceError, InternalError, PendingRollbackError, PoolTimeoutError,
+    )  # fmt: skip
     return isinstance(error, kinds)
 
 

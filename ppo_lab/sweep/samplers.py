@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ppo_lab.errors import ConfigError, nearest
 from ppo_lab.sweep.pruning import ConfidencePruner
-from ppo_lab.sweep.space import Space
+from ppo_lab.sweep.space import Space, Start
 
 __all__ = ["build_pruner", "build_sampler", "check_pruner", "check_sampler", "mixed_seed"]
 
@@ -138,10 +138,10 @@ def check_sampler(
     space: Space,
     *,
     num_trials: int,
-    num_starts: int,
+    starts: Sequence[Start],
     num_objectives: int,
 ) -> None:
-    """Check that a sampler can search ``space``; ``num_starts`` counts trials not sampled.
+    """Check that a sampler can search ``space`` after ``starts``, which are not sampled.
 
     Raises:
         ConfigError: it cannot, or not in a study of this kind.
@@ -151,7 +151,7 @@ def check_sampler(
     if name == "CmaEsSampler":
         _check_cmaes(space, num_objectives)
     elif name == "GridSampler":
-        _check_grid(space, num_trials, num_starts)
+        _check_grid(space, num_trials, starts)
     elif name in {"NSGAIISampler", "NSGAIIISampler"}:
         population = node.get("population_size", 50)
         if population >= num_trials:
@@ -175,7 +175,7 @@ def _check_cmaes(space: Space, num_objectives: int) -> None:
         raise ConfigError(key, "cmaes", "needs two numbers to vary or more; take tpe")
 
 
-def _check_grid(space: Space, num_trials: int, num_starts: int) -> None:
+def _check_grid(space: Space, num_trials: int, starts: Sequence[Start]) -> None:
     for parameter in space.parameters:
         if parameter.grid() is None:
             allowed = f"{parameter.key}={parameter.text} has no grid; use choice or range"
@@ -183,7 +183,12 @@ def _check_grid(space: Space, num_trials: int, num_starts: int) -> None:
         if parameter.conditions:
             allowed = f"{parameter.key} is conditional, and a grid is not; take tpe"
             raise ConfigError("study/sampler", "grid", allowed)
+    for start in starts:
+        if start.is_inside and len(start.params) < len(space.parameters):
+            allowed = "a grid completes no start; give every key of the space"
+            raise ConfigError("study.start", start.params, allowed)
     assert space.num_points is not None
+    num_starts = len(starts)
     most = space.num_points + num_starts
     if num_trials > most:
         allowed = f"the grid has {space.num_points} points; with {num_starts} more, {most} at most"

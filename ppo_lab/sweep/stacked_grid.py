@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ppo_lab.sweep.messages import GridJob
 from ppo_lab.sweep.slots import choose_lanes, choose_slots
 from ppo_lab.tracking import Terminal, read_summary
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
+from ppo_lab.variants import Variants
 
 __all__ = ["run_stacked_grid"]
 
@@ -75,12 +76,13 @@ class _Composer:
     """Composes jobs as Hydra's own launcher does, and leaves the training to others."""
 
     def __init__(self, context: HydraContext, config: DictConfig) -> None:
-        self._context, self._config = context, config
+        self._context = context
+        loader = context.config_loader
+        self._variants = Variants(loader, lambda typed: loader.load_sweep_config(config, typed))
 
     def job(self, number: int, overrides: Sequence[str]) -> _Prepared:
         """Make a job's folder, with its config in it."""
-        loader = self._context.config_loader
-        cfg = loader.load_sweep_config(self._config, list(overrides))
+        cfg = self._variants.compose(overrides)
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = number
         jobs: list[GridJob] = []
@@ -91,7 +93,8 @@ class _Composer:
             if (folder / METRICS_FILE).exists():
                 raise ConfigError("hydra.sweep.dir", folder, "holds a run already; choose another")
             typed = tuple(hydra.overrides.task)
-            jobs.append(GridJob(number, folder, load(task), typed, group=folder.parent.name))
+            group = folder.parent.name
+            jobs.append(GridJob(number, folder, load(task), typed, group, num_left=0))
 
         returned = run_job(
             keep,
@@ -134,7 +137,8 @@ class _Grid:
                 self.prepared.append(self.compose.job(*self.waiting.popleft()))
             chosen = self.prepared.popleft()
             self.line.tell_why_alone(chosen.job.config)
-            self.executor.start(chosen.job)
+            num_left = len(self.prepared) + len(self.waiting)
+            self.executor.start(replace(chosen.job, num_left=num_left))
             self.running[chosen.job.number] = chosen
 
     def _end(self, event: Exited) -> None:

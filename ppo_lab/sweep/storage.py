@@ -21,10 +21,21 @@ from sqlalchemy.exc import ArgumentError
 
 from ppo_lab.errors import HIDDEN, ConfigError
 from ppo_lab.study_config import STORAGE_VARIABLE
+from ppo_lab.sweep.retry import StorageLostError
 
 __all__ = ["Database", "masked", "storage_url"]
 
 _SQLITE_LOCKED_S = 30.0  # a reader such as optuna-dashboard may hold the file for a moment
+_SILENT_S = 60
+"""A lock in PostgreSQL is taken from a machine unheard of for this long, say without power."""
+_OVER_NETWORK = {
+    "connect_timeout": 10,
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 1000 * _SILENT_S,  # ms; the kernel's own is a quarter of an hour
+}
+_LIMIT = "SELECT set_config('idle_in_transaction_session_timeout', :ms, true)"
 _CREATION = zlib.crc32(b"ppo_lab creates its tables")
 
 
@@ -75,7 +86,7 @@ class Database:
         self.url, self.folder = url, folder
         self.is_shared = url.get_backend_name() == "postgresql"
         """Whether other machines may reach it."""
-        arguments = {"connect_timeout": 10} if self.is_shared else {"timeout": _SQLITE_LOCKED_S}
+        arguments = _OVER_NETWORK if self.is_shared else {"timeout": _SQLITE_LOCKED_S}
         self._url_text = url.render_as_string(hide_password=False)
         if self.is_shared:
             self._engine: Engine | None = _engine(url, arguments)
@@ -94,13 +105,18 @@ class Database:
     @contextmanager
     def _exclusive(self, key: int) -> Iterator[None]:
         if self._engine is None:
-            with (self.folder / "lock").open("a") as file:
+            try:
+                file = (self.folder / "lock").open("a")
+            except FileNotFoundError as error:
+                raise StorageLostError(f"{self.folder} is gone") from error
+            with file:
                 fcntl.flock(file, fcntl.LOCK_EX)  # the kernel frees it when we die
                 yield
         else:
             with self.connection() as connection:
                 # Optuna writes over connections of its own; this one only holds the lock, which
                 # ends with it.
+                connection.execute(text(_LIMIT), {"ms": str(1000 * _SILENT_S)})
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
                 yield
 

@@ -6,12 +6,39 @@ import math
 from collections import deque
 from collections.abc import Callable
 
+from hydra import initialize_config_dir
+
+from ppo_lab.compose import check_jobs, register
 from ppo_lab.config import Config
+from ppo_lab.paths import CONF_DIR
+from ppo_lab.sweep import command
 from ppo_lab.sweep.executors import Event, Executor, Exited, Reported
 from ppo_lab.sweep.messages import Mark, Task, Verdict
+from ppo_lab.sweep.parent import Ending
+from ppo_lab.sweep.plan import Plan
 from ppo_lab.sweep.result import Result, worst_status
 
-__all__ = ["FormulaExecutor", "learn"]
+__all__ = ["FormulaExecutor", "carried", "commanded", "learn"]
+
+
+def commanded(monkeypatch, *overrides: str) -> int:
+    """Give a study's command in this process, to the formula; return its exit status."""
+    monkeypatch.setattr(command, "choose_executor", lambda *_: FormulaExecutor())
+    register()
+    try:
+        check_jobs(
+            overrides,
+            is_multirun=True, config_dir=None, config_name=None, check_study=command.run_study,
+        )  # fmt: skip
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def carried(plan: Plan, executor: Executor) -> Ending:
+    """Carry a study on as far as it goes, as the command would; return why that ended."""
+    with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
+        return command.run_plan(plan, executor)
 
 
 def learn(config: Config, share: float) -> float | str:
@@ -66,7 +93,11 @@ class FormulaExecutor(Executor):
             return Reported(number, Mark(marks.popleft(), tuple(learned)))
         stop = self._stopped.pop(number, None)
         status = broken or ("pruned" if stop else "finished")
-        self._leave(task, status, stop or broken, learned, step)
+        del self._running[number]
+        try:
+            self._leave(task, status, stop or broken, learned, step)
+        except OSError:
+            return Exited(number, 1)  # a process would end of it
         return Exited(number, 0)
 
     def _leave(self, task, status, reason, learned, step):
@@ -85,7 +116,6 @@ class FormulaExecutor(Executor):
         ]
         worst, why = worst_status(summaries)
         Result(task.number, worst, why, summaries).write(task.folder)
-        del self._running[task.number]
 
     def stop(self, number):
         self._running.pop(number, None)

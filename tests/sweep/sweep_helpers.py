@@ -12,8 +12,9 @@ from ppo_lab.sweep.space import Space, read_space
 
 
 def make_base(*fixed: str) -> Base:
+    register()
+
     def composed(overrides: Sequence[str]) -> Composed:
-        register()
         with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
             cfg = compose("config", [*fixed, *overrides], return_hydra_config=True)
         choices = OmegaConf.to_container(cfg.hydra.runtime.choices)

@@ -2,20 +2,22 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import optuna
 import pytest
 import yaml
+from engine import FormulaExecutor, carried
 from omegaconf import OmegaConf
-from study_helpers import left_by, started
+from study_helpers import left_by, plan_of, started
 
 from ppo_lab import compose
 from ppo_lab.compose import check_jobs
+from ppo_lab.sweep.parent import Ending
 
 CONFIRMED = ("study.num_trials=3", "study.num_seeds=2", "study.confirm={top:1,seeds:2}")
 FIXED = ("num_epochs=2", "lr=tag(log,interval(1e-4,1e-3))")
@@ -117,43 +119,35 @@ def test_a_finished_study_prints_its_result_and_runs_nothing(study):
     assert [path.stat().st_mtime_ns for path in trials] == before
 
 
-def test_a_confirmation_killed_in_the_middle_goes_on_with_the_same_command(tmp_path):
-    command = ("study.num_trials=2", "study.confirm={top:1,seeds:2}", "study.num_slots=1")
-    folder = tmp_path / "w"
-    first = started(folder, *command)
-    confirm = folder / "outputs/studies/quick/confirm"
-    deadline_s = time.monotonic() + 120
-    while not list(confirm.glob("2_seeds-*/trials/0000")):
-        assert first.poll() is None, first.communicate()[0]
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
-    assert not (folder / "outputs/studies/quick/confirm.json").exists()
-    left_by(started(folder, *command))
-    url = f"sqlite:///{folder}/outputs/studies/quick/study.db"
+def carry_until_killed(plan):
+    """Run a study whose machine goes down when the first trial of its confirmation starts."""
+
+    class Killed(FormulaExecutor):
+        def start(self, task):
+            super().start(task)
+            if "confirm" in task.group:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    carried(plan, Killed(num_slots=1))
+
+
+def test_a_confirmation_killed_in_the_middle_goes_on_with_the_same_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = ("study.confirm={top:1,seeds:2}", "study.start=[{epsilon: 0.15}]")
+    plan = plan_of("study.num_trials=2", *overrides)
+    process = multiprocessing.get_context("fork").Process(target=carry_until_killed, args=(plan,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert not (plan.folder / "confirm.json").exists()
+    assert carried(plan, FormulaExecutor()) is Ending.complete
+    url = plan.url.render_as_string()
     search = optuna.load_study(study_name="quick", storage=url)
     names = optuna.get_all_study_names(url)
     (confirmation,) = [name for name in names if name.startswith("quick.confirm-2-")]
     fresh = optuna.load_study(study_name=confirmation, storage=url)
-    assert [trial.state.is_finished() for trial in search.trials] == [True] * 2
-    assert [trial.state.is_finished() for trial in fresh.trials] == [True] * 2
     assert {trial.user_attrs["attempt"] for trial in search.trials} == {1}
-    assert (folder / "outputs/studies/quick/confirm.json").is_file()
-
-
-def test_ctrl_c_leaves_the_files_of_what_has_ended(tmp_path):
-    folder = tmp_path / "w"
-    process = started(folder, "study.num_trials=50")
-    results = folder / "outputs/studies/quick/trials"
-    deadline_s = time.monotonic() + 120
-    while not list(results.glob("*/result.json")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
-    shown, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, shown
-    assert "of 50 trials" in shown
-    for name in ("best.yaml", "trials.csv", "space.yaml", "importance.json"):
-        assert (folder / "outputs/studies/quick" / name).is_file()
+    assert [trial.state.is_finished() for trial in search.trials] == [True] * 2
+    assert [trial.state.is_finished() for trial in fresh.trials] == [True] * len(fresh.trials)
+    assert fresh.trials[0].user_attrs["attempt"] == 2
+    assert (plan.folder / "confirm.json").is_file()

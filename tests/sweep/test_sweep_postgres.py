@@ -1,5 +1,6 @@
 """Several machines on one PostgreSQL, which goes away in the middle."""
 
+import contextlib
 import time
 from types import SimpleNamespace
 
@@ -7,10 +8,12 @@ import optuna
 import pytest
 from postgres_server import why_not
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from study_helpers import left_by, started, trials_of
 
-from ppo_lab.sweep import lease
+from ppo_lab.sweep import lease, storage
 from ppo_lab.sweep.lease import Lease
+from ppo_lab.sweep.retry import is_outage
 from ppo_lab.sweep.storage import Database, masked, storage_url
 
 pytestmark = [
@@ -128,6 +131,21 @@ def test_the_shared_database_holds_one_lock_for_each_study(server, tmp_path):
     with first.exclusive("one"), second.exclusive("another"):
         pass  # no deadlock: two studies
     assert optuna.get_all_study_names(first.storage) == optuna.get_all_study_names(second.storage)
+    first.close()
+    second.close()
+
+
+def test_the_lock_of_a_machine_that_fell_silent_goes_to_the_next(server, tmp_path, monkeypatch):
+    first, second = (database(server, tmp_path / name) for name in ("first", "second"))
+    with contextlib.ExitStack() as silent:
+        with monkeypatch.context() as only_the_first:
+            only_the_first.setattr(storage, "_SILENT_S", 0.2)
+            silent.enter_context(first.exclusive("one"))
+        with second.exclusive("one"):  # waits, though the first has not left
+            pass
+        with pytest.raises(DBAPIError) as told:
+            silent.close()  # and the first learns that it held nothing any more
+    assert is_outage(told.value)
     first.close()
     second.close()
 

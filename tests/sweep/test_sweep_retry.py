@@ -1,5 +1,6 @@
 """Calls of the storage are made again while it is away, and only then."""
 
+import errno
 import sqlite3
 
 import pytest
@@ -58,3 +59,8 @@ def test_waiting_can_be_given_up():
     with pytest.raises(StorageLostError):
         Patience(600.0, is_given_up=lambda: storage.num_calls == 2).call("tell", storage)
     assert storage.num_calls == 2
+
+
+def test_a_full_disk_is_waited_out_and_another_fault_of_it_is_not():
+    assert is_outage(OSError(errno.ENOSPC, "No space left on device"))
+    assert not is_outage(PermissionError(errno.EACCES, "Permission denied"))

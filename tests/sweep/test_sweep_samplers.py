@@ -1,4 +1,4 @@
-"""Every sampler and pruner of conf/study: built from its YAML, run, refused where it is wrong."""
+"""Every sampler of conf/study: built from its YAML, run, refused where it is wrong."""
 
 import importlib.util
 
@@ -11,18 +11,17 @@ from sweep_helpers import make_base
 from ppo_lab.errors import ConfigError
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.sweep import samplers
-from ppo_lab.sweep.pruning import ConfidencePruner, report
 from ppo_lab.sweep.samplers import (
-    build_pruner,
     build_sampler,
-    check_pruner,
     check_sampler,
     mixed_seed,
 )
-from ppo_lab.sweep.space import read_space
+from ppo_lab.sweep.space import Start, read_space
 
 SAMPLERS = sorted((CONF_DIR / "study" / "sampler").glob("*.yaml"))
-PRUNERS = sorted((CONF_DIR / "study" / "pruner").glob("*.yaml"))
+
+
+OUTSIDE = Start({}, is_inside=False)
 
 
 def node(path):
@@ -31,10 +30,6 @@ def node(path):
 
 def sampler_node(name):
     return node(CONF_DIR / "study" / "sampler" / f"{name}.yaml")
-
-
-def pruner_node(name):
-    return node(CONF_DIR / "study" / "pruner" / f"{name}.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +64,15 @@ def run(sampler, space, num_trials):
     return study
 
 
-@pytest.mark.parametrize("path", [*SAMPLERS, *PRUNERS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SAMPLERS, ids=lambda path: path.stem)
 def test_every_option_says_when_to_choose_it(path):
     assert len(path.read_text().splitlines()[0]) > 30
     assert path.read_text().startswith("# ")
 
 
-def test_the_samplers_and_pruners_are_all_there():
+def test_the_samplers_are_all_there():
     assert [path.stem for path in SAMPLERS] == [
         "cmaes", "gp", "grid", "nsga2", "qmc", "random", "tpe"
-    ]  # fmt: skip
-    assert [path.stem for path in PRUNERS] == [
-        "halving", "hyperband", "median", "none", "patient", "percentile"
     ]  # fmt: skip
 
 
@@ -91,49 +83,10 @@ def test_every_sampler_searches_without_a_warning(path, finite, mixed):
         pytest.skip("the package cmaes is not installed")
     space = finite if path.stem == "grid" else mixed
     num_trials = 13 if path.stem == "gp" else 24  # of which 10 are random; a fit takes a while
-    check_sampler(node(path), space, num_trials=24, num_starts=1, num_objectives=1)
+    check_sampler(node(path), space, num_trials=24, starts=[OUTSIDE], num_objectives=1)
     study = run(build(node(path), space), space, num_trials)
     assert all(trial.state is TrialState.COMPLETE for trial in study.trials)
     assert len({tuple(trial.params.items()) for trial in study.trials}) > num_trials - 4
-
-
-@pytest.mark.parametrize("path", PRUNERS, ids=lambda path: path.stem)
-@pytest.mark.filterwarnings("error")
-def test_every_pruner_stops_the_hopeless_and_keeps_the_best(path):
-    pruner = build_pruner(node(path), confidence=0.95, total_steps=1000)
-    study = optuna.create_study(study_name="s", direction="maximize", pruner=pruner)
-    pruned = []
-    for number in range(12):
-        level = 100.0 + number if number < 8 else (0.0 if number < 11 else 1000.0)
-        trial = study.ask()
-        for step in range(50, 1001, 50):
-            # A hopeless trial gets worse: the patient rule waits for that.
-            value = level if level > 0 else -float(step)
-            report(trial, step, [value - 0.1, value, value + 0.1])
-            if trial.should_prune():
-                pruned.append(number)
-                study.tell(trial, state=TrialState.PRUNED)
-                break
-        else:
-            study.tell(trial, level)
-    assert 11 not in pruned
-    assert (8 in pruned) is (path.stem != "none")
-
-
-def test_nothing_is_pruned_in_the_warm_up():
-    # median.yaml: warmup_frac 0.2 of 1000 steps
-    pruner = build_pruner(pruner_node("median"), confidence=0.95, total_steps=1000)
-    study = optuna.create_study(direction="maximize", pruner=pruner)
-    for _ in range(5):
-        trial = study.ask()
-        for step in (100, 200):
-            report(trial, step, [10.0, 10.1])
-        study.tell(trial, 10.0)
-    trial = study.ask()
-    report(trial, 100, [0.0, 0.1])
-    assert not trial.should_prune()
-    report(trial, 200, [0.0, 0.1])
-    assert trial.should_prune()
 
 
 def test_a_grid_is_walked_once_by_two_workers_and_a_restart(finite):
@@ -252,7 +205,7 @@ def test_workers_share_one_quasi_random_sequence(mixed):
 )  # fmt: skip
 def test_only_optunas_own_samplers_are_built(mixed, wrong, reason):
     with pytest.raises(ConfigError) as refused:
-        check_sampler(wrong, mixed, num_trials=10, num_starts=1, num_objectives=1)
+        check_sampler(wrong, mixed, num_trials=10, starts=[OUTSIDE], num_objectives=1)
     assert reason in str(refused.value)
 
 
@@ -279,7 +232,7 @@ def test_a_sampler_that_does_not_suit_the_study_is_refused(
     with pytest.raises(ConfigError) as refused:
         check_sampler(
             sampler_node(name), read_space(space, {}, base),
-            num_trials=num_trials, num_starts=2, num_objectives=num_objectives,
+            num_trials=num_trials, starts=[OUTSIDE] * 2, num_objectives=num_objectives,
         )  # fmt: skip
     assert reason in str(refused.value)
 
@@ -291,55 +244,22 @@ def test_a_conditional_space_has_no_grid(base):
         base,
     )
     with pytest.raises(ConfigError, match="num_epochs is conditional"):
-        check_sampler(sampler_node("grid"), space, num_trials=4, num_starts=1, num_objectives=1)
+        check_sampler(sampler_node("grid"), space, num_trials=4, starts=[OUTSIDE], num_objectives=1)
+
+
+def test_a_grid_completes_no_start(finite):
+    part = Start({"epsilon": 0.1}, is_inside=True)
+    with pytest.raises(ConfigError, match="give every key of the space"):
+        check_sampler(
+            sampler_node("grid"), finite, num_trials=4, starts=[OUTSIDE, part], num_objectives=1
+        )
 
 
 def test_a_missing_package_is_named_before_the_study(mixed, monkeypatch):
     monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: None)
     for name, package in [("cmaes", "ppo_lab[cmaes]"), ("gp", "scipy"), ("qmc", "scipy")]:
         with pytest.raises(ConfigError) as refused:
-            check_sampler(sampler_node(name), mixed, num_trials=5, num_starts=1, num_objectives=1)
+            check_sampler(
+                sampler_node(name), mixed, num_trials=5, starts=[OUTSIDE], num_objectives=1
+            )
         assert package in str(refused.value)
-
-
-@pytest.mark.parametrize("path", PRUNERS, ids=lambda path: path.stem)
-def test_several_objectives_allow_no_pruner_but_none(path):
-    def check():
-        check_pruner(node(path), confidence=0.95, total_steps=1000, num_objectives=2)
-
-    if path.stem == "none":
-        check()
-    else:
-        with pytest.raises(ConfigError, match="prunes by one objective only"):
-            check()
-
-
-@pytest.mark.parametrize(
-    ("wrong", "reason"),
-    [
-        ({"_target_": "optuna.samplers.TPESampler"}, "must be a class of optuna.pruners"),
-        ({"_target_": "optuna.pruners.MedianPrunner"}, "did you mean optuna.pruners.MedianPruner"),
-        ({"_target_": "optuna.pruners.WilcoxonPruner"}, "3 seeds"),
-        ({"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": -1}, "negative"),
-        ({"_target_": "optuna.pruners.PatientPruner", "patience": 1,
-          "wrapped_pruner": {"_target_": "os.system"}}, "must be a class of optuna.pruners"),
-    ],
-)  # fmt: skip
-def test_only_optunas_own_pruners_are_built(wrong, reason):
-    with pytest.raises(ConfigError) as refused:
-        check_pruner(wrong, confidence=0.95, total_steps=1000, num_objectives=1)
-    assert reason in str(refused.value)
-
-
-@pytest.mark.parametrize("confidence", [0.4, 1.0])
-def test_a_confidence_that_is_none_is_refused(confidence):
-    with pytest.raises(ConfigError, match=r"at least 0.5 and below 1"):
-        check_pruner(pruner_node("median"), confidence=confidence, total_steps=10, num_objectives=1)
-
-
-def test_the_bound_is_shown_inside_patience_and_nowhere_without_comparison():
-    patient = build_pruner(pruner_node("patient"), confidence=0.95, total_steps=1000)
-    assert isinstance(patient, optuna.pruners.PatientPruner)
-    assert isinstance(patient._wrapped_pruner, ConfidencePruner)
-    none = build_pruner(pruner_node("none"), confidence=0.95, total_steps=1000)
-    assert isinstance(none, optuna.pruners.NopPruner)

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _REFILL_WAIT_S = 0.05
 """After an end, the parent has this long to send the next trial: about an iteration's time."""
+_FIRST_WAIT_S = 0.2
+"""Before anything runs, each further one has this long to come: a program is built once."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,10 @@ class _Worker:
             wait_s = _REFILL_WAIT_S
         self._has_lane_to_fill = False
         try:
+            next_wait_s = _FIRST_WAIT_S if wait_s is None else 0.0
             while self._connection.poll(wait_s):
                 self._take(self._connection.recv())
-                wait_s = 0.0
+                wait_s = next_wait_s
         except (EOFError, ConnectionResetError):
             return False
         return True
@@ -120,6 +123,8 @@ class _Worker:
             TrialEntry(task, mail, on_end) if isinstance(task, Task) else _JobEntry(task, on_end)
         )
         self._entries[number] = entry
+        if isinstance(task, GridJob):
+            self._stack.num_more = task.num_left
         self._stack.put(entry)
 
     def _end(self, number: int) -> None:

@@ -1,0 +1,115 @@
+"""Every pruner of conf/study: built from its YAML, run, refused where it is wrong."""
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from ppo_lab.errors import ConfigError
+from ppo_lab.paths import CONF_DIR
+from ppo_lab.sweep.pruning import ConfidencePruner, report
+from ppo_lab.sweep.samplers import build_pruner, check_pruner
+
+PRUNERS = sorted((CONF_DIR / "study" / "pruner").glob("*.yaml"))
+
+
+def node(path):
+    return yaml.safe_load(path.read_text())
+
+
+def pruner_node(name):
+    return node(CONF_DIR / "study" / "pruner" / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("path", PRUNERS, ids=lambda path: path.stem)
+def test_every_option_says_when_to_choose_it(path):
+    assert len(path.read_text().splitlines()[0]) > 30
+    assert path.read_text().startswith("# ")
+
+
+def test_the_pruners_are_all_there():
+    assert [path.stem for path in PRUNERS] == [
+        "halving", "hyperband", "median", "none", "patient", "percentile"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PRUNERS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("error")
+def test_every_pruner_stops_the_hopeless_and_keeps_the_best(path):
+    pruner = build_pruner(node(path), confidence=0.95, total_steps=1000)
+    study = optuna.create_study(study_name="s", direction="maximize", pruner=pruner)
+    pruned = []
+    for number in range(12):
+        level = 100.0 + number if number < 8 else (0.0 if number < 11 else 1000.0)
+        trial = study.ask()
+        for step in range(50, 1001, 50):
+            # A hopeless trial gets worse: the patient rule waits for that.
+            value = level if level > 0 else -float(step)
+            report(trial, step, [value - 0.1, value, value + 0.1])
+            if trial.should_prune():
+                pruned.append(number)
+                study.tell(trial, state=TrialState.PRUNED)
+                break
+        else:
+            study.tell(trial, level)
+    assert 11 not in pruned
+    assert (8 in pruned) is (path.stem != "none")
+
+
+def test_nothing_is_pruned_in_the_warm_up():
+    # median.yaml: warmup_frac 0.2 of 1000 steps
+    pruner = build_pruner(pruner_node("median"), confidence=0.95, total_steps=1000)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    for _ in range(5):
+        trial = study.ask()
+        for step in (100, 200):
+            report(trial, step, [10.0, 10.1])
+        study.tell(trial, 10.0)
+    trial = study.ask()
+    report(trial, 100, [0.0, 0.1])
+    assert not trial.should_prune()
+    report(trial, 200, [0.0, 0.1])
+    assert trial.should_prune()
+
+
+@pytest.mark.parametrize("path", PRUNERS, ids=lambda path: path.stem)
+def test_several_objectives_allow_no_pruner_but_none(path):
+    def check():
+        check_pruner(node(path), confidence=0.95, total_steps=1000, num_objectives=2)
+
+    if path.stem == "none":
+        check()
+    else:
+        with pytest.raises(ConfigError, match="prunes by one objective only"):
+            check()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"_target_": "optuna.samplers.TPESampler"}, "must be a class of optuna.pruners"),
+        ({"_target_": "optuna.pruners.MedianPrunner"}, "did you mean optuna.pruners.MedianPruner"),
+        ({"_target_": "optuna.pruners.WilcoxonPruner"}, "3 seeds"),
+        ({"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": -1}, "negative"),
+        ({"_target_": "optuna.pruners.PatientPruner", "patience": 1,
+          "wrapped_pruner": {"_target_": "os.system"}}, "must be a class of optuna.pruners"),
+    ],
+)  # fmt: skip
+def test_only_optunas_own_pruners_are_built(wrong, reason):
+    with pytest.raises(ConfigError) as refused:
+        check_pruner(wrong, confidence=0.95, total_steps=1000, num_objectives=1)
+    assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize("confidence", [0.4, 1.0])
+def test_a_confidence_that_is_none_is_refused(confidence):
+    with pytest.raises(ConfigError, match=r"at least 0.5 and below 1"):
+        check_pruner(pruner_node("median"), confidence=confidence, total_steps=10, num_objectives=1)
+
+
+def test_the_bound_is_shown_inside_patience_and_nowhere_without_comparison():
+    patient = build_pruner(pruner_node("patient"), confidence=0.95, total_steps=1000)
+    assert isinstance(patient, optuna.pruners.PatientPruner)
+    assert isinstance(patient._wrapped_pruner, ConfidencePruner)
+    none = build_pruner(pruner_node("none"), confidence=0.95, total_steps=1000)
+    assert isinstance(none, optuna.pruners.NopPruner)
