@@ -20,8 +20,8 @@ from ppo_lab.compiled import (
     CompiledAfterUpdate,
     CompiledCritique,
     CompiledSteps,
-    CompiledUpdate,
 )
+from ppo_lab.compiled_update import CompiledUpdate
 from ppo_lab.config import Config
 from ppo_lab.envs.base import Env
 from ppo_lab.envs.native import NativeEnv

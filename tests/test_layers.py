@@ -21,7 +21,7 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
     {"memory", "tracking"},
     {"collect", "update"},
     {"after_update"},
-    {"compiled"},
+    {"compiled", "compiled_update"},
     {
         "choices", "config", "study_config", "lanes", "policy", "compose", "refusals", "records",
         "variants",

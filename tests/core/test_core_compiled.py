@@ -1,6 +1,7 @@
 """Compiled programs do what the functions they are made from do, to rounding.
 
-Compiling takes a minute, so all tests here share two stacks, compiled once into one folder.
+The C++ compiler takes half a minute for the programs of one kind of run, so one test asks it for
+them. The others stop before it: they run the traced graphs, in which all that is ours has happened.
 """
 
 import dataclasses
@@ -20,15 +21,20 @@ from ppo_lab.programs import (
     fast_tanh,
     narrow_baddbmm,
     narrow_bmm,
+    trace,
 )
 from ppo_lab.rollout import lane_rows
 from ppo_lab.trainer import Trainer
 
 SMALL = ("compile=always", "num_envs=4", "num_steps=16", "num_epochs=5", "num_minibatches=4")
-STACKS = {
-    "native": SMALL,
-    "gymnasium, shared trunk": (*SMALL, "env=pendulum", "env.backend=gymnasium",
-                                "memory=shared_trunk", "target_kl=0.01", "dual_clip=3"),
+KINDS = {
+    "cartpole": (),
+    "shared trunk": ("memory=shared_trunk",),
+    "two norms": ("separate_grad_clip=true",),
+    "gymnasium": ("env=pendulum", "env.backend=gymnasium"),
+    "normalised": ("env=pendulum", "env.normalize_observations=true"),
+    "every option": ("target_kl=0.01", "dual_clip=3", "value_epsilon=0.2", "epsilon_high=0.3"),
+    "rollout's own statistics": ("advantage_normalization=rollout",),
 }  # fmt: skip
 
 
@@ -36,30 +42,37 @@ def weights_of(trainer):
     return torch.cat([p.detach().flatten(1) for p in trainer.model.parameters()], -1)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("programs")
-
-
-@pytest.fixture(params=STACKS)
-def pair(request, folder, monkeypatch):
-    """Two trainers of the same two lanes after one iteration: compiled from now on, and not."""
-    monkeypatch.setenv("PPO_LAB_CACHE", str(folder))
-    base = config(*STACKS[request.param])
+def pair_of(*overrides):
+    """Return two trainers of the same two lanes after an iteration, the first one compiled now."""
+    base = config(*SMALL, *overrides)
     changes = [{"seed": 1}, {"seed": 2, "epsilon": 0.05, "lr": 1e-3}]
     compiled = Trainer(lanes_of(base, *changes))
     plain = Trainer(lanes_of(dataclasses.replace(base, compile=Compile.never), *changes))
     for trainer in (compiled, plain):
         trainer.iterate()
     assert torch.equal(weights_of(compiled), weights_of(plain))
-    return compiled, plain
-
-
-def test_a_rollout_and_twenty_gradient_steps_on_it_agree(pair):
-    compiled, plain = pair
     compiled._compilation.begin_iteration()
     assert compiled._compilation.is_compiled
     assert not plain._compilation.is_compiled
+    return compiled, plain
+
+
+@pytest.fixture
+def traced_only(monkeypatch):
+    """Have programs be the traced graphs."""
+
+    def load(cache, sources):
+        return [traced(source) for source in sources]
+
+    def traced(source):
+        graph = trace(source)
+        return lambda tensors: list(graph(*tensors))
+
+    monkeypatch.setattr(ProgramCache, "load", load)
+
+
+def check_agreement(compiled, plain):
+    pair = compiled, plain
     rollouts = [trainer.collect() for trainer in pair]
     for name, mine, its in zip(rollouts[0]._fields, *rollouts):
         assert mine.shape == its.shape, name
@@ -68,33 +81,55 @@ def test_a_rollout_and_twenty_gradient_steps_on_it_agree(pair):
     rows = lane_rows(rollouts[1], plain.advantages(rollouts[1]))
     before = weights_of(plain)
     mine, its = (trainer.update(rows) for trainer in pair)
+    assert mine.gradient_steps.tolist() == its.gradient_steps.tolist()
     assert largest_difference(weights_of(compiled), weights_of(plain)) < 1e-6
-    assert largest_difference(before, weights_of(plain)) > 1e-3
+    assert largest_difference(before, weights_of(plain)) > 1e-4
     for name, a, b in zip(mine._fields, mine, its):
         if a is not None:
             assert largest_difference(a.double(), b.double()) < 1e-4, name
     looks = [trainer.diagnose(rollouts[1], rows, its).after for trainer in pair]
     for mine_after, its_after in zip(looks[0].flat(), looks[1].flat()):
-        assert largest_difference(mine_after, its_after) < 1e-4
+        assert torch.allclose(mine_after, its_after, atol=1e-4, equal_nan=True)
 
 
-def test_a_lane_that_is_replaced_is_trained_as_a_fresh_run(pair):
-    compiled, plain = pair
+def test_a_rollout_and_twenty_gradient_steps_on_it_agree_when_compiled(monkeypatch, tmp_path):
+    monkeypatch.setenv("PPO_LAB_CACHE", str(tmp_path))
+    compiled, plain = pair_of()
+    check_agreement(compiled, plain)
+    names = sorted(path.name.partition("-")[0] for path in tmp_path.glob("*.pt2"))
+    assert names == ["after_update", "critique", "gradient_step", "steps"]
+    check_replacement(compiled, plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("traced_only")
+def test_a_rollout_and_twenty_gradient_steps_on_it_agree_when_traced(kind):
+    check_agreement(*pair_of(*KINDS[kind]))
+
+
+def check_replacement(compiled, plain):
+    """A lane that is replaced is trained as a fresh run."""
     fresh = dataclasses.replace(compiled.configs[1], seed=7, lr=5e-4)
-    for trainer in pair:
+    for trainer in (compiled, plain):
         trainer.iterate()
         trainer.replace_lanes({1: dataclasses.replace(fresh, compile=trainer.config.compile)})
         trainer.iterate()
     alone = Trainer([dataclasses.replace(fresh, compile=Compile.never)])
     alone.iterate()
-    for trainer in pair:
+    for trainer in (compiled, plain):
         assert largest_difference(weights_of(trainer)[1:], weights_of(alone)) < 1e-6
 
 
-def test_an_option_that_only_a_new_lane_has_gets_its_own_program(pair):
-    compiled, plain = pair
-    for trainer in pair:
-        trainer.iterate()
+@pytest.mark.parametrize("kind", ["shared trunk", "gymnasium", "normalised"])
+@pytest.mark.usefixtures("traced_only")
+def test_a_lane_that_is_replaced_is_trained_as_a_fresh_run_when_traced(kind):
+    check_replacement(*pair_of(*KINDS[kind]))
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_an_option_that_only_a_new_lane_has_gets_its_own_program():
+    compiled, plain = pair_of()
+    for trainer in (compiled, plain):
         new = dataclasses.replace(trainer.configs[0], seed=5, value_epsilon=0.05)
         trainer.replace_lanes({0: new})
         trainer.iterate()
@@ -135,7 +170,7 @@ def test_without_a_compiler_auto_goes_on_and_always_fails(monkeypatch, tmp_path,
     quick = config(*SMALL)
     trainer = Trainer([quick])
     trainer.iterate()
-    with pytest.raises(CompilerError, match="RuntimeError: no C[+][+] compiler$"):
+    with pytest.raises(CompilerError, match=r"RuntimeError: no C[+][+] compiler$"):
         trainer.iterate()
     auto = dataclasses.replace(quick, compile=Compile.auto)
     trainer = Trainer([auto], planned_steps=MIN_COMPILED_STEPS)
@@ -168,7 +203,7 @@ def test_a_program_refuses_tensors_unlike_its_examples(tmp_path):
 
 def test_what_replaces_an_operation_in_a_program_computes_the_same():
     x = torch.linspace(-12.0, 12.0, 100_001)
-    assert largest_difference(fast_tanh(x), torch.tanh(x.double()).float()) < 3e-7
+    assert largest_difference(fast_tanh(x), torch.tanh(x.double()).float()) < 4e-7
     small = torch.logspace(-8, -1, 1000)
     assert ((fast_tanh(small) - small.tanh()).abs() / small).max() < 3e-7
     assert torch.equal(fast_tanh(x.double()), x.double().tanh())
