@@ -138,15 +138,8 @@ def start_table(num_rounds: int) -> str:
                 goal,
             ]
         )
-    times = f"times `{_TORCH}`"
-    header = [
-        "start of",
-        "wall s (fastest)",
-        times,
-        "CPU s, to its end",
-        times,
-        "goal, by wall time",
-    ]
+    ratio = f"times `{_TORCH}`"
+    header = ["start of", "wall s (fastest)", ratio, "CPU s, to its end", ratio, "goal, wall time"]
     return table(header, rows)
 
 
