@@ -4,12 +4,15 @@ import dataclasses
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from study_helpers import left_by, plan_of, started, trials_of
 
 from ppo_lab.config import Config
 from ppo_lab.errors import ConfigError
+from ppo_lab.sweep import slots
 from ppo_lab.sweep.executors import Exited, ProcessExecutor, Reported
 from ppo_lab.sweep.executors.choose import choose_executor, why_not_stacked
 from ppo_lab.sweep.executors.stacked import StackedExecutor
@@ -175,6 +178,23 @@ def test_a_stack_has_no_more_lanes_than_there_are_runs_and_eight_on_a_cpu():
     few = choose_executor(plan_of(STACKED, "study.num_trials=5", "study.num_seeds=2"), print)
     assert few.num_slots == 2 * (3 + 1)  # 3 trials for each of two workers, and one that waits
     few.close()
+
+
+@pytest.mark.parametrize(
+    # 10 GiB less half a GiB of CUDA's own, of which nine tenths: 8.55 GiB for lanes.
+    ("lane_gib", "num_sharing", "lanes"),
+    [(0.1, 1, 85), (0.1, 2, 40), (9.0, 1, 1), (0.0001, 1, 4096)],
+)
+def test_a_gpu_gets_as_many_lanes_as_fit_by_forecast(monkeypatch, lane_gib, num_sharing, lanes):
+    gib = 1024**3
+    own = SimpleNamespace(num_bytes=gib // 4)
+    peak = SimpleNamespace(total=lane_gib * gib)
+    planned = SimpleNamespace(peak=peak, context=own, workspace=own)
+    monkeypatch.setattr(slots, "forecast", lambda config: planned)
+    monkeypatch.setattr(slots, "budget_bytes", lambda config: 10 * gib)
+    config = plan_of().config
+    monkeypatch.setattr(Config, "torch_device", torch.device("cuda"))
+    assert choose_lanes("auto", config, num_sharing=num_sharing) == lanes
 
 
 def test_a_study_refuses_the_launcher_of_grids_and_names_its_own_executor():
