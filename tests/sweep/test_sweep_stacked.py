@@ -12,6 +12,7 @@ from study_helpers import left_by, plan_of, started, trials_of
 
 from ppo_lab.config import Config
 from ppo_lab.errors import ConfigError
+from ppo_lab.stack import Stack
 from ppo_lab.sweep import slots
 from ppo_lab.sweep.executors import Exited, ProcessExecutor, Reported
 from ppo_lab.sweep.executors.choose import choose_executor, why_not_stacked
@@ -19,7 +20,9 @@ from ppo_lab.sweep.executors.stacked import StackedExecutor
 from ppo_lab.sweep.messages import Mark, Task, Verdict
 from ppo_lab.sweep.result import read_result
 from ppo_lab.sweep.slots import choose_lanes
+from ppo_lab.sweep.trial import TrialEntry
 from ppo_lab.tracking import read_metrics, read_summary
+from ppo_lab.trainer import Trainer
 
 STACKED = "study.executor=stacked"
 
@@ -121,6 +124,52 @@ def test_closing_ends_what_runs_with_its_folders_complete(plan, tmp_path, execut
     assert executor.slots() == {}
     summary = read_summary(tmp_path / "0000" / "seed_1" / "summary.json")
     assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by a signal")
+
+
+class Pipe:
+    """Keeps what a trial sends; there is never a verdict."""
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, message, /):
+        self.sent.append(message)
+
+    def poll(self, timeout=0.0, /):
+        return False
+
+    def fileno(self):
+        return 1  # always writable, as far as select can tell
+
+
+def test_a_trial_whose_stack_failed_runs_again_and_reports_no_mark_twice(
+    plan, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    update = Trainer.update
+
+    def fails_beside_another(trainer, rows):
+        if trainer.iteration == 4 and len(trainer.live_lanes) > 2:
+            raise RuntimeError("too many at once")
+        return update(trainer, rows)
+
+    monkeypatch.setattr(Trainer, "update", fails_beside_another)
+    stack, pipes, ended = Stack(4), [Pipe(), Pipe()], []
+    for number, pipe in enumerate(pipes):
+        # Iterations of 256 steps: the stack fails between the two marks.
+        task = task_of(plan, tmp_path, number, marks=(500, 1500))
+        stack.put(TrialEntry(task, pipe, lambda number=number: ended.append(number)))
+    while stack.has_work:
+        stack.step()
+    stack.close()
+    assert ended == [0, 1]
+    for number, pipe in enumerate(pipes):
+        marks = [message.step for message in pipe.sent if isinstance(message, Mark)]
+        assert marks == [500, 1500]
+        result = read_result(tmp_path / f"{number:04}")
+        assert result.status == "finished"
+        rows = read_metrics(tmp_path / f"{number:04}" / "seed_1" / "metrics.jsonl")
+        assert [row["iteration"] for row in rows] == list(range(1, 9))
 
 
 def test_trials_of_one_program_share_a_worker_where_there_are_several(plan, tmp_path):
