@@ -109,15 +109,15 @@ class Recorder:
         """
         on_host = self.fetch(tensors)
         scalars, counts = on_host.scalars.tolist(), on_host.ratio_counts.tolist()
-        episodes = on_host.episodes
+        # In numpy, whose small operations cost a tenth of torch's.
+        ended, all_returns, all_lengths = (part.numpy() for part in on_host.episodes)
         records = {}
         for lane, iteration in iterations.items():
             metrics, history = dict(zip(on_host.names, scalars[lane])), self.histories[lane]
             step = iteration * self.num_rows
-            ended = episodes.ended[:, lane]
-            returns = episodes.returns[:, lane][ended].tolist()
-            lengths = episodes.lengths[:, lane][ended].tolist()
-            metrics |= _episode_metrics(returns, lengths)
+            own = ended[:, lane]
+            returns = all_returns[:, lane][own].tolist()
+            metrics |= _episode_metrics(returns, all_lengths[:, lane][own].tolist())
             entropy_frac = None
             if self.max_entropy is not None:
                 entropy_frac = metrics["ppo/entropy"] / self.max_entropy

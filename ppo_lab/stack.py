@@ -118,8 +118,8 @@ class Stack:
             self._interrupt(running)
             self._free(running)
         self._waiting = deque(other for other in self._waiting if other is not entry)
-        for half in self._halves:
-            half[:] = [other for other in half if other is not entry]
+        halves = ([other for other in half if other is not entry] for half in self._halves)
+        self._halves = deque(half for half in halves if half)
 
     def close(self) -> None:
         """Free what the program holds."""
@@ -286,6 +286,8 @@ class Stack:
     def _fail(self, error: Exception) -> None:
         """End the one entry that failed; of several let each half run again by itself."""
         failed = list(self._running)
+        if not failed:
+            raise error
         for running in failed:
             running.note_phase(self._trainer)
             running.measure(self._trainer, self.occupancy.busy_frac)

@@ -247,3 +247,19 @@ def test_a_program_has_no_lanes_that_nobody_will_take(base, tmp_path):
     stack.num_more = 1
     summaries = train(stack, [entry_of(tmp_path, config) for config in configs])
     assert [summary["stack"]["num_lanes"] for summary in summaries] == [2, 2, 4, 4, 4]
+
+
+def test_an_entry_can_be_aborted_while_it_waits_to_run_again(base, tmp_path, broken_by):
+    broken_by([1, 2, 3], RuntimeError("the pole caught fire"))
+    entries = [entry_of(tmp_path, dataclasses.replace(base, seed=seed)) for seed in (1, 2, 3)]
+    stack = Stack(3)
+    for entry in entries:
+        stack.put(entry)
+    stack.step()
+    stack.step()  # fails: 1 and 2 are to run again, and 3 by itself
+    stack.abort(entries[2])
+    summaries = [entry.summaries for entry in entries]
+    assert summaries == [[], [], []]
+    train(stack, [])
+    assert [entry.summaries[0]["status"] for entry in entries[:2]] == ["failed", "failed"]
+    assert entries[2].summaries == []

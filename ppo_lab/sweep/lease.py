@@ -116,7 +116,11 @@ class Lease:
 
 
 def _is_free(path: Path) -> bool:
-    with path.open("r") as file:
+    try:
+        file = path.open("r")
+    except FileNotFoundError:  # its parent has just ended, and has given its trials back
+        return True
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -214,8 +214,9 @@ def build_pruner(node: Mapping[str, Any], *, confidence: float, total_steps: int
         rest = {key: value for key, value in node.items() if key != "wrapped_pruner"}
         pruner = _build(rest, "study.pruner", _PRUNERS, {"wrapped_pruner": inner})
     else:
+        # Rounded down, as marks are rounded up: a rung is reached at the mark that is meant.
         steps = {
-            _OF_RUN[key]: max(round(value * total_steps), 1)
+            _OF_RUN[key]: max(int(value * total_steps), 1)
             for key, value in node.items()
             if key in _OF_RUN
         }

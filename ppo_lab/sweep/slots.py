@@ -29,10 +29,11 @@ def choose_slots(num_slots: int | str, config: Config) -> tuple[int, list[str]]:
     return len(devices) or len(os.sched_getaffinity(0)), devices
 
 
-def choose_lanes(max_lanes: int | str, config: Config) -> int:
-    """Return the lanes of a stack of runs like ``config``.
+def choose_lanes(max_lanes: int | str, config: Config, *, num_sharing: int = 1) -> int:
+    """Return the lanes of each stack of runs like ``config``.
 
-    ``auto`` is eight on a CPU, and as many as the forecast fits into a GPU's free memory.
+    ``auto`` is eight on a CPU, and as many as the forecast fits into a GPU's free memory, which
+    ``num_sharing`` stacks share.
     """
     config = resolve_memory(config)
     if config.memory.max_lanes is not None:
@@ -44,7 +45,7 @@ def choose_lanes(max_lanes: int | str, config: Config) -> int:
     budget, planned = budget_bytes(config), forecast(config)
     if budget is None:
         return _MOST_LANES
-    room = budget - planned.context.num_bytes - planned.workspace.num_bytes
+    room = budget / num_sharing - planned.context.num_bytes - planned.workspace.num_bytes
     return max(1, min(_MOST_LANES, int(_USED_FRAC * room / planned.peak.total)))
 
 

@@ -55,7 +55,9 @@ def run_stacked_grid(
     head = compose.job(*waiting[0])  # its folder is the grid's first
     shared = head.job.config
     workers, devices = choose_slots(num_workers, shared)
-    lanes = min(choose_lanes(max_lanes, shared), math.ceil(len(job_overrides) / workers))
+    num_sharing = math.ceil(workers / len(devices)) if devices else 1
+    most = choose_lanes(max_lanes, shared, num_sharing=num_sharing)
+    lanes = min(most, math.ceil(len(job_overrides) / workers))
     executor = StackedExecutor(workers, lanes, head.job.folder.parent, devices=devices)
     grid = _Grid(executor, compose, waiting, _Line(shared, len(job_overrides)))
     grid.prepared.append(head)

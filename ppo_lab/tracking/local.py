@@ -7,7 +7,8 @@ strings in them (see ``strict_json``); the readers here give them back as floats
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -75,12 +76,23 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 def _row(record: Record) -> dict[str, Any]:
     histograms = {
-        name: {"counts": strict(histogram.counts), "edges": strict(histogram.edges)}
+        name: {"counts": _numbers(histogram.counts), "edges": _numbers(histogram.edges)}
         for name, histogram in record.histograms.items()
     }
-    metrics = {name: strict(float(value)) for name, value in record.metrics.items()}
+    metrics = zip(record.metrics, _numbers([*record.metrics.values()]))
     axes = {"global_step": record.global_step, "iteration": record.iteration}
-    return axes | metrics | histograms
+    return axes | dict(metrics) | histograms
+
+
+def _numbers(values: Sequence[float]) -> Sequence[Any]:
+    """Return what ``strict`` would, at a tenth of the price where all numbers are plain and finite.
+
+    So is their sum then; one that is not tells of others, or was too large.
+    """
+    total = sum(values)
+    if isinstance(values, list) and type(total) in (int, float) and math.isfinite(total):
+        return values
+    return [strict(value) for value in values]
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import sqlite3
+from pathlib import Path
 
 import optuna
 import pytest
@@ -92,6 +93,23 @@ def test_a_dead_parents_trial_is_taken_up_under_its_number_with_its_values(open_
     assert taken[1].params == lost.params
     assert taken[1].attempt == 2
     assert kept.number == 2  # its own trial is not taken from a living parent
+
+
+def test_a_parent_that_ends_while_another_looks_at_it_is_free(open_book, monkeypatch):
+    first, second = open_book(), open_book()
+    claim = first.claim()
+    lock, exists = Path(first._lease.owner.lock), Path.exists
+
+    def ends_now(path):
+        was_there = exists(path)
+        if path == lock and was_there:
+            first.release(claim)
+            first._lease.close()
+        return was_there
+
+    monkeypatch.setattr(Path, "exists", ends_now)
+    assert second.claim().number == claim.number
+    assert not exists(lock)
 
 
 def test_a_result_that_a_dead_parent_left_is_found_again(open_book, tmp_path):

@@ -1,5 +1,7 @@
 """Every pruner of conf/study: built from its YAML, run, refused where it is wrong."""
 
+import math
+
 import optuna
 import pytest
 import yaml
@@ -54,6 +56,21 @@ def test_every_pruner_stops_the_hopeless_and_keeps_the_best(path):
             study.tell(trial, level)
     assert 11 not in pruned
     assert (8 in pruned) is (path.stem != "none")
+
+
+@pytest.mark.parametrize("total_steps", [1000, 2048, 12_345, 99_999, 131_072])
+def test_a_rung_is_decided_at_its_own_mark_and_not_at_the_next(total_steps):
+    # halving.yaml: at 10, 30 and 90 % of a run, which are the marks 2, 6 and 18 of 20.
+    pruner = build_pruner(pruner_node("halving"), confidence=0.95, total_steps=total_steps)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    trial = study.ask()
+    rungs_by_mark = {}
+    for mark in range(1, 20):
+        report(trial, math.ceil(total_steps * mark / 20), [1.0])  # as Plan.marks has them
+        trial.should_prune()
+        attrs = study._storage.get_trial_system_attrs(trial._trial_id)
+        rungs_by_mark[mark] = sum(key.startswith("completed_rung_") for key in attrs)
+    assert [rungs_by_mark[mark] for mark in (1, 2, 5, 6, 17, 18)] == [0, 1, 1, 2, 2, 3]
 
 
 def test_nothing_is_pruned_in_the_warm_up():

@@ -4,19 +4,25 @@ import dataclasses
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from study_helpers import left_by, plan_of, started, trials_of
 
 from ppo_lab.config import Config
 from ppo_lab.errors import ConfigError
+from ppo_lab.stack import Stack
+from ppo_lab.sweep import slots
 from ppo_lab.sweep.executors import Exited, ProcessExecutor, Reported
 from ppo_lab.sweep.executors.choose import choose_executor, why_not_stacked
 from ppo_lab.sweep.executors.stacked import StackedExecutor
 from ppo_lab.sweep.messages import Mark, Task, Verdict
 from ppo_lab.sweep.result import read_result
 from ppo_lab.sweep.slots import choose_lanes
+from ppo_lab.sweep.trial import TrialEntry
 from ppo_lab.tracking import read_metrics, read_summary
+from ppo_lab.trainer import Trainer
 
 STACKED = "study.executor=stacked"
 
@@ -120,6 +126,52 @@ def test_closing_ends_what_runs_with_its_folders_complete(plan, tmp_path, execut
     assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by a signal")
 
 
+class Pipe:
+    """Keeps what a trial sends; there is never a verdict."""
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, message, /):
+        self.sent.append(message)
+
+    def poll(self, timeout=0.0, /):
+        return False
+
+    def fileno(self):
+        return 1  # always writable, as far as select can tell
+
+
+def test_a_trial_whose_stack_failed_runs_again_and_reports_no_mark_twice(
+    plan, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    update = Trainer.update
+
+    def fails_beside_another(trainer, rows):
+        if trainer.iteration == 4 and len(trainer.live_lanes) > 2:
+            raise RuntimeError("too many at once")
+        return update(trainer, rows)
+
+    monkeypatch.setattr(Trainer, "update", fails_beside_another)
+    stack, pipes, ended = Stack(4), [Pipe(), Pipe()], []
+    for number, pipe in enumerate(pipes):
+        # Iterations of 256 steps: the stack fails between the two marks.
+        task = task_of(plan, tmp_path, number, marks=(500, 1500))
+        stack.put(TrialEntry(task, pipe, lambda number=number: ended.append(number)))
+    while stack.has_work:
+        stack.step()
+    stack.close()
+    assert ended == [0, 1]
+    for number, pipe in enumerate(pipes):
+        marks = [message.step for message in pipe.sent if isinstance(message, Mark)]
+        assert marks == [500, 1500]
+        result = read_result(tmp_path / f"{number:04}")
+        assert result.status == "finished"
+        rows = read_metrics(tmp_path / f"{number:04}" / "seed_1" / "metrics.jsonl")
+        assert [row["iteration"] for row in rows] == list(range(1, 9))
+
+
 def test_trials_of_one_program_share_a_worker_where_there_are_several(plan, tmp_path):
     executor = StackedExecutor(2, 4, tmp_path, num_seeds=2)
     keys = {}
@@ -175,6 +227,23 @@ def test_a_stack_has_no_more_lanes_than_there_are_runs_and_eight_on_a_cpu():
     few = choose_executor(plan_of(STACKED, "study.num_trials=5", "study.num_seeds=2"), print)
     assert few.num_slots == 2 * (3 + 1)  # 3 trials for each of two workers, and one that waits
     few.close()
+
+
+@pytest.mark.parametrize(
+    # 10 GiB less half a GiB of CUDA's own, of which nine tenths: 8.55 GiB for lanes.
+    ("lane_gib", "num_sharing", "lanes"),
+    [(0.1, 1, 85), (0.1, 2, 40), (9.0, 1, 1), (0.0001, 1, 4096)],
+)
+def test_a_gpu_gets_as_many_lanes_as_fit_by_forecast(monkeypatch, lane_gib, num_sharing, lanes):
+    gib = 1024**3
+    own = SimpleNamespace(num_bytes=gib // 4)
+    peak = SimpleNamespace(total=lane_gib * gib)
+    planned = SimpleNamespace(peak=peak, context=own, workspace=own)
+    monkeypatch.setattr(slots, "forecast", lambda config: planned)
+    monkeypatch.setattr(slots, "budget_bytes", lambda config: 10 * gib)
+    config = plan_of().config
+    monkeypatch.setattr(Config, "torch_device", torch.device("cuda"))
+    assert choose_lanes("auto", config, num_sharing=num_sharing) == lanes
 
 
 def test_a_study_refuses_the_launcher_of_grids_and_names_its_own_executor():

@@ -140,7 +140,9 @@ def test_seeds_run_one_after_the_other_where_a_strategy_holds_one(tmp_path, monk
 def test_nan_a_full_memory_and_an_error_end_the_trial_with_their_reason(
     plan, tmp_path, weird, fault, status, reason
 ):
-    task = task_of(plan, tmp_path / "0000", env=weird(fault))
+    # One update: after an OOM the forecasts of what would fit count every one of them.
+    short = {"num_epochs": 1, "num_minibatches": 1}
+    task = task_of(plan, tmp_path / "0000", env=weird(fault), **short)
     result = run_trial(task, Pipe())
     assert result.status == status
     assert reason in result.reason

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from study_helpers import left_by, started
@@ -42,8 +43,10 @@ def runs(tmp_path_factory):
         )
     )  # fmt: skip
     found = {}
-    for path in (folder / "outputs" / "wandb").glob("offline-run-*"):
-        records = inspect(path)
+    paths = list((folder / "outputs" / "wandb").glob("offline-run-*"))
+    with ThreadPoolExecutor() as readers:
+        read = list(readers.map(inspect, paths))
+    for records in read:
         begun = of_kind(records, "run")[0]  # a second one adds tags
         found[begun["run_id"]] = records
     return found, shown

@@ -27,7 +27,8 @@ def choose_executor(plan: Plan, tell: Callable[[str], None]) -> Executor:
         tell(f"study.executor=stacked runs as processes here: {reason}")
         return ProcessExecutor(num_slots, devices)
     needed = math.ceil(study.num_trials / num_slots) * study.num_seeds
-    lanes = min(choose_lanes(study.max_lanes, plan.config), needed)
+    num_sharing = math.ceil(num_slots / len(devices)) if devices else 1
+    lanes = min(choose_lanes(study.max_lanes, plan.config, num_sharing=num_sharing), needed)
     return StackedExecutor(
         num_slots, lanes, plan.folder, num_seeds=study.num_seeds, devices=devices
     )
