@@ -34,12 +34,13 @@ class CountedTrainer(Trainer):
         self,
         configs: Sequence[Config],
         on_record: Callable[[int, Record], None] | None = None,
+        planned_steps: int | None = None,
     ) -> None:
         """Build as ``Trainer`` does, and count it."""
         self.ledger = Ledger(configs[0].torch_device)
         self._stop_watching: list[Callable[[], None]] = []
         with self.ledger, self.ledger.phase("build"):
-            super().__init__(configs, on_record)
+            super().__init__(configs, on_record, planned_steps)
             self._watch()
 
     def _build_placement(self, device: torch.device) -> Placement:

@@ -56,10 +56,18 @@ class Entry:
         destinations: Sequence[Destination],
         *,
         is_forecast: bool = False,
+        planned_steps: int | None = None,
     ) -> None:
-        """Take a destination for each config; with ``is_forecast`` summaries hold the forecast."""
+        """Take a destination for each config; with ``is_forecast`` summaries hold the forecast.
+
+        ``planned_steps`` are the environment steps of all entries of the study or grid, by default
+        of this one: they decide whether it repays to compile.
+        """
         self.configs = [_resolved(config) for config in configs]
         self.destinations, self.is_forecast = destinations, is_forecast
+        if planned_steps is None:
+            planned_steps = sum(config.total_steps for config in configs)
+        self.planned_steps = planned_steps
         self.key = stack_key(self.configs[0])
         """Equal for entries that can share a stack."""
         self.num_attempts = 0

@@ -28,16 +28,20 @@ def run_stack(
     should_stop: Callable[[Standing], str | None] | None = None,
     *,
     is_forecast: bool = False,
+    planned_steps: int | None = None,
 ) -> list[dict[str, Any]]:
     """Train ``configs`` as one stack, leave each lane in its folder, and return the summaries.
 
     ``should_stop`` is asked after every iteration; a reason it gives ends the run with status
-    ``pruned``. With ``is_forecast`` the summaries hold the forecast even where nothing is profiled.
+    ``pruned``. With ``is_forecast`` the summaries hold the forecast even where nothing is profiled;
+    ``planned_steps`` as ``Entry`` takes them.
     An exception of the run becomes summaries of status ``failed`` or ``out_of_memory``; Ctrl-C and
     SystemExit are raised again once the trackers are closed. The memory of a run that failed is
     free again on return, so that the next one in this process has all of it.
     """
-    entry = _Together(configs, destinations, should_stop, is_forecast=is_forecast)
+    entry = _Together(
+        configs, destinations, should_stop, is_forecast=is_forecast, planned_steps=planned_steps
+    )
     stack = Stack(len(configs), configs[0].tracking.terminal)
     stack.put(entry)
     while stack.has_work:
@@ -56,8 +60,11 @@ class _Together(Entry):
         should_stop: Callable[[Standing], str | None] | None,
         *,
         is_forecast: bool,
+        planned_steps: int | None,
     ) -> None:
-        super().__init__(configs, destinations, is_forecast=is_forecast)
+        super().__init__(
+            configs, destinations, is_forecast=is_forecast, planned_steps=planned_steps
+        )
         self._should_stop = should_stop
 
     def should_stop(self, standing: Standing) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 from collections import deque
 from collections.abc import Sequence
@@ -87,9 +88,16 @@ class Stack:
         return bool(self._running or self._waiting or self._halves)
 
     @property
-    def num_waiting(self) -> int:
-        """Entries that have no lanes yet."""
-        return len(self._waiting) + sum(map(len, self._halves))
+    def num_wanted(self) -> int:
+        """Lanes that the waiting entries will take."""
+        waiting = itertools.chain(self._waiting, *self._halves)
+        return sum(len(entry.configs) for entry in waiting)
+
+    @property
+    def num_free(self) -> int:
+        """Lanes that no entry has; where there is no program, all that one may have."""
+        busy = sum(len(running.lanes) for running in self._running)
+        return (len(self._trainer.configs) if self._trainer else self._max_lanes) - busy
 
     def put(self, entry: Entry) -> None:
         """Let ``entry`` wait for lanes."""
@@ -155,7 +163,7 @@ class Stack:
         """Return the entries that begin now; without running ones, let go of their program."""
         if self._running and self._key is None:
             return []
-        if not self._running and self.num_waiting and not self._suits_next():
+        if not self._running and self.num_wanted and not self._suits_next():
             self.close()
         if self._trainer is None and self._halves:
             self._key = None
@@ -186,8 +194,7 @@ class Stack:
     def _room(self) -> int:
         """Return the lanes that are free; a new program has room for one entry at least."""
         if self._trainer is not None:
-            busy = sum(len(running.lanes) for running in self._running)
-            return len(self._trainer.configs) - busy
+            return self.num_free
         ours = (len(entry.configs) for entry in self._waiting if entry.key == self._key)
         return max(self._max_lanes, next(ours, 0))
 
@@ -240,7 +247,11 @@ class Stack:
         configs = [run.config for _, run in pairs]
         idle = range(len(configs), num_lanes)
         kind = CountedTrainer if config.is_profiled else Trainer
-        self._trainer = kind([*configs, *(config for _ in idle)], on_record=self._record)
+        self._trainer = kind(
+            [*configs, *(config for _ in idle)],
+            on_record=self._record,
+            planned_steps=max(running.entry.planned_steps for running in begun),
+        )
         for lane in idle:
             self._trainer.retire_lane(lane)
 

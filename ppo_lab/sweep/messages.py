@@ -33,6 +33,8 @@ class Task:
     """Whether the study asks for forecast memory, on whatever device it runs."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Added to each seed's summary."""
+    planned_steps: int | None = None
+    """Environment steps of all trials of the study; None for those of this one."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class GridJob:
     """What trackers group runs by: the grid."""
     num_left: int
     """Jobs of the grid that nobody has yet."""
+    planned_steps: int | None = None
+    """Environment steps of all jobs of the grid; None for those of this one."""
 
     @property
     def configs(self) -> tuple[Config]:

@@ -58,8 +58,12 @@ def run_stacked_grid(
     num_sharing = math.ceil(workers / len(devices)) if devices else 1
     most = choose_lanes(max_lanes, shared, num_sharing=num_sharing)
     lanes = min(most, math.ceil(len(job_overrides) / workers))
-    executor = StackedExecutor(workers, lanes, head.job.folder.parent, devices=devices)
-    grid = _Grid(executor, compose, waiting, _Line(shared, len(job_overrides)))
+    # All of a stack may end at once, and nothing is learnt from one job for the next.
+    executor = StackedExecutor(
+        workers, lanes, head.job.folder.parent, num_ahead=lanes, devices=devices
+    )
+    line = _Line(shared, len(job_overrides))
+    grid = _Grid(executor, compose, waiting, line, num_jobs=len(job_overrides))
     grid.prepared.append(head)
     waiting.popleft()
     try:
@@ -119,6 +123,7 @@ class _Grid:
     compose: _Composer
     waiting: deque[tuple[int, Sequence[str]]]
     line: _Line
+    num_jobs: int
     prepared: deque[_Prepared] = field(default_factory=deque)
     running: dict[int, _Prepared] = field(default_factory=dict)
     returned: dict[int, JobReturn] = field(default_factory=dict)
@@ -140,7 +145,9 @@ class _Grid:
             chosen = self.prepared.popleft()
             self.line.tell_why_alone(chosen.job.config)
             num_left = len(self.prepared) + len(self.waiting)
-            self.executor.start(replace(chosen.job, num_left=num_left))
+            planned_steps = self.num_jobs * chosen.job.config.total_steps
+            job = replace(chosen.job, num_left=num_left, planned_steps=planned_steps)
+            self.executor.start(job)
             self.running[chosen.job.number] = chosen
 
     def _end(self, event: Exited) -> None:

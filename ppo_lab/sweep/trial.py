@@ -70,7 +70,11 @@ def run_trial(task: Task, connection: Connection) -> Result:
         configs = [seeds[lane] for lane in lanes]
         destinations = [_destination(task, config) for config in configs]
         summaries += run_stack(
-            configs, destinations, reporter.after_iteration, is_forecast=task.is_forecast
+            configs,
+            destinations,
+            reporter.after_iteration,
+            is_forecast=task.is_forecast,
+            planned_steps=task.planned_steps,
         )
         if worst_status(summaries)[0] != "finished":
             break
@@ -91,7 +95,12 @@ class TrialEntry(Entry):
         """Make a folder for each seed; ``on_end`` is called once the result is written."""
         configs = [without_terminal(config) for config in task.configs]
         destinations = [_destination(task, config) for config in configs]
-        super().__init__(configs, destinations, is_forecast=task.is_forecast)
+        super().__init__(
+            configs,
+            destinations,
+            is_forecast=task.is_forecast,
+            planned_steps=task.planned_steps,
+        )
         self._task, self._on_end = task, on_end
         # A stack does not wait: a verdict that comes later is taken later.
         self._reporter = _Reporter(task, connection, verdict_wait_s=0.0)

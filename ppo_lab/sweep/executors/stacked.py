@@ -40,8 +40,8 @@ class _Worker:
 class StackedExecutor(Executor):
     """Workers of this machine; see the module.
 
-    A worker is given one trial more than it has lanes for, so that the next one is there when a
-    lane is free.
+    A worker is given more trials than it has lanes for, so that the next one is there when a lane
+    is free.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class StackedExecutor(Executor):
         folder: Path,
         *,
         num_seeds: int = 1,
+        num_ahead: int = 1,
         devices: Sequence[str] = (),
     ) -> None:
         """Start the server; workers log into ``folder`` once there are trials.
@@ -60,10 +61,11 @@ class StackedExecutor(Executor):
             max_lanes: Of each worker's stack.
             folder: Exists by the time a trial starts.
             num_seeds: Lanes that a trial takes.
+            num_ahead: Trials that each worker is given beyond its lanes.
             devices: CUDA's own names.
         """
         self._num_workers, self._max_lanes = num_workers, max(max_lanes, num_seeds)
-        self._trials_each = self._max_lanes // num_seeds + 1
+        self._trials_each = self._max_lanes // num_seeds + num_ahead
         self._folder, self._devices = folder, list(devices)
         self._workers: dict[int, _Worker] = {}
         self._slots: dict[int, int] = {}
@@ -72,7 +74,7 @@ class StackedExecutor(Executor):
 
     @property
     def num_slots(self) -> int:
-        """Trials that have a lane, and one for each worker that waits for its next free one."""
+        """Trials that have lanes, and those that wait for the next free ones."""
         return self._num_workers * self._trials_each
 
     def slots(self) -> dict[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +28,9 @@ __all__ = ["Told", "stop_order", "worker_main"]
 log = logging.getLogger(__name__)
 
 _REFILL_WAIT_S = 0.05
-"""After an end, the parent has this long to send the next trial: about an iteration's time."""
-_FIRST_WAIT_S = 0.2
-"""Before anything runs, each further one has this long to come: a program is built once."""
+"""After an end, the parent has this long to fill the free lanes: about an iteration's time."""
+_FIRST_WAIT_S = 1.0
+"""Before anything runs, each further trial has this long to come: then all lanes begin at once."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +81,24 @@ class _Worker:
         Returns:
             Whether the parent is still there.
         """
-        wait_s: float | None = 0.0
-        if not self._stack.has_work:
-            wait_s = None
-        elif self._has_lane_to_fill and not self._stack.num_waiting:
-            wait_s = _REFILL_WAIT_S
-        self._has_lane_to_fill = False
         try:
-            next_wait_s = _FIRST_WAIT_S if wait_s is None else 0.0
-            while self._connection.poll(wait_s):
+            if not self._stack.has_work:
                 self._take(self._connection.recv())
-                wait_s = next_wait_s
+                while self._expects_more() and self._connection.poll(_FIRST_WAIT_S):
+                    self._take(self._connection.recv())
+            deadline_s = time.monotonic() + (_REFILL_WAIT_S if self._has_lane_to_fill else 0.0)
+            self._has_lane_to_fill = False
+            while self._connection.poll(
+                max(0.0, deadline_s - time.monotonic()) if self._expects_more() else 0.0
+            ):
+                self._take(self._connection.recv())
         except (EOFError, ConnectionResetError):
             return False
         return True
+
+    def _expects_more(self) -> bool:
+        """Return whether a lane may stay free that the parent has something for."""
+        return self._stack.num_wanted < self._stack.num_free and self._stack.num_more != 0
 
     def _take(self, message: Task | GridJob | Told) -> None:
         if not isinstance(message, Told):
@@ -140,7 +145,7 @@ class _JobEntry(Entry):
 
     def __init__(self, job: GridJob, on_end: Callable[[], None]) -> None:
         to = Destination(job.folder, job.overrides, job.group)
-        super().__init__([without_terminal(job.config)], [to])
+        super().__init__([without_terminal(job.config)], [to], planned_steps=job.planned_steps)
         self._on_end = on_end
 
     def finish(self, summaries: list[dict[str, Any]]) -> None:
