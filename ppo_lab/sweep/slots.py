@@ -30,14 +30,12 @@ def choose_slots(num_slots: int | str, config: Config) -> tuple[int, list[str]]:
 
 
 def choose_lanes(max_lanes: int | str, config: Config, *, num_sharing: int = 1) -> int:
-    """Return the lanes of each stack of runs like ``config``.
+    """Return the lanes of each stack of runs like ``config``; a stack of one-lane runs has one.
 
     ``auto`` is eight on a CPU, and as many as the forecast fits into a GPU's free memory, which
     ``num_sharing`` stacks share.
     """
     config = resolve_memory(config)
-    if config.memory.max_lanes is not None:
-        return config.memory.max_lanes
     if isinstance(max_lanes, int):
         return max_lanes
     if config.torch_device.type == "cpu":

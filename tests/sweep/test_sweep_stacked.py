@@ -222,8 +222,8 @@ def test_a_stack_has_no_more_lanes_than_there_are_runs_and_eight_on_a_cpu():
     config: Config = plan_of("device=cpu").config
     assert choose_lanes("auto", config) == 8
     assert choose_lanes(50, config) == 50
-    one_lane = plan_of("memory=offloaded_optimizer").config
-    assert choose_lanes("auto", one_lane) == choose_lanes(50, one_lane) == 1
+    # A grid may begin with a strategy of one lane and go on with others.
+    assert choose_lanes("auto", plan_of("memory=offloaded_optimizer").config) == 8
     few = choose_executor(plan_of(STACKED, "study.num_trials=5", "study.num_seeds=2"), print)
     assert few.num_slots == 2 * (3 + 1)  # 3 trials for each of two workers, and one that waits
     few.close()
