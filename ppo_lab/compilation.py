@@ -116,15 +116,19 @@ class Compilation:
         collector.keeps_columns, collector.columns = False, None
         self.wants_examples = False
 
-    def begin_iteration(self) -> None:
-        """Compile, once the tensors are known; without a compiler go on as before.
+    @property
+    def is_due(self) -> bool:
+        """Whether all is known that ``compile`` needs, and it has not been called."""
+        return self._examples is not None
+
+    def compile(self) -> None:
+        """Run the next iterations as programs; without a compiler go on as before.
 
         Raises:
             CompilerError: there is none that works, and ``compile=always``.
         """
         examples, self._examples = self._examples, None
-        if examples is None:
-            return
+        assert examples is not None
         try:
             self._compile(examples)
         except CompilerError as error:

@@ -204,7 +204,9 @@ class Trainer:
 
     def iterate(self) -> None:
         """Collect, advantages, update, record; what it needed is free again when it returns."""
-        self._compilation.begin_iteration()
+        if self._compilation.is_due:
+            with self.meters.phase("compile"):
+                self._compilation.compile()
         self.meters.begin_iteration(self.iteration + 1)
         with self.meters.phase("rollout"):
             rollout = self.collect()

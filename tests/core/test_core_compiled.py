@@ -51,7 +51,7 @@ def pair_of(*overrides):
     for trainer in (compiled, plain):
         trainer.iterate()
     assert torch.equal(weights_of(compiled), weights_of(plain))
-    compiled._compilation.begin_iteration()
+    compiled._compilation.compile()
     assert compiled._compilation.is_compiled
     assert not plain._compilation.is_compiled
     return compiled, plain

@@ -206,7 +206,8 @@ def test_a_start_that_is_added_to_a_study_runs_next_and_once(open_book, plan):
     for number in range(2):
         first.finish(first.claim(), finished(number, 1.0, 1.0))
     starts = (*plan.starts, Start({"epsilon": 0.3}, is_inside=True))
-    added = open_book(starts=starts).claim()
+    second = open_book(starts=starts)
+    added = second.claim()
     assert (added.number, added.role, added.params) == (2, "start", {"epsilon": 0.3})
     assert open_book(starts=starts).claim().role == "search"
 

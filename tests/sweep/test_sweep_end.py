@@ -11,9 +11,9 @@ import sys
 import optuna
 import pytest
 import yaml
-from engine import FormulaExecutor, carried
+from engine import FormulaExecutor, carried, commanded
 from omegaconf import OmegaConf
-from study_helpers import left_by, plan_of, started
+from study_helpers import QUICK, left_by, plan_of, started
 
 from ppo_lab import compose
 from ppo_lab.compose import check_jobs
@@ -108,13 +108,15 @@ def test_the_best_config_runs(study):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_finished_study_prints_its_result_and_runs_nothing(study):
+def test_a_finished_study_prints_its_result_and_runs_nothing(study, monkeypatch, capsys):
     trials = sorted(folder_of(study).rglob("result.json"))
     before = [path.stat().st_mtime_ns for path in trials]
-    shown = left_by(started(study[0], *CONFIRMED, *FIXED))
-    assert "study quick: 3 of 3 trials" in shown
-    assert "once more over 2 fresh seeds" in shown
-    assert "begins" not in shown
+    monkeypatch.chdir(study[0])
+    assert commanded(monkeypatch, *QUICK, *CONFIRMED, *FIXED) == 0
+    shown = capsys.readouterr()
+    assert "study quick: 3 of 3 trials" in shown.out
+    assert "once more over 2 fresh seeds" in shown.out
+    assert "begins" not in shown.err
     assert sorted(folder_of(study).rglob("result.json")) == trials
     assert [path.stat().st_mtime_ns for path in trials] == before
 

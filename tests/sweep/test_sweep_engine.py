@@ -19,7 +19,7 @@ SAMPLERS = [path.stem for path in sorted((CONF_DIR / "study" / "sampler").glob("
 PRUNERS = [path.stem for path in sorted((CONF_DIR / "study" / "pruner").glob("*.yaml"))]
 SPACE = (
     "epsilon=tag(log,interval(0.05,0.5))", "num_epochs=interval(2,12)", "gamma=choice(0.9,0.99)",
-    "study.num_marks=5", "tracking.terminal=none",
+    "study.num_marks=3", "tracking.terminal=none",
 )  # fmt: skip
 GRID = (*SPACE[3:], "epsilon=choice(0.1,0.2,0.3,0.5)", "num_epochs=range(7,11)")
 OPTIONS = {
