@@ -149,14 +149,15 @@ def _run_ours(overrides: Sequence[str], machine: Machine, folder: Path) -> None:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Return ours with one thread, this checkout, and the folder's own cache of compiled code."""
+    """Return ours with one thread, this checkout, and the folder's own caches of compiled code."""
     paths = [str(_ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "TORCHINDUCTOR_CACHE_DIR": str(folder.parent / "compiled"),
+        "PPO_LAB_CACHE": str(folder.parent / "programs"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder.parent / "compiler"),
     }
 
 

@@ -26,11 +26,18 @@ __all__ = ["SETTINGS", "Speed", "measure"]
 _ROOT = Path(__file__).resolve().parent.parent
 _BASELINE = "Stable-Baselines3"
 _PROGRAMS = {
-    "ppo_lab, torch": ["env.backend=torch"],
-    "ppo_lab, gymnasium": ["env.backend=gymnasium"],
+    "ppo_lab, torch": ["env.backend=torch", "compile=never"],
+    "ppo_lab, torch, compiled": ["env.backend=torch", "compile=always"],
+    "ppo_lab, gymnasium": ["env.backend=gymnasium", "compile=never"],
+    "ppo_lab, gymnasium, compiled": ["env.backend=gymnasium", "compile=always"],
     _BASELINE: ["env.backend=gymnasium"],
 }
-_GOALS = {"ppo_lab, torch": 1.5, "ppo_lab, gymnasium": 1.2}
+_GOALS = {
+    "ppo_lab, torch": 2.0,
+    "ppo_lab, torch, compiled": 6.0,
+    "ppo_lab, gymnasium": 1.2,
+    "ppo_lab, gymnasium, compiled": 2.0,
+}
 SETTINGS = [
     "env=cartpole",
     "network=tiny",
@@ -46,7 +53,7 @@ SETTINGS = [
     "num_threads=1",
 ]
 _NUM_ROWS = 8 * 128  # of one iteration
-_NUM_WARM_UP = 10  # iterations left out: first calls, allocator, caches
+_NUM_WARM_UP = 10  # iterations left out: first calls, allocator, caches, compilation
 
 
 class Speed(NamedTuple):
