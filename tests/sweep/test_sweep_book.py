@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -26,10 +27,19 @@ def plan():
     return plan_of("study.num_trials=4", "study.num_seeds=2", "study.storage=sqlite:///study.db")
 
 
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """A database with Optuna's tables and no study: to make them takes longer than most tests."""
+    path = tmp_path_factory.mktemp("tables") / "study.db"
+    optuna.storages.RDBStorage(f"sqlite:///{path}").engine.dispose()
+    return path
+
+
 @pytest.fixture
-def open_book(plan, tmp_path, monkeypatch):
+def open_book(plan, tables, tmp_path, monkeypatch):
     """Opens the study as another parent each time; a variation is a plan's field."""
     monkeypatch.chdir(tmp_path)
+    shutil.copy(tables, tmp_path)
     database = Database(plan.url, tmp_path)
 
     def open_another(**variations):
