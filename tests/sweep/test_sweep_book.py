@@ -27,14 +27,6 @@ def plan():
     return plan_of("study.num_trials=4", "study.num_seeds=2", "study.storage=sqlite:///study.db")
 
 
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory):
-    """A database with Optuna's tables and no study: to make them takes longer than most tests."""
-    path = tmp_path_factory.mktemp("tables") / "study.db"
-    optuna.storages.RDBStorage(f"sqlite:///{path}").engine.dispose()
-    return path
-
-
 @pytest.fixture
 def open_book(plan, tables, tmp_path, monkeypatch):
     """Opens the study as another parent each time; a variation is a plan's field."""
