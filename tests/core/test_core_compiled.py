@@ -187,17 +187,18 @@ def test_a_program_refuses_tensors_unlike_its_examples(tmp_path):
         return [x + 1.0]
 
     cache = ProgramCache({"kind": "test"}, tmp_path)
-    source = ProgramSource("double", double, [torch.ones(2, 3)])
+    # The first of four, as the only lane of a stack: its stride over lanes does not matter.
+    source = ProgramSource("double", double, [torch.ones(4, 2, 3)[:1]])
     assert not cache.holds([source])
     (program,) = cache.load([source])
     assert cache.holds([source])
-    x = torch.arange(6.0).view(2, 3)
+    x = torch.arange(6.0).view(1, 2, 3)
     (y,) = program([x])
-    assert x.tolist() == [[0.0, 2.0, 4.0], [6.0, 8.0, 10.0]]
-    assert y.tolist() == [[1.0, 3.0, 5.0], [7.0, 9.0, 11.0]]
-    assert source.examples[0].tolist() == [[1.0] * 3] * 2
+    assert x.tolist() == [[[0.0, 2.0, 4.0], [6.0, 8.0, 10.0]]]
+    assert y.tolist() == [[[1.0, 3.0, 5.0], [7.0, 9.0, 11.0]]]
+    assert source.examples[0].tolist() == [[[1.0] * 3] * 2]
     with pytest.raises(ValueError, match="argument 0 is"):
-        Program(cache.path(source), source.examples)([torch.ones(3, 2).mT])
+        Program(cache.path(source), source.examples)([torch.ones(1, 3, 2).mT])
     assert cache.path(source) != ProgramCache({"kind": "other"}, tmp_path).path(source)
 
 
