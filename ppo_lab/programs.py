@@ -160,7 +160,7 @@ def _build(source: ProgramSource, path: Path) -> None:
     begin_s = time.perf_counter()
     part = path.with_name(f"{path.stem}.{os.getpid()}.pt2")
     try:
-        with warnings.catch_warnings(), _without_outer_loop_fusion():
+        with warnings.catch_warnings(), _without_helpers(), _without_outer_loop_fusion():
             warnings.simplefilter("ignore")  # of torch's own making, about its own internals
             torch._inductor.aoti_compile_and_package(
                 _export(source), package_path=str(part), inductor_configs=_options()
@@ -205,9 +205,16 @@ def _options() -> dict[str, Any]:
     from torch._inductor import config
 
     wanted = {"aot_inductor.enable_line_tables": False}
-    if os.environ.get("KPROF"):
-        wanted["cpp.enable_kernel_profile"] = True
     return {key: value for key, value in wanted.items() if key in config.get_config_copy()}
+
+
+@contextlib.contextmanager
+def _without_helpers() -> Iterator[None]:
+    """Start no pool of compiling processes: one program is one call of the C++ compiler."""
+    from torch._inductor import config
+
+    with config.patch(compile_threads=1):
+        yield
 
 
 @contextlib.contextmanager
