@@ -9,12 +9,13 @@ import pytest
 import torch
 from core_helpers import (
     TWENTY_STEPS,
-    GradientSpy,
     config,
     lanes_of,
     largest_difference,
+    limit_steps,
     numbers_of,
     record_rows,
+    spy_on,
     weights,
 )
 
@@ -98,10 +99,10 @@ def test_a_micro_batched_gradient_is_the_minibatchs_own(num_micro_batches):
 
     def gradients(*overrides):
         trainer = trainer_of("co_resident", "dtype=float64", "entropy_coef=0.01", *overrides)
-        trainer.optimizer = GradientSpy(trainer.model.parameters())
-        trainer._plan = dataclasses.replace(trainer._plan, num_dry_steps=1)
+        spy = spy_on(trainer)
+        limit_steps(trainer, 1)
         trainer.update(rows)
-        return trainer.optimizer.gradients[0]
+        return spy.gradients[0]
 
     rows = record_rows(trainer_of("co_resident", "dtype=float64"))
     parts = gradients(f"memory.num_micro_batches={num_micro_batches}")
@@ -156,8 +157,7 @@ def test_a_lane_that_target_kl_stopped_at_once_stands_still(strategy):
     trainer = trainer_of(strategy, *overrides)
     rows = record_rows(trainer)
     one_step = trainer_of(strategy, *overrides)
-    plan = dataclasses.replace(one_step._plan, num_dry_steps=1)
-    one_step._plan = plan
+    limit_steps(one_step, 1)
     one_step.update(rows)
     assert trainer.update(rows).gradient_steps.tolist() == [1]
     assert torch.equal(weights(trainer), weights(one_step))

@@ -7,11 +7,11 @@ import torch
 from core_helpers import (
     PENDULUM,
     TWENTY_STEPS,
-    GradientSpy,
     config,
     lane_of,
     lanes_of,
     record_rows,
+    spy_on,
     weights,
 )
 
@@ -225,9 +225,9 @@ def test_the_loss_adds_policy_entropy_and_value_with_their_coefficients():
     # The gradient is linear in the coefficients: g(c1, c2) = p - c2 e + c1 v.
     def gradient(entropy_coef, value_coef):
         trainer = trainer_of(f"entropy_coef={entropy_coef}", f"value_coef={value_coef}")
-        trainer.optimizer = GradientSpy(trainer.model.parameters())
+        spy = spy_on(trainer)
         trainer.update(rows)
-        return torch.cat([g.flatten() for g in trainer.optimizer.gradients[0]])
+        return torch.cat([g.flatten() for g in spy.gradients[0]])
 
     rows = record_rows(trainer_of())
     policy, entropy = gradient(0.0, 0.0), gradient(1.0, 0.0)
@@ -257,9 +257,9 @@ def test_gradients_never_mix_lanes(strategy, poison):
     rows = record_rows(stack)
 
     def gradients(rows):
-        stack.optimizer = GradientSpy(stack.model.parameters())
+        spy = spy_on(stack)
         stack.update(rows)
-        return stack.optimizer.gradients
+        return spy.gradients
 
     expected = gradients(rows)
     poisoned = rows._replace(
@@ -311,7 +311,8 @@ def test_the_orders_that_are_drawn_are_those_that_are_dealt(monkeypatch):
     # Ties the helper above to the trainer: what it calls the orders is what update is given.
     trainer, seen = trainer_of(), []
     monkeypatch.setattr(
-        "ppo_lab.trainer.update", lambda model, optimizer, rows, orders, *rest: seen.append(orders)
+        "ppo_lab.compilation.update",
+        lambda model, optimizer, rows, orders, *rest: seen.append(orders),
     )
     trainer.iteration = 3
     trainer.update(record_rows(trainer))
