@@ -39,8 +39,8 @@ __all__ = ["MIN_COMPILED_STEPS", "Compilation", "Parts", "is_compiled"]
 _LOG = logging.getLogger(__name__)
 
 MIN_COMPILED_STEPS = 2_000_000
-"""Environment steps from which ``compile=auto`` compiles: a minute of the compiler is then repaid by
-25 us or more saved per step, which is what a small network saves on one core."""
+"""Environment steps from which ``compile=auto`` compiles: a minute of the compiler is then repaid
+by the 25 us or more that a step of a small network saves on one core."""
 
 _NOT_IN_A_PROGRAM = (
     "compile",
