@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import optuna
 from hydra.core.config_loader import ConfigLoader
@@ -83,7 +83,9 @@ def run_plan(plan: Plan, executor: Executor | None = None) -> Ending:
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
         with _log_file(plan), signals.installed():
-            return _run(plan, Session(plan, executor, signals, _print))
+            session = Session(plan, executor, signals, _print)
+            with closing(session.database):
+                return _run(plan, session)
     except StorageLostError as error:
         logging.getLogger(__name__).error("%s", error)
         return Ending.storage_lost

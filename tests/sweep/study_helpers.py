@@ -40,9 +40,15 @@ def left_by(process, timeout_s=240):
     return shown
 
 
-def trials_of(folder, storage=None):
+def trials_of(folder, storage=None, study="quick"):
+    """Return a study's trials, of the quick study's own storage, and leave no connection open."""
     url = storage or f"sqlite:///{folder / 'outputs' / 'studies' / 'quick' / 'study.db'}"
-    return optuna.load_study(study_name="quick", storage=url).trials
+    opened = optuna.storages.RDBStorage(str(url))
+    try:
+        return optuna.load_study(study_name=study, storage=opened).trials
+    finally:
+        opened.remove_session()
+        opened.engine.dispose()
 
 
 def plan_of(*overrides) -> Plan:

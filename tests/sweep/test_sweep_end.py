@@ -13,7 +13,7 @@ import pytest
 import yaml
 from engine import FormulaExecutor, carried, commanded
 from omegaconf import OmegaConf
-from study_helpers import QUICK, left_by, plan_of, started
+from study_helpers import QUICK, left_by, plan_of, started, trials_of
 
 from ppo_lab import compose
 from ppo_lab.compose import check_jobs
@@ -144,12 +144,12 @@ def test_a_confirmation_killed_in_the_middle_goes_on_with_the_same_command(tmp_p
     assert not (plan.folder / "confirm.json").exists()
     assert carried(plan, FormulaExecutor()) is Ending.complete
     url = plan.url.render_as_string()
-    search = optuna.load_study(study_name="quick", storage=url)
+    search = trials_of(tmp_path)
     names = optuna.get_all_study_names(url)
     (confirmation,) = [name for name in names if name.startswith("quick.confirm-2-")]
-    fresh = optuna.load_study(study_name=confirmation, storage=url)
-    assert {trial.user_attrs["attempt"] for trial in search.trials} == {1}
-    assert [trial.state.is_finished() for trial in search.trials] == [True] * 2
-    assert [trial.state.is_finished() for trial in fresh.trials] == [True] * len(fresh.trials)
-    assert fresh.trials[0].user_attrs["attempt"] == 2
+    fresh = trials_of(tmp_path, study=confirmation)
+    assert {trial.user_attrs["attempt"] for trial in search} == {1}
+    assert [trial.state.is_finished() for trial in search] == [True] * 2
+    assert [trial.state.is_finished() for trial in fresh] == [True] * len(fresh)
+    assert fresh[0].user_attrs["attempt"] == 2
     assert (plan.folder / "confirm.json").is_file()

@@ -5,11 +5,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-import optuna
 import pytest
 import yaml
 from engine import FormulaExecutor, carried, learn
-from study_helpers import plan_of
+from study_helpers import plan_of, trials_of
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.paths import CONF_DIR
@@ -40,8 +39,7 @@ def run(tmp_path, monkeypatch):
         study = dataclasses.replace(plan.study, num_trials=num_trials)
         plan = dataclasses.replace(plan, study=study)
         assert carried(plan, FormulaExecutor(formula)) is Ending.complete
-        storage = plan.url.render_as_string()
-        return optuna.load_study(study_name=plan.name, storage=storage).trials
+        return trials_of(tmp_path, study=plan.name)
 
     return run
 

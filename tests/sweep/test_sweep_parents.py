@@ -4,12 +4,11 @@ import dataclasses
 import multiprocessing
 import os
 
-import optuna
 import pytest
 from engine import FormulaExecutor
 from postgres_server import why_not
 from sqlalchemy import text
-from study_helpers import plan_of
+from study_helpers import plan_of, trials_of
 
 from ppo_lab.sweep.book import Book
 from ppo_lab.sweep.lease import Lease
@@ -54,7 +53,7 @@ def test_four_parents_at_once_run_the_exact_total(storage, tmp_path, request, mo
         parent.join(120)
     assert [parent.exitcode for parent in parents] == [0] * NUM_PARENTS
     url = plan.url.render_as_string(hide_password=False)
-    trials = optuna.load_study(study_name="together", storage=url).trials
+    trials = trials_of(tmp_path, url, study="together")
     assert [trial.number for trial in trials] == list(range(NUM_TRIALS))
     assert all(trial.state.is_finished() for trial in trials)
     assert {trial.user_attrs["attempt"] for trial in trials} == {1}
