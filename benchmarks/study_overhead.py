@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import statistics
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +37,7 @@ _STUDY = [
 ]
 _WANDB = ["tracking=wandb", "tracking.mode=offline"]
 _TORCH = "import torch"
+_WITHOUT_SERVER = "--without-server"
 _TORCH_S = 0.9  # on the machine that the goals are for
 _GOALS_S = {
     "--help": 1.5,
@@ -66,6 +69,7 @@ class Start(NamedTuple):
 _ITERATED = "outputs/runs/*/metrics.jsonl"
 _TRIAL = "outputs/studies/*/trials/0000/seed_*/.hydra/config.yaml"
 _OURS = ["-m", "ppo_lab"]
+_SPAWNING = ["-m", "benchmarks.study_overhead", _WITHOUT_SERVER]
 _SHORT_STUDY = [*_OURS, *_STUDY, "study.num_trials=1", "total_steps=1024", "tracking=local"]
 _STARTS = {
     _TORCH: Start(["-c", "import torch"]),
@@ -153,10 +157,10 @@ class Overhead(NamedTuple):
     """The parent's, at first and at the end."""
 
 
-def study_overhead(num_trials: int, num_steps: int) -> Overhead:
-    """Run a study of ``num_trials`` trials in one slot."""
+def study_overhead(num_trials: int, num_steps: int, program: Sequence[str] = _OURS) -> Overhead:
+    """Run a study of ``num_trials`` trials in one slot; ``program`` is what takes its command."""
     study = ["study.name=overhead", f"study.num_trials={num_trials}", f"total_steps={num_steps}"]
-    command = [sys.executable, *_OURS, *_STUDY, *study, "tracking=local"]
+    command = [sys.executable, *program, *_STUDY, *study, "tracking=local"]
     with tempfile.TemporaryDirectory() as folder:
         trials = Path(folder) / "outputs" / "studies" / "overhead" / "trials"
         memory = []
@@ -166,8 +170,8 @@ def study_overhead(num_trials: int, num_steps: int) -> Overhead:
             )
             while process.poll() is None:
                 time.sleep(1.0)
-                if process.poll() is None and (trials / "0001").exists():
-                    memory.append(_resident_mib(process.pid))
+                if (trials / "0001").exists():
+                    memory += _resident_mib(process.pid)
         assert process.returncode == 0, (Path(folder) / "shown").read_text()
         results = sorted(trials.glob("*/result.json"))
         ended_s = [path.stat().st_mtime for path in results]
@@ -181,36 +185,54 @@ def study_overhead(num_trials: int, num_steps: int) -> Overhead:
     )
 
 
+def run_without_server(command: Sequence[str]) -> None:
+    """Run ppo_lab's ``command`` here, with a new interpreter for each trial in place of a fork."""
+    from ppo_lab.__main__ import main as run
+
+    context = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: context(  # type: ignore[assignment]
+        "spawn" if method == "forkserver" else method
+    )
+    forkserver.ensure_running = lambda: None
+    sys.argv = ["ppo_lab", *command]
+    run()
+
+
 def _trained_s(result: Path) -> float:
     (summary,) = json.loads(result.read_text())["summaries"]
     return float(sum(summary["time"].values()))
 
 
-def _resident_mib(pid: int) -> float:
-    """Return the memory that a process holds."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"process {pid} has no memory")
+def _resident_mib(pid: int) -> list[float]:
+    """Return the memory that a process holds; none for one that has just ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    if sys.argv[1:2] == [_WITHOUT_SERVER]:
+        run_without_server(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="starts of each command")
     parser.add_argument("--trials", type=int, default=30)
+    parser.add_argument("--spawned-trials", type=int, default=10, help="without the fork server")
     parser.add_argument("--steps", type=int, default=16384, help="of a trial")
     parser.add_argument("--write", action="store_true", help="keep the page in results/")
     options = parser.parse_args(argv)
     starts = start_table(options.rounds)
-    overhead = study_overhead(options.trials, options.steps)
+    forked = study_overhead(options.trials, options.steps)
+    spawned = study_overhead(options.spawned_trials, options.steps, _SPAWNING)
     parts = [
         f"Medians of {options.rounds} interleaved rounds, one thread; ratios are within a round. "
         f"The goals are seconds on a machine where `{_TORCH}` takes {_TORCH_S} s.",
         starts,
         f"A study of {options.trials} trials of {options.steps:,} steps, one at a time "
-        f"(`{' '.join(_STUDY)}`): training takes {overhead.training_s:.2f} s a trial, everything "
-        f"else {overhead.beside_s:.2f} s. The parent holds {overhead.memory_mib[0]:.0f} MiB at "
-        f"first and {overhead.memory_mib[1]:.0f} MiB at the end.",
+        f"(`{' '.join(_STUDY)}`): training takes {forked.training_s:.2f} s a trial, everything "
+        f"else {forked.beside_s:.2f} s. The parent holds {forked.memory_mib[0]:.0f} MiB at "
+        f"first and {forked.memory_mib[1]:.0f} MiB at the end. With an interpreter of its own for "
+        f"each of {options.spawned_trials} trials, in place of a fork of the server, everything "
+        f"else takes {spawned.beside_s:.2f} s a trial.",
     ]
     publish("study_overhead", "Start-up, and a study beside training", parts, write=options.write)
 
