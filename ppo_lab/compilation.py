@@ -17,6 +17,7 @@ from ppo_lab.choices import Compile
 from ppo_lab.collect import Collector, Columns
 from ppo_lab.compiled import (
     CompiledAct,
+    CompiledAdvance,
     CompiledAfterUpdate,
     CompiledCritique,
     CompiledSteps,
@@ -25,6 +26,7 @@ from ppo_lab.compiled_update import CompiledUpdate
 from ppo_lab.config import Config
 from ppo_lab.envs.base import Env
 from ppo_lab.envs.native import NativeEnv
+from ppo_lab.envs.normalized import NormalizedEnv
 from ppo_lab.lanes import stack_values
 from ppo_lab.networks import ActorCritic
 from ppo_lab.optimizer import LaneAdam, LaneOptimizer
@@ -186,7 +188,7 @@ class Compilation:
         update_part = CompiledUpdate(model, optimizer, self.parts.plan)
         after_part = CompiledAfterUpdate(model, self._look_back)
         critique = CompiledCritique(model, collector.criticize)
-        steps = act = None
+        steps = act = advance = None
         if isinstance(env, NativeEnv):
             steps = CompiledSteps(model, env, self._config.num_steps)
             rollout_source = steps.source(examples.noise)
@@ -199,11 +201,18 @@ class Compilation:
             critique.source(examples.columns),
             after_part.source(examples.rows, examples.coefficients.clip),
         ]
+        if isinstance(env, NormalizedEnv):
+            advance = CompiledAdvance(env.normalizer)
+            columns = examples.columns
+            sources.append(advance.source(columns.observations[0], columns.rewards[0]))
         if not self._cache.holds(sources):
             _LOG.info("compiling, which takes a minute; later runs of this kind load the result")
         programs = self._cache.load(sources)
-        for part, program in zip((update_part, steps or act, critique, after_part), programs):
+        parts = (update_part, steps or act, critique, after_part, advance)
+        for part, program in zip(parts, programs):
             assert part is not None
             part.program = program
         self._update, self._after_update = update_part, after_part
         collector.steps, collector.compiled_act, collector.critique = steps, act, critique
+        if isinstance(env, NormalizedEnv):
+            env.compiled_advance = advance

@@ -5,7 +5,7 @@ environment), what the critic says of the rollout, one gradient step, and the di
 traced from the very functions that run without compilation, with the model's parameters among its
 arguments, so a program serves every later iteration and every lane that takes another's place.
 Environments that are stepped one call at a time get one program for policy and sampling instead of
-the block.
+the block, and one for running statistics and their use where numbers are normalised.
 
 Shapes: T = steps per rollout, U = steps in a block, L = lanes, N = environments per lane,
 O = observation size, P = policy parameters per row, R = T * N.
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from ppo_lab.after_update import AfterUpdate
 from ppo_lab.collect import Act, Columns, Critique
+from ppo_lab.envs.base import Step
 from ppo_lab.envs.native import NativeEnv
+from ppo_lab.envs.normalizer import Normalizer
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo import ClipRange
 from ppo_lab.programs import Program, ProgramSource
@@ -29,6 +31,7 @@ from ppo_lab.rollout import RolloutRows
 
 __all__ = [
     "CompiledAct",
+    "CompiledAdvance",
     "CompiledAfterUpdate",
     "CompiledCritique",
     "CompiledSteps",
@@ -156,6 +159,40 @@ class CompiledAct:
         assert self.program is not None
         policy_parameters, actions = self.program(self._arguments(observations, noise))
         return policy_parameters, actions
+
+
+class CompiledAdvance:
+    """The statistics of a normalised environment, and a step seen through them."""
+
+    def __init__(self, normalizer: Normalizer) -> None:
+        """Advance ``normalizer``, in place."""
+        self._state = normalizer.tensors
+        moments = normalizer.observations
+        self._observation_size = 0 if moments is None else moments.mean.shape[-1]
+        self.program: Program | None = None
+
+    def source(self, observations: Tensor, rewards: Tensor) -> ProgramSource:
+        """Return the program, for steps with such observations (L, N, O) and rewards (L, N)."""
+        never = torch.zeros_like(rewards, dtype=torch.bool)
+        step = Step(observations, rewards, rewards, never, never, observations)
+        return ProgramSource("advance", self._trace, self._arguments(step))
+
+    def _arguments(self, step: Step) -> list[Tensor]:
+        # An environment returns whatever strides it has.
+        observations, rewards = step.observations.contiguous(), step.rewards.contiguous()
+        return [*self._state, observations, rewards, step.terminated, step.truncated]
+
+    def _trace(self, *tensors: Tensor) -> list[Tensor]:
+        *state, observations, rewards, terminated, truncated = tensors
+        normalizer = Normalizer(state, self._observation_size)
+        results = normalizer.advance(observations, rewards, terminated | truncated)
+        return [result.clone() for result in results]  # what is left as it is, is an argument
+
+    def __call__(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Count ``step``; return its observations and rewards normalised."""
+        assert self.program is not None
+        observations, rewards = self.program(self._arguments(step))
+        return observations, rewards
 
 
 class CompiledCritique:

@@ -10,7 +10,8 @@ Shapes: L = lanes, N = environments per lane, F = features of one sample (no axi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -40,7 +41,11 @@ def normalize(values: Tensor, *, var: Tensor, mean: Tensor | None = None) -> Ten
 
 
 def _merge(mean: Tensor, var: Tensor, count: Tensor, samples: Tensor) -> None:
-    """Merge ``samples`` (L, N, F) into the statistics (L, 1, F), in place."""
+    """Merge ``samples`` (L, N, F) into the statistics (L, 1, F), in place.
+
+    Batches are merged by Chan, Golub and LeVeque's parallel formula (1983, "Algorithms for
+    computing the sample variance", eq. 2.1).
+    """
     batch_var, batch_mean = torch.var_mean(samples.double(), dim=1, correction=0, keepdim=True)
     total = count + samples.shape[1]
     kept = count / total  # the share of what was there before in the merged set
@@ -55,8 +60,8 @@ def _merge(mean: Tensor, var: Tensor, count: Tensor, samples: Tensor) -> None:
 class RunningMoments:
     """Mean and population variance of all samples a lane has seen, (L, F) each, float64.
 
-    Batches are merged by Chan, Golub and LeVeque's parallel formula (1983, "Algorithms for
-    computing the sample variance", eq. 2.1).
+    Features that are mostly counted together can share their storage: one set of operations then
+    serves them all, and ``part`` counts some of them alone.
     """
 
     def __init__(
@@ -64,10 +69,30 @@ class RunningMoments:
     ) -> None:
         """Begin ``num_lanes`` sets of statistics for samples of ``feature_shape``."""
         shape = (num_lanes, 1, *feature_shape)  # the axis of N kept at 1: it broadcasts as it is
-        self._mean = torch.zeros(shape, dtype=torch.float64, device=device)
-        self._var = torch.ones(shape, dtype=torch.float64, device=device)
-        ones = (num_lanes, *[1] * (len(shape) - 1))
-        self._count = torch.full(ones, _INITIAL_COUNT, dtype=torch.float64, device=device)
+        self._take(
+            torch.zeros(shape, dtype=torch.float64, device=device),
+            torch.ones(shape, dtype=torch.float64, device=device),
+            torch.full(shape, _INITIAL_COUNT, dtype=torch.float64, device=device),
+        )
+
+    def _take(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        self._mean, self._var, self._count = mean, var, count  # (L, 1, F)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> RunningMoments:
+        """Return the statistics that ``tensors``, as ``RunningMoments.tensors`` lists them, are."""
+        moments = cls.__new__(cls)
+        moments._take(*tensors)
+        return moments
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that an update changes: means, variances and counts, (L, 1, F) each."""
+        return [self._mean, self._var, self._count]
+
+    def part(self, features: tuple[EllipsisType, slice | int]) -> RunningMoments:
+        """Return a view of some features, as an index of the last axis names them."""
+        return RunningMoments.of([tensor[features] for tensor in self.tensors])
 
     @property
     def mean(self) -> Tensor:
@@ -99,14 +124,14 @@ class RunningMoments:
         return {
             "mean": self._mean.squeeze(1).clone(),
             "var": self._var.squeeze(1).clone(),
-            "count": self._count.flatten().clone(),
+            "count": self._count.flatten(1)[:, 0].clone(),  # all features of a set count alike
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over statistics of the same shapes as ``state_dict`` returns."""
         self._mean.copy_(state["mean"].unsqueeze(1))
         self._var.copy_(state["var"].unsqueeze(1))
-        self._count.copy_(state["count"].reshape(self._count.shape))
+        self._count.copy_(state["count"].reshape(-1, *[1] * (self._count.ndim - 1)))
 
 
 class DiscountedReturns:
@@ -116,16 +141,34 @@ class DiscountedReturns:
     has the right spread and needs no look ahead ("The 37 implementation details", continuous 8).
     """
 
-    def __init__(self, gamma: Tensor, num_envs: int, *, device: torch.device) -> None:
-        """Start at return 0; ``gamma`` (L,) is read at each update, never copied."""
+    def __init__(
+        self,
+        gamma: Tensor,
+        num_envs: int,
+        *,
+        device: torch.device,
+        moments: RunningMoments | None = None,
+        returns: Tensor | None = None,
+    ) -> None:
+        """Start at return 0; ``gamma`` (L,) is read at each update, never copied.
+
+        ``moments`` and ``returns`` (L, N) may be parts of tensors that exist; by default they are
+        made.
+        """
         self._gamma = gamma.unsqueeze(-1)  # (L, 1), a view: a lane's gamma may be changed in place
         num_lanes = gamma.shape[0]
-        self.moments = RunningMoments(num_lanes, device=device)
-        self.returns = torch.zeros(num_lanes, num_envs, dtype=torch.float64, device=device)
+        if returns is None:
+            returns = torch.zeros(num_lanes, num_envs, dtype=torch.float64, device=device)
+        self.moments = moments or RunningMoments(num_lanes, device=device)
+        self.returns = returns
+
+    def advance(self, rewards: Tensor) -> None:
+        """Advance every return by one step's ``rewards`` (L, N)."""
+        self.returns.mul_(self._gamma).add_(rewards)
 
     def update(self, rewards: Tensor) -> None:
         """Advance every return by one step's ``rewards`` (L, N) and count them."""
-        self.returns.mul_(self._gamma).add_(rewards)
+        self.advance(rewards)
         self.moments.update(self.returns)
 
     def scale(self, rewards: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from ppo_lab.tracing import tracing
+
 __all__ = [
     "CompilerError",
     "Program",
@@ -180,7 +182,7 @@ def trace(source: ProgramSource) -> torch.fx.GraphModule:
     """Return the operations of ``source``, seen through autograd, modules and Python."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with torch.no_grad():
+    with torch.no_grad(), tracing():
         return make_fx(source.function, decomposition_table=_DECOMPOSITIONS)(*_copies(source))
 
 

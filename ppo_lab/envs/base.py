@@ -52,7 +52,8 @@ class Step(NamedTuple):
     """What one step of all environments returns, on the trainer's device.
 
     Autoreset is in the same step: where an episode ended, ``observations`` already belong to the
-    next one and ``last_observations`` hold the true last observation of the one that ended.
+    next one and ``last_observations`` hold the true last observation of the one that ended. Where
+    both are the very same tensor, no episode has ended.
     The tensors are read-only: an environment may return one it keeps, but never writes into one it
     has returned.
     """

@@ -9,14 +9,18 @@ Shapes: L = lanes, N = environments per lane, O = observation size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 from ppo_lab.envs.base import Env, Step
-from ppo_lab.normalization import DiscountedReturns, RunningMoments, normalize
+from ppo_lab.envs.normalizer import Normalizer
+from ppo_lab.normalization import RunningMoments
 
-__all__ = ["NormalizedEnv"]
+__all__ = ["Advance", "NormalizedEnv"]
+
+Advance = Callable[[Step], tuple[Tensor, Tensor]]
+"""Counts a step as it comes; returns its observations (L, N, O) and rewards (L, N) normalised."""
 
 
 class NormalizedEnv(Env):
@@ -30,46 +34,57 @@ class NormalizedEnv(Env):
         self.spec, self.device = env.spec, env.device
         self.num_lanes, self.num_envs = env.num_lanes, env.num_envs
         self._is_frozen = False
-        self._moments: RunningMoments | None = None
-        self._returns: DiscountedReturns | None = None
-        if observations:
-            shape = (env.spec.observation_size,)
-            self._moments = RunningMoments(env.num_lanes, shape, device=env.device)
-        if rewards:
-            assert gamma is not None
-            self._returns = DiscountedReturns(gamma, env.num_envs, device=env.device)
+        self.normalizer = Normalizer.begin(
+            env.num_lanes,
+            env.num_envs,
+            env.spec.observation_size if observations else 0,
+            gamma=gamma if rewards else None,
+            device=env.device,
+        )
+        """The statistics."""
+        self.compiled_advance: Advance | None = None
+        """Takes the place of ``advance`` where it is compiled."""
+        assert gamma is not None or not rewards
 
     def reset(self) -> Tensor:
         """Begin anew and return the first observations (L, N, O); they count, statistics stay."""
-        if self._returns is not None:
-            self._returns.reset()
-        return self._count_and_normalize(self._env.reset())
+        observations = self._env.reset()
+        if self.normalizer.returns is not None:
+            self.normalizer.returns.reset()
+        if not self._is_frozen:
+            self.normalizer.count_observations(observations)
+        return self.normalizer.normalize(observations)
 
     def step(self, actions: Tensor) -> Step:
         """Advance by one step; ``env_rewards`` stay in the environment's own units."""
         step = self._env.step(actions)
-        observations = self._count_and_normalize(step.observations)
+        if self._is_frozen:
+            observations = self.normalizer.normalize(step.observations)
+            rewards = self.normalizer.scale(step.rewards)
+        else:
+            observations, rewards = (self.compiled_advance or self.advance)(step)
         if step.last_observations is step.observations:
             last_observations = observations
         else:
-            last_observations = self._normalize(step.last_observations)
+            last_observations = self.normalizer.normalize(step.last_observations)
         return step._replace(
-            observations=observations,
-            rewards=self._scale(step),
-            last_observations=last_observations,
+            observations=observations, rewards=rewards, last_observations=last_observations
         )
+
+    def advance(self, step: Step) -> tuple[Tensor, Tensor]:
+        """See ``Advance``."""
+        has_ended = step.last_observations is not step.observations  # or nothing has
+        ended = step.terminated | step.truncated if has_ended else None
+        return self.normalizer.advance(step.observations, step.rewards, ended)
 
     def restart_lane(self, lane: int, seed: int) -> Tensor:
         """Begin one lane anew, its statistics too; return all observations (L, N, O)."""
         observations = self._env.restart_lane(lane, seed)
-        if self._returns is not None:
-            self._returns.restart_lane(lane)
-        if self._moments is None:
-            return observations
-        self._moments.restart_lane(lane)
-        if not self._is_frozen:
-            self._moments.update_lane(lane, observations[lane])
-        return self._normalize(observations)
+        self.normalizer.restart_lane(lane)
+        moments = self.normalizer.observations
+        if moments is not None and not self._is_frozen:
+            moments.update_lane(lane, observations[lane])
+        return self.normalizer.normalize(observations)
 
     def close(self) -> None:
         """Close the wrapped environment."""
@@ -95,30 +110,8 @@ class NormalizedEnv(Env):
     def _all_moments(self) -> dict[str, RunningMoments]:
         """Return the statistics that exist, by the name they have in ``state_dict``."""
         moments = {}
-        if self._moments is not None:
-            moments["observation"] = self._moments
-        if self._returns is not None:
-            moments["return"] = self._returns.moments
+        if self.normalizer.observations is not None:
+            moments["observation"] = self.normalizer.observations
+        if self.normalizer.returns is not None:
+            moments["return"] = self.normalizer.returns.moments
         return moments
-
-    def _count_and_normalize(self, observations: Tensor) -> Tensor:
-        """Return ``observations`` (L, N, O) normalised with statistics that include them."""
-        if self._moments is not None and not self._is_frozen:
-            self._moments.update(observations)
-        return self._normalize(observations)
-
-    def _normalize(self, observations: Tensor) -> Tensor:
-        """Return ``observations`` (L, N, O) normalised with the statistics as they are."""
-        if self._moments is None:
-            return observations
-        return normalize(observations, var=self._moments.var, mean=self._moments.mean)
-
-    def _scale(self, step: Step) -> Tensor:
-        """Return the rewards (L, N) to learn from."""
-        if self._returns is None:
-            return step.rewards
-        if not self._is_frozen:
-            self._returns.update(step.rewards)
-        rewards = self._returns.scale(step.rewards)
-        self._returns.end_episodes(step.terminated | step.truncated)
-        return rewards

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo_lab.errors import ConfigError
+from ppo_lab.networks.activations import quick_tanh
 from ppo_lab.networks.base import Initialization, NetworkConfig, Trunk
 from ppo_lab.networks.layers import Initializer, LaneLinear
 
@@ -26,7 +27,7 @@ class Activation(Enum):
 
 
 _FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    Activation.tanh: torch.tanh,
+    Activation.tanh: quick_tanh,
     Activation.relu: torch.relu,
 }
 

@@ -12,6 +12,9 @@ from core_helpers import config, lanes_of, largest_difference
 
 from ppo_lab.choices import Compile
 from ppo_lab.compilation import MIN_COMPILED_STEPS, is_compiled
+from ppo_lab.compiled import CompiledAdvance
+from ppo_lab.envs.base import Step
+from ppo_lab.envs.normalizer import Normalizer
 from ppo_lab.errors import ConfigError
 from ppo_lab.programs import (
     CompilerError,
@@ -33,6 +36,11 @@ KINDS = {
     "two norms": ("separate_grad_clip=true",),
     "gymnasium": ("env=pendulum", "env.backend=gymnasium"),
     "normalised": ("env=pendulum", "env.normalize_observations=true"),
+    "normalised rewards": ("env=pendulum", "env.normalize_rewards=true"),
+    "normalised gymnasium": (
+        "env=pendulum", "env.backend=gymnasium", "env.max_episode_steps=7",
+        "env.normalize_observations=true", "env.normalize_rewards=true",
+    ),
     "every option": ("target_kl=0.01", "dual_clip=3", "value_epsilon=0.2", "epsilon_high=0.3"),
     "rollout's own statistics": ("advantage_normalization=rollout",),
 }  # fmt: skip
@@ -107,6 +115,45 @@ def test_a_rollout_and_twenty_gradient_steps_on_it_agree_when_traced(kind):
     check_agreement(*pair_of(*KINDS[kind]))
 
 
+def state_of(trainer):
+    """Return the statistics of a normalised environment, in one vector."""
+    return torch.cat([value.flatten() for value in trainer.env.state_dict().values()])
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_statistics_agree_through_the_ends_of_episodes_when_traced():
+    compiled, plain = pair_of(*KINDS["normalised gymnasium"])  # 16 steps, episodes of 7
+    for trainer in (compiled, plain):
+        rollout = trainer.collect()
+        assert rollout.truncated.sum() == 2 * 4 * 2
+    assert len(state_of(plain)) == 2 * (2 * 3 + 1) + 2 * 3
+    difference = (state_of(compiled) / state_of(plain) - 1.0).abs()
+    assert difference.max() < 1e-5  # of actions that differ by rounding
+
+
+def test_a_normaliser_advances_as_before_when_compiled(tmp_path):
+    # 2 lanes of 4 environments with 3 numbers each, of which 1 in 5 ends in a step.
+    generator = torch.Generator().manual_seed(0)
+    gamma = torch.tensor([0.99, 0.5])
+    pair = [Normalizer.begin(2, 4, 3, gamma=gamma, device=torch.device("cpu")) for _ in range(2)]
+    compiled, plain = CompiledAdvance(pair[0]), pair[1]
+    source = compiled.source(torch.zeros(2, 4, 3), torch.zeros(2, 4))
+    (compiled.program,) = ProgramCache({"kind": "test"}, tmp_path).load([source])
+    for _ in range(20):
+        observations = torch.randn(2, 4, 3, generator=generator) * 30 + 5
+        rewards = torch.randn(2, 4, generator=generator)
+        terminated, truncated = torch.rand(2, 2, 4, generator=generator) < 0.1
+        mine = compiled(
+            Step(observations, rewards, rewards, terminated, truncated, observations + 1)
+        )
+        its = plain.advance(observations, rewards, terminated | truncated)
+        for a, b in zip(mine, its):
+            assert largest_difference(a, b) < 1e-6
+        for a, b in zip(pair[0].tensors, plain.tensors):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert float(plain.tensors[2].min()) == pytest.approx(20 * 4 + 1e-4)
+
+
 def check_replacement(compiled, plain):
     """A lane that is replaced is trained as a fresh run."""
     fresh = dataclasses.replace(compiled.configs[1], seed=7, lr=5e-4)
@@ -120,7 +167,7 @@ def check_replacement(compiled, plain):
         assert largest_difference(weights_of(trainer)[1:], weights_of(alone)) < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["shared trunk", "gymnasium", "normalised"])
+@pytest.mark.parametrize("kind", ["shared trunk", "gymnasium", "normalised gymnasium"])
 @pytest.mark.usefixtures("traced_only")
 def test_a_lane_that_is_replaced_is_trained_as_a_fresh_run_when_traced(kind):
     check_replacement(*pair_of(*KINDS[kind]))

@@ -16,6 +16,7 @@ from ppo_lab.networks import (
     MlpConfig,
     distribution_for,
 )
+from ppo_lab.networks.activations import quick_tanh
 from ppo_lab.networks.base import Initialization
 from ppo_lab.networks.layers import LaneLinear
 from ppo_lab.networks.mlp import Activation
@@ -297,3 +298,21 @@ def test_a_lanes_noise_is_its_own(distribution):
     assert torch.equal(stacked[1:], distribution.noise(keys(2), 10, torch.float32))
     assert not torch.equal(stacked[0], stacked[1])
     assert distribution.noise(keys(1), 10, torch.float64).dtype is torch.float64
+
+
+def test_a_quick_tanh_and_its_gradient_are_those_of_tanh():
+    x = torch.linspace(-12.0, 12.0, 4 * 128 * 64).view(4, 128, 64).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    weights = torch.arange(4 * 128 * 64.0).cos().view_as(x)
+    y = quick_tanh(x)
+    assert y.grad_fn.name() == "_QuickTanhBackward"  # large enough
+    (y * weights).sum().backward()
+    (exact.tanh() * weights).sum().backward()
+    assert (y - exact.tanh()).abs().max() < 2e-7
+    assert (x.grad - exact.grad).abs().max() < 5e-7  # of 1 - y^2: twice the error of y
+    assert quick_tanh(x[:, :4]).grad_fn.name() == "TanhBackward0"
+
+
+def test_a_quick_tanh_does_not_depend_on_the_lanes_beside():
+    x = torch.randn(3, 128, 64)
+    assert torch.equal(quick_tanh(x)[1:2], quick_tanh(x[1:2].contiguous()))
