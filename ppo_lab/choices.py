@@ -25,7 +25,7 @@ class Profile(Enum):
 class Compile(Enum):
     """Whether an iteration runs as compiled programs."""
 
-    auto = "auto"  # where the run is long enough to repay the compiler
+    auto = "auto"  # on the CPU, where the run is long enough to repay the compiler
     never = "never"
     always = "always"
 

@@ -120,7 +120,8 @@ class Config:
     compile: Compile = Compile.auto
     """Run an iteration as compiled programs, some four times as fast for small networks on the CPU.
     The first run of a kind compiles for a minute or so, later ones load what it left in
-    ~/.cache/ppo_lab. auto: from 2 million environment steps on (of all runs that share a stack)."""
+    ~/.cache/ppo_lab. auto: from 2 million environment steps on (of all runs that share a stack). On
+    CUDA programs are CUDA graphs, and auto makes none: only always, until it has been measured."""
     num_threads: Any = "auto"
     """CPU threads for tensor arithmetic. auto: 1 where a gradient step is small (threads then
     lose, badly so beside another busy process), else every core this process may use."""
@@ -264,6 +265,13 @@ class Config:
         return torch.bfloat16 if self.dtype is Dtype.bfloat16 else None
 
     @property
+    def is_on_cuda(self) -> bool:
+        """Whether the run is on CUDA, or would be where there is such a device."""
+        return self.device.startswith("cuda") or (
+            self.device == "auto" and torch.cuda.is_available()
+        )
+
+    @property
     def compile_obstacle(self) -> str | None:
         """What keeps the run from being compiled; None if nothing does."""
         memory = self.memory
@@ -272,8 +280,7 @@ class Config:
             "memory.rollout_place=host": memory.rollout_place is not Place.device,
             "memory.num_micro_batches": memory.num_micro_batches > 1,
             "memory.checkpoint_activations=true": memory.checkpoint_activations,
-            "dtype=bfloat16": self.dtype is Dtype.bfloat16,
-            "device=cuda": self.torch_device.type == "cuda",
+            "dtype=bfloat16 on the CPU": self.dtype is Dtype.bfloat16 and not self.is_on_cuda,
         }
         return next((name for name, stands in obstacles.items() if stands), None)
 

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from ppo_lab.choices import Profile
+from ppo_lab.choices import Compile, Profile
 from ppo_lab.collect import MAX_BLOCK_STEPS
 from ppo_lab.config import Config
 from ppo_lab.counted import CountedTrainer
@@ -64,7 +64,13 @@ class DryRun:
 
 def dry_run(config: Config) -> DryRun:
     """Build ``config`` and go through one iteration on fake tensors, as if on one CUDA device."""
-    on_cpu = dataclasses.replace(config, device="cpu", profile=Profile.never, vram_limit_gib=None)
+    on_cpu = dataclasses.replace(
+        config,
+        device="cpu",
+        profile=Profile.never,
+        compile=Compile.never,  # as always may be impossible there
+        vram_limit_gib=None,
+    )
     num_threads = torch.get_num_threads()
     try:
         # Without a rule for fake tensors an operation would run on real ones, of the real size.

@@ -23,6 +23,7 @@ from ppo_lab.config import Config
 from ppo_lab.envs.base import Env
 from ppo_lab.episodes import EpisodeMeter
 from ppo_lab.errors import ConfigError
+from ppo_lab.graphs import CudaRecorder, GraphRecorder
 from ppo_lab.lanes import LaneTensors, check_lane, check_stack, scheduled
 from ppo_lab.meters import Meters
 from ppo_lab.networks import ActorCritic, Initializer
@@ -109,7 +110,8 @@ class Trainer:
         parts = Parts(
             self.model, self.optimizer, self.env, self._collector, plan, self._rows_per_pass
         )
-        self._compilation = Compilation(config, parts, planned_steps)
+        recorder = self._build_recorder(device)
+        self._compilation = Compilation(config, parts, planned_steps, recorder)
         self._is_live = [True] * len(configs)
         self._begins = [0] * len(configs)  # the stack's iteration at which a lane began
         self._start_s = time.perf_counter()
@@ -139,6 +141,10 @@ class Trainer:
 
     def run(self) -> list[LaneResult]:
         """Train until every lane has spent its steps or diverged."""
+    def _build_recorder(self, device: torch.device) -> GraphRecorder | None:
+        """Return what makes recordings of programs, None where they are compiled libraries."""
+        return CudaRecorder(device) if device.type == "cuda" else None
+
         try:
             while self._retire_ended():
                 self.iterate()
