@@ -29,6 +29,7 @@ from ppo_lab.meters import Meters
 from ppo_lab.networks import ActorCritic, Initializer
 from ppo_lab.outcome import History
 from ppo_lab.placement import Placement
+from ppo_lab.precision import set_matmul_precision
 from ppo_lab.records import IterationTensors, Recorder
 from ppo_lab.rollout import Rollout, RolloutRows, lane_rows
 from ppo_lab.step_log import UpdateDiagnostics
@@ -75,6 +76,7 @@ class Trainer:
         self.meters = Meters(self.placement, is_profiled=config.is_profiled)
         self.spec = config.check_env()
         torch.set_num_threads(config.choose_num_threads(self.spec))
+        set_matmul_precision(config)
 
         seeds = torch.tensor([c.seed for c in configs], dtype=torch.int64)
         self.model = self._build_model(seeds)
@@ -139,12 +141,12 @@ class Trainer:
             dtype=self.config.weights_dtype,
         )
 
-    def run(self) -> list[LaneResult]:
-        """Train until every lane has spent its steps or diverged."""
     def _build_recorder(self, device: torch.device) -> GraphRecorder | None:
         """Return what makes recordings of programs, None where they are compiled libraries."""
         return CudaRecorder(device) if device.type == "cuda" else None
 
+    def run(self) -> list[LaneResult]:
+        """Train until every lane has spent its steps or diverged."""
         try:
             while self._retire_ended():
                 self.iterate()

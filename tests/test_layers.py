@@ -26,7 +26,7 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
         "choices", "config", "study_config", "lanes", "policy", "compose", "refusals", "records",
         "variants",
     },
-    {"compilation"},
+    {"compilation", "precision"},
     {"trainer"},
     {"counted"},
     {"dry_run", "forecast", "budget", "forecast_view"},
