@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Compile", "Dtype", "ForecastFormat", "Profile", "Schedule"]
+__all__ = ["Compile", "Dtype", "ForecastFormat", "MatmulPrecision", "Profile", "Schedule"]
 
 
 class Schedule(Enum):
@@ -25,7 +25,7 @@ class Profile(Enum):
 class Compile(Enum):
     """Whether an iteration runs as compiled programs."""
 
-    auto = "auto"  # where the run is long enough to repay the compiler
+    auto = "auto"  # on the CPU, where the run is long enough to repay the compiler
     never = "never"
     always = "always"
 
@@ -43,3 +43,11 @@ class Dtype(Enum):
     float32 = "float32"
     float64 = "float64"
     bfloat16 = "bfloat16"
+
+
+class MatmulPrecision(Enum):
+    """Arithmetic of float32 matrix products on CUDA, by torch's names."""
+
+    highest = "highest"  # float32
+    high = "high"  # TF32, or as good from several bfloat16 products
+    medium = "medium"  # bfloat16 where the library has it, else as high

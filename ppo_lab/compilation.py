@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,22 +18,24 @@ from ppo_lab.after_update import AfterUpdate, after_update
 from ppo_lab.choices import Compile
 from ppo_lab.collect import Collector, Columns
 from ppo_lab.compiled import (
+    MAX_BLOCK_STEPS,
     CompiledAct,
     CompiledAdvance,
     CompiledAfterUpdate,
     CompiledCritique,
     CompiledSteps,
 )
-from ppo_lab.compiled_update import CompiledUpdate
+from ppo_lab.compiled_update import CompiledUpdate, WholeUpdate
 from ppo_lab.config import Config
 from ppo_lab.envs.base import Env
 from ppo_lab.envs.native import NativeEnv
 from ppo_lab.envs.normalized import NormalizedEnv
+from ppo_lab.graphs import GraphLoader, GraphRecorder
 from ppo_lab.lanes import stack_values
 from ppo_lab.networks import ActorCritic
 from ppo_lab.optimizer import LaneAdam, LaneOptimizer
 from ppo_lab.ppo import ClipRange
-from ppo_lab.programs import CompilerError, ProgramCache
+from ppo_lab.programs import CompilerError, ProgramCache, ProgramSource, Run
 from ppo_lab.rollout import RolloutRows
 from ppo_lab.step_log import UpdateDiagnostics
 from ppo_lab.update import AdvantageNormalization, Coefficients, UpdatePlan, update
@@ -62,10 +66,12 @@ def is_compiled(config: Config, planned_steps: int) -> bool:
     """Return whether to compile a stack like ``config`` that will make ``planned_steps`` in all.
 
     It depends on nothing else, neither on the machine nor on what lies in the cache: compiled and
-    uncompiled runs differ by rounding, and a command must not change its result by itself.
+    uncompiled runs differ by rounding, and a command must not change its result by itself. On CUDA
+    ``auto`` does not compile: whether it pays there has not been measured.
     """
     if config.compile is Compile.auto:
-        return planned_steps >= MIN_COMPILED_STEPS and config.compile_obstacle is None
+        is_long = planned_steps >= MIN_COMPILED_STEPS
+        return is_long and not config.is_on_cuda and config.compile_obstacle is None
     return config.compile is Compile.always
 
 
@@ -78,6 +84,16 @@ class _Examples:
     rows: RolloutRows
     orders: Tensor  # (E, L, R)
     coefficients: Coefficients
+
+
+class _Loader(Protocol):
+    """Makes programs of one kind: compiled libraries, or recordings."""
+
+    def holds(self, sources: Sequence[ProgramSource]) -> bool:
+        """Return whether ``load`` will not take long."""
+
+    def load(self, sources: Sequence[ProgramSource]) -> Sequence[Run]:
+        """Return the programs of ``sources``."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +114,18 @@ class Compilation:
     All of it runs uncompiled until the tensors of an iteration have been noted.
     """
 
-    def __init__(self, config: Config, parts: Parts, planned_steps: int) -> None:
-        """Compile ``parts`` if that repays for ``planned_steps`` in all."""
-        self._config, self.parts = config, parts
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        planned_steps: int,
+        recorder: GraphRecorder | None = None,
+    ) -> None:
+        """Compile ``parts`` if that repays for ``planned_steps`` in all.
+
+        With a ``recorder`` programs are its recordings, which may be long; else libraries.
+        """
+        self._config, self.parts, self._recorder = config, parts, recorder
         self._examples: _Examples | None = None
         self._update: CompiledUpdate | None = None
         self._after_update: CompiledAfterUpdate | None = None
@@ -153,7 +178,7 @@ class Compilation:
             return update(parts.model, parts.optimizer, rows, orders, coefficients, parts.plan)
         if not self._update.fits(coefficients):  # a new lane came with an option of its own
             source = self._update.source(rows, orders, coefficients)
-            (self._update.program,) = self._cache.load([source])
+            (self._update.program,) = self._loader.load([source])
         with torch.no_grad():
             return self._update(rows, orders, coefficients)
 
@@ -176,21 +201,26 @@ class Compilation:
         )
 
     @functools.cached_property
-    def _cache(self) -> ProgramCache:
+    def _loader(self) -> _Loader:
+        if self._recorder is not None:
+            return GraphLoader(self._recorder)
         values = stack_values(self._config)
         return ProgramCache({k: v for k, v in values.items() if k not in _NOT_IN_A_PROGRAM})
 
     def _compile(self, examples: _Examples) -> None:
-        """Load the programs, compiling those that are not in the cache."""
+        """Load the programs, making those that are not there."""
         model, optimizer = self.parts.model, self.parts.optimizer
         collector, env = self.parts.collector, self.parts.env
         assert isinstance(optimizer, LaneAdam)  # or there was an obstacle
-        update_part = CompiledUpdate(model, optimizer, self.parts.plan)
+        is_recorded = self._recorder is not None
+        kind = WholeUpdate if is_recorded else CompiledUpdate
+        update_part = kind(model, optimizer, self.parts.plan)
         after_part = CompiledAfterUpdate(model, self._look_back)
         critique = CompiledCritique(model, collector.criticize)
         steps = act = advance = None
         if isinstance(env, NativeEnv):
-            steps = CompiledSteps(model, env, self._config.num_steps)
+            most_steps = env.max_block_steps if is_recorded else MAX_BLOCK_STEPS
+            steps = CompiledSteps(model, env, self._config.num_steps, most_steps)
             rollout_source = steps.source(examples.noise)
         else:
             act = CompiledAct(model, collector.act)
@@ -205,9 +235,9 @@ class Compilation:
             advance = CompiledAdvance(env.normalizer)
             columns = examples.columns
             sources.append(advance.source(columns.observations[0], columns.rewards[0]))
-        if not self._cache.holds(sources):
+        if not self._loader.holds(sources):
             _LOG.info("compiling, which takes a minute; later runs of this kind load the result")
-        programs = self._cache.load(sources)
+        programs = self._loader.load(sources)
         parts = (update_part, steps or act, critique, after_part, advance)
         for part, program in zip(parts, programs):
             assert part is not None

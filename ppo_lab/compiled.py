@@ -26,10 +26,11 @@ from ppo_lab.envs.native import NativeEnv
 from ppo_lab.envs.normalizer import Normalizer
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo import ClipRange
-from ppo_lab.programs import Program, ProgramSource
+from ppo_lab.programs import ProgramSource, Run
 from ppo_lab.rollout import RolloutRows
 
 __all__ = [
+    "MAX_BLOCK_STEPS",
     "CompiledAct",
     "CompiledAdvance",
     "CompiledAfterUpdate",
@@ -38,8 +39,8 @@ __all__ = [
     "with_parameters",
 ]
 
-_MAX_BLOCK_STEPS = 4
-"""Steps unrolled into one program: more hardly run faster, and compile longer."""
+MAX_BLOCK_STEPS = 4
+"""Steps unrolled into one library: more hardly run faster, and compile longer."""
 
 
 class _Borrowed(nn.Module):
@@ -64,25 +65,27 @@ def with_parameters(
     return torch.func.functional_call(_Borrowed(model), replaced, (function,), tie_weights=False)
 
 
-def _block_steps(num_steps: int, env: NativeEnv) -> int:
-    """Return U: the largest divisor of ``num_steps`` that a block may have."""
-    most = min(_MAX_BLOCK_STEPS, env.max_block_steps)
+def _block_steps(num_steps: int, most: int) -> int:
+    """Return U: the largest divisor of ``num_steps`` that is not above ``most``."""
     return max(size for size in range(1, most + 1) if num_steps % size == 0)
 
 
 class CompiledSteps:
     """Takes the steps of a rollout in a native environment, a block at a time."""
 
-    def __init__(self, model: ActorCritic, env: NativeEnv, num_steps: int) -> None:
-        """Step ``env``; rollouts have ``num_steps``."""
+    def __init__(
+        self, model: ActorCritic, env: NativeEnv, num_steps: int, max_block_steps: int
+    ) -> None:
+        """Step ``env``; rollouts have ``num_steps``, a program at most ``max_block_steps``."""
         self._model, self._env = model, env
-        self._num_steps, self._block = num_steps, _block_steps(num_steps, env)
+        self._block = _block_steps(num_steps, min(max_block_steps, env.max_block_steps))
         self._parameters = [parameter.detach() for parameter in model.parameters()]
-        self.program: Program | None = None
+        self.program: Run | None = None
 
     def source(self, noise: Tensor) -> ProgramSource:
         """Return the program of one block; ``noise`` (L, T, N, …) is of a rollout."""
-        return ProgramSource("steps", self._trace, self._arguments(noise[:, : self._block]))
+        arguments = self._arguments(noise[:, : self._block])
+        return ProgramSource("steps", self._trace, arguments, kept=self._parameters)
 
     def _arguments(self, noise: Tensor) -> list[Tensor]:
         return [*self._env.begin_block(self._block), noise, *self._parameters]
@@ -139,11 +142,12 @@ class CompiledAct:
         """Compile ``act``, which runs ``model``."""
         self._model, self._act = model, act
         self._parameters = [parameter.detach() for parameter in model.parameters()]
-        self.program: Program | None = None
+        self.program: Run | None = None
 
     def source(self, observations: Tensor, noise: Tensor) -> ProgramSource:
         """Return the program, for observations (L, N, O) and the noise (L, N, …) of a step."""
-        return ProgramSource("act", self._trace, self._arguments(observations, noise))
+        arguments = self._arguments(observations, noise)
+        return ProgramSource("act", self._trace, arguments, kept=self._parameters)
 
     def _arguments(self, observations: Tensor, noise: Tensor) -> list[Tensor]:
         # An environment returns whatever strides it has.
@@ -169,13 +173,13 @@ class CompiledAdvance:
         self._state = normalizer.tensors
         moments = normalizer.observations
         self._observation_size = 0 if moments is None else moments.mean.shape[-1]
-        self.program: Program | None = None
+        self.program: Run | None = None
 
     def source(self, observations: Tensor, rewards: Tensor) -> ProgramSource:
         """Return the program, for steps with such observations (L, N, O) and rewards (L, N)."""
         never = torch.zeros_like(rewards, dtype=torch.bool)
         step = Step(observations, rewards, rewards, never, never, observations)
-        return ProgramSource("advance", self._trace, self._arguments(step))
+        return ProgramSource("advance", self._trace, self._arguments(step), kept=self._state)
 
     def _arguments(self, step: Step) -> list[Tensor]:
         # An environment returns whatever strides it has.
@@ -202,11 +206,12 @@ class CompiledCritique:
         """Compile ``critique``, which runs ``model``."""
         self._model, self._critique = model, critique
         self._parameters = [parameter.detach() for parameter in model.parameters()]
-        self.program: Program | None = None
+        self.program: Run | None = None
 
     def source(self, columns: Columns) -> ProgramSource:
         """Return the program, for columns like ``columns``."""
-        return ProgramSource("critique", self._trace, [*columns, *self._parameters])
+        arguments = [*columns, *self._parameters]
+        return ProgramSource("critique", self._trace, arguments, kept=self._parameters)
 
     def _trace(self, *tensors: Tensor) -> list[Tensor]:
         num_columns = len(Columns._fields)
@@ -228,11 +233,12 @@ class CompiledAfterUpdate:
         """Compile ``function``, which runs ``model``."""
         self._model, self._function = model, function
         self._parameters = [parameter.detach() for parameter in model.parameters()]
-        self.program: Program | None = None
+        self.program: Run | None = None
 
     def source(self, rows: RolloutRows, clip: ClipRange) -> ProgramSource:
         """Return the program, for rows like ``rows``."""
-        return ProgramSource("after_update", self._trace, [*rows, *clip, *self._parameters])
+        arguments = [*rows, *clip, *self._parameters]
+        return ProgramSource("after_update", self._trace, arguments, kept=self._parameters)
 
     def _trace(self, *tensors: Tensor) -> list[Tensor]:
         num_rows = len(RolloutRows._fields)

@@ -1,4 +1,4 @@
-"""A gradient step as a compiled program.
+"""A gradient step as a compiled program, or all of an update's.
 
 Shapes: L = lanes, R = rows per lane of a rollout, E = epochs, M = minibatches per epoch,
 B = rows per lane in a minibatch.
@@ -6,7 +6,7 @@ B = rows per lane in a minibatch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,23 +16,24 @@ from ppo_lab.compiled import with_parameters
 from ppo_lab.networks import ActorCritic
 from ppo_lab.optimizer import LaneAdam
 from ppo_lab.ppo import ClipRange, normalize_advantages
-from ppo_lab.programs import Program, ProgramSource
+from ppo_lab.programs import ProgramSource, Run
 from ppo_lab.rollout import Batch, RolloutRows
 from ppo_lab.step_log import StepLog, StepSlot, UpdateDiagnostics, stop_far_lanes
 from ppo_lab.update import AdvantageNormalization, Coefficients, Objective, UpdatePlan
 
-__all__ = ["CompiledUpdate"]
+__all__ = ["CompiledUpdate", "WholeUpdate"]
 
 
-class _StepArguments(NamedTuple):
-    """What one gradient step takes, apart; see ``CompiledUpdate``."""
+class _Fixed(NamedTuple):
+    """What all gradient steps of an update take, apart; see ``CompiledUpdate``."""
 
     state: Sequence[Tensor]
-    rows: RolloutRows  # (L * R, …), through all lanes
+    rows: RolloutRows  # (L * R, …), through all lanes; (L, R, …) before a whole update
     coefficients: Coefficients
-    row_index: Tensor  # (L, B)
-    slot: StepSlot
-    was_active: Tensor  # (L,)
+
+    def flat(self) -> list[Tensor]:
+        """Return all tensors in order."""
+        return [*self.state, *self.rows, *_present(self.coefficients)]
 
 
 class CompiledUpdate:
@@ -45,16 +46,17 @@ class CompiledUpdate:
         positions = {id(p): position for position, p in enumerate(optimizer.parameters)}
         self._positions = [positions[id(parameter)] for parameter in model.parameters()]
         self._options: tuple[bool, ...] = ()
-        self.program: Program | None = None
+        self.program: Run | None = None
 
     def source(
         self, rows: RolloutRows, orders: Tensor, coefficients: Coefficients
     ) -> ProgramSource:
         """Return the program of one gradient step of such an update."""
         self._options = _options(coefficients)
-        fixed = self._fixed(rows, coefficients)
+        fixed = self._fixed(self._state, rows, coefficients)
         log, indices = self._log(rows, orders), self._indices(orders)
-        return ProgramSource("gradient_step", self._trace, [*fixed, *_moving(log, indices, 0)])
+        arguments = [*fixed, *_moving(log, indices, 0)]
+        return ProgramSource("gradient_step", self._trace, arguments, kept=self._state)
 
     def fits(self, coefficients: Coefficients) -> bool:
         """Return whether the program was made for lanes that use such options."""
@@ -65,11 +67,15 @@ class CompiledUpdate:
     ) -> UpdateDiagnostics:
         """Pass over ``rows`` once per order in ``orders`` (E, L, R)."""
         assert self.program is not None
-        fixed = self._fixed(rows, coefficients)
-        log, indices = self._log(rows, orders), self._indices(orders)
-        for step in range(len(indices)):
-            self.program([*fixed, *_moving(log, indices, step)])
-        return log.means(coefficients.clip, self._plan.num_minibatches)
+        return self._steps(self.program, _Fixed(self._state, rows, coefficients), orders)
+
+    def _steps(self, step: Run, given: _Fixed, orders: Tensor) -> UpdateDiagnostics:
+        """Take every ``step`` of an update."""
+        fixed = self._fixed(*given)
+        log, indices = self._log(given.rows, orders), self._indices(orders)
+        for number in range(len(indices)):
+            step([*fixed, *_moving(log, indices, number)])
+        return log.means(given.coefficients.clip, self._plan.num_minibatches)
 
     def _log(self, rows: RolloutRows, orders: Tensor) -> StepLog:
         num_epochs, num_lanes, num_rows = orders.shape
@@ -88,18 +94,22 @@ class CompiledUpdate:
         parts = (orders + first_row).unflatten(-1, (self._plan.num_minibatches, -1))
         return parts.transpose(1, 2).flatten(0, 1).contiguous().unbind(0)
 
-    def _fixed(self, rows: RolloutRows, coefficients: Coefficients) -> list[Tensor]:
+    def _fixed(
+        self, state: Sequence[Tensor], rows: RolloutRows, coefficients: Coefficients
+    ) -> list[Tensor]:
         """Return what is the same for all gradient steps of an update."""
         if self._plan.normalization is AdvantageNormalization.rollout:
             rows = rows._replace(advantages=normalize_advantages(rows.advantages))
         columns = (column.flatten(0, 1).contiguous() for column in rows)
-        return [*self._state, *columns, *_present(coefficients)]
+        return _Fixed(state, RolloutRows(*columns), coefficients).flat()
 
     def _trace(self, *tensors: Tensor) -> list[Tensor]:
         """Take one gradient step, in place."""
-        arguments = self._take_apart(tensors)
-        coefficients, slot = arguments.coefficients, arguments.slot
-        flat, index = arguments.rows, arguments.row_index
+        rest = iter(tensors)
+        state, flat, coefficients = self._take_fixed(rest)
+        index = next(rest)  # (L, B)
+        slot = StepSlot(*(next(rest) for _ in StepSlot._fields))
+        was_active = next(rest)  # (L,)
 
         chosen = index.flatten()
         columns = (c.index_select(0, chosen).unflatten(0, index.shape) for c in flat[1:])
@@ -117,9 +127,9 @@ class CompiledUpdate:
                 )
                 return torch.autograd.grad(loss, leaves)
 
-        previous = slot._replace(active=arguments.was_active)
+        previous = slot._replace(active=was_active)
         norms = self._optimizer.traced_step(
-            arguments.state,
+            state,
             gradients,
             lr=coefficients.lr,
             max_grad_norm=coefficients.max_grad_norm,
@@ -128,8 +138,8 @@ class CompiledUpdate:
         slot.grad_norms.add_(norms)
         return [norms]
 
-    def _take_apart(self, tensors: Sequence[Tensor]) -> _StepArguments:
-        rest = iter(tensors)
+    def _take_fixed(self, rest: Iterator[Tensor]) -> _Fixed:
+        """Take what ``_Fixed.flat`` returned off ``rest``."""
         state = [next(rest) for _ in self._state]
         rows = RolloutRows(*(next(rest) for _ in RolloutRows._fields))
         low, high = next(rest), next(rest)
@@ -138,9 +148,36 @@ class CompiledUpdate:
             for name, is_present in zip(_COEFFICIENTS, self._options, strict=True)
         }
         coefficients = Coefficients(clip=ClipRange(low, high), **others)  # type: ignore[arg-type]
-        index = next(rest)
-        slot = StepSlot(*(next(rest) for _ in StepSlot._fields))
-        return _StepArguments(state, rows, coefficients, index, slot, next(rest))
+        return _Fixed(state, rows, coefficients)
+
+
+class WholeUpdate(CompiledUpdate):
+    """The same with one program for all gradient steps and their summary.
+
+    For programs that are recorded: there a long one is launched as fast as a short one.
+    """
+
+    def source(
+        self, rows: RolloutRows, orders: Tensor, coefficients: Coefficients
+    ) -> ProgramSource:
+        """Return the program of such an update."""
+        self._options = _options(coefficients)
+        arguments = [*_Fixed(self._state, rows, coefficients).flat(), orders]
+        return ProgramSource("update", self._trace_all, arguments, kept=self._state)
+
+    def __call__(
+        self, rows: RolloutRows, orders: Tensor, coefficients: Coefficients
+    ) -> UpdateDiagnostics:
+        """See ``CompiledUpdate``."""
+        assert self.program is not None
+        arguments = [*_Fixed(self._state, rows, coefficients).flat(), orders]
+        return UpdateDiagnostics.of(self.program(arguments))
+
+    def _trace_all(self, *tensors: Tensor) -> list[Tensor]:
+        """Take all gradient steps, in place, and return what they came to."""
+        rest = iter(tensors)
+        given = self._take_fixed(rest)
+        return self._steps(lambda step: self._trace(*step), given, next(rest)).flat()
 
 
 _COEFFICIENTS = [name for name in Coefficients._fields if name != "clip"]

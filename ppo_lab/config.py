@@ -18,7 +18,14 @@ from typing import Any
 import torch
 from omegaconf import MISSING
 
-from ppo_lab.choices import Compile, Dtype, ForecastFormat, Profile, Schedule
+from ppo_lab.choices import (
+    Compile,
+    Dtype,
+    ForecastFormat,
+    MatmulPrecision,
+    Profile,
+    Schedule,
+)
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.errors import HIDDEN, ConfigError, check_number
@@ -106,6 +113,9 @@ class Config:
     """auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N."""
     dtype: Dtype = Dtype.float32
     """bfloat16 runs the networks under autocast, with float32 weights."""
+    matmul_precision: MatmulPrecision = MatmulPrecision.highest
+    """Arithmetic of float32 matrix products on CUDA: high allows TF32, which keeps 10 bits behind
+    the point instead of 23 and is worth it for wide layers; medium allows bfloat16's 7."""
     vram_budget_gib: Any = "auto"
     """A run that is forecast to need more device memory is refused before it starts. auto: what is
     free on the card, no limit on the CPU; none never refuses."""
@@ -120,7 +130,8 @@ class Config:
     compile: Compile = Compile.auto
     """Run an iteration as compiled programs, some four times as fast for small networks on the CPU.
     The first run of a kind compiles for a minute or so, later ones load what it left in
-    ~/.cache/ppo_lab. auto: from 2 million environment steps on (of all runs that share a stack)."""
+    ~/.cache/ppo_lab. auto: from 2 million environment steps on (of all runs that share a stack). On
+    CUDA programs are CUDA graphs, and auto makes none: only always, until it has been measured."""
     num_threads: Any = "auto"
     """CPU threads for tensor arithmetic. auto: 1 where a gradient step is small (threads then
     lose, badly so beside another busy process), else every core this process may use."""
@@ -254,6 +265,13 @@ class Config:
         return device
 
     @property
+    def is_on_cuda(self) -> bool:
+        """Whether the run is on CUDA, or would be where there is such a device."""
+        return self.device.startswith("cuda") or (
+            self.device == "auto" and torch.cuda.is_available()
+        )
+
+    @property
     def weights_dtype(self) -> torch.dtype:
         """Type of weights and observations."""
         return torch.float64 if self.dtype is Dtype.float64 else torch.float32
@@ -272,8 +290,7 @@ class Config:
             "memory.rollout_place=host": memory.rollout_place is not Place.device,
             "memory.num_micro_batches": memory.num_micro_batches > 1,
             "memory.checkpoint_activations=true": memory.checkpoint_activations,
-            "dtype=bfloat16": self.dtype is Dtype.bfloat16,
-            "device=cuda": self.torch_device.type == "cuda",
+            "dtype=bfloat16 on the CPU": self.dtype is Dtype.bfloat16 and not self.is_on_cuda,
         }
         return next((name for name, stands in obstacles.items() if stands), None)
 

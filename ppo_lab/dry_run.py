@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from ppo_lab.choices import Profile
+from ppo_lab.choices import Compile, MatmulPrecision, Profile
 from ppo_lab.collect import MAX_BLOCK_STEPS
 from ppo_lab.config import Config
 from ppo_lab.counted import CountedTrainer
@@ -64,8 +64,15 @@ class DryRun:
 
 def dry_run(config: Config) -> DryRun:
     """Build ``config`` and go through one iteration on fake tensors, as if on one CUDA device."""
-    on_cpu = dataclasses.replace(config, device="cpu", profile=Profile.never, vram_limit_gib=None)
-    num_threads = torch.get_num_threads()
+    on_cpu = dataclasses.replace(
+        config,
+        device="cpu",
+        profile=Profile.never,
+        compile=Compile.never,  # as always may be impossible there
+        matmul_precision=MatmulPrecision.highest,
+        vram_limit_gib=None,
+    )
+    num_threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     try:
         # Without a rule for fake tensors an operation would run on real ones, of the real size.
         with _NoNumbers(allow_fallback_kernels=False):
@@ -78,6 +85,7 @@ def dry_run(config: Config) -> DryRun:
             }
     finally:
         torch.set_num_threads(num_threads)
+        torch.set_float32_matmul_precision(precision)
     return DryRun(trainer.ledger, bus, num_parameters)
 
 

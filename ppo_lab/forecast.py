@@ -30,7 +30,7 @@ _HOPPER_WORKSPACE = 4096 * 8 * 1024
 _OLDER_WORKSPACE = (4096 * 2 + 16 * 8) * 1024
 _WITHOUT_EFFECT = (
     *("device", "num_threads", "total_steps", "profile", "forecast", "forecast_format"),
-    *("vram_budget_gib", "vram_limit_gib"),
+    *("vram_budget_gib", "vram_limit_gib", "matmul_precision"),
 )
 """Keys that change no tensor's size. Of the lanes' own keys only whether they are none does."""
 

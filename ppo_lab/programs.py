@@ -37,6 +37,8 @@ __all__ = [
     "Program",
     "ProgramCache",
     "ProgramSource",
+    "Run",
+    "copy_of",
     "fast_tanh",
     "narrow_baddbmm",
     "narrow_bmm",
@@ -46,6 +48,9 @@ __all__ = [
 _LOG = logging.getLogger(__name__)
 _LOCK_WAIT_S = 0.2
 _RUN_IN_THIS_THREAD, _NUM_RUNNERS, _DEVICE_OF_THE_PACKAGE = True, 1, -1
+
+Run = Callable[[list[Tensor]], list[Tensor]]
+"""What a program is to its caller, however it was made."""
 
 
 class CompilerError(RuntimeError):
@@ -61,6 +66,8 @@ class ProgramSource:
     """Takes the tensors one by one; may change them in place."""
     examples: Sequence[Tensor]
     """Of the shapes, strides and types of all later calls; they are not changed."""
+    kept: Sequence[Tensor] = ()
+    """Those examples that every call passes again, by the same address: what outlives a call."""
 
 
 class Program:
@@ -192,10 +199,10 @@ def _export(source: ProgramSource) -> torch.export.ExportedProgram:
 
 
 def _copies(source: ProgramSource) -> tuple[Tensor, ...]:
-    return tuple(_copy(tensor) for tensor in source.examples)
+    return tuple(copy_of(tensor) for tensor in source.examples)
 
 
-def _copy(tensor: Tensor) -> Tensor:
+def copy_of(tensor: Tensor) -> Tensor:
     """Return a copy with the same strides, holes and all; ``clone`` would close them."""
     return torch.empty_strided(
         tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device

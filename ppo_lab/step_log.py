@@ -6,6 +6,7 @@ G = groups of parameters, each clipped by its own norm.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,19 @@ class UpdateDiagnostics(NamedTuple):
     ratio_max: Tensor
     gradient_steps: Tensor  # fewer than E * M when target_kl stopped the lane
     epochs_done: Tensor
+
+    def flat(self) -> list[Tensor]:
+        """Return the tensors that there are, in order."""
+        return [value for value in self if value is not None]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> UpdateDiagnostics:
+        """Return what ``flat`` took apart."""
+        if len(tensors) == len(cls._fields):
+            return cls(*tensors)
+        rest = iter(tensors)
+        separate = ("grad_norm_actor", "grad_norm_critic")
+        return cls(*(None if name in separate else next(rest) for name in cls._fields))  # type: ignore[arg-type]
 
 
 class StepSlot(NamedTuple):

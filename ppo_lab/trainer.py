@@ -23,11 +23,13 @@ from ppo_lab.config import Config
 from ppo_lab.envs.base import Env
 from ppo_lab.episodes import EpisodeMeter
 from ppo_lab.errors import ConfigError
+from ppo_lab.graphs import CudaRecorder, GraphRecorder
 from ppo_lab.lanes import LaneTensors, check_lane, check_stack, scheduled
 from ppo_lab.meters import Meters
 from ppo_lab.networks import ActorCritic, Initializer
 from ppo_lab.outcome import History
 from ppo_lab.placement import Placement
+from ppo_lab.precision import set_matmul_precision
 from ppo_lab.records import IterationTensors, Recorder
 from ppo_lab.rollout import Rollout, RolloutRows, lane_rows
 from ppo_lab.step_log import UpdateDiagnostics
@@ -74,6 +76,7 @@ class Trainer:
         self.meters = Meters(self.placement, is_profiled=config.is_profiled)
         self.spec = config.check_env()
         torch.set_num_threads(config.choose_num_threads(self.spec))
+        set_matmul_precision(config)
 
         seeds = torch.tensor([c.seed for c in configs], dtype=torch.int64)
         self.model = self._build_model(seeds)
@@ -109,7 +112,8 @@ class Trainer:
         parts = Parts(
             self.model, self.optimizer, self.env, self._collector, plan, self._rows_per_pass
         )
-        self._compilation = Compilation(config, parts, planned_steps)
+        recorder = self._build_recorder(device)
+        self._compilation = Compilation(config, parts, planned_steps, recorder)
         self._is_live = [True] * len(configs)
         self._begins = [0] * len(configs)  # the stack's iteration at which a lane began
         self._start_s = time.perf_counter()
@@ -136,6 +140,10 @@ class Trainer:
             gamma=self._lanes.gamma,
             dtype=self.config.weights_dtype,
         )
+
+    def _build_recorder(self, device: torch.device) -> GraphRecorder | None:
+        """Return what makes recordings of programs, None where they are compiled libraries."""
+        return CudaRecorder(device) if device.type == "cuda" else None
 
     def run(self) -> list[LaneResult]:
         """Train until every lane has spent its steps or diverged."""

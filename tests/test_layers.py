@@ -13,9 +13,9 @@ PACKAGE = Path(ppo_lab.__file__).parent
 LAYERS = [  # a room may import from its own layer and from those above it in this list
     {"errors", "files", "paths", "programs", "random", "tracing", "versions"},
     {
-        "advantages", "bus", "diagnostics", "episodes", "ledger", "meters", "normalization",
-        "observations", "optimizer", "outcome", "placement", "ppo", "rollout", "step_log", "tally",
-        "trace", "vram",
+        "advantages", "bus", "diagnostics", "episodes", "graphs", "ledger", "meters",
+        "normalization", "observations", "optimizer", "outcome", "placement", "ppo", "rollout",
+        "step_log", "tally", "trace", "vram",
     },
     {"envs", "networks"},
     {"memory", "tracking"},
@@ -26,7 +26,7 @@ LAYERS = [  # a room may import from its own layer and from those above it in th
         "choices", "config", "study_config", "lanes", "policy", "compose", "refusals", "records",
         "variants",
     },
-    {"compilation"},
+    {"compilation", "precision"},
     {"trainer"},
     {"counted"},
     {"dry_run", "forecast", "budget", "forecast_view"},

@@ -8,7 +8,15 @@ import dataclasses
 
 import pytest
 import torch
-from core_helpers import config, lanes_of, largest_difference
+from compiled_helpers import (
+    KINDS,
+    SMALL,
+    check_agreement,
+    check_replacement,
+    pair_of,
+    weights_of,
+)
+from core_helpers import config, largest_difference
 
 from ppo_lab.choices import Compile
 from ppo_lab.compilation import MIN_COMPILED_STEPS, is_compiled
@@ -26,43 +34,7 @@ from ppo_lab.programs import (
     narrow_bmm,
     trace,
 )
-from ppo_lab.rollout import lane_rows
 from ppo_lab.trainer import Trainer
-
-SMALL = ("compile=always", "num_envs=4", "num_steps=16", "num_epochs=5", "num_minibatches=4")
-KINDS = {
-    "cartpole": (),
-    "shared trunk": ("memory=shared_trunk",),
-    "two norms": ("separate_grad_clip=true",),
-    "gymnasium": ("env=pendulum", "env.backend=gymnasium"),
-    "normalised": ("env=pendulum", "env.normalize_observations=true"),
-    "normalised rewards": ("env=pendulum", "env.normalize_rewards=true"),
-    "normalised gymnasium": (
-        "env=pendulum", "env.backend=gymnasium", "env.max_episode_steps=7",
-        "env.normalize_observations=true", "env.normalize_rewards=true",
-    ),
-    "every option": ("target_kl=0.01", "dual_clip=3", "value_epsilon=0.2", "epsilon_high=0.3"),
-    "rollout's own statistics": ("advantage_normalization=rollout",),
-}  # fmt: skip
-
-
-def weights_of(trainer):
-    return torch.cat([p.detach().flatten(1) for p in trainer.model.parameters()], -1)
-
-
-def pair_of(*overrides):
-    """Return two trainers of the same two lanes after an iteration, the first one compiled now."""
-    base = config(*SMALL, *overrides)
-    changes = [{"seed": 1}, {"seed": 2, "epsilon": 0.05, "lr": 1e-3}]
-    compiled = Trainer(lanes_of(base, *changes))
-    plain = Trainer(lanes_of(dataclasses.replace(base, compile=Compile.never), *changes))
-    for trainer in (compiled, plain):
-        trainer.iterate()
-    assert torch.equal(weights_of(compiled), weights_of(plain))
-    compiled._compilation.compile()
-    assert compiled._compilation.is_compiled
-    assert not plain._compilation.is_compiled
-    return compiled, plain
 
 
 @pytest.fixture
@@ -77,27 +49,6 @@ def traced_only(monkeypatch):
         return lambda tensors: list(graph(*tensors))
 
     monkeypatch.setattr(ProgramCache, "load", load)
-
-
-def check_agreement(compiled, plain):
-    pair = compiled, plain
-    rollouts = [trainer.collect() for trainer in pair]
-    for name, mine, its in zip(rollouts[0]._fields, *rollouts):
-        assert mine.shape == its.shape, name
-        assert mine.dtype == its.dtype, name
-        assert largest_difference(mine.double(), its.double()) < 1e-5, name
-    rows = lane_rows(rollouts[1], plain.advantages(rollouts[1]))
-    before = weights_of(plain)
-    mine, its = (trainer.update(rows) for trainer in pair)
-    assert mine.gradient_steps.tolist() == its.gradient_steps.tolist()
-    assert largest_difference(weights_of(compiled), weights_of(plain)) < 1e-6
-    assert largest_difference(before, weights_of(plain)) > 1e-4
-    for name, a, b in zip(mine._fields, mine, its):
-        if a is not None:
-            assert largest_difference(a.double(), b.double()) < 1e-4, name
-    looks = [trainer.diagnose(rollouts[1], rows, its).after for trainer in pair]
-    for mine_after, its_after in zip(looks[0].flat(), looks[1].flat()):
-        assert torch.allclose(mine_after, its_after, atol=1e-4, equal_nan=True)
 
 
 def test_a_rollout_and_twenty_gradient_steps_on_it_agree_when_compiled(monkeypatch, tmp_path):
@@ -152,19 +103,6 @@ def test_a_normaliser_advances_as_before_when_compiled(tmp_path):
         for a, b in zip(pair[0].tensors, plain.tensors):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     assert float(plain.tensors[2].min()) == pytest.approx(20 * 4 + 1e-4)
-
-
-def check_replacement(compiled, plain):
-    """A lane that is replaced is trained as a fresh run."""
-    fresh = dataclasses.replace(compiled.configs[1], seed=7, lr=5e-4)
-    for trainer in (compiled, plain):
-        trainer.iterate()
-        trainer.replace_lanes({1: dataclasses.replace(fresh, compile=trainer.config.compile)})
-        trainer.iterate()
-    alone = Trainer([dataclasses.replace(fresh, compile=Compile.never)])
-    alone.iterate()
-    for trainer in (compiled, plain):
-        assert largest_difference(weights_of(trainer)[1:], weights_of(alone)) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["shared trunk", "gymnasium", "normalised gymnasium"])
@@ -255,11 +193,12 @@ def test_what_replaces_an_operation_in_a_program_computes_the_same():
     small = torch.logspace(-8, -1, 1000)
     assert ((fast_tanh(small) - small.tanh()).abs() / small).max() < 3e-7
     assert torch.equal(fast_tanh(x.double()), x.double().tanh())
+    torch.manual_seed(1)  # sums of 256 products may differ by 1e-5 in their last bits
     for inner, columns in [(64, 2), (64, 1), (1, 64), (256, 8)]:
         a, b = torch.randn(3, 40, inner), torch.randn(3, inner, columns)
-        assert torch.allclose(narrow_bmm(a, b), a @ b, atol=1e-5)
+        assert torch.allclose(narrow_bmm(a, b), a @ b, atol=3e-5)
         bias = torch.randn(3, 1, columns)
-        assert torch.allclose(narrow_baddbmm(bias, a, b), a @ b + bias, atol=1e-5)
+        assert torch.allclose(narrow_baddbmm(bias, a, b), a @ b + bias, atol=3e-5)
     wide = torch.randn(3, 40, 64), torch.randn(3, 64, 64)
     assert narrow_bmm(*wide) is NotImplemented
     assert narrow_baddbmm(torch.randn(3, 1, 64), *wide) is NotImplemented

@@ -17,7 +17,7 @@ from core_helpers import (
     weights,
 )
 
-from ppo_lab import trainer as trainer_module
+from ppo_lab import compilation
 from ppo_lab.collect import Collector
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.rollout import RolloutRows
@@ -295,7 +295,7 @@ def test_an_update_never_waits_for_the_device(strategy, changes, forbid_syncs):
     trainer = Trainer(lanes_of(base, *changes))
     rows = record_rows(trainer)
     trainer.update(rows)  # the first calls load kernels and make handles
-    calls = forbid_syncs(trainer_module, "update", update)
+    calls = forbid_syncs(compilation, "update", update)
     trainer.update(rows)
     assert calls == ["update"]
 
@@ -304,7 +304,7 @@ def test_a_parked_update_never_waits_for_the_device(forbid_syncs):
     trainer = cuda_trainer("memory=parked", "target_kl=0.01")
     rows = record_rows(trainer)
     trainer.update(rows)
-    calls = forbid_syncs(trainer_module, "update", update)
+    calls = forbid_syncs(compilation, "update", update)
     trainer.update(rows)
     assert calls == ["update"]
 
