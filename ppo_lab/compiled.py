@@ -131,8 +131,8 @@ class CompiledSteps:
             state, deadlines, observations, *columns = self.program(self._arguments(part))
             self._env.end_block(self._block, state, deadlines)
             blocks.append(columns)
-        columns = [torch.cat(parts, 1).transpose(0, 1) for parts in zip(*blocks)]
-        return observations, Columns(*columns)
+        whole = [parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in zip(*blocks)]
+        return observations, Columns(*(column.transpose(0, 1) for column in whole))
 
 
 class CompiledAct:
