@@ -17,7 +17,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from ppo_lab import library
 from ppo_lab.tracing import tracing
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "narrow_baddbmm",
     "narrow_bmm",
     "trace",
+    "write_cpp",
 ]
 
 _LOG = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class ProgramCache:
             "key": key,
             "source": _source_digest(),
             "torch": torch.__version__,
-            "cpu": _cpu_digest(),
+            "cpu": library.cpu_digest(),
             "threads": torch.get_num_threads(),
         }
         self._facts = json.dumps(facts, sort_keys=True, default=str)
@@ -169,11 +170,7 @@ def _build(source: ProgramSource, path: Path) -> None:
     begin_s = time.perf_counter()
     part = path.with_name(f"{path.stem}.{os.getpid()}.pt2")
     try:
-        with warnings.catch_warnings(), _without_helpers(), _without_outer_loop_fusion():
-            warnings.simplefilter("ignore")  # of torch's own making, about its own internals
-            torch._inductor.aoti_compile_and_package(
-                _export(source), package_path=str(part), inductor_configs=_options()
-            )
+        library.package(write_cpp(source), part, path.parent)
         part.replace(path)
     except Exception as error:  # of many kinds, from the tracer to the C++ compiler
         first_line = str(error).strip().partition("\n")[0]
@@ -193,9 +190,21 @@ def trace(source: ProgramSource) -> torch.fx.GraphModule:
         return make_fx(source.function, decomposition_table=_DECOMPOSITIONS)(*_copies(source))
 
 
-def _export(source: ProgramSource) -> torch.export.ExportedProgram:
-    with torch.no_grad():  # a second trace, which sees through mutation
-        return torch.export.export(trace(source), _copies(source), strict=False)
+def write_cpp(source: ProgramSource) -> list[str]:
+    """Have Inductor write ``source`` in C++; return the files."""
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        _without_helpers(),
+        _without_outer_loop_fusion(),
+    ):
+        warnings.simplefilter("ignore")  # of torch's own making, about its own internals
+        graph = trace(source)
+        for node in graph.graph.nodes:
+            node.meta.clear()  # each has fake tensors of its own, which Inductor refuses
+        files = torch._inductor.aot_compile(graph, _copies(source), options=_options())
+    assert isinstance(files, list)  # as the option ``package`` says
+    return [name for name in files if isinstance(name, str)]
 
 
 def _copies(source: ProgramSource) -> tuple[Tensor, ...]:
@@ -213,7 +222,13 @@ def _options() -> dict[str, Any]:
     """Return Inductor's options, those of them that this version of torch has."""
     from torch._inductor import config
 
-    wanted = {"aot_inductor.enable_line_tables": False}
+    wanted = {
+        "aot_inductor.package": True,
+        "aot_inductor.enable_line_tables": False,
+        # Whether it knows AVX2 need not be asked of a compiler for C++20, which takes 4 s.
+        "cpp.vec_isa_ok": torch.backends.cpu.get_cpu_capability() == "AVX2" or None,
+        **library.OPTIONS,
+    }
     return {key: value for key, value in wanted.items() if key in config.get_config_copy()}
 
 
@@ -326,15 +341,3 @@ def _source_digest() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-@cache
-def _cpu_digest() -> str:
-    """Return what decides the instructions that are compiled for: a cache may be shared."""
-    flags = ""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    text = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -151,7 +151,7 @@ def test_without_a_compiler_auto_goes_on_and_always_fails(monkeypatch, tmp_path,
     def no_compiler(*args, **kwargs):
         raise RuntimeError("no C++ compiler\nsecond line")
 
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", no_compiler)
+    monkeypatch.setattr(torch._inductor, "aot_compile", no_compiler)
     quick = config(*SMALL)
     trainer = Trainer([quick])
     trainer.iterate()

@@ -1,0 +1,193 @@
+"""Libraries: the C++ that Inductor writes for a program, compiled without its runtime each time.
+
+Most of what the compiler is given for a program is the same in every one: headers, the C interface
+of a library, and the class that all programs are made from, with a regular expression in it that
+costs more than all kernels together. Here that is compiled once per machine, into precompiled
+headers and one object file. The calls of kernels and matrix products are then left as they are
+(optimizing them gains nothing); the kernels get all that Inductor asks for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import platform
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+__all__ = ["OPTIONS", "cpu_digest", "package"]
+
+_LOG = logging.getLogger(__name__)
+
+OPTIONS: dict[str, Any] = {
+    "aot_inductor.package_cpp_only": True,
+    "aot_inductor.precompile_headers": False,  # ours are others
+}
+"""Inductor's options with which it leaves the compiling to us."""
+
+_CALLS_HEADER = """\
+#include <torch/csrc/inductor/aoti_include/cpu.h>
+#include <torch/csrc/inductor/aoti_runtime/model_container.h>
+namespace torch::aot_inductor {
+extern template class AOTInductorModelBase<AOTInductorModel>;  // it is in the runtime
+}
+"""
+_KERNELS_HEADER = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
+_RUNTIME_END = """
+namespace torch::aot_inductor {
+template class AOTInductorModelBase<AOTInductorModel>;
+}
+"""
+_NOT_OPTIMIZED = "-O0"
+
+
+class _Source(NamedTuple):
+    """C++ of one program; what is not where it is expected stays with the calls."""
+
+    interface: str  # the same in every program
+    calls: str
+    kernels: str
+
+
+def package(files: Sequence[str], path: Path, folder: Path) -> None:
+    """Compile what Inductor wrote, ``files``, to a package at ``path``.
+
+    What all programs share is kept in ``folder``.
+
+    Raises:
+        RuntimeError: with the compiler's words.
+    """
+    from torch._inductor.package.package import package_aoti
+
+    written = Path(_only(files, ".cpp"))
+    source = _take_apart(written.read_text())
+    flags = _read_flags(files, "_compile_flags.json")
+    compiler = _compiler(flags)
+    shared = _shared(compiler, source.interface, folder)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        work = Path(name)
+        # Without kernels of their own, the calls contain them.
+        few = [_NOT_OPTIMIZED, "-include", str(shared / "calls.h")] if source.kernels else []
+        many = ["-include", str(shared / "kernels.h")]
+        _run_all(
+            [
+                [*compiler, *few, *_object(work / "calls.cpp", source.calls)],
+                [*compiler, *many, *_object(work / "kernels.cpp", source.kernels)],
+            ]
+        )
+        library = work / f"{written.stem}.so"  # a package goes by the names of its files
+        objects = [*map(str, work.glob("*.o")), *(name for name in files if name.endswith(".o"))]
+        linker = _read_flags(files, "_linker_flags.json")
+        runtime = str(shared / "runtime.o")
+        _run([*_compiler(linker), *objects, runtime, *_libraries(linker), "-o", str(library)])
+        facts = (n for n in files if n.endswith(".json") and not n.endswith("_flags.json"))
+        package_aoti(str(path), [str(library), *facts])
+
+
+def _take_apart(text: str) -> _Source:
+    interface = (Path(torch._inductor.__file__).parent / _INTERFACE).read_text()
+    if interface not in text:
+        interface = ""
+    calls, header, kernels = text.replace(interface, "").partition(_KERNELS_HEADER)
+    return _Source(interface, calls, header + kernels)
+
+
+_INTERFACE = "codegen/aoti_runtime/interface.cpp"
+
+
+def _shared(compiler: Sequence[str], interface: str, folder: Path) -> Path:
+    """Return the folder of what all programs share, filling it if this is the first."""
+    facts = [compiler, interface, torch.__version__, _version(compiler[0]), cpu_digest()]
+    shared = folder / f"runtime-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}"
+    shared.mkdir(parents=True, exist_ok=True)
+    runtime = shared / "runtime.o"
+    with (shared / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if runtime.exists():
+            return shared
+        for name, text in {"calls.h": _CALLS_HEADER, "kernels.h": _KERNELS_HEADER}.items():
+            (shared / name).write_text(text)
+        calls = [_NOT_OPTIMIZED, "-x", "c++-header", str(shared / "calls.h")]
+        kernels = ["-x", "c++-header", str(shared / "kernels.h")]
+        _LOG.info("compiling what all programs share, once per machine")
+        _run_all([*compiler, *own, "-o", f"{own[-1]}.gch"] for own in (calls, kernels))
+        include = [_NOT_OPTIMIZED, "-include", str(shared / "calls.h")]
+        text = f"{_CALLS_HEADER}{interface}{_RUNTIME_END}"
+        _run([*compiler, *include, *_object(shared / "part.cpp", text)])
+        (shared / "part.o").replace(runtime)  # last: it stands for all of them
+        _LOG.info("compiled what all programs share")
+    return shared
+
+
+def _object(path: Path, text: str) -> list[str]:
+    """Write C++ to ``path``; return the compiler's arguments for an object file beside it."""
+    path.write_text(text)
+    return ["-c", str(path), "-o", str(path.with_suffix(".o"))]
+
+
+def _only(files: Iterable[str], ending: str) -> str:
+    (name,) = (name for name in files if name.endswith(ending))
+    return name
+
+
+def _read_flags(files: Iterable[str], ending: str) -> dict[str, Any]:
+    flags: dict[str, Any] = json.loads(Path(_only(files, ending)).read_text())
+    return flags
+
+
+def _compiler(flags: dict[str, Any]) -> list[str]:
+    """Return the compiler's command with all of Inductor's flags but the libraries."""
+    return [
+        flags["compiler"],
+        *(f"-D{name.strip()}" for name in flags["definitions"]),
+        *(f"-{flag}" for flag in flags["cflags"] + flags["ldflags"]),
+        *(f"-I{folder}" for folder in flags["include_dirs"]),
+        *shlex.split(" ".join(flags["passthrough_args"])),
+    ]
+
+
+def _libraries(flags: dict[str, Any]) -> list[str]:
+    folders = (f"-L{folder}" for folder in flags["libraries_dirs"])
+    return [*folders, *(f"-l{name}" for name in flags["libraries"])]
+
+
+def _run_all(commands: Iterable[Sequence[str]]) -> None:
+    """Run ``commands`` at the same time."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(_run, commands))
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {done.stdout.strip()}")
+    return done.stdout
+
+
+@cache
+def _version(compiler: str) -> str:
+    return _run([compiler, "--version"])
+
+
+@cache
+def cpu_digest() -> str:
+    """Return what decides the instructions that are compiled for: a cache may be shared."""
+    flags = ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    text = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"
+    return hashlib.sha256(text.encode()).hexdigest()
