@@ -16,6 +16,7 @@ from ppo_lab.compose import check_jobs, register
 from ppo_lab.tracking import read_metrics
 
 QUICK = ["network=tiny", "total_steps=4096"]
+ENDLESS = ["network=tiny", "compile=never", "total_steps=100000000"]
 
 
 def ppo_lab(folder, *arguments, module="ppo_lab", **environment):
@@ -220,7 +221,7 @@ def test_one_failing_job_does_not_stop_a_grid(tmp_path):
 
 def test_sigterm_closes_the_run_and_says_so(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "ppo_lab", "network=tiny", "total_steps=100000000"],
+        [sys.executable, "-m", "ppo_lab", *ENDLESS],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -303,7 +304,7 @@ def test_nan_rewards_are_a_divergence_and_a_failing_close_is_only_logged(tmp_pat
 
 def test_ctrl_c_in_a_grid_shows_what_there_is(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "ppo_lab", "network=tiny", "total_steps=2048,100000000",
+        [sys.executable, "-m", "ppo_lab", *ENDLESS[:2], "total_steps=2048,100000000",
          "tracking=local", "-m"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from ppo_lab.tracking import read_metrics
 
 GRID = (
     *("network=tiny", "num_envs=2", "num_steps=32", "num_epochs=1", "total_steps=256"),
-    *("tracking=local", "device=cpu", "hydra/launcher=stacked"),
+    *("tracking=local", "device=cpu", "compile=never", "hydra/launcher=stacked"),
 )
 
 

@@ -15,7 +15,8 @@ from ppo_lab.step_log import UpdateDiagnostics
 from ppo_lab.trainer import Trainer
 
 CPU = torch.device("cpu")
-QUICK = ("network=tiny", "tracking=local", "device=cpu")
+# compile=auto would call the C++ compiler for a stack whose runs are planned long.
+QUICK = ("network=tiny", "tracking=local", "device=cpu", "compile=never")
 # 20 gradient steps per update: long enough for errors to add up, too short for chaos.
 TWENTY_STEPS = ("num_epochs=5", "num_minibatches=4")
 PENDULUM = ("env=pendulum", "num_steps=64", "num_envs=4", *TWENTY_STEPS)

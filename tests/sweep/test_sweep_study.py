@@ -103,8 +103,8 @@ def test_ctrl_c_finishes_trials_and_leaves_their_files_and_twice_gives_them_back
     for name in ("best.yaml", "trials.csv", "space.yaml", "importance.json"):
         assert (tmp_path / "outputs" / "studies" / "quick" / name).is_file()
 
-    endless = "total_steps=100000000"
-    twice = started(tmp_path / "twice", "study.num_trials=50", endless)
+    endless = ("total_steps=100000000", "compile=never")
+    twice = started(tmp_path / "twice", "study.num_trials=50", *endless)
     runs = tmp_path / "twice" / "outputs" / "studies" / "quick" / "trials"
     wait_until(lambda: len(list(runs.glob("*/seed_1/metrics.jsonl"))) >= 2)
     twice.send_signal(signal.SIGINT)
