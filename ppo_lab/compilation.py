@@ -45,8 +45,9 @@ __all__ = ["MIN_COMPILED_STEPS", "Compilation", "Parts", "is_compiled"]
 _LOG = logging.getLogger(__name__)
 
 MIN_COMPILED_STEPS = 2_000_000
-"""Environment steps from which ``compile=auto`` compiles: a minute of the compiler is then repaid
-by the 25 us or more that a step of a small network saves on one core."""
+"""Environment steps from which ``compile=auto`` compiles. One run has repaid the compiler after
+about 1 million of them, a stack of eight after 3 to 4 (benchmarks/results/compile_time.md). So a
+stack may lose half a minute of processor time here; a higher number would lose one run more."""
 
 _NOT_IN_A_PROGRAM = (
     "compile",

@@ -29,7 +29,8 @@ STACKED = "study.executor=stacked"
 
 @pytest.fixture(scope="module")
 def plan():
-    return plan_of("study.num_seeds=2", "study.storage=sqlite:///study.db", "num_envs=2")
+    return plan_of("study.num_seeds=2", "study.storage=sqlite:///study.db", "num_envs=2",
+                   "compile=never")  # fmt: skip
 
 
 def task_of(plan, folder, number=0, *, marks=(), **changes):

@@ -50,7 +50,8 @@ gym.register("Weird-v0", Weird)
 
 @pytest.fixture(scope="module")
 def plan():
-    return plan_of("study.num_trials=3", "study.num_seeds=2", "study.storage=sqlite:///study.db")
+    return plan_of("study.num_trials=3", "study.num_seeds=2", "study.storage=sqlite:///study.db",
+                   "compile=never")  # fmt: skip
 
 
 def task_of(plan, folder, *, marks=(), **changes):
