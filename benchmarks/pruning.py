@@ -110,7 +110,7 @@ class PooledSpread(ConfidencePruner):
 
 
 def rules() -> dict[str, BasePruner]:
-    """Return the rules to compare, by name; studies use the bound of the mean at 95 %."""
+    """Return the rules to compare, by name; studies use the bound of the mean at 90 %."""
 
     def median() -> BasePruner:
         return MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=WARMUP_MARKS)

@@ -93,7 +93,7 @@ class StudyConfig:
     """Chosen by study/sampler=; its seed is mixed from ``seed``, the parent and the trials made."""
     pruner: dict[str, Any] = field(default_factory=dict)
     """Chosen by study/pruner=."""
-    prune_confidence: float = 0.95
+    prune_confidence: float = 0.9
     """One-sided: a trial is pruned when this bound of its mean over seeds is behind, not its mean.
     0.5 goes by the mean itself."""
     num_marks: int = 20
