@@ -40,14 +40,14 @@ from ppo_lab.rollout import RolloutRows
 from ppo_lab.step_log import UpdateDiagnostics
 from ppo_lab.update import AdvantageNormalization, Coefficients, UpdatePlan, update
 
-__all__ = ["MIN_COMPILED_STEPS", "Compilation", "Parts", "is_compiled"]
+__all__ = ["MIN_COMPILED_STEPS", "MIN_STACKED_STEPS", "Compilation", "Parts", "is_compiled"]
 
 _LOG = logging.getLogger(__name__)
 
-MIN_COMPILED_STEPS = 2_000_000
-"""Environment steps from which ``compile=auto`` compiles. One run has repaid the compiler after
-about 1 million of them, a stack of eight after 3 to 4 (benchmarks/results/compile_time.md). So a
-stack may lose half a minute of processor time here; a higher number would lose one run more."""
+MIN_COMPILED_STEPS, MIN_STACKED_STEPS = 2_000_000, 4_000_000
+"""Environment steps from which ``compile=auto`` compiles one run, and a stack of several. One run
+has repaid the compiler after about 1 million, a stack of eight, which is fast without it, after 3
+to 4 (benchmarks/results/compile_time.md)."""
 
 _NOT_IN_A_PROGRAM = (
     "compile",
@@ -63,15 +63,15 @@ _NOT_IN_A_PROGRAM = (
 """Keys that no program depends on, beside the lanes' own."""
 
 
-def is_compiled(config: Config, planned_steps: int) -> bool:
+def is_compiled(config: Config, num_lanes: int, planned_steps: int) -> bool:
     """Return whether to compile a stack like ``config`` that will make ``planned_steps`` in all.
 
-    It depends on nothing else, neither on the machine nor on what lies in the cache: compiled and
+    It depends on nothing else, neither on the clock nor on what lies in the cache: compiled and
     uncompiled runs differ by rounding, and a command must not change its result by itself. On CUDA
     ``auto`` does not compile: whether it pays there has not been measured.
     """
     if config.compile is Compile.auto:
-        is_long = planned_steps >= MIN_COMPILED_STEPS
+        is_long = planned_steps >= (MIN_COMPILED_STEPS if num_lanes == 1 else MIN_STACKED_STEPS)
         return is_long and not config.is_on_cuda and config.compile_obstacle is None
     return config.compile is Compile.always
 
@@ -130,7 +130,7 @@ class Compilation:
         self._examples: _Examples | None = None
         self._update: CompiledUpdate | None = None
         self._after_update: CompiledAfterUpdate | None = None
-        self.wants_examples = is_compiled(config, planned_steps)
+        self.wants_examples = is_compiled(config, parts.env.num_lanes, planned_steps)
         """Whether an iteration's tensors are still to be noted."""
         parts.collector.keeps_columns = self.wants_examples
 

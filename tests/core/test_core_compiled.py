@@ -19,7 +19,7 @@ from compiled_helpers import (
 from core_helpers import config, largest_difference
 
 from ppo_lab.choices import Compile
-from ppo_lab.compilation import MIN_COMPILED_STEPS, is_compiled
+from ppo_lab.compilation import MIN_COMPILED_STEPS, MIN_STACKED_STEPS, is_compiled
 from ppo_lab.compiled import CompiledAdvance
 from ppo_lab.envs.base import Step
 from ppo_lab.envs.normalizer import Normalizer
@@ -121,12 +121,15 @@ def test_an_option_that_only_a_new_lane_has_gets_its_own_program():
     assert largest_difference(weights_of(compiled), weights_of(plain)) < 1e-6
 
 
-@pytest.mark.parametrize("steps", [MIN_COMPILED_STEPS - 1, MIN_COMPILED_STEPS])
-def test_auto_compiles_by_the_planned_steps_alone(steps):
-    assert is_compiled(config("compile=auto"), steps) == (steps == MIN_COMPILED_STEPS)
-    assert not is_compiled(config("compile=never"), steps)
-    assert is_compiled(config("compile=always"), steps)
-    assert not is_compiled(config("compile=auto", "memory=parked"), steps)
+@pytest.mark.parametrize(
+    ("lanes", "least"), [(1, MIN_COMPILED_STEPS), (2, MIN_STACKED_STEPS), (8, MIN_STACKED_STEPS)]
+)
+def test_auto_compiles_by_lanes_and_planned_steps_alone(lanes, least):
+    for steps in (least - 1, least):
+        assert is_compiled(config("compile=auto"), lanes, steps) == (steps == least)
+        assert not is_compiled(config("compile=never"), lanes, steps)
+        assert is_compiled(config("compile=always"), lanes, steps)
+        assert not is_compiled(config("compile=auto", "memory=parked"), lanes, steps)
 
 
 @pytest.mark.parametrize(
