@@ -27,7 +27,7 @@ run: .venv/installed ## train the default run (CartPole) and say where the resul
 	$(BIN)/python -m ppo_lab
 
 test: .venv/installed ## the whole test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -43,7 +43,7 @@ fix: .venv/installed ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 coverage: .venv/installed ## the suite with its coverage, at least 90 %
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered
 
 clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .coverage
