@@ -141,49 +141,26 @@ class DiscountedReturns:
     has the right spread and needs no look ahead ("The 37 implementation details", continuous 8).
     """
 
-    def __init__(
-        self,
-        gamma: Tensor,
-        num_envs: int,
-        *,
-        device: torch.device,
-        moments: RunningMoments | None = None,
-        returns: Tensor | None = None,
-    ) -> None:
-        """Start at return 0; ``gamma`` (L,) is read at each update, never copied.
+    def __init__(self, gamma: Tensor, moments: RunningMoments, returns: Tensor) -> None:
+        """Scale by ``moments`` of ``returns`` (L, N), float64, which whoever advances them counts.
 
-        ``moments`` and ``returns`` (L, N) may be parts of tensors that exist; by default they are
-        made.
+        ``gamma`` (L,) is read at each step, never copied.
         """
         self._gamma = gamma.unsqueeze(-1)  # (L, 1), a view: a lane's gamma may be changed in place
-        num_lanes = gamma.shape[0]
-        if returns is None:
-            returns = torch.zeros(num_lanes, num_envs, dtype=torch.float64, device=device)
-        self.moments = moments or RunningMoments(num_lanes, device=device)
-        self.returns = returns
+        self.moments, self.returns = moments, returns
 
     def advance(self, rewards: Tensor) -> None:
         """Advance every return by one step's ``rewards`` (L, N)."""
         self.returns.mul_(self._gamma).add_(rewards)
-
-    def update(self, rewards: Tensor) -> None:
-        """Advance every return by one step's ``rewards`` (L, N) and count them."""
-        self.advance(rewards)
-        self.moments.update(self.returns)
 
     def scale(self, rewards: Tensor) -> Tensor:
         """Return ``rewards`` (L, N) divided by the returns' standard deviation, clipped."""
         return normalize(rewards, var=self.moments.var)
 
     def end_episodes(self, ended: Tensor) -> None:
-        """Set the return to 0 where ``ended`` (L, N) is true: after ``update`` of the same step."""
+        """Set the return to 0 where ``ended`` (L, N) is true: after the step was counted."""
         self.returns.masked_fill_(ended, 0.0)
 
     def reset(self) -> None:
         """Set all returns to 0; the statistics stay."""
         self.returns.zero_()
-
-    def restart_lane(self, lane: int) -> None:
-        """Forget the returns and the statistics of ``lane``."""
-        self.returns[lane] = 0.0
-        self.moments.restart_lane(lane)

@@ -42,10 +42,8 @@ class Normalizer:
         if gamma:
             self.returns = DiscountedReturns(
                 gamma[0],
-                self._samples.shape[1],
-                device=self._samples.device,
-                moments=self._moments.part((..., observation_size)),
-                returns=self._samples[..., observation_size],
+                self._moments.part((..., observation_size)),
+                self._samples[..., observation_size],
             )
 
     @classmethod

@@ -42,28 +42,6 @@ def on_cuda(rows):
     return RolloutRows(*(tensor.cuda() for tensor in rows))
 
 
-@pytest.fixture
-def forbid_syncs(monkeypatch):
-    """Return a function that makes ``owner.name`` raise wherever it waits for the device."""
-
-    def forbid(owner, name, function):
-        calls = []
-
-        def guarded(*args, **kwargs):
-            torch.cuda.synchronize()
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                return function(*args, **kwargs)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-                calls.append(name)
-
-        monkeypatch.setattr(owner, name, guarded)
-        return calls
-
-    return forbid
-
-
 @pytest.mark.parametrize("env", [(), PENDULUM], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_trains_and_reports_memory_and_bus(strategy, env):

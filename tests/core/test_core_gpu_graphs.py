@@ -81,28 +81,12 @@ def test_an_option_that_only_a_new_lane_has_is_recorded_again():
 
 
 @pytest.mark.parametrize("env", ["cartpole", "acrobot", "pendulum"])
-def test_an_iteration_of_graphs_never_waits_for_the_device(env, monkeypatch):
+def test_an_iteration_of_graphs_never_waits_for_the_device(env, forbid_syncs):
     graphed, _ = pair(f"env={env}")
     graphed.iterate()  # the first calls of what runs beside graphs load kernels
-    calls = []
-
-    def forbid_waiting(owner, name):
-        function = getattr(owner, name)
-
-        def guarded(*args, **kwargs):
-            torch.cuda.synchronize()
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                return function(*args, **kwargs)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-                calls.append(name)
-
-        monkeypatch.setattr(owner, name, guarded)
-
-    forbid_waiting(Collector, "collect")
-    forbid_waiting(Compilation, "update")
-    forbid_waiting(Compilation, "after_update")
+    for function in (Compilation.update, Compilation.after_update):
+        forbid_syncs(Compilation, function.__name__, function)
+    calls = forbid_syncs(Collector, "collect", Collector.collect)
     graphed.iterate()
     assert calls == ["collect", "update", "after_update"]
 

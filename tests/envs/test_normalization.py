@@ -169,15 +169,16 @@ def test_a_constant_feature_becomes_zero_and_not_nan():
 def test_returns_by_hand_with_a_gamma_per_lane():
     # Lane 0, gamma 0.5: 1, then 0.5 + 2 = 2.5, episode ends, then 3. Lane 1, gamma 0: the rewards.
     gamma = torch.tensor([0.5, 0.0])
-    returns = DiscountedReturns(gamma, 1, device=CPU)
+    at_zero = torch.zeros(2, 1, dtype=torch.float64)
+    returns = DiscountedReturns(gamma, RunningMoments(2, device=CPU), at_zero)
     seen = []
     for reward, ended in ((1.0, False), (2.0, True), (3.0, False)):
-        returns.update(torch.full((2, 1), reward))
+        returns.advance(torch.full((2, 1), reward))
         seen.append(returns.returns.flatten().tolist())
         returns.end_episodes(torch.full((2, 1), ended))
     assert seen == [[1.0, 1.0], [2.5, 2.0], [3.0, 3.0]]
     gamma[1] = 1.0  # a lane is replaced: its gamma is read, not copied
-    returns.update(torch.full((2, 1), 1.0))
+    returns.advance(torch.full((2, 1), 1.0))
     assert returns.returns.flatten().tolist() == [2.5, 4.0]
 
 
