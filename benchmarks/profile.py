@@ -56,6 +56,9 @@ _CASES = {
     "CartPole, torch, 1 lane": Case((*_CARTPOLE, "env.backend=torch")),
     "CartPole, torch, 8 lanes": Case((*_CARTPOLE, "env.backend=torch"), num_lanes=8),
     "CartPole, gymnasium": Case((*_CARTPOLE, "env.backend=gymnasium")),
+    "CartPole, gymnasium, 64 environments": Case(
+        (*_CARTPOLE, "env.backend=gymnasium", "num_envs=64"), share=0.3
+    ),
     "HalfCheetah": Case(_HALFCHEETAH, share=0.1),
 }
 _PARTS = {  # in the order of an iteration: what is timed, and what that says

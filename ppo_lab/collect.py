@@ -107,6 +107,7 @@ class Collector:
         self._num_steps, self._rows_per_pass, self._store = num_steps, rows_per_pass, store
         self._observations = env.reset()  # (L, N, O)
 
+    @torch.inference_mode()  # as the environment's steps are
     def restart_lane(self, lane: int, seed: int) -> None:
         """Begin the episodes of one lane anew, as if its environments had been built with ``seed``.
 
@@ -156,6 +157,7 @@ class Collector:
             self._values(columns.last_observations),
         )
 
+    @torch.inference_mode()  # a small operation costs a sixth less than without gradients alone
     def _step_by_step(self, noise: Tensor) -> tuple[Tensor, Columns]:
         """Take T steps, decided by ``noise`` (L, T, N, …); return what ``Steps`` does."""
         observations = self._observations
@@ -191,7 +193,8 @@ class _StepWriter:
         """Allocate ``num_steps`` of what ``row``, of tensors (L, …), shows one step of."""
         on_device = DeviceObservations()
         self._stores = [store] * _NUM_OBSERVATIONS + [on_device] * (len(row) - _NUM_OBSERVATIONS)
-        self._columns = [s.allocate(num_steps, tensor) for s, tensor in zip(self._stores, row)]
+        with torch.inference_mode(False):  # what is kept may be differentiated through
+            self._columns = [s.allocate(num_steps, tensor) for s, tensor in zip(self._stores, row)]
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in row)
         self._block_steps = max(1, min(MAX_BLOCK_STEPS, _MAX_BLOCK_BYTES // num_bytes))
         self._waiting: list[Columns] = []
