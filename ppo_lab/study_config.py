@@ -65,8 +65,8 @@ class StudyConfig:
     """Processes at a time on this machine: of a trial each, or of a stack each. auto: one per GPU,
     or one per core without a GPU."""
     max_lanes: Any = "auto"
-    """Most lanes of a stack. auto: 8 on a CPU, whose cache more would leave; on a GPU as many as
-    fit by forecast."""
+    """Most lanes of a stack. auto: 8 on a CPU, whose cache many more would leave, or the next
+    multiple of num_seeds; on a GPU as many as fit by forecast."""
     storage: str = "auto"
     """auto: PPO_LAB_STORAGE, or else SQLite in the study's folder; postgresql://host/database joins
     machines. Passwords belong into PPO_LAB_STORAGE or ~/.pgpass, where nobody can list them."""

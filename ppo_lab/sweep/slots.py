@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -29,17 +30,20 @@ def choose_slots(num_slots: int | str, config: Config) -> tuple[int, list[str]]:
     return len(devices) or len(os.sched_getaffinity(0)), devices
 
 
-def choose_lanes(max_lanes: int | str, config: Config, *, num_sharing: int = 1) -> int:
+def choose_lanes(
+    max_lanes: int | str, config: Config, *, num_sharing: int = 1, num_seeds: int = 1
+) -> int:
     """Return the lanes of each stack of runs like ``config``; a stack of one-lane runs has one.
 
-    ``auto`` is eight on a CPU, and as many as the forecast fits into a GPU's free memory, which
-    ``num_sharing`` stacks share.
+    ``auto`` is eight on a CPU, or the next multiple of the ``num_seeds`` that take their lanes
+    together, and as many as the forecast fits into a GPU's free memory, which ``num_sharing``
+    stacks share.
     """
     config = resolve_memory(config)
     if isinstance(max_lanes, int):
         return max_lanes
     if config.torch_device.type == "cpu":
-        return _CPU_LANES
+        return math.ceil(_CPU_LANES / num_seeds) * num_seeds
     budget, planned = budget_bytes(config), forecast(config)
     if budget is None:
         return _MOST_LANES

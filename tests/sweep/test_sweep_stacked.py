@@ -223,6 +223,8 @@ def test_a_stack_has_no_more_lanes_than_there_are_runs_and_eight_on_a_cpu():
     config: Config = plan_of("device=cpu").config
     assert choose_lanes("auto", config) == 8
     assert choose_lanes(50, config) == 50
+    assert [choose_lanes("auto", config, num_seeds=n) for n in (2, 3, 5, 9)] == [8, 9, 10, 9]
+    assert choose_lanes(8, config, num_seeds=3) == 8
     # A grid may begin with a strategy of one lane and go on with others.
     assert choose_lanes("auto", plan_of("memory=offloaded_optimizer").config) == 8
     few = choose_executor(plan_of(STACKED, "study.num_trials=5", "study.num_seeds=2"), print)

@@ -28,10 +28,10 @@ def choose_executor(plan: Plan, tell: Callable[[str], None]) -> Executor:
         return ProcessExecutor(num_slots, devices)
     needed = math.ceil(study.num_trials / num_slots) * study.num_seeds
     num_sharing = math.ceil(num_slots / len(devices)) if devices else 1
-    lanes = min(choose_lanes(study.max_lanes, plan.config, num_sharing=num_sharing), needed)
-    return StackedExecutor(
-        num_slots, lanes, plan.folder, num_seeds=study.num_seeds, devices=devices
-    )
+    num_seeds = study.num_seeds
+    most = choose_lanes(study.max_lanes, plan.config, num_sharing=num_sharing, num_seeds=num_seeds)
+    lanes = min(most, needed)
+    return StackedExecutor(num_slots, lanes, plan.folder, num_seeds=num_seeds, devices=devices)
 
 
 def why_not_stacked(plan: Plan) -> str | None:
