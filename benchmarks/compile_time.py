@@ -1,9 +1,9 @@
 """``python -m benchmarks.compile_time``: what compiling an iteration costs, and when it is repaid.
 
-One CartPole run and a stack of eight, each in a process of its own with one thread. The first
-finds no program and nothing of what all programs share, the second finds the latter. Processor time
-counts the compiler's processes. Then compiled and uncompiled iterations take turns, and another
-trainer loads the programs.
+One CartPole run and a stack of eight, each in a process of its own with one thread: the run first
+with nothing in the caches, then with only what all programs share, as the stack then finds it too.
+Processor time counts the compiler's processes. Then compiled and uncompiled iterations take turns,
+and another trainer loads the programs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import logging
 import os
 import resource
 import statistics
@@ -30,9 +29,8 @@ if TYPE_CHECKING:
     from ppo_lab.trainer import Trainer
 
 _ROOT = Path(__file__).resolve().parent.parent
-_LANES = (1, 8)
+_CASES = (("one run, nothing there", 1), ("one run", 1), ("a stack of eight", 8))
 _ROWS_PER_LANE = 8 * 128  # env steps of one iteration
-_SHARED = "shared by all programs"
 _NUM_WARM_UP = 3
 
 
@@ -55,45 +53,16 @@ class Seconds(NamedTuple):
 class Measured(NamedTuple):
     """One stack of lanes."""
 
-    compiled: dict[str, Seconds]
-    """By program; also ``_SHARED``, unless it was there."""
+    compiling: Seconds
     load_s: float
     """Wall time, all programs."""
     cpu_s: dict[str, float]
     """Per million env steps, ``uncompiled`` and ``compiled``."""
 
     @property
-    def own_s(self) -> float:
-        """Processor time of what only this kind of stack needs."""
-        return sum(took.cpu for name, took in self.compiled.items() if name != _SHARED)
-
-    @property
     def saved_s(self) -> float:
         """Processor time that a million env steps take less when compiled."""
         return self.cpu_s["uncompiled"] - self.cpu_s["compiled"]
-
-
-class _Watch(logging.Handler):
-    """Notes when compiling begins and ends, from what the package logs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.took: dict[str, Seconds] = {}
-        self._begin = self._inner = Seconds.now()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        now = Seconds.now()
-        if record.name == "ppo_lab.library":  # in the middle of the first program
-            if record.msg.startswith("compiled"):
-                self.took[_SHARED] = now - self._inner
-                self._begin = Seconds(*(a + b for a, b in zip(self._begin, self.took[_SHARED])))
-            self._inner = now
-        elif record.msg.startswith("compiled"):
-            assert isinstance(record.args, tuple)
-            self.took[str(record.args[0])] = now - self._begin
-            self._begin = now
-        else:
-            self._begin = now
 
 
 def _cpu_s_of(trainer: Trainer) -> float:
@@ -103,13 +72,13 @@ def _cpu_s_of(trainer: Trainer) -> float:
     return time.process_time() - begin_s
 
 
-def _load_s(trainer: Trainer) -> float:
-    """Return the wall time that a second iteration takes more than the next one."""
-    ends_s = [time.perf_counter()]
+def _compiling(trainer: Trainer) -> Seconds:
+    """Return what the second iteration of ``trainer`` takes more than the third: its programs."""
+    ends = [Seconds.now()]
     for _ in range(3):
         trainer.iterate()
-        ends_s.append(time.perf_counter())
-    _, second, third = (after - before for before, after in itertools.pairwise(ends_s))
+        ends.append(Seconds.now())
+    _, second, third = (after - before for before, after in itertools.pairwise(ends))
     return second - third
 
 
@@ -129,11 +98,8 @@ def measure(num_lanes: int, num_rounds: int) -> Measured:
         jobs = check_jobs(overrides, is_multirun=True, config_dir=None, config_name=None)
         return Trainer([job.config for job in jobs])
 
-    watch = _Watch()
-    logger = logging.getLogger("ppo_lab")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(watch)
     trainers = {"uncompiled": trainer_of("never"), "compiled": trainer_of("always")}
+    compiling = _compiling(trainers["compiled"])
     for trainer in trainers.values():
         for _ in range(_NUM_WARM_UP):
             trainer.iterate()
@@ -143,8 +109,8 @@ def measure(num_lanes: int, num_rounds: int) -> Measured:
             cpu_s[name].append(_cpu_s_of(trainer))
     per_million = 1e6 / (num_lanes * _ROWS_PER_LANE)
     return Measured(
-        watch.took,
-        _load_s(trainer_of("always")),
+        compiling,
+        _compiling(trainer_of("always")).wall,
         {name: statistics.median(own) * per_million for name, own in cpu_s.items()},
     )
 
@@ -163,57 +129,34 @@ def measure_apart(num_lanes: int, num_rounds: int, folder: Path) -> Measured:
         [sys.executable, "-m", "benchmarks.compile_time", *arguments],
         cwd=_ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    compiled, load_s, cpu_s = json.loads(done.stdout.splitlines()[-1])
-    return Measured({name: Seconds(*took) for name, took in compiled.items()}, load_s, cpu_s)
+    compiling, load_s, cpu_s = json.loads(done.stdout.splitlines()[-1])
+    return Measured(Seconds(*compiling), load_s, cpu_s)
 
 
-def compile_table(measured: dict[int, Measured]) -> str:
-    """Return seconds by program."""
-    names = list(dict.fromkeys(name for own in measured.values() for name in own.compiled))
+def result_table(measured: dict[str, Measured]) -> str:
+    """Return what programs cost, and the env steps from which on they have repaid."""
     rows = [
         [
             name,
-            *(
-                _both(own.compiled[name]) if name in own.compiled else ""
-                for own in measured.values()
-            ),
-        ]
-        for name in names
-    ]
-    sums = [Seconds(*map(sum, zip(*own.compiled.values()))) for own in measured.values()]
-    header = ["program", *(f"lanes: {lanes}, CPU s (wall s)" for lanes in measured)]
-    return table(header, [*rows, ["all", *map(_both, sums)]])
-
-
-def _both(took: Seconds) -> str:
-    return f"{took.cpu:.1f} ({took.wall:.1f})"
-
-
-def repay_table(measured: dict[int, Measured]) -> str:
-    """Return what compiled iterations save, and the env steps from which on they have repaid."""
-    shared_s = sum(
-        own.compiled[_SHARED].cpu for own in measured.values() if _SHARED in own.compiled
-    )
-    rows = [
-        [
-            lanes,
+            f"{own.compiling.cpu:.0f}",
+            f"{own.compiling.wall:.0f}",
             f"{own.load_s * 1e3:.0f}",
             f"{own.cpu_s['uncompiled']:.1f}",
             f"{own.cpu_s['compiled']:.1f}",
             f"{own.saved_s:.1f}",
-            f"{own.own_s / own.saved_s:.2f}",
-            f"{(own.own_s + shared_s) / own.saved_s:.2f}",
+            f"{own.compiling.cpu / own.saved_s:.2f}",
         ]
-        for lanes, own in measured.items()
+        for name, own in measured.items()
     ]
     header = [
-        "lanes",
-        "load, ms",
+        "case",
+        "compiling, CPU s",
+        "wall s",
+        "loading, ms",
         "CPU s per million env steps",
         "compiled",
         "saved",
         "repaid after million env steps",
-        "with what is shared",
     ]
     return table(header, rows)
 
@@ -227,17 +170,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.measure:
         print(json.dumps(measure(options.measure, options.rounds)))
         return
-    with tempfile.TemporaryDirectory() as name:
-        measured = {n: measure_apart(n, options.rounds, Path(name)) for n in _LANES}
+    measured = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, num_lanes in _CASES:
+            for program in Path(folder).glob("programs/*.pt2"):
+                program.unlink()
+            measured[name] = measure_apart(num_lanes, options.rounds, Path(folder))
     text = (
         "CartPole-v1, one run and a stack of eight, one thread each: "
-        f"`{' '.join(SETTINGS)}`. The one run was compiled first, with nothing in the caches; the "
-        "stack found what all programs share. The first program of a process includes the "
-        "compiler's imports. Processor time counts all processes; speeds are medians of "
-        f"{options.rounds} iterations, with and without programs in turn."
+        f"`{' '.join(SETTINGS)}`. At first nothing is there; afterwards, what all programs share. "
+        "The compiler's imports are included. Processor time counts all processes; speeds are "
+        f"medians of {options.rounds} iterations, with and without programs in turn."
     )
-    parts = [text, compile_table(measured), repay_table(measured)]
-    publish("compile_time", "Time to compile", parts, write=options.write)
+    publish("compile_time", "Time to compile", [text, result_table(measured)], write=options.write)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -130,18 +131,23 @@ class ProgramCache:
             CompilerError: with the compiler's first line, if there is none that works.
         """
         missing = {self.path(source): source for source in sources}
-        while missing:
-            has_advanced = False
-            for path, source in list(missing.items()):
-                with _lock(path) as is_mine:
-                    if not is_mine:
+        # While the C++ compiler is at one program, the next is traced here.
+        with ThreadPoolExecutor() as compilers:
+            compiled: list[Future[None]] = []
+            while missing:
+                has_advanced = False
+                for path, source in list(missing.items()):
+                    if (lock := _lock(path)) is None:
                         continue
-                    if not path.exists():
-                        _build(source, path)
-                    del missing[path]
                     has_advanced = True
-            if missing and not has_advanced:
-                time.sleep(_LOCK_WAIT_S)
+                    del missing[path]
+                    with lock:
+                        if not path.exists():
+                            compiled.append(_begin_build(source, path, lock, compilers))
+                if missing and not has_advanced:
+                    time.sleep(_LOCK_WAIT_S)
+            for program in compiled:
+                program.result()
         return [Program(self.path(source), source.examples) for source in sources]
 
 
@@ -152,34 +158,55 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppo_lab"
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[bool]:
-    """Hold the lock of the program at ``path`` if it is free; yield whether it is held."""
+def _lock(path: Path) -> contextlib.ExitStack | None:
+    """Return what holds the lock of the program at ``path`` until it is closed, if it is free."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as file:
+    with contextlib.ExitStack() as lock:
+        file = lock.enter_context(path.with_suffix(".lock").open("w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
-            return
-        yield True
+            return None
+        return lock.pop_all()
 
 
-def _build(source: ProgramSource, path: Path) -> None:
-    """Compile ``source``; the file appears whole or not at all."""
+def _begin_build(
+    source: ProgramSource, path: Path, lock: contextlib.ExitStack, compilers: ThreadPoolExecutor
+) -> Future[None]:
+    """Trace ``source`` and have it compiled; once begun, ``lock`` is held until that has ended."""
     begin_s = time.perf_counter()
-    part = path.with_name(f"{path.stem}.{os.getpid()}.pt2")
+    with _told_as_ours(source.name):
+        files = write_cpp(source)
+    held = lock.pop_all()
+
+    def compile_files() -> None:
+        with held, _told_as_ours(source.name):
+            _package(files, path)
+        _LOG.info("compiled %s in %.0f s", source.name, time.perf_counter() - begin_s)
+
+    return compilers.submit(compile_files)
+
+
+@contextlib.contextmanager
+def _told_as_ours(name: str) -> Iterator[None]:
+    """Raise ``CompilerError`` with the first line of whatever goes wrong."""
     try:
-        library.package(write_cpp(source), part, path.parent)
-        part.replace(path)
+        yield
     except Exception as error:  # of many kinds, from the tracer to the C++ compiler
         first_line = str(error).strip().partition("\n")[0]
         raise CompilerError(
-            f"could not compile {source.name}: {type(error).__name__}: {first_line}"
+            f"could not compile {name}: {type(error).__name__}: {first_line}"
         ) from error
+
+
+def _package(files: Sequence[str], path: Path) -> None:
+    """Compile ``files``; the program at ``path`` appears whole or not at all."""
+    part = path.with_name(f"{path.stem}.{os.getpid()}.pt2")
+    try:
+        library.package(files, part, path.parent)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    _LOG.info("compiled %s in %.0f s", source.name, time.perf_counter() - begin_s)
 
 
 def trace(source: ProgramSource) -> torch.fx.GraphModule:
