@@ -126,10 +126,10 @@ def rules() -> dict[str, BasePruner]:
     }
 
 
-def compare(noise: float, *, num_studies: int, num_arms: int, num_seeds: int) -> list[list[str]]:
-    """Return a row of the table for each rule."""
+def compare(noise: float, *, studies: range, num_arms: int, num_seeds: int) -> list[list[str]]:
+    """Return a row of the table for each rule, over ``studies`` by their seeds."""
     outcomes: dict[str, list[Outcome]] = {}
-    for seed in range(num_studies):
+    for seed in studies:
         arms, ends = draw_arms(seed, noise=noise, num_arms=num_arms, num_seeds=num_seeds)
         for name, pruner in rules().items():
             outcomes.setdefault(name, []).append(run_study(arms, ends, pruner))
@@ -145,6 +145,7 @@ def compare(noise: float, *, num_studies: int, num_arms: int, num_seeds: int) ->
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first; others: fresh")
     parser.add_argument("--arms", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.05, 0.1, 0.2])
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for noise in options.noise:
         rows += compare(
             noise,
-            num_studies=options.studies,
+            studies=range(options.first, options.first + options.studies),
             num_arms=options.arms,
             num_seeds=options.seeds,
         )

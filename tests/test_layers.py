@@ -11,7 +11,10 @@ import ppo_lab
 
 PACKAGE = Path(ppo_lab.__file__).parent
 LAYERS = [  # a room may import from its own layer and from those above it in this list
-    {"errors", "files", "library", "paths", "programs", "random", "tracing", "versions"},
+    {
+        "decompositions", "errors", "files", "library", "paths", "programs", "random", "tracing",
+        "versions",
+    },
     {
         "advantages", "bus", "diagnostics", "episodes", "graphs", "ledger", "meters",
         "normalization", "observations", "optimizer", "outcome", "placement", "ppo", "rollout",

@@ -21,6 +21,7 @@ from core_helpers import config, largest_difference
 from ppo_lab.choices import Compile
 from ppo_lab.compilation import MIN_COMPILED_STEPS, MIN_STACKED_STEPS, is_compiled
 from ppo_lab.compiled import CompiledAdvance
+from ppo_lab.decompositions import fast_tanh, narrow_baddbmm, narrow_bmm
 from ppo_lab.envs.base import Step
 from ppo_lab.envs.normalizer import Normalizer
 from ppo_lab.errors import ConfigError
@@ -29,9 +30,6 @@ from ppo_lab.programs import (
     Program,
     ProgramCache,
     ProgramSource,
-    fast_tanh,
-    narrow_baddbmm,
-    narrow_bmm,
     trace,
 )
 from ppo_lab.trainer import Trainer
