@@ -49,12 +49,18 @@ def traced_only(monkeypatch):
     monkeypatch.setattr(ProgramCache, "load", load)
 
 
-def test_a_rollout_and_twenty_gradient_steps_on_it_agree_when_compiled(monkeypatch, tmp_path):
-    monkeypatch.setenv("PPO_LAB_CACHE", str(tmp_path))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all tests of this file compile: what programs share takes half a minute."""
+    return tmp_path_factory.mktemp("programs")
+
+
+def test_a_rollout_and_twenty_gradient_steps_on_it_agree_when_compiled(monkeypatch, folder):
+    monkeypatch.setenv("PPO_LAB_CACHE", str(folder))
     compiled, plain = pair_of()
     check_agreement(compiled, plain)
-    names = sorted(path.name.partition("-")[0] for path in tmp_path.glob("*.pt2"))
-    assert names == ["after_update", "critique", "gradient_step", "steps"]
+    names = {path.name.partition("-")[0] for path in folder.glob("*.pt2")}
+    assert names >= {"after_update", "critique", "gradient_step", "steps"}
     check_replacement(compiled, plain)
 
 
@@ -80,14 +86,14 @@ def test_statistics_agree_through_the_ends_of_episodes_when_traced():
     assert difference.max() < 1e-5  # of actions that differ by rounding
 
 
-def test_a_normaliser_advances_as_before_when_compiled(tmp_path):
+def test_a_normaliser_advances_as_before_when_compiled(folder):
     # 2 lanes of 4 environments with 3 numbers each, of which 1 in 5 ends in a step.
     generator = torch.Generator().manual_seed(0)
     gamma = torch.tensor([0.99, 0.5])
     pair = [Normalizer.begin(2, 4, 3, gamma=gamma, device=torch.device("cpu")) for _ in range(2)]
     compiled, plain = CompiledAdvance(pair[0]), pair[1]
     source = compiled.source(torch.zeros(2, 4, 3), torch.zeros(2, 4))
-    (compiled.program,) = ProgramCache({"kind": "test"}, tmp_path).load([source])
+    (compiled.program,) = ProgramCache({"kind": "test"}, folder).load([source])
     for _ in range(20):
         observations = torch.randn(2, 4, 3, generator=generator) * 30 + 5
         rewards = torch.randn(2, 4, generator=generator)
@@ -167,12 +173,12 @@ def test_without_a_compiler_auto_goes_on_and_always_fails(monkeypatch, tmp_path,
     assert not list(tmp_path.glob("*.pt2"))
 
 
-def test_a_program_refuses_tensors_unlike_its_examples(tmp_path):
+def test_a_program_refuses_tensors_unlike_its_examples(folder):
     def double(x):
         x.mul_(2.0)
         return [x + 1.0]
 
-    cache = ProgramCache({"kind": "test"}, tmp_path)
+    cache = ProgramCache({"kind": "test"}, folder)
     # The first of four, as the only lane of a stack: its stride over lanes does not matter.
     source = ProgramSource("double", double, [torch.ones(4, 2, 3)[:1]])
     assert not cache.holds([source])
@@ -185,7 +191,7 @@ def test_a_program_refuses_tensors_unlike_its_examples(tmp_path):
     assert source.examples[0].tolist() == [[[1.0] * 3] * 2]
     with pytest.raises(ValueError, match="argument 0 is"):
         Program(cache.path(source), source.examples)([torch.ones(1, 3, 2).mT])
-    assert cache.path(source) != ProgramCache({"kind": "other"}, tmp_path).path(source)
+    assert cache.path(source) != ProgramCache({"kind": "other"}, folder).path(source)
 
 
 def test_what_replaces_an_operation_in_a_program_computes_the_same():
