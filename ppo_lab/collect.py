@@ -157,7 +157,7 @@ class Collector:
             self._values(columns.last_observations),
         )
 
-    @torch.inference_mode()  # a small operation costs a sixth less than without gradients alone
+    @torch.inference_mode()  # small operations cost less than without gradients alone
     def _step_by_step(self, noise: Tensor) -> tuple[Tensor, Columns]:
         """Take T steps, decided by ``noise`` (L, T, N, …); return what ``Steps`` does."""
         observations = self._observations

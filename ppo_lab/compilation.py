@@ -46,8 +46,8 @@ _LOG = logging.getLogger(__name__)
 
 MIN_COMPILED_STEPS, MIN_STACKED_STEPS = 1_000_000, 4_000_000
 """Environment steps from which ``compile=auto`` compiles one run, and a stack of several. One run
-of CartPole has repaid the compiler after 0.7 to 1.0 million, a stack of eight, which is fast
-without it, after 3.6 to 5.2 million (benchmarks/results/compile_time.md)."""
+of CartPole has repaid the compiler after 0.9 to 1.0 million, a stack of eight, which is fast
+without it, after 3.3 million (benchmarks/results/compile_time.md)."""
 
 _NOT_IN_A_PROGRAM = (
     "compile",
