@@ -44,10 +44,11 @@ __all__ = ["MIN_COMPILED_STEPS", "MIN_STACKED_STEPS", "Compilation", "Parts", "i
 
 _LOG = logging.getLogger(__name__)
 
-MIN_COMPILED_STEPS, MIN_STACKED_STEPS = 1_000_000, 4_000_000
+MIN_COMPILED_STEPS, MIN_STACKED_STEPS = 1_000_000, 6_000_000
 """Environment steps from which ``compile=auto`` compiles one run, and a stack of several. One run
-of CartPole has repaid the compiler after 0.9 to 1.0 million, a stack of eight, which is fast
-without it, after 3.3 million (benchmarks/results/compile_time.md)."""
+of CartPole has repaid the compiler's processor time after 0.9 to 1.0 million, a stack of eight,
+which is fast without it, after 3.3 million (benchmarks/results/compile_time.md). Two stacks beside
+each other wait some 45 s on both cores, which takes twice that to repay in wall time."""
 
 _NOT_IN_A_PROGRAM = (
     "compile",

@@ -130,7 +130,7 @@ class Config:
     compile: Compile = Compile.auto
     """Run an iteration as compiled programs, some four times as fast for small networks on the CPU.
     The first run of a kind compiles for a minute or so, later ones load what it left in
-    ~/.cache/ppo_lab. auto: from 1 million environment steps on, 4 for runs that share a stack. On
+    ~/.cache/ppo_lab. auto: from 1 million environment steps on, 6 for runs that share a stack. On
     CUDA programs are CUDA graphs, and auto makes none: only always, until it has been measured."""
     num_threads: Any = "auto"
     """CPU threads for tensor arithmetic. auto: 1 where a gradient step is small (threads then

@@ -195,7 +195,7 @@ class Parent:
                 group=self._plan.name,
                 is_forecast=self._plan.is_forecast,
                 run_id=self._book.run_id(claim),
-                planned_steps=self._plan.study.num_trials * sum(c.total_steps for c in configs),
+                planned_steps=self._plan.planned_steps(configs),
                 notes={"study": self._plan.name, "trial": claim.number, "attempt": claim.attempt},
             )
         )

@@ -39,6 +39,7 @@ __all__ = ["Plan", "make_plan"]
 _STUDIES = Path("outputs") / "studies"
 _MOST_NAME_CHARS = 80
 _NO_PRUNER = "optuna.pruners.NopPruner"
+_PRUNED_SHARE = 0.5  # of its steps that a pruned study makes (benchmarks/results/pruning.md)
 _NOT_IN_NAME = ("sweep", "study", "study/", "study.", "hydra", "tracking", "num_threads", "device")
 
 
@@ -109,6 +110,11 @@ class Plan:
             budget = min(config.vram_budget_gib, limit) if is_number else limit
             config = replace(config, vram_budget_gib=budget)
         return tuple(replace(config, seed=config.seed + i) for i in range(self.study.num_seeds))
+
+    def planned_steps(self, configs: Sequence[Config]) -> int:
+        """Return the environment steps that all trials like ``configs`` are likely to make."""
+        most = self.study.num_trials * sum(config.total_steps for config in configs)
+        return most if self.study.pruner["_target_"] == _NO_PRUNER else int(_PRUNED_SHARE * most)
 
     def trial_overrides(self, params: Mapping[str, Choice]) -> tuple[str, ...]:
         """Return what distinguishes a trial's runs from the default one, as one would type it."""

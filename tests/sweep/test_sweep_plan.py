@@ -43,6 +43,13 @@ def test_a_trials_runs_are_its_parameters_with_consecutive_seeds():
                          "epsilon=0.25")  # fmt: skip
 
 
+@pytest.mark.parametrize(("pruner", "share"), [("none", 1.0), ("median", 0.5)])
+def test_a_pruned_study_plans_half_of_its_steps(pruner, share):
+    plan = plan_of("study.num_seeds=3", "study.num_trials=10", f"study/pruner={pruner}")
+    configs = plan.trial_configs({"epsilon": 0.25})
+    assert plan.planned_steps(configs) == share * 10 * 3 * 2048
+
+
 def test_the_storage_is_taken_from_the_environment(monkeypatch):
     monkeypatch.setenv("PPO_LAB_STORAGE", "sqlite:///elsewhere.db")
     assert plan_of().url.database == "elsewhere.db"
