@@ -58,9 +58,9 @@ class StudyConfig:
     """Trials in all, over every machine and every start; the same command goes on up to here."""
     executor: Executor = Executor.processes
     """processes: each trial its own process, so that a crash costs that trial only. stacked: the
-    seeds of many trials are lanes of one program per process, many times faster where networks are
-    small; what it cannot run (a memory strategy of one lane, measured resources) runs as
-    processes."""
+    seeds of many trials are lanes of one program per process, faster where small networks run
+    uncompiled; on a CPU, compiled, it takes as long. What it cannot run (a memory strategy of one
+    lane, measured resources) runs as processes."""
     num_slots: Any = "auto"
     """Processes at a time on this machine: of a trial each, or of a stack each. auto: one per GPU,
     or one per core without a GPU."""
