@@ -37,8 +37,8 @@ import torch
 from benchmarks.result_page import publish, table
 from ppo_lab.bus import DeviceWindow
 from ppo_lab.choices import Compile
+from ppo_lab.compiler.cuda_graphs import GraphRecorder, HostRecorder
 from ppo_lab.compose import check_jobs, register
-from ppo_lab.graphs import GraphRecorder, HostRecorder
 from ppo_lab.networks.mlp import MlpConfig
 from ppo_lab.trace import DeviceUse
 from ppo_lab.trainer import Trainer

@@ -38,7 +38,7 @@ def quick_tanh(x: Tensor) -> Tensor:
     """Return tanh(x) of (L, B, H), for many numbers in float32 on a CPU to 2e-7.
 
     There the library's function takes several times as long as its exponential, and longer than
-    the products of a layer of 64. A program has its own way (``ppo_lab.decompositions.fast_tanh``).
+    the products of a layer of 64. A program has its own way (``ppo_lab.compiler.decompositions.fast_tanh``).
     """
     is_slow = x.numel() >= _MIN_NUMBERS and x.device.type == "cpu" and x.dtype is torch.float32
     if not is_slow or is_tracing():

@@ -19,19 +19,19 @@ from compiled_helpers import (
 from core_helpers import config, largest_difference
 
 from ppo_lab.choices import Compile
-from ppo_lab.compilation import MIN_COMPILED_STEPS, MIN_STACKED_STEPS, is_compiled
-from ppo_lab.compiled import CompiledAdvance
-from ppo_lab.decompositions import fast_tanh, narrow_baddbmm, narrow_bmm
-from ppo_lab.envs.base import Step
-from ppo_lab.envs.normalizer import Normalizer
-from ppo_lab.errors import ConfigError
-from ppo_lab.programs import (
+from ppo_lab.compiler.compilation import MIN_COMPILED_STEPS, MIN_STACKED_STEPS, is_compiled
+from ppo_lab.compiler.decompositions import fast_tanh, narrow_baddbmm, narrow_bmm
+from ppo_lab.compiler.program_cache import (
     CompilerError,
     Program,
     ProgramCache,
     ProgramSource,
     trace,
 )
+from ppo_lab.compiler.rollout_programs import CompiledAdvance
+from ppo_lab.envs.base import Step
+from ppo_lab.envs.normalizer import Normalizer
+from ppo_lab.errors import ConfigError
 from ppo_lab.trainer import Trainer
 
 

@@ -17,8 +17,8 @@ from core_helpers import (
     weights,
 )
 
-from ppo_lab import compilation
 from ppo_lab.collect import Collector
+from ppo_lab.compiler import compilation
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.rollout import RolloutRows
 from ppo_lab.trainer import Trainer

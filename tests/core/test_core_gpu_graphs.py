@@ -8,7 +8,7 @@ from compiled_helpers import KINDS, SMALL, check_agreement, check_replacement, p
 from core_helpers import config, lanes_of, largest_difference
 
 from ppo_lab.collect import Collector
-from ppo_lab.compilation import Compilation
+from ppo_lab.compiler.compilation import Compilation
 from ppo_lab.rollout import lane_rows
 from ppo_lab.trainer import Trainer
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppo_lab import library
-from ppo_lab.programs import ProgramSource, write_cpp
+from ppo_lab.compiler import cpp_build as library
+from ppo_lab.compiler.program_cache import ProgramSource, write_cpp
 
 
 def test_what_inductor_writes_comes_apart_into_interface_calls_and_kernels():

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ppo_lab.programs import CompilerError, ProgramSource, copy_of
+from ppo_lab.compiler.program_cache import CompilerError, ProgramSource, copy_of
 
 __all__ = [
     "CudaRecorder",

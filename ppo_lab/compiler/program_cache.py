@@ -30,8 +30,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from ppo_lab import library
-from ppo_lab.decompositions import DECOMPOSITIONS
+from ppo_lab.compiler import cpp_build as library
+from ppo_lab.compiler.decompositions import DECOMPOSITIONS
 from ppo_lab.tracing import tracing
 
 __all__ = [

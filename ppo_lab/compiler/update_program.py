@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppo_lab.compiled import with_parameters
+from ppo_lab.compiler.program_cache import ProgramSource, Run
+from ppo_lab.compiler.rollout_programs import with_parameters
 from ppo_lab.networks import ActorCritic
 from ppo_lab.optimizer import LaneAdam
 from ppo_lab.ppo import ClipRange, normalize_advantages
-from ppo_lab.programs import ProgramSource, Run
 from ppo_lab.rollout import Batch, RolloutRows
 from ppo_lab.step_log import StepLog, StepSlot, UpdateDiagnostics, stop_far_lanes
 from ppo_lab.update import AdvantageNormalization, Coefficients, Objective, UpdatePlan

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from ppo_lab.after_update import AfterUpdate
 from ppo_lab.collect import Act, Columns, Critique
+from ppo_lab.compiler.program_cache import ProgramSource, Run
 from ppo_lab.envs.base import Step
 from ppo_lab.envs.native import NativeEnv
 from ppo_lab.envs.normalizer import Normalizer
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo import ClipRange
-from ppo_lab.programs import ProgramSource, Run
 from ppo_lab.rollout import RolloutRows
 
 __all__ = [

@@ -17,7 +17,9 @@ from torch import Tensor
 from ppo_lab.after_update import AfterUpdate, after_update
 from ppo_lab.choices import Compile
 from ppo_lab.collect import Collector, Columns
-from ppo_lab.compiled import (
+from ppo_lab.compiler.cuda_graphs import GraphLoader, GraphRecorder
+from ppo_lab.compiler.program_cache import CompilerError, ProgramCache, ProgramSource, Run
+from ppo_lab.compiler.rollout_programs import (
     MAX_BLOCK_STEPS,
     CompiledAct,
     CompiledAdvance,
@@ -25,17 +27,15 @@ from ppo_lab.compiled import (
     CompiledCritique,
     CompiledSteps,
 )
-from ppo_lab.compiled_update import CompiledUpdate, WholeUpdate
+from ppo_lab.compiler.update_program import CompiledUpdate, WholeUpdate
 from ppo_lab.config import Config
 from ppo_lab.envs.base import Env
 from ppo_lab.envs.native import NativeEnv
 from ppo_lab.envs.normalized import NormalizedEnv
-from ppo_lab.graphs import GraphLoader, GraphRecorder
 from ppo_lab.lanes import stack_values
 from ppo_lab.networks import ActorCritic
 from ppo_lab.optimizer import LaneAdam, LaneOptimizer
 from ppo_lab.ppo import ClipRange
-from ppo_lab.programs import CompilerError, ProgramCache, ProgramSource, Run
 from ppo_lab.rollout import RolloutRows
 from ppo_lab.step_log import UpdateDiagnostics
 from ppo_lab.update import AdvantageNormalization, Coefficients, UpdatePlan, update
