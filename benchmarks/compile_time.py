@@ -86,7 +86,7 @@ def measure(num_lanes: int, num_rounds: int) -> Measured:
     """Compile a stack in this process, then train with and without the programs."""
     import torch
 
-    from ppo_lab.compose import check_jobs, register
+    from ppo_lab.config.compose import check_jobs, register
     from ppo_lab.trainer import Trainer
 
     torch.set_num_threads(1)

@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.result_page import publish, table
 from ppo_lab.budget import refusal
-from ppo_lab.compose import check_jobs, register
-from ppo_lab.config import Config
+from ppo_lab.config.compose import check_jobs, register
+from ppo_lab.config.run import Config
 from ppo_lab.counted import CountedTrainer
 from ppo_lab.dry_run import dry_run
 from ppo_lab.forecast import forecast
@@ -47,7 +47,7 @@ _PAIR = "network.hidden=[" + ",".join(["16384"] * 8) + "]"
 _MEASURE = """
 import json, sys, time
 from pathlib import Path
-from ppo_lab.compose import check_jobs, register
+from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.forecast import forecast
 register()
 (job,) = check_jobs(sys.argv[1:], is_multirun=False, config_dir=None, config_name=None)

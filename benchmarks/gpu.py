@@ -36,9 +36,9 @@ import torch
 
 from benchmarks.result_page import publish, table
 from ppo_lab.bus import DeviceWindow
-from ppo_lab.choices import Compile
 from ppo_lab.compiler.cuda_graphs import GraphRecorder, HostRecorder
-from ppo_lab.compose import check_jobs, register
+from ppo_lab.config.choices import Compile
+from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.networks.mlp import MlpConfig
 from ppo_lab.trace import DeviceUse
 from ppo_lab.trainer import Trainer

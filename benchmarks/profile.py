@@ -193,7 +193,7 @@ def measure(case: Case, num_iterations: int) -> Profile:
 
     import torch
 
-    from ppo_lab.compose import check_jobs, register
+    from ppo_lab.config.compose import check_jobs, register
     from ppo_lab.trainer import Trainer
 
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ppo_lab.config import Config, Schedule
+from ppo_lab.config.run import Config, Schedule
 from ppo_lab.networks import MlpConfig
 
 if TYPE_CHECKING:

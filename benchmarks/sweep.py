@@ -120,7 +120,7 @@ def train_with_sb3(trials: Sequence[Trial], num_steps: int) -> list[float]:
     import torch
 
     from benchmarks import sb3
-    from ppo_lab.compose import check_jobs, register
+    from ppo_lab.config.compose import check_jobs, register
 
     torch.set_num_threads(1)
     register()

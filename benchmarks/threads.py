@@ -64,7 +64,7 @@ class Speed(NamedTuple):
 
 def measure(name: str, num_threads: int) -> Speed:
     """Train in this process and return the speed after the warm-up."""
-    from ppo_lab.compose import check_jobs, register
+    from ppo_lab.config.compose import check_jobs, register
     from ppo_lab.tracking import Record
     from ppo_lab.trainer import Trainer
 

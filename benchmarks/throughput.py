@@ -31,7 +31,7 @@ from benchmarks.result_page import publish, table
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ppo_lab.config import Config
+    from ppo_lab.config.run import Config
     from ppo_lab.envs.base import EnvSpec
 
 __all__ = ["CASES", "SETTINGS", "Case", "Speed", "measure"]
@@ -191,7 +191,7 @@ def measure(case: Case, name: str) -> Speed:
     """Run a program of ``case`` in this process and return its speed after the warm-up."""
     import torch
 
-    from ppo_lab.compose import check_jobs, register
+    from ppo_lab.config.compose import check_jobs, register
 
     torch.set_num_threads(1)
     register()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from ppo_lab.config import Config, Dtype
+from ppo_lab.config.run import Config, Dtype
 from ppo_lab.errors import ConfigError
 from ppo_lab.forecast import Forecast, cuda_context_bytes, forecast
 from ppo_lab.memory import STRATEGIES, AutoMemory, MemoryStrategy

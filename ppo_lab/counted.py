@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppo_lab.advantages import Advantages
-from ppo_lab.config import Config
+from ppo_lab.config.run import Config
 from ppo_lab.ledger import Ledger, tensors_of
 from ppo_lab.placement import Placement
 from ppo_lab.records import IterationTensors

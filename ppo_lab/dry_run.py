@@ -23,9 +23,9 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from ppo_lab.choices import Compile, MatmulPrecision, Profile
 from ppo_lab.collect import MAX_BLOCK_STEPS
-from ppo_lab.config import Config
+from ppo_lab.config.choices import Compile, MatmulPrecision, Profile
+from ppo_lab.config.run import Config
 from ppo_lab.counted import CountedTrainer
 from ppo_lab.envs.base import Env
 from ppo_lab.ledger import Ledger

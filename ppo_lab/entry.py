@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppo_lab.budget import resolve_memory
-from ppo_lab.config import Config
+from ppo_lab.config.lanes import stack_key
+from ppo_lab.config.run import Config
 from ppo_lab.lane_run import Destination, LaneRun, Status
-from ppo_lab.lanes import stack_key
 from ppo_lab.memory_summary import out_of_memory_line
 from ppo_lab.outcome import History
 from ppo_lab.trainer import Trainer

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ppo_lab.config import Config
+from ppo_lab.config.lanes import LANE_KEYS
+from ppo_lab.config.run import Config
 from ppo_lab.dry_run import BusBytes, dry_run
 from ppo_lab.files import plain
-from ppo_lab.lanes import LANE_KEYS
 from ppo_lab.tally import HostBytes, Peak
 
 __all__ = ["Forecast", "Overhead", "cublas_workspace_bytes", "cuda_context_bytes", "forecast"]

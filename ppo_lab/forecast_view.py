@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ppo_lab.budget import Change, advice, budget_bytes
-from ppo_lab.compose import Job
-from ppo_lab.config import Config
+from ppo_lab.config.compose import Job
+from ppo_lab.config.run import Config
 from ppo_lab.forecast import Forecast, forecast
 from ppo_lab.memory.footprint import footprint
 from ppo_lab.networks import MlpConfig

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.config import Config
+from ppo_lab.config.run import Config
 from ppo_lab.memory_summary import (
     device_section,
     forecast_section,

@@ -11,7 +11,7 @@ import torch
 
 from ppo_lab.budget import advice
 from ppo_lab.bus import use_metrics
-from ppo_lab.config import Config
+from ppo_lab.config.run import Config
 from ppo_lab.counted import CountedTrainer
 from ppo_lab.forecast import Forecast, forecast
 from ppo_lab.meters import peak_host_gib

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ppo_lab import random
-from ppo_lab.config import Config
+from ppo_lab.config.run import Config
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
 from ppo_lab.files import plain, write_json, write_whole
 from ppo_lab.networks import NETWORKS, ActorCritic, Initializer, NetworkConfig

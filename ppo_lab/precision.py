@@ -6,8 +6,8 @@ import logging
 
 import torch
 
-from ppo_lab.choices import Dtype, MatmulPrecision
-from ppo_lab.config import Config
+from ppo_lab.config.choices import Dtype, MatmulPrecision
+from ppo_lab.config.run import Config
 
 __all__ = ["set_matmul_precision"]
 

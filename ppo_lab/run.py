@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.config import Config
+from ppo_lab.config.run import Config
 from ppo_lab.entry import Entry, Standing
 from ppo_lab.lane_run import Destination, Status
 from ppo_lab.stack import Stack

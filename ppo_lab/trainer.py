@@ -20,11 +20,12 @@ from ppo_lab.advantages import Advantages, gae
 from ppo_lab.collect import Collector
 from ppo_lab.compiler.compilation import Compilation, Parts
 from ppo_lab.compiler.cuda_graphs import CudaRecorder, GraphRecorder
-from ppo_lab.config import Config
+from ppo_lab.config.lanes import check_lane, check_stack
+from ppo_lab.config.run import Config
 from ppo_lab.envs.base import Env
 from ppo_lab.episodes import EpisodeMeter
 from ppo_lab.errors import ConfigError
-from ppo_lab.lanes import LaneTensors, check_lane, check_stack, scheduled
+from ppo_lab.lanes import LaneTensors, scheduled
 from ppo_lab.meters import Meters
 from ppo_lab.networks import ActorCritic, Initializer
 from ppo_lab.outcome import History

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from ppo_lab.compose import check_jobs, register
-from ppo_lab.config import Config
+from ppo_lab.config.compose import check_jobs, register
+from ppo_lab.config.run import Config
 from ppo_lab.entry import Entry
 from ppo_lab.run import Destination, run_in_folder
 from ppo_lab.stack import Occupancy, Stack

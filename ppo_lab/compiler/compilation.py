@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ppo_lab.after_update import AfterUpdate, after_update
-from ppo_lab.choices import Compile
 from ppo_lab.collect import Collector, Columns
 from ppo_lab.compiler.cuda_graphs import GraphLoader, GraphRecorder
 from ppo_lab.compiler.program_cache import CompilerError, ProgramCache, ProgramSource, Run
@@ -28,11 +27,12 @@ from ppo_lab.compiler.rollout_programs import (
     CompiledSteps,
 )
 from ppo_lab.compiler.update_program import CompiledUpdate, WholeUpdate
-from ppo_lab.config import Config
+from ppo_lab.config.choices import Compile
+from ppo_lab.config.lanes import stack_values
+from ppo_lab.config.run import Config
 from ppo_lab.envs.base import Env
 from ppo_lab.envs.native import NativeEnv
 from ppo_lab.envs.normalized import NormalizedEnv
-from ppo_lab.lanes import stack_values
 from ppo_lab.networks import ActorCritic
 from ppo_lab.optimizer import LaneAdam, LaneOptimizer
 from ppo_lab.ppo import ClipRange

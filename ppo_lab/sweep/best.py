@@ -16,8 +16,8 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ppo_lab.compose import load
-from ppo_lab.config import Config
+from ppo_lab.config.compose import load
+from ppo_lab.config.run import Config
 from ppo_lab.files import write_whole
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.sweep.conditions import Choice

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ppo_lab.compose import load
-from ppo_lab.config import Config
+from ppo_lab.config.compose import load
+from ppo_lab.config.run import Config
 from ppo_lab.errors import ConfigError, nearest
 from ppo_lab.sweep.conditions import Choice, parse_override
 
@@ -26,7 +26,7 @@ class Composed(NamedTuple):
     """A run as Hydra composed it."""
 
     run: DictConfig
-    """As ``ppo_lab.compose.load`` takes it."""
+    """As ``ppo_lab.config.compose.load`` takes it."""
     choices: Mapping[str, str]
     """The option of each group, Hydra's ``hydra.runtime.choices``."""
 

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from optuna.study import Study
 from rich.console import Console
 
+from ppo_lab.config.error_messages import explain
 from ppo_lab.errors import ConfigError
-from ppo_lab.refusals import explain
 from ppo_lab.sweep.confirm import (
     Confirmed,
     check_confirmation,

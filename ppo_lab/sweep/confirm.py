@@ -15,9 +15,9 @@ from typing import Any
 import optuna
 from optuna.study import Study
 
+from ppo_lab.config.study import ConfirmConfig
 from ppo_lab.errors import ConfigError
 from ppo_lab.files import write_json
-from ppo_lab.study_config import ConfirmConfig
 from ppo_lab.sweep import analysis
 from ppo_lab.sweep.interval import CONFIDENCE
 from ppo_lab.sweep.plan import Plan

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ppo_lab.config import Config
+from ppo_lab.config.run import Config
 from ppo_lab.errors import ConfigError
 from ppo_lab.files import plain
 from ppo_lab.sweep.objective import Constraint, Objective

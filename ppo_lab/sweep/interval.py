@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from scipy.special import stdtrit
 
-from ppo_lab.study_config import Aggregate
+from ppo_lab.config.study import Aggregate
 
 __all__ = ["CONFIDENCE", "half_width"]
 

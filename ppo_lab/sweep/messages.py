@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.config import Config
+from ppo_lab.config.run import Config
 
 __all__ = ["GridJob", "Mark", "Note", "Task", "Verdict"]
 

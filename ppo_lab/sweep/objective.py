@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ppo_lab.config.study import Aggregate
 from ppo_lab.errors import ConfigError
-from ppo_lab.study_config import Aggregate
 
 __all__ = [
     "Constraint",

@@ -15,9 +15,9 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf, open_dict
 from sqlalchemy.engine import URL
 
-from ppo_lab.config import Config
+from ppo_lab.config.run import Config
+from ppo_lab.config.study import StudyConfig
 from ppo_lab.errors import ConfigError
-from ppo_lab.study_config import StudyConfig
 from ppo_lab.sweep.candidate import Base, Composed
 from ppo_lab.sweep.conditions import Choice
 from ppo_lab.sweep.fingerprint import fingerprint

@@ -8,7 +8,7 @@ import os
 import torch
 
 from ppo_lab.budget import budget_bytes, resolve_memory
-from ppo_lab.config import Config
+from ppo_lab.config.run import Config
 from ppo_lab.forecast import forecast
 
 __all__ = ["choose_lanes", "choose_slots"]

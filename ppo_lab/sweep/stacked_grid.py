@@ -18,8 +18,8 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from ppo_lab.budget import resolve_memory
-from ppo_lab.compose import load
-from ppo_lab.config import Config
+from ppo_lab.config.compose import Variants, load
+from ppo_lab.config.run import Config
 from ppo_lab.errors import ConfigError
 from ppo_lab.files import write_json
 from ppo_lab.lane_run import Status
@@ -29,7 +29,6 @@ from ppo_lab.sweep.messages import GridJob
 from ppo_lab.sweep.slots import choose_lanes, choose_slots
 from ppo_lab.tracking import Terminal, read_summary
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
-from ppo_lab.variants import Variants
 
 __all__ = ["run_stacked_grid"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ppo_lab.study_config import Aggregate
+from ppo_lab.config.study import Aggregate
 from ppo_lab.sweep.events import (
     Counts,
     Event,

@@ -19,8 +19,8 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from ppo_lab.config.study import STORAGE_VARIABLE
 from ppo_lab.errors import HIDDEN, ConfigError
-from ppo_lab.study_config import STORAGE_VARIABLE
 from ppo_lab.sweep.retry import StorageLostError
 
 __all__ = ["Database", "masked", "storage_url"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ppo_lab import load_policy
-from ppo_lab.compose import check_jobs, register
+from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.tracking import read_metrics
 
 QUICK = ["network=tiny", "total_steps=4096"]

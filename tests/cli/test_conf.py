@@ -6,9 +6,9 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from ppo_lab.compose import check_jobs, load, register
-from ppo_lab.config import Config
-from ppo_lab.lanes import LANE_KEYS
+from ppo_lab.config.compose import check_jobs, load, register
+from ppo_lab.config.lanes import LANE_KEYS
+from ppo_lab.config.run import Config
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.networks import NETWORKS
 from ppo_lab.paths import CONF_DIR, SWEEPS_DIR

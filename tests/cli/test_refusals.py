@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from ppo_lab.compose import check_jobs, register
-from ppo_lab.refusals import explain
+from ppo_lab.config.compose import check_jobs, register
+from ppo_lab.config.error_messages import explain
 
 # What is typed, and what the message must hold.
 REFUSED = [

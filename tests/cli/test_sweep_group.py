@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from ppo_lab import compose, paths
-from ppo_lab.compose import check_jobs, register
+from ppo_lab import paths
+from ppo_lab.config.compose import check_jobs, register
+from ppo_lab.config.run import compose
 from ppo_lab.errors import ConfigError
 
 SWEEP = """# python -m ppo_lab sweep=two_widths

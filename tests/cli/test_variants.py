@@ -4,10 +4,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ppo_lab.compose import check_jobs, register
+from ppo_lab.config.compose import Variants, check_jobs, register
 from ppo_lab.errors import ConfigError
 from ppo_lab.paths import CONF_DIR
-from ppo_lab.variants import Variants
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from core_helpers import config, lanes_of, largest_difference
 
-from ppo_lab.choices import Compile
+from ppo_lab.config.choices import Compile
 from ppo_lab.rollout import lane_rows
 from ppo_lab.trainer import Trainer
 

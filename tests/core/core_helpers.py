@@ -7,8 +7,8 @@ import functools
 
 import torch
 
-from ppo_lab.compose import check_jobs, register
-from ppo_lab.config import Config
+from ppo_lab.config.compose import check_jobs, register
+from ppo_lab.config.run import Config
 from ppo_lab.optimizer import LaneOptimizer
 from ppo_lab.rollout import RolloutRows, lane_rows
 from ppo_lab.step_log import UpdateDiagnostics

@@ -18,7 +18,6 @@ from compiled_helpers import (
 )
 from core_helpers import config, largest_difference
 
-from ppo_lab.choices import Compile
 from ppo_lab.compiler.compilation import MIN_COMPILED_STEPS, MIN_STACKED_STEPS, is_compiled
 from ppo_lab.compiler.decompositions import fast_tanh, narrow_baddbmm, narrow_bmm
 from ppo_lab.compiler.program_cache import (
@@ -29,6 +28,7 @@ from ppo_lab.compiler.program_cache import (
     trace,
 )
 from ppo_lab.compiler.rollout_programs import CompiledAdvance
+from ppo_lab.config.choices import Compile
 from ppo_lab.envs.base import Step
 from ppo_lab.envs.normalizer import Normalizer
 from ppo_lab.errors import ConfigError

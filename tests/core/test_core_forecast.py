@@ -125,7 +125,7 @@ def test_a_pair_of_3_8_billion_parameters_is_forecast_in_1_gib_of_host_memory(st
     code = """
 import sys
 from pathlib import Path
-from ppo_lab.compose import check_jobs, register
+from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.forecast import forecast
 register()
 words = ["network.hidden=[" + ",".join(["16384"] * 8) + "]", "tracking=local", "device=cpu"]

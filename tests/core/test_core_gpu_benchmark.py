@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from ppo_lab.compose import register
+from ppo_lab.config.compose import register
 
 
 def test_an_updates_limits_are_the_stated_formulas():

@@ -11,11 +11,11 @@ import torch
 from compiled_helpers import KINDS, SMALL, check_agreement, check_replacement, pair_of, weights_of
 from core_helpers import config, lanes_of, largest_difference
 
-from ppo_lab.choices import Compile
 from ppo_lab.compiler.compilation import MIN_COMPILED_STEPS, is_compiled
 from ppo_lab.compiler.cuda_graphs import GraphLoader, GraphProgram, HostRecorder, Recording
 from ppo_lab.compiler.program_cache import CompilerError, ProgramSource
-from ppo_lab.config import Config
+from ppo_lab.config.choices import Compile
+from ppo_lab.config.run import Config
 from ppo_lab.errors import ConfigError
 from ppo_lab.trainer import Trainer
 

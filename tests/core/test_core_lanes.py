@@ -18,9 +18,10 @@ from core_helpers import (
     weights,
 )
 
-from ppo_lab.config import Config, Schedule
+from ppo_lab.config.lanes import LANE_KEYS, check_stack
+from ppo_lab.config.run import Config, Schedule
 from ppo_lab.errors import ConfigError
-from ppo_lab.lanes import LANE_KEYS, LaneTensors, check_stack, scheduled
+from ppo_lab.lanes import LaneTensors, scheduled
 from ppo_lab.trainer import Trainer
 from ppo_lab.update import AdvantageNormalization
 

@@ -15,8 +15,8 @@ from core_helpers import (
     weights,
 )
 
+from ppo_lab.config.lanes import check_stack
 from ppo_lab.errors import ConfigError
-from ppo_lab.lanes import check_stack
 from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.placement import Place, Placement, Traffic

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ppo_lab import load_policy
-from ppo_lab.compose import check_jobs, register
+from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.envs.base import DiscreteActions
 from ppo_lab.play import evaluate
 from ppo_lab.policy import save_policy

@@ -16,7 +16,7 @@ from core_helpers import (
     weights,
 )
 
-from ppo_lab.config import Schedule
+from ppo_lab.config.run import Schedule
 from ppo_lab.errors import ConfigError
 from ppo_lab.trainer import Trainer
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from hydra import initialize_config_dir
 
-from ppo_lab.compose import check_jobs, register
-from ppo_lab.config import Config
+from ppo_lab.config.compose import check_jobs, register
+from ppo_lab.config.run import Config
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.sweep import command
 from ppo_lab.sweep.executors import Event, Executor, Exited, Reported

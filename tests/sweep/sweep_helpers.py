@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from ppo_lab.compose import register
+from ppo_lab.config.compose import register
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.sweep.candidate import Base, Composed
 from ppo_lab.sweep.space import Space, read_space

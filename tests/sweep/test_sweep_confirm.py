@@ -10,8 +10,8 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 from sweep_helpers import make_base, make_space
 
+from ppo_lab.config.study import Aggregate, ConfirmConfig, StudyConfig
 from ppo_lab.errors import ConfigError
-from ppo_lab.study_config import Aggregate, ConfirmConfig, StudyConfig
 from ppo_lab.sweep.book import Book
 from ppo_lab.sweep.confirm import check_confirmation, confirmation_plan, read_confirmation
 from ppo_lab.sweep.lease import Lease

@@ -15,8 +15,8 @@ from engine import FormulaExecutor, carried, commanded
 from omegaconf import OmegaConf
 from study_helpers import QUICK, left_by, plan_of, started, trials_of
 
-from ppo_lab import compose
-from ppo_lab.compose import check_jobs
+from ppo_lab.config.compose import check_jobs
+from ppo_lab.config.run import compose
 from ppo_lab.sweep.parent import Ending
 
 CONFIRMED = ("study.num_trials=3", "study.num_seeds=2", "study.confirm={top:1,seeds:2}")

@@ -7,7 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
-from ppo_lab.study_config import Aggregate
+from ppo_lab.config.study import Aggregate
 from ppo_lab.sweep.events import (
     Counts,
     StorageAway,

@@ -5,8 +5,8 @@ import json
 import pytest
 from sweep_helpers import make_base
 
+from ppo_lab.config.study import Aggregate
 from ppo_lab.errors import ConfigError
-from ppo_lab.study_config import Aggregate
 from ppo_lab.sweep.fingerprint import differences, fingerprint, refuse_change
 from ppo_lab.sweep.objective import (
     aggregate_seeds,

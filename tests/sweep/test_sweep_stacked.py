@@ -10,7 +10,7 @@ import pytest
 import torch
 from study_helpers import left_by, plan_of, started, trials_of
 
-from ppo_lab.config import Config
+from ppo_lab.config.run import Config
 from ppo_lab.errors import ConfigError
 from ppo_lab.stack import Stack
 from ppo_lab.sweep import slots

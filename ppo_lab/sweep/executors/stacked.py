@@ -18,7 +18,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.lanes import stack_key
+from ppo_lab.config.lanes import stack_key
 from ppo_lab.sweep.executors.base import Event, Executor, Exited
 from ppo_lab.sweep.executors.worker import Told, stop_order, worker_main
 from ppo_lab.sweep.messages import GridJob, Task, Verdict

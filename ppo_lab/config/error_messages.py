@@ -14,7 +14,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
-from ppo_lab.compose import known_keys
+from ppo_lab.config.compose import known_keys
 from ppo_lab.errors import HIDDEN, ConfigError, nearest
 from ppo_lab.memory import STRATEGIES
 

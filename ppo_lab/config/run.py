@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from omegaconf import MISSING
 
-from ppo_lab.choices import (
+from ppo_lab.config.choices import (
     Compile,
     Dtype,
     ForecastFormat,

@@ -6,6 +6,7 @@ and checked here beforehand, through Hydra's own compose API.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -14,23 +15,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ppo_lab.config import Config
+from ppo_lab.config.run import Config
+from ppo_lab.config.study import CommandConfig, StudyConfig
 from ppo_lab.errors import ConfigError, nearest
 from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.networks import NETWORKS
 from ppo_lab.paths import CONF_DIR, SWEEPS_DIR
-from ppo_lab.study_config import CommandConfig, StudyConfig
-from ppo_lab.variants import Variants
 
-__all__ = ["Job", "check_jobs", "known_keys", "load", "register"]
+__all__ = ["Job", "Variants", "check_jobs", "known_keys", "load", "register"]
 
 
 @dataclass(frozen=True)
@@ -240,3 +242,55 @@ def _refuse_unknown_keys(node: DictConfig, prefix: str = "") -> None:
         child = node._get_node(key)
         if isinstance(child, DictConfig):
             _refuse_unknown_keys(child, f"{prefix}{key}.")
+
+
+class Variants:
+    """Composes configs from command-line words, one tree of files at a time."""
+
+    def __init__(self, loader: ConfigLoader, compose: Callable[[list[str]], DictConfig]) -> None:
+        """Compose with ``compose``; ``loader`` knows which words choose files."""
+        assert isinstance(loader, ConfigLoaderImpl)
+        self._repository, self._compose = loader.repository, compose
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """Return what Hydra itself would compose from ``overrides``."""
+        parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
+        values = [override for override in parsed if self._is_value(override)]
+        others = tuple(line_of(override) for override in parsed if override not in values)
+        if others not in self._composed:
+            self._composed[others] = self._compose(list(others))
+        cfg = copy.deepcopy(self._composed[others])
+        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+        if "hydra" in cfg:
+            _note_overrides(cfg, parsed)
+        return cfg
+
+    def _is_value(self, override: Override) -> bool:
+        """Return whether ``override`` gives a key of the run's a value, and does no more."""
+        return (
+            override.type is OverrideType.CHANGE
+            and override.package is None
+            and not override.is_hydra_override()
+            and not override.is_sweep_override()
+            and not self._repository.group_exists(override.key_or_group)
+        )
+
+
+def line_of(override: Override) -> str:
+    """Return ``override`` as it was typed."""
+    assert override.input_line is not None
+    return override.input_line
+
+
+def _note_overrides(cfg: DictConfig, parsed: Sequence[Override]) -> None:
+    """Let Hydra's own part of a config tell of all that was typed."""
+    ours = [override for override in parsed if not override.is_hydra_override()]
+    naming = cfg.hydra.job.config.override_dirname
+    cfg.hydra.overrides.task = [line_of(override) for override in ours]
+    cfg.hydra.job.override_dirname = get_overrides_dirname(
+        overrides=ours,
+        kv_sep=naming.kv_sep,
+        item_sep=naming.item_sep,
+        exclude_keys=naming.exclude_keys,
+    )

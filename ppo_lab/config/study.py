@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from ppo_lab.config import Config
+from ppo_lab.config.run import Config
 from ppo_lab.errors import ConfigError
 
 __all__ = [

@@ -1,0 +1,70 @@
+"""What may differ between the lanes of a stack, and what must be equal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ppo_lab.config.run import Config
+from ppo_lab.errors import ConfigError
+from ppo_lab.files import plain
+
+__all__ = ["LANE_KEYS", "check_lane", "check_stack", "stack_key", "stack_values"]
+
+LANE_KEYS = frozenset(
+    {
+        "name",
+        "seed",
+        "epsilon",
+        "epsilon_high",
+        "epsilon_schedule",
+        "dual_clip",
+        "value_epsilon",
+        "target_kl",
+        "lr",
+        "lr_schedule",
+        "max_grad_norm",
+        "gamma",
+        "gae_lambda",
+        "entropy_coef",
+        "value_coef",
+        "total_steps",
+        "tracking",
+    }
+)
+"""What may differ between the lanes of a stack; everything else must be equal."""
+
+
+def check_stack(configs: Sequence[Config]) -> None:
+    """Raise ``ConfigError`` unless ``configs`` can train as one stack."""
+    first = configs[0]
+    for config in configs[1:]:
+        check_lane(config, first)
+    limit = first.memory.max_lanes
+    if limit is not None and len(configs) > limit:
+        raise ConfigError(
+            "memory", first.memory.name, f"trains at most {limit} lane, not {len(configs)}"
+        )
+
+
+def check_lane(config: Config, other: Config) -> None:
+    """Raise ``ConfigError`` unless ``config`` can be a lane beside ``other``."""
+    for field in dataclasses.fields(Config):
+        mine, its = getattr(config, field.name), getattr(other, field.name)
+        if field.name not in LANE_KEYS and mine != its:
+            raise ConfigError(field.name, mine, f"must equal {its} in every lane of a stack")
+
+
+def stack_values(config: Config) -> dict[str, Any]:
+    """Return the plain values that all lanes of a stack have in common."""
+    values = dataclasses.asdict(config)
+    kinds = [type(part).__qualname__ for part in (config.env, config.network, config.memory)]
+    shared = {key: value for key, value in values.items() if key not in LANE_KEYS}
+    return {"kinds": kinds, **plain(shared)}
+
+
+def stack_key(config: Config) -> str:
+    """Return what configs that can be lanes of one stack have in common, and no others."""
+    return json.dumps(stack_values(config), sort_keys=True)
