@@ -35,12 +35,12 @@ from typing import TypeGuard
 import torch
 
 from benchmarks.result_page import publish, table
-from ppo_lab.bus import DeviceWindow
 from ppo_lab.compiler.cuda_graphs import GraphRecorder, HostRecorder
 from ppo_lab.config.choices import Compile
 from ppo_lab.config.compose import check_jobs, register
+from ppo_lab.devices.pcie import DeviceWindow
+from ppo_lab.devices.trace import DeviceUse
 from ppo_lab.networks.mlp import MlpConfig
-from ppo_lab.trace import DeviceUse
 from ppo_lab.trainer import Trainer
 
 _SETTINGS = [

@@ -102,7 +102,7 @@ def _step_alone(config: Config, case: Case) -> Speed:
     """Step our environment as it comes, not normalised, as often as a training run does."""
     import torch
 
-    from ppo_lab.placement import Placement
+    from ppo_lab.devices.placement import Placement
 
     raw = dataclasses.replace(config.env, normalize_observations=False, normalize_rewards=False)
     env = raw.build(

@@ -13,12 +13,12 @@ import torch
 from omegaconf import OmegaConf
 
 from ppo_lab.config.run import Config, Dtype
+from ppo_lab.devices.placement import Place
 from ppo_lab.errors import ConfigError
 from ppo_lab.forecast import Forecast, cuda_context_bytes, forecast
 from ppo_lab.memory import STRATEGIES, AutoMemory, MemoryStrategy
 from ppo_lab.networks import MlpConfig
 from ppo_lab.paths import CONF_DIR
-from ppo_lab.placement import Place
 from ppo_lab.tally import Category
 
 __all__ = ["Change", "advice", "budget_bytes", "fits", "over_budget", "refusal", "resolve_memory"]

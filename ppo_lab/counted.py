@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ppo_lab.advantages import Advantages
 from ppo_lab.config.run import Config
+from ppo_lab.devices.placement import Placement
 from ppo_lab.ledger import Ledger, tensors_of
-from ppo_lab.placement import Placement
 from ppo_lab.records import IterationTensors
 from ppo_lab.rollout import Rollout, RolloutRows
 from ppo_lab.step_log import UpdateDiagnostics

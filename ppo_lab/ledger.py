@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppo_lab.placement import Place
+from ppo_lab.devices.placement import Place
 from ppo_lab.tally import Block, Category, HostBytes, Peak, Share, add_up, replay
 
 __all__ = ["Ledger", "tensors_of"]

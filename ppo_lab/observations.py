@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ppo_lab.placement import Place, Placement
+from ppo_lab.devices.placement import Place, Placement
 
 __all__ = ["DeviceObservations", "HostObservations", "ObservationStore"]
 

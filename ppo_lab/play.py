@@ -18,9 +18,9 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from ppo_lab.devices.placement import Placement
 from ppo_lab.envs.base import DiscreteActions
 from ppo_lab.envs.config import EnvConfig
-from ppo_lab.placement import Placement
 from ppo_lab.policy import Policy, load_policy
 
 __all__ = ["evaluate", "main"]

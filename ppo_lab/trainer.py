@@ -22,14 +22,14 @@ from ppo_lab.compiler.compilation import Compilation, Parts
 from ppo_lab.compiler.cuda_graphs import CudaRecorder, GraphRecorder
 from ppo_lab.config.lanes import check_lane, check_stack
 from ppo_lab.config.run import Config
+from ppo_lab.devices.meters import Meters
+from ppo_lab.devices.placement import Placement
 from ppo_lab.envs.base import Env
 from ppo_lab.episodes import EpisodeMeter
 from ppo_lab.errors import ConfigError
 from ppo_lab.lanes import LaneTensors, scheduled
-from ppo_lab.meters import Meters
 from ppo_lab.networks import ActorCritic, Initializer
 from ppo_lab.outcome import History
-from ppo_lab.placement import Placement
 from ppo_lab.precision import set_matmul_precision
 from ppo_lab.records import IterationTensors, Recorder
 from ppo_lab.rollout import Rollout, RolloutRows, lane_rows

@@ -26,13 +26,13 @@ from ppo_lab.config.choices import (
     Profile,
     Schedule,
 )
+from ppo_lab.devices.placement import Place
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.errors import HIDDEN, ConfigError, check_number
 from ppo_lab.files import plain
 from ppo_lab.memory import MemoryStrategy
 from ppo_lab.networks import NetworkConfig
-from ppo_lab.placement import Place
 from ppo_lab.tracking import TrackingConfig
 from ppo_lab.update import AdvantageNormalization
 

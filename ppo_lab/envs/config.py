@@ -10,6 +10,7 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor
 
+from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs import NATIVE_ENVS
 from ppo_lab.envs.base import Env, EnvSpec
 from ppo_lab.envs.gymnasium_backend import GymnasiumEnv
@@ -17,7 +18,6 @@ from ppo_lab.envs.gymnasium_check import check_gymnasium
 from ppo_lab.envs.normalized import NormalizedEnv
 from ppo_lab.envs.stand_in import StandInEnv
 from ppo_lab.errors import ConfigError
-from ppo_lab.placement import Place, Placement
 
 __all__ = ["Backend", "EnvConfig"]
 

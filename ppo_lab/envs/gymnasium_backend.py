@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, Env, EnvSpec, Step
-from ppo_lab.placement import Place, Placement
 from ppo_lab.random import Stream, bits, lane_keys
 
 if TYPE_CHECKING:

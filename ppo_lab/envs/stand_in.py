@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppo_lab.devices.placement import Placement
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.gymnasium_backend import GymnasiumEnv
-from ppo_lab.placement import Placement
 
 __all__ = ["StandInEnv"]
 

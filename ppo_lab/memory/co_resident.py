@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ppo_lab.devices.placement import Placement
 from ppo_lab.memory.base import MemoryStrategy, clip_groups
 from ppo_lab.networks import ActorCritic
 from ppo_lab.optimizer import LaneAdam, LaneOptimizer
-from ppo_lab.placement import Placement
 
 __all__ = ["CoResident"]
 

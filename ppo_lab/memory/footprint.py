@@ -17,6 +17,7 @@ from typing import Protocol
 
 import torch
 
+from ppo_lab.devices.placement import Place
 from ppo_lab.envs import NATIVE_ENVS
 from ppo_lab.envs.base import DiscreteActions, EnvSpec
 from ppo_lab.envs.config import Backend, EnvConfig
@@ -32,7 +33,6 @@ from ppo_lab.memory.layer_memory import (
 )
 from ppo_lab.memory.terms import Moment, Term, times
 from ppo_lab.networks import MlpConfig, NetworkConfig
-from ppo_lab.placement import Place
 from ppo_lab.tally import Category
 
 __all__ = ["Footprint", "Moment", "Sized", "Term", "footprint"]

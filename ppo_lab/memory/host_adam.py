@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.adamw import adamw
 
+from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.optimizer import BETAS, LaneOptimizer, clip_coefficient, group_by_size
-from ppo_lab.placement import Place, Placement
 
 __all__ = ["HostAdam"]
 

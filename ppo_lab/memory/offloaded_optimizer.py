@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ppo_lab.devices.placement import Place, Placement, Traffic
 from ppo_lab.memory.base import MemoryStrategy, Workload, clip_groups
 from ppo_lab.memory.host_adam import HostAdam
 from ppo_lab.networks import ActorCritic
 from ppo_lab.optimizer import LaneOptimizer
-from ppo_lab.placement import Place, Placement, Traffic
 
 __all__ = ["OffloadedOptimizer"]
 

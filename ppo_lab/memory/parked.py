@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ppo_lab.devices.placement import Place, Placement, Traffic
 from ppo_lab.memory.base import MemoryStrategy, Workload
 from ppo_lab.networks import ActorCritic
 from ppo_lab.optimizer import LaneAdam, LaneOptimizer, Pass
-from ppo_lab.placement import Place, Placement, Traffic
 
 __all__ = ["Parked", "ParkedAdam"]
 

@@ -7,10 +7,10 @@ from core_helpers import config
 
 from ppo_lab import budget as budgeting
 from ppo_lab.budget import advice, budget_bytes, fits, over_budget, refusal, resolve_memory
+from ppo_lab.devices.placement import Place, Traffic
 from ppo_lab.dry_run import BusBytes
 from ppo_lab.forecast import Forecast, Overhead
 from ppo_lab.memory import AutoMemory
-from ppo_lab.placement import Place, Traffic
 from ppo_lab.tally import Category, HostBytes, Peak, Share
 
 GIB = 1024**3

@@ -10,10 +10,10 @@ from core_helpers import config
 
 from ppo_lab import forecast as forecasting
 from ppo_lab.counted import CountedTrainer
+from ppo_lab.devices.placement import Traffic
 from ppo_lab.dry_run import dry_run
 from ppo_lab.forecast import cublas_workspace_bytes, forecast
 from ppo_lab.memory import STRATEGIES
-from ppo_lab.placement import Traffic
 from ppo_lab.tally import Category, Share
 
 ROLLOUT = ("num_envs=20", "num_steps=8", "num_epochs=2", "num_minibatches=2", "total_steps=160")

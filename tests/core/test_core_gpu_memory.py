@@ -6,10 +6,10 @@ import pytest
 import torch
 from core_helpers import config
 
-from ppo_lab.bus import DeviceWindow, measure_bus
+from ppo_lab.devices.cuda_memory import CudaMemory, MemoryMeter, vram_limit
+from ppo_lab.devices.pcie import DeviceWindow, measure_bus
 from ppo_lab.run import run_in_folder
 from ppo_lab.tracking import read_metrics
-from ppo_lab.vram import CudaMemory, MemoryMeter, vram_limit
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.ledger import Ledger
-from ppo_lab.placement import Place, Placement
 from ppo_lab.tally import Category, HostBytes, Share
 
 CPU = torch.device("cpu")

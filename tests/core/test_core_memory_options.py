@@ -19,9 +19,9 @@ from core_helpers import (
     weights,
 )
 
+from ppo_lab.devices.placement import Traffic
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory import STRATEGIES, Workload
-from ppo_lab.placement import Traffic
 from ppo_lab.rollout import lane_rows
 from ppo_lab.trainer import Trainer
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from core_helpers import TWENTY_STEPS, config
 
-from ppo_lab.bus import BusLimit
-from ppo_lab.meters import Meters, choose_window
-from ppo_lab.placement import Placement
-from ppo_lab.trace import Copies, DeviceUse
+from ppo_lab.devices.meters import Meters, choose_window
+from ppo_lab.devices.pcie import BusLimit
+from ppo_lab.devices.placement import Placement
+from ppo_lab.devices.trace import Copies, DeviceUse
 from ppo_lab.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from ppo_lab.meters import PhaseClock
-from ppo_lab.placement import Place, Placement, Traffic
+from ppo_lab.devices.meters import PhaseClock
+from ppo_lab.devices.placement import Place, Placement, Traffic
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from ppo_lab.trace import device_use, overlap, read_events, union
+from ppo_lab.devices.trace import device_use, overlap, read_events, union
 
 H2D = "Memcpy HtoD (Pinned -> Device)"
 D2H = "Memcpy DtoH (Device -> Pinned)"

@@ -6,9 +6,15 @@ import weakref
 import pytest
 import torch
 
-from ppo_lab.bus import BusLimit, DeviceWindow, use_metrics
-from ppo_lab.trace import Copies, DeviceUse
-from ppo_lab.vram import DeviceBytes, MemoryMeter, is_out_of_memory, release_memory, vram_limit
+from ppo_lab.devices.cuda_memory import (
+    DeviceBytes,
+    MemoryMeter,
+    is_out_of_memory,
+    release_memory,
+    vram_limit,
+)
+from ppo_lab.devices.pcie import BusLimit, DeviceWindow, use_metrics
+from ppo_lab.devices.trace import Copies, DeviceUse
 
 CPU = torch.device("cpu")
 GIB = 1024**3

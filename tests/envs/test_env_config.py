@@ -115,7 +115,7 @@ def test_a_native_run_never_imports_gymnasium():
     code = """
 import sys, torch
 from ppo_lab.envs.config import EnvConfig
-from ppo_lab.placement import Placement
+from ppo_lab.devices.placement import Placement
 config = EnvConfig(id="CartPole-v1", normalize_observations=True, normalize_rewards=True)
 config.check()
 env = config.build(seeds=torch.tensor([1]), num_envs=2, gamma=torch.tensor([0.99]),

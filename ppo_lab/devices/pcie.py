@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from ppo_lab.trace import Copies, DeviceUse, device_use, read_events
+from ppo_lab.devices.trace import Copies, DeviceUse, device_use, read_events
 
 __all__ = ["BusLimit", "DeviceWindow", "measure_bus", "use_metrics"]
 

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 
 import torch
 
-from ppo_lab.bus import BusLimit, DeviceWindow, measure_bus, use_metrics
-from ppo_lab.placement import Placement, Traffic
-from ppo_lab.trace import DeviceUse
-from ppo_lab.vram import CudaMemory, MemoryMeter
+from ppo_lab.devices.cuda_memory import CudaMemory, MemoryMeter
+from ppo_lab.devices.pcie import BusLimit, DeviceWindow, measure_bus, use_metrics
+from ppo_lab.devices.placement import Placement, Traffic
+from ppo_lab.devices.trace import DeviceUse
 
 __all__ = ["Meters", "PhaseClock", "choose_window", "peak_host_gib"]
 
