@@ -24,7 +24,7 @@ from ppo_lab.collect import Act, Columns, Critique
 from ppo_lab.compiler.program_cache import ProgramSource, Run
 from ppo_lab.envs.base import Step
 from ppo_lab.envs.native import NativeEnv
-from ppo_lab.envs.normalizer import Normalizer
+from ppo_lab.envs.running_stats import Normalizer
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo import ClipRange
 from ppo_lab.rollout import RolloutRows

@@ -13,10 +13,8 @@ from torch import Tensor
 from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs import NATIVE_ENVS
 from ppo_lab.envs.base import Env, EnvSpec
-from ppo_lab.envs.gymnasium_backend import GymnasiumEnv
-from ppo_lab.envs.gymnasium_check import check_gymnasium
+from ppo_lab.envs.gymnasium_env import GymnasiumEnv, StandInEnv, check_gymnasium
 from ppo_lab.envs.normalized import NormalizedEnv
-from ppo_lab.envs.stand_in import StandInEnv
 from ppo_lab.errors import ConfigError
 
 __all__ = ["Backend", "EnvConfig"]

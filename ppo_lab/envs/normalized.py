@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from ppo_lab.envs.base import Env, Step
-from ppo_lab.envs.normalizer import Normalizer
-from ppo_lab.normalization import RunningMoments
+from ppo_lab.envs.running_stats import Normalizer, RunningMoments
 
 __all__ = ["Advance", "NormalizedEnv"]
 

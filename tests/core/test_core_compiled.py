@@ -30,7 +30,7 @@ from ppo_lab.compiler.program_cache import (
 from ppo_lab.compiler.rollout_programs import CompiledAdvance
 from ppo_lab.config.choices import Compile
 from ppo_lab.envs.base import Step
-from ppo_lab.envs.normalizer import Normalizer
+from ppo_lab.envs.running_stats import Normalizer
 from ppo_lab.errors import ConfigError
 from ppo_lab.trainer import Trainer
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ppo_lab.devices.placement import Placement
-from ppo_lab.envs.gymnasium_backend import GymnasiumEnv, env_seeds
+from ppo_lab.envs.gymnasium_env import GymnasiumEnv, env_seeds
 
 
 def build(env_id="Clock-v0", seeds=(1, 2), num_envs=3, **kwargs):

@@ -6,7 +6,7 @@ import torch
 
 from ppo_lab.envs.base import ContinuousActions, Env, EnvSpec, Step
 from ppo_lab.envs.normalized import NormalizedEnv
-from ppo_lab.normalization import DiscountedReturns, RunningMoments, normalize
+from ppo_lab.envs.running_stats import DiscountedReturns, RunningMoments, normalize
 
 CPU = torch.device("cpu")
 NUM_STEPS, L, N, SIZE = 30, 2, 5, 3

@@ -9,6 +9,8 @@ action size.
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +19,20 @@ from torch import Tensor
 
 from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, Env, EnvSpec, Step
+from ppo_lab.errors import ConfigError, nearest
 from ppo_lab.random import Stream, bits, lane_keys
 
 if TYPE_CHECKING:
     import gymnasium
 
-__all__ = ["GymnasiumEnv", "UnsupportedSpaceError", "env_seeds", "spec_of_spaces"]
+__all__ = [
+    "GymnasiumEnv",
+    "StandInEnv",
+    "UnsupportedSpaceError",
+    "check_gymnasium",
+    "env_seeds",
+    "spec_of_spaces",
+]
 
 
 class UnsupportedSpaceError(ValueError):
@@ -183,3 +193,107 @@ class GymnasiumEnv(Env):
         """Return a copy of ``rows`` on the device, in the dtype asked for."""
         moved = self._placement.move(rows, Place.device)
         return moved if moved.dtype == self._dtype else moved.to(self._dtype)
+
+
+_EXTRAS = ("box2d", "mujoco")
+"""Our optional dependencies, each named like the folder of Gymnasium that needs it."""
+
+
+def check_gymnasium(
+    env_id: str, kwargs: Mapping[str, Any], *, native_ids: Iterable[str]
+) -> EnvSpec:
+    """Return the spec of ``env_id``, made once and closed, or raise ``ConfigError``."""
+    import gymnasium
+    from gymnasium import error as errors
+
+    if "max_episode_steps" in kwargs:
+        value = kwargs["max_episode_steps"]
+        raise ConfigError("env.kwargs.max_episode_steps", value, "set env.max_episode_steps")
+    _import_module_of(env_id)
+    try:
+        env: gymnasium.Env[Any, Any] = gymnasium.make(env_id, **kwargs)
+    except (errors.UnregisteredEnv, errors.DeprecatedEnv) as error:
+        raise _unknown(env_id, {*gymnasium.registry, *native_ids}) from error
+    except (errors.DependencyNotInstalled, ImportError) as error:
+        raise _missing_dependency(env_id, error) from error
+    except errors.Error as error:
+        raise ConfigError("env.id", env_id, str(error)) from error
+    except Exception as error:  # whatever the environment's own constructor raises
+        if kwargs and isinstance(error, AssertionError | TypeError | ValueError):
+            raise ConfigError("env.kwargs", dict(kwargs), str(error)) from error
+        allowed = f"cannot be made: {type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 says where)"
+        raise ConfigError("env.id", env_id, allowed) from error
+    try:
+        spec = spec_of_spaces(env.observation_space, env.action_space)
+        env.close()
+    except UnsupportedSpaceError as error:
+        raise ConfigError("env.id", env_id, str(error)) from error
+    except Exception as error:  # whatever the environment's own close raises
+        raise ConfigError("env.id", env_id, f"cannot be closed: {error}") from error
+    return spec
+
+
+def _import_module_of(env_id: str) -> None:
+    """Import ``module`` of an id ``module:Name-v0``, so that it registers its environments."""
+    module, colon, name = env_id.partition(":")
+    if not colon:
+        return
+    if ":" in name or not module:
+        raise ConfigError("env.id", env_id, "a module and a name have the form module:Name-v0")
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        allowed = (
+            f"cannot import {module} ({error}); "
+            "install it, or put its folder on the path: PYTHONPATH=FOLDER"
+        )
+        raise ConfigError("env.id", env_id, allowed) from error
+
+
+def _unknown(env_id: str, valid: Iterable[str]) -> ConfigError:
+    """Return the error for an id that nobody registered."""
+    guess = nearest(env_id.rpartition(":")[2], valid)
+    hint = f"did you mean {guess}?" if guess else "see gymnasium.pprint_registry()"
+    allowed = f"no environment of this name; {hint} One from another package: module:Name-v0"
+    return ConfigError("env.id", env_id, allowed)
+
+
+def _missing_dependency(env_id: str, error: Exception) -> ConfigError:
+    """Return the error for an environment whose own package is not installed."""
+    import gymnasium
+    from gymnasium.error import DependencyNotInstalled
+
+    folder = str(gymnasium.spec(env_id).entry_point)
+    is_missing = isinstance(error, DependencyNotInstalled | ModuleNotFoundError)
+    for extra in _EXTRAS:
+        if is_missing and f".{extra}" in folder:  # else a message such as "moved elsewhere"
+            return ConfigError("env.id", env_id, f"pip install 'ppo_lab[{extra}]' ({error})")
+    return ConfigError("env.id", env_id, str(error))
+
+
+class StandInEnv(GymnasiumEnv):
+    """Sends the rows that ``GymnasiumEnv`` would send, without values; no episode ever ends."""
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        *,
+        num_lanes: int,
+        num_envs: int,
+        placement: Placement,
+        dtype: torch.dtype,
+    ) -> None:
+        """Look like n environments of ``spec``."""
+        self.spec, self.num_lanes, self.num_envs = spec, num_lanes, num_envs
+        self.device, self._placement, self._dtype = placement.device, placement, dtype
+        self._allocate_rows()
+
+    def reset(self) -> Tensor:
+        """Return the first observations (L, N, O)."""
+        return self._to_device(self._packed)[..., :-1]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _step_rows(self, actions: Tensor) -> list[int]:  # noqa: ARG002 - nobody acts
+        return []
