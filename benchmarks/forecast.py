@@ -17,14 +17,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.result_page import publish, table
-from ppo_lab.budget import refusal
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
-from ppo_lab.counted import CountedTrainer
-from ppo_lab.dry_run import dry_run
-from ppo_lab.forecast import forecast
+from ppo_lab.forecast.budget import refusal
+from ppo_lab.forecast.closed_form import footprint
+from ppo_lab.forecast.counting_trainer import CountedTrainer
+from ppo_lab.forecast.dry_run import dry_run
+from ppo_lab.forecast.forecast import forecast
 from ppo_lab.memory import STRATEGIES
-from ppo_lab.memory.footprint import footprint
 
 _GIB = 1024**3
 _NETWORKS = ("tiny", "small", "medium", "large", "huge")
@@ -48,7 +48,7 @@ _MEASURE = """
 import json, sys, time
 from pathlib import Path
 from ppo_lab.config.compose import check_jobs, register
-from ppo_lab.forecast import forecast
+from ppo_lab.forecast.forecast import forecast
 register()
 (job,) = check_jobs(sys.argv[1:], is_multirun=False, config_dir=None, config_name=None)
 def peak_mib():
@@ -158,7 +158,7 @@ def main() -> None:
     message = refusal(_config(*_OVER, "vram_budget_gib=24"))
     parts = [
         f"GiB, CartPole, {' '.join(_ROWS)}; no GPU was touched. The formula is "
-        "`ppo_lab.memory.footprint`.\n\n" + sizes(),
+        "`ppo_lab.forecast.closed_form`.\n\n" + sizes(),
         "## Held to a run\n\nThe largest difference, in bytes, between the forecast and a real "
         "first iteration counted on this CPU: over every phase, category and network, host memory, "
         f"and the bytes that crossed the bus. {' '.join(_FEW_ROWS)}.\n\n"

@@ -23,10 +23,10 @@ import torch
 
 from benchmarks import offload_step
 from benchmarks.result_page import publish, table
-from ppo_lab.budget import over_budget
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.devices.pcie import measure_bus
-from ppo_lab.forecast import cuda_context_bytes, forecast
+from ppo_lab.forecast.budget import over_budget
+from ppo_lab.forecast.forecast import cuda_context_bytes, forecast
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.run import Status, run_in_folder
 from ppo_lab.tracking import read_metrics

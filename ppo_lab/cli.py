@@ -19,13 +19,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from ppo_lab.budget import fits, refusal, resolve_memory
 from ppo_lab.config.choices import ForecastFormat
 from ppo_lab.config.compose import Job, check_jobs, load, register
 from ppo_lab.config.error_messages import explain
 from ppo_lab.config.run import Config
 from ppo_lab.errors import ConfigError
-from ppo_lab.forecast_view import forecast_json, forecast_table, forecasts_table
+from ppo_lab.forecast.budget import fits, refusal, resolve_memory
+from ppo_lab.forecast.tables import forecast_json, forecast_table, forecasts_table
 from ppo_lab.grid import GridFolder, grid_summaries
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.run import Status, run_in_folder

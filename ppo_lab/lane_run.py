@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab.config.run import Config
-from ppo_lab.memory_summary import (
+from ppo_lab.forecast.summary import (
     device_section,
     forecast_section,
     memory_section,

@@ -17,7 +17,7 @@ __all__ = ["AutoMemory"]
 class AutoMemory(MemoryStrategy):
     """Stands for the strategy of the same arithmetic that fits and moves least over the bus.
 
-    ``ppo_lab.budget.resolve_memory`` states the rule and applies it.
+    ``ppo_lab.forecast.budget.resolve_memory`` states the rule and applies it.
     """
 
     name: ClassVar[str] = "auto"

@@ -7,9 +7,9 @@ import os
 
 import torch
 
-from ppo_lab.budget import budget_bytes, resolve_memory
 from ppo_lab.config.run import Config
-from ppo_lab.forecast import forecast
+from ppo_lab.forecast.budget import budget_bytes, resolve_memory
+from ppo_lab.forecast.forecast import forecast
 
 __all__ = ["choose_lanes", "choose_slots"]
 

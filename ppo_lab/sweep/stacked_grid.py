@@ -17,11 +17,11 @@ from hydra.core.utils import JobReturn, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from ppo_lab.budget import resolve_memory
 from ppo_lab.config.compose import Variants, load
 from ppo_lab.config.run import Config
 from ppo_lab.errors import ConfigError
 from ppo_lab.files import write_json
+from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.lane_run import Status
 from ppo_lab.sweep.executors import Exited
 from ppo_lab.sweep.executors.stacked import StackedExecutor

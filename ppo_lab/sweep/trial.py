@@ -22,11 +22,11 @@ from typing import Any, NoReturn, Protocol
 
 from omegaconf import OmegaConf
 
-from ppo_lab.budget import resolve_memory
 from ppo_lab.config.run import Config
 from ppo_lab.config.study import STORAGE_VARIABLE
 from ppo_lab.entry import Entry, Standing
 from ppo_lab.files import write_whole
+from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.run import Destination, run_stack
 from ppo_lab.sweep.messages import Mark, Note, Task, Verdict
 from ppo_lab.sweep.result import Result, worst_status

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 from core_helpers import config
 
-from ppo_lab import budget as budgeting
-from ppo_lab.budget import advice, budget_bytes, fits, over_budget, refusal, resolve_memory
 from ppo_lab.devices.placement import Place, Traffic
-from ppo_lab.dry_run import BusBytes
-from ppo_lab.forecast import Forecast, Overhead
+from ppo_lab.forecast.budget import advice, budget_bytes, fits, over_budget, refusal, resolve_memory
+from ppo_lab.forecast.categories import Category, HostBytes, Peak, Share
+from ppo_lab.forecast.dry_run import BusBytes
+from ppo_lab.forecast.forecast import Forecast, Overhead
+from ppo_lab.forecast.forecast import budget as budgeting
 from ppo_lab.memory import AutoMemory
-from ppo_lab.tally import Category, HostBytes, Peak, Share
 
 GIB = 1024**3
 # GiB on the device and MiB over the bus: what the fake forecast below says of each strategy.

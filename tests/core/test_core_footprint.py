@@ -3,10 +3,10 @@
 import pytest
 from core_helpers import config
 
-from ppo_lab.dry_run import dry_run
-from ppo_lab.memory.footprint import footprint
-from ppo_lab.memory.layer_memory import largest_copy
-from ppo_lab.tally import Category
+from ppo_lab.forecast.categories import Category
+from ppo_lab.forecast.closed_form import footprint
+from ppo_lab.forecast.dry_run import dry_run
+from ppo_lab.forecast.layer_memory import largest_copy
 
 WIDE = ("env=pendulum", "num_envs=512", "num_steps=32", "num_minibatches=4", "num_epochs=4")
 # Every strategy meets every option and every network size of at least 1 MiB; options that matter

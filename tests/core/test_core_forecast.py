@@ -8,13 +8,13 @@ import pytest
 import torch
 from core_helpers import config
 
-from ppo_lab import forecast as forecasting
-from ppo_lab.counted import CountedTrainer
 from ppo_lab.devices.placement import Traffic
-from ppo_lab.dry_run import dry_run
-from ppo_lab.forecast import cublas_workspace_bytes, forecast
+from ppo_lab.forecast.categories import Category, Share
+from ppo_lab.forecast.counting_trainer import CountedTrainer
+from ppo_lab.forecast.dry_run import dry_run
+from ppo_lab.forecast.forecast import cublas_workspace_bytes, forecast
+from ppo_lab.forecast.forecast import forecast as forecasting
 from ppo_lab.memory import STRATEGIES
-from ppo_lab.tally import Category, Share
 
 ROLLOUT = ("num_envs=20", "num_steps=8", "num_epochs=2", "num_minibatches=2", "total_steps=160")
 DEEP = "network.hidden=[32,32,32,32,32]"
@@ -126,7 +126,7 @@ def test_a_pair_of_3_8_billion_parameters_is_forecast_in_1_gib_of_host_memory(st
 import sys
 from pathlib import Path
 from ppo_lab.config.compose import check_jobs, register
-from ppo_lab.forecast import forecast
+from ppo_lab.forecast.forecast import forecast
 register()
 words = ["network.hidden=[" + ",".join(["16384"] * 8) + "]", "tracking=local", "device=cpu"]
 words.append("memory=" + sys.argv[1])

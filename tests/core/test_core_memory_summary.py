@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 from core_helpers import config
 
-from ppo_lab.counted import CountedTrainer
 from ppo_lab.devices.pcie import BusLimit
 from ppo_lab.devices.placement import Traffic
 from ppo_lab.devices.trace import Copies, DeviceUse
-from ppo_lab.memory_summary import device_section, memory_section
-from ppo_lab.tally import Category
+from ppo_lab.forecast.categories import Category
+from ppo_lab.forecast.counting_trainer import CountedTrainer
+from ppo_lab.forecast.summary import device_section, memory_section
 from ppo_lab.trainer import Trainer
 
 GIB = 1024**3

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ppo_lab.budget import resolve_memory
 from ppo_lab.config.study import Executor as Choice
+from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.sweep.executors.base import Executor
 from ppo_lab.sweep.executors.processes import ProcessExecutor
 from ppo_lab.sweep.executors.stacked import StackedExecutor

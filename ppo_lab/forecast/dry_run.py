@@ -26,10 +26,10 @@ from torch._subclasses.fake_tensor import (
 from ppo_lab.collect import MAX_BLOCK_STEPS
 from ppo_lab.config.choices import Compile, MatmulPrecision, Profile
 from ppo_lab.config.run import Config
-from ppo_lab.counted import CountedTrainer
 from ppo_lab.devices.placement import Traffic
 from ppo_lab.envs.base import Env
-from ppo_lab.ledger import Ledger
+from ppo_lab.forecast.counting_trainer import CountedTrainer
+from ppo_lab.forecast.ledger import Ledger
 from ppo_lab.rollout import Rollout, RolloutRows, lane_rows
 from ppo_lab.step_log import UpdateDiagnostics
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -21,8 +21,8 @@ from ppo_lab.devices.placement import Place
 from ppo_lab.envs import NATIVE_ENVS
 from ppo_lab.envs.base import DiscreteActions, EnvSpec
 from ppo_lab.envs.config import Backend, EnvConfig
-from ppo_lab.memory.base import MemoryStrategy
-from ppo_lab.memory.layer_memory import (
+from ppo_lab.forecast.categories import Category
+from ppo_lab.forecast.layer_memory import (
     Layer,
     NetworkShape,
     PassMoment,
@@ -31,11 +31,39 @@ from ppo_lab.memory.layer_memory import (
     pass_moments,
     tensor_sizes,
 )
-from ppo_lab.memory.terms import Moment, Term, times
+from ppo_lab.memory.base import MemoryStrategy
 from ppo_lab.networks import MlpConfig, NetworkConfig
-from ppo_lab.tally import Category
 
-__all__ = ["Footprint", "Moment", "Sized", "Term", "footprint"]
+__all__ = ["Footprint", "Moment", "Sized", "Term", "footprint", "times"]
+
+
+class Term(NamedTuple):
+    """One line of the sum."""
+
+    category: Category
+    name: str
+    num_bytes: int
+    formula: str
+    """Such as ``4 B x 2,345 parameters``."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is held at one moment."""
+
+    name: str
+    terms: tuple[Term, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(term.num_bytes for term in self.terms)
+
+
+def times(category: Category, name: str, num_bytes: int, count: int, of: str) -> Term:
+    """Return ``count`` things of ``num_bytes`` each."""
+    return Term(category, name, num_bytes * count, f"{num_bytes:,} B x {count:,} {of}")
+
 
 _DRAW = 32
 """Bytes per number while random.bits mixes: its counters, the mixed, the shifted, the masked."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo_lab.devices.placement import Place
-from ppo_lab.tally import Block, Category, HostBytes, Peak, Share, add_up, replay
+from ppo_lab.forecast.categories import Block, Category, HostBytes, Peak, Share, add_up, replay
 
 __all__ = ["Ledger", "tensors_of"]
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from ppo_lab.budget import advice
 from ppo_lab.config.run import Config
-from ppo_lab.counted import CountedTrainer
 from ppo_lab.devices.cuda_memory import CudaMemory
 from ppo_lab.devices.meters import peak_host_gib
 from ppo_lab.devices.pcie import use_metrics
-from ppo_lab.forecast import Forecast, forecast
-from ppo_lab.tally import HostBytes, Peak
+from ppo_lab.forecast.budget import advice
+from ppo_lab.forecast.categories import HostBytes, Peak
+from ppo_lab.forecast.counting_trainer import CountedTrainer
+from ppo_lab.forecast.forecast import Forecast, forecast
 from ppo_lab.trainer import Trainer
 
 __all__ = ["device_section", "forecast_section", "memory_section", "out_of_memory_line"]

@@ -11,14 +11,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ppo_lab.budget import Change, advice, budget_bytes
 from ppo_lab.config.compose import Job
 from ppo_lab.config.run import Config
 from ppo_lab.devices.placement import Traffic
-from ppo_lab.forecast import Forecast, forecast
-from ppo_lab.memory.footprint import footprint
+from ppo_lab.forecast.budget import Change, advice, budget_bytes
+from ppo_lab.forecast.categories import Category, Share
+from ppo_lab.forecast.closed_form import footprint
+from ppo_lab.forecast.forecast import Forecast, forecast
 from ppo_lab.networks import MlpConfig
-from ppo_lab.tally import Category, Share
 
 __all__ = ["forecast_json", "forecast_table", "forecasts_table"]
 

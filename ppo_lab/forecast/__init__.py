@@ -1,0 +1,1 @@
+"""Memory before a run: a dry run on fake tensors, counted by category."""
