@@ -34,7 +34,7 @@ class StackedLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Train the jobs as lanes, and return what each came to."""
-        from ppo_lab.sweep.stacked_grid import run_stacked_grid
+        from ppo_lab.grids.stacked import run_stacked_grid
 
         return run_stacked_grid(
             self._context,

@@ -4,7 +4,7 @@ import dataclasses
 
 from study_helpers import plan_of
 
-from ppo_lab.sweep import stacked_grid
+from ppo_lab.grids import stacked as stacked_grid
 from ppo_lab.tracking import Terminal
 
 

@@ -1,0 +1,1 @@
+"""Grids of runs: Hydra's own, and stacked into lanes."""
