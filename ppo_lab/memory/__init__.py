@@ -2,10 +2,9 @@
 
 from ppo_lab.memory.auto import AutoMemory
 from ppo_lab.memory.base import MemoryStrategy, Workload
-from ppo_lab.memory.co_resident import CoResident
+from ppo_lab.memory.co_resident import CoResident, SharedTrunk
 from ppo_lab.memory.offloaded_optimizer import OffloadedOptimizer
 from ppo_lab.memory.parked import Parked
-from ppo_lab.memory.shared_trunk import SharedTrunk
 
 __all__ = [
     "STRATEGIES",

@@ -10,7 +10,7 @@ from ppo_lab.memory.base import MemoryStrategy, clip_groups
 from ppo_lab.networks import ActorCritic
 from ppo_lab.optimizer import LaneAdam, LaneOptimizer
 
-__all__ = ["CoResident"]
+__all__ = ["CoResident", "SharedTrunk"]
 
 
 @dataclass(kw_only=True)
@@ -29,3 +29,11 @@ class CoResident(MemoryStrategy):
     ) -> LaneOptimizer:
         """Return Adam on the device."""
         return LaneAdam(*clip_groups(model, separate=separate_grad_clip), eps=eps)
+
+
+@dataclass(kw_only=True)
+class SharedTrunk(CoResident):
+    """Adam on the device as with ``co_resident``; the two losses meet in the trunk's gradient."""
+
+    name: ClassVar[str] = "shared_trunk"
+    shares_trunk: ClassVar[bool] = True
