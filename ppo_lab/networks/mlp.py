@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ppo_lab.errors import ConfigError
-from ppo_lab.networks.activations import quick_tanh
 from ppo_lab.networks.base import Initialization, NetworkConfig, Trunk
-from ppo_lab.networks.layers import Initializer, LaneLinear
+from ppo_lab.networks.layers import Initializer, LaneLinear, quick_tanh
 
 __all__ = ["Activation", "Mlp", "MlpConfig"]
 

@@ -16,9 +16,8 @@ from ppo_lab.networks import (
     MlpConfig,
     distribution_for,
 )
-from ppo_lab.networks.activations import quick_tanh
 from ppo_lab.networks.base import Initialization
-from ppo_lab.networks.layers import LaneLinear
+from ppo_lab.networks.layers import LaneLinear, quick_tanh
 from ppo_lab.networks.mlp import Activation
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.random import Stream, lane_keys
