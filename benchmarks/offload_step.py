@@ -20,7 +20,7 @@ from ppo_lab.config.compose import check_jobs
 from ppo_lab.config.run import Config
 from ppo_lab.devices.pcie import BusLimit
 from ppo_lab.forecast.counting_trainer import CountedTrainer
-from ppo_lab.rollout import lane_rows
+from ppo_lab.ppo.rollout import lane_rows
 from ppo_lab.tracking import Record
 from ppo_lab.trainer import Trainer
 

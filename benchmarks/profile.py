@@ -134,9 +134,9 @@ def attach(watch: Stopwatch, trainer: Trainer) -> None:
     """
     import torch
 
-    from ppo_lab import update
     from ppo_lab.envs.base import Env
-    from ppo_lab.observations import DeviceObservations
+    from ppo_lab.ppo.losses import update
+    from ppo_lab.ppo.rollout import DeviceObservations
 
     phases = {
         "collect": "steps kept",

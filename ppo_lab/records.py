@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_lab.after_update import AfterUpdate
 from ppo_lab.devices.placement import Place, Placement
-from ppo_lab.diagnostics import ratio_edges
 from ppo_lab.episodes import EpisodeTotals
 from ppo_lab.outcome import History
-from ppo_lab.step_log import UpdateDiagnostics
+from ppo_lab.ppo.after_update import AfterUpdate
+from ppo_lab.ppo.diagnostics import UpdateDiagnostics, ratio_edges
 from ppo_lab.tracking import Histogram, Record
 
 __all__ = ["IterationTensors", "Recorder"]

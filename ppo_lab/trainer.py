@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 
 from ppo_lab import random
-from ppo_lab.advantages import Advantages, gae
-from ppo_lab.collect import Collector
 from ppo_lab.compiler.compilation import Compilation, Parts
 from ppo_lab.compiler.cuda_graphs import CudaRecorder, GraphRecorder
 from ppo_lab.config.lanes import check_lane, check_stack
@@ -30,12 +28,14 @@ from ppo_lab.errors import ConfigError
 from ppo_lab.lanes import LaneTensors, scheduled
 from ppo_lab.networks import ActorCritic, Initializer
 from ppo_lab.outcome import History
+from ppo_lab.ppo.advantages import Advantages, gae
+from ppo_lab.ppo.collector import Collector
+from ppo_lab.ppo.diagnostics import UpdateDiagnostics
+from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
+from ppo_lab.ppo.update import UpdatePlan
 from ppo_lab.precision import set_matmul_precision
 from ppo_lab.records import IterationTensors, Recorder
-from ppo_lab.rollout import Rollout, RolloutRows, lane_rows
-from ppo_lab.step_log import UpdateDiagnostics
 from ppo_lab.tracking import Record
-from ppo_lab.update import UpdatePlan
 
 __all__ = ["LaneResult", "Trainer"]
 

@@ -14,8 +14,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ppo_lab.after_update import AfterUpdate, after_update
-from ppo_lab.collect import Collector, Columns
 from ppo_lab.compiler.cuda_graphs import GraphLoader, GraphRecorder
 from ppo_lab.compiler.program_cache import CompilerError, ProgramCache, ProgramSource, Run
 from ppo_lab.compiler.rollout_programs import (
@@ -34,11 +32,13 @@ from ppo_lab.envs.base import Env
 from ppo_lab.envs.native import NativeEnv
 from ppo_lab.envs.normalized import NormalizedEnv
 from ppo_lab.networks import ActorCritic
-from ppo_lab.optimizer import LaneAdam, LaneOptimizer
-from ppo_lab.ppo import ClipRange
-from ppo_lab.rollout import RolloutRows
-from ppo_lab.step_log import UpdateDiagnostics
-from ppo_lab.update import AdvantageNormalization, Coefficients, UpdatePlan, update
+from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer
+from ppo_lab.ppo.after_update import AfterUpdate, after_update
+from ppo_lab.ppo.collector import Collector, Columns
+from ppo_lab.ppo.diagnostics import UpdateDiagnostics
+from ppo_lab.ppo.losses import ClipRange
+from ppo_lab.ppo.rollout import RolloutRows
+from ppo_lab.ppo.update import AdvantageNormalization, Coefficients, UpdatePlan, update
 
 __all__ = ["MIN_COMPILED_STEPS", "MIN_STACKED_STEPS", "Compilation", "Parts", "is_compiled"]
 
@@ -174,7 +174,7 @@ class Compilation:
     def update(
         self, rows: RolloutRows, orders: Tensor, coefficients: Coefficients
     ) -> UpdateDiagnostics:
-        """Pass over ``rows`` once per order in ``orders`` (E, L, R); see ``ppo_lab.update``."""
+        """Pass over ``rows`` once per order in ``orders`` (E, L, R); see ``ppo_lab.ppo.update``."""
         if self._update is None:
             parts = self.parts
             return update(parts.model, parts.optimizer, rows, orders, coefficients, parts.plan)
@@ -185,7 +185,7 @@ class Compilation:
             return self._update(rows, orders, coefficients)
 
     def after_update(self, rows: RolloutRows, clip: ClipRange) -> AfterUpdate:
-        """Return what the new policy says of ``rows``; see ``ppo_lab.after_update``."""
+        """Return what the new policy says of ``rows``; see ``ppo_lab.ppo.after_update``."""
         if self._after_update is None:
             return self._look_back(rows, clip)
         with torch.no_grad():

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppo_lab.after_update import AfterUpdate
-from ppo_lab.collect import Act, Columns, Critique
 from ppo_lab.compiler.program_cache import ProgramSource, Run
 from ppo_lab.envs.base import Step
 from ppo_lab.envs.native import NativeEnv
 from ppo_lab.envs.running_stats import Normalizer
 from ppo_lab.networks import ActorCritic
-from ppo_lab.ppo import ClipRange
-from ppo_lab.rollout import RolloutRows
+from ppo_lab.ppo.after_update import AfterUpdate
+from ppo_lab.ppo.collector import Act, Columns, Critique
+from ppo_lab.ppo.losses import ClipRange
+from ppo_lab.ppo.rollout import RolloutRows
 
 __all__ = [
     "MAX_BLOCK_STEPS",

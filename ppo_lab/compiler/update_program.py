@@ -15,11 +15,11 @@ from torch import Tensor
 from ppo_lab.compiler.program_cache import ProgramSource, Run
 from ppo_lab.compiler.rollout_programs import with_parameters
 from ppo_lab.networks import ActorCritic
-from ppo_lab.optimizer import LaneAdam
-from ppo_lab.ppo import ClipRange, normalize_advantages
-from ppo_lab.rollout import Batch, RolloutRows
-from ppo_lab.step_log import StepLog, StepSlot, UpdateDiagnostics, stop_far_lanes
-from ppo_lab.update import AdvantageNormalization, Coefficients, Objective, UpdatePlan
+from ppo_lab.ppo.adam import LaneAdam
+from ppo_lab.ppo.diagnostics import StepLog, StepSlot, UpdateDiagnostics, stop_far_lanes
+from ppo_lab.ppo.losses import ClipRange, normalize_advantages
+from ppo_lab.ppo.rollout import Batch, RolloutRows
+from ppo_lab.ppo.update import AdvantageNormalization, Coefficients, Objective, UpdatePlan
 
 __all__ = ["CompiledUpdate", "WholeUpdate"]
 
@@ -37,7 +37,7 @@ class _Fixed(NamedTuple):
 
 
 class CompiledUpdate:
-    """``ppo_lab.update.update`` with one program per gradient step."""
+    """``ppo_lab.ppo.update.update`` with one program per gradient step."""
 
     def __init__(self, model: ActorCritic, optimizer: LaneAdam, plan: UpdatePlan) -> None:
         """Step ``optimizer``, which holds all parameters of ``model``, as ``plan`` says."""

@@ -33,8 +33,8 @@ from ppo_lab.errors import HIDDEN, ConfigError, check_number
 from ppo_lab.files import plain
 from ppo_lab.memory import MemoryStrategy
 from ppo_lab.networks import NetworkConfig
+from ppo_lab.ppo.update import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
-from ppo_lab.update import AdvantageNormalization
 
 __all__ = ["Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule"]
 

@@ -11,14 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from ppo_lab.advantages import Advantages
 from ppo_lab.config.run import Config
 from ppo_lab.devices.placement import Placement
 from ppo_lab.forecast.categories import Category
 from ppo_lab.forecast.ledger import Ledger, tensors_of
+from ppo_lab.ppo.advantages import Advantages
+from ppo_lab.ppo.diagnostics import UpdateDiagnostics
+from ppo_lab.ppo.rollout import Rollout, RolloutRows
 from ppo_lab.records import IterationTensors
-from ppo_lab.rollout import Rollout, RolloutRows
-from ppo_lab.step_log import UpdateDiagnostics
 from ppo_lab.tracking import Record
 from ppo_lab.trainer import Trainer
 

@@ -23,15 +23,15 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from ppo_lab.collect import MAX_BLOCK_STEPS
 from ppo_lab.config.choices import Compile, MatmulPrecision, Profile
 from ppo_lab.config.run import Config
 from ppo_lab.devices.placement import Traffic
 from ppo_lab.envs.base import Env
 from ppo_lab.forecast.counting_trainer import CountedTrainer
 from ppo_lab.forecast.ledger import Ledger
-from ppo_lab.rollout import Rollout, RolloutRows, lane_rows
-from ppo_lab.step_log import UpdateDiagnostics
+from ppo_lab.ppo.collector import MAX_BLOCK_STEPS
+from ppo_lab.ppo.diagnostics import UpdateDiagnostics
+from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
 
 __all__ = ["BusBytes", "DryRun", "dry_run"]
 

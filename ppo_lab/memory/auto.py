@@ -8,7 +8,7 @@ from typing import ClassVar
 from ppo_lab.devices.placement import Placement
 from ppo_lab.memory.base import MemoryStrategy
 from ppo_lab.networks import ActorCritic
-from ppo_lab.optimizer import LaneOptimizer
+from ppo_lab.ppo.adam import LaneOptimizer
 
 __all__ = ["AutoMemory"]
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from ppo_lab.devices.placement import Placement
 from ppo_lab.memory.base import MemoryStrategy, clip_groups
 from ppo_lab.networks import ActorCritic
-from ppo_lab.optimizer import LaneAdam, LaneOptimizer
+from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer
 
 __all__ = ["CoResident", "SharedTrunk"]
 

@@ -30,7 +30,7 @@ from torch.nn import Parameter
 from torch.optim.adamw import adamw
 
 from ppo_lab.devices.placement import Place, Placement
-from ppo_lab.optimizer import BETAS, LaneOptimizer, clip_coefficient, group_by_size
+from ppo_lab.ppo.adam import BETAS, LaneOptimizer, clip_coefficient, group_by_size
 
 __all__ = ["HostAdam"]
 

@@ -15,7 +15,7 @@ from ppo_lab.devices.placement import Place, Placement, Traffic
 from ppo_lab.memory.base import MemoryStrategy, Workload, clip_groups
 from ppo_lab.memory.host_adam import HostAdam
 from ppo_lab.networks import ActorCritic
-from ppo_lab.optimizer import LaneOptimizer
+from ppo_lab.ppo.adam import LaneOptimizer
 
 __all__ = ["OffloadedOptimizer"]
 

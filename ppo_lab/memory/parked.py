@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from ppo_lab.devices.placement import Place, Placement, Traffic
 from ppo_lab.memory.base import MemoryStrategy, Workload
 from ppo_lab.networks import ActorCritic
-from ppo_lab.optimizer import LaneAdam, LaneOptimizer, Pass
+from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer, Pass
 
 __all__ = ["Parked", "ParkedAdam"]
 

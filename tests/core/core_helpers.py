@@ -9,9 +9,9 @@ import torch
 
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
-from ppo_lab.optimizer import LaneOptimizer
-from ppo_lab.rollout import RolloutRows, lane_rows
-from ppo_lab.step_log import UpdateDiagnostics
+from ppo_lab.ppo.adam import LaneOptimizer
+from ppo_lab.ppo.diagnostics import UpdateDiagnostics
+from ppo_lab.ppo.rollout import RolloutRows, lane_rows
 from ppo_lab.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ppo_lab.advantages import gae
+from ppo_lab.ppo.advantages import gae
 
 
 def column(*numbers):

@@ -6,14 +6,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ppo_lab.diagnostics import (
+from ppo_lab.ppo.diagnostics import (
     NUM_RATIO_BINS,
     clip_fractions,
     ratio_diagnostics,
     ratio_edges,
     ratio_histogram,
 )
-from ppo_lab.ppo import ClipRange
+from ppo_lab.ppo.losses import ClipRange
 
 
 def clip_of(*epsilons, high=None):

@@ -17,12 +17,12 @@ from core_helpers import (
     weights,
 )
 
-from ppo_lab.collect import Collector
 from ppo_lab.compiler import compilation
 from ppo_lab.memory import STRATEGIES
-from ppo_lab.rollout import RolloutRows
+from ppo_lab.ppo.collector import Collector
+from ppo_lab.ppo.rollout import RolloutRows
+from ppo_lab.ppo.update import update
 from ppo_lab.trainer import Trainer
-from ppo_lab.update import update
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,9 +7,9 @@ import torch
 from compiled_helpers import KINDS, SMALL, check_agreement, check_replacement, pair_of, weights_of
 from core_helpers import config, lanes_of, largest_difference
 
-from ppo_lab.collect import Collector
 from ppo_lab.compiler.compilation import Compilation
-from ppo_lab.rollout import lane_rows
+from ppo_lab.ppo.collector import Collector
+from ppo_lab.ppo.rollout import lane_rows
 from ppo_lab.trainer import Trainer
 
 pytestmark = [

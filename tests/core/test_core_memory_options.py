@@ -22,7 +22,7 @@ from core_helpers import (
 from ppo_lab.devices.placement import Traffic
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory import STRATEGIES, Workload
-from ppo_lab.rollout import lane_rows
+from ppo_lab.ppo.rollout import lane_rows
 from ppo_lab.trainer import Trainer
 
 # Five layers for checkpointing to do something; 8 environments x 32 steps, minibatches of 64 rows.

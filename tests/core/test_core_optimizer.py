@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from ppo_lab import optimizer as optimizer_module
-from ppo_lab.optimizer import LaneAdam, clip_coefficient
+from ppo_lab.ppo.adam import LaneAdam, clip_coefficient
+from ppo_lab.ppo.losses import adam as optimizer_module
 
 SHAPES = ((3, 4), (1, 4), (4, 2), (1, 2))  # of one lane: two layers' weights and biases
 NUM_STEPS = 20

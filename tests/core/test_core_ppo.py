@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ppo_lab.ppo import (
+from ppo_lab.ppo.losses import (
     ClipRange,
     approx_kl_k3,
     clipped_surrogate,

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from ppo_lab import random
-from ppo_lab.advantages import Advantages
-from ppo_lab.observations import DeviceObservations
-from ppo_lab.rollout import Batch, Rollout, lane_rows, minibatches
+from ppo_lab.ppo.advantages import Advantages
+from ppo_lab.ppo.rollout import Batch, DeviceObservations, Rollout, lane_rows, minibatches
 
 STORE = DeviceObservations()
 

@@ -16,12 +16,12 @@ from core_helpers import (
 )
 
 from ppo_lab import random
-from ppo_lab.collect import Collector, policy_over_rollout
 from ppo_lab.memory import STRATEGIES
-from ppo_lab.observations import DeviceObservations
-from ppo_lab.ppo import normalize_advantages
+from ppo_lab.ppo.collector import Collector, policy_over_rollout
+from ppo_lab.ppo.losses import normalize_advantages
+from ppo_lab.ppo.rollout import DeviceObservations
+from ppo_lab.ppo.update import UpdatePlan, update
 from ppo_lab.trainer import Trainer
-from ppo_lab.update import UpdatePlan, update
 
 STORE = DeviceObservations()
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ppo_lab.envs.base import Env, Step
 from ppo_lab.networks import ActorCritic
-from ppo_lab.observations import DeviceObservations, ObservationStore
-from ppo_lab.rollout import Rollout, RolloutRows
+from ppo_lab.ppo.rollout import DeviceObservations, ObservationStore, Rollout, RolloutRows
 
 __all__ = ["MAX_BLOCK_STEPS", "Collector", "Columns", "Critique", "policy_over_rollout"]
 

@@ -11,12 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppo_lab.collect import policy_over_rollout
-from ppo_lab.diagnostics import RatioDiagnostics, ratio_diagnostics, ratio_histogram
 from ppo_lab.networks import ActorCritic
-from ppo_lab.observations import ObservationStore
-from ppo_lab.ppo import ClipRange, explained_variance, normalize_advantages
-from ppo_lab.rollout import RolloutRows
+from ppo_lab.ppo.collector import policy_over_rollout
+from ppo_lab.ppo.diagnostics import RatioDiagnostics, ratio_diagnostics, ratio_histogram
+from ppo_lab.ppo.losses import ClipRange, explained_variance, normalize_advantages
+from ppo_lab.ppo.rollout import ObservationStore, RolloutRows
 
 __all__ = ["AfterUpdate", "after_update"]
 

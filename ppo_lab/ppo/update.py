@@ -14,16 +14,21 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ppo_lab.networks import ActorCritic
-from ppo_lab.observations import DeviceObservations, ObservationStore
-from ppo_lab.optimizer import LaneOptimizer, Pass
-from ppo_lab.ppo import (
+from ppo_lab.ppo.adam import LaneOptimizer, Pass
+from ppo_lab.ppo.diagnostics import StepLog, StepSlot, UpdateDiagnostics
+from ppo_lab.ppo.losses import (
     ClipRange,
     clipped_surrogate,
     normalize_advantages,
     value_loss,
 )
-from ppo_lab.rollout import Batch, RolloutRows, minibatches
-from ppo_lab.step_log import StepLog, StepSlot, UpdateDiagnostics
+from ppo_lab.ppo.rollout import (
+    Batch,
+    DeviceObservations,
+    ObservationStore,
+    RolloutRows,
+    minibatches,
+)
 
 __all__ = ["AdvantageNormalization", "Coefficients", "Objective", "UpdatePlan", "update"]
 

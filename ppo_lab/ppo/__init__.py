@@ -1,0 +1,1 @@
+"""PPO: rollouts, advantages, losses, the optimizer and the update."""
