@@ -28,7 +28,7 @@ from ppo_lab.devices.pcie import measure_bus
 from ppo_lab.forecast.budget import over_budget
 from ppo_lab.forecast.forecast import cuda_context_bytes, forecast
 from ppo_lab.memory import STRATEGIES
-from ppo_lab.run import Status, run_in_folder
+from ppo_lab.runner.run import Status, run_in_folder
 from ppo_lab.tracking import read_metrics
 
 _SETTINGS = [

@@ -28,7 +28,7 @@ from ppo_lab.forecast.budget import fits, refusal, resolve_memory
 from ppo_lab.forecast.tables import forecast_json, forecast_table, forecasts_table
 from ppo_lab.grids.results import GridFolder, grid_summaries
 from ppo_lab.paths import CONF_DIR
-from ppo_lab.run import Status, run_in_folder
+from ppo_lab.runner.run import Status, run_in_folder
 from ppo_lab.tracking import TrackingMode, grid_table, places, reasons, summary_panel
 
 __all__ = ["main"]

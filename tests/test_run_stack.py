@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from ppo_lab.config.compose import check_jobs, register
-from ppo_lab.run import Destination, run_in_folder, run_stack
+from ppo_lab.runner.run import Destination, run_in_folder, run_stack
 from ppo_lab.tracking import read_metrics, read_summary
 
 

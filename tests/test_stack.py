@@ -7,9 +7,9 @@ import torch
 
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
-from ppo_lab.entry import Entry
-from ppo_lab.run import Destination, run_in_folder
-from ppo_lab.stack import Occupancy, Stack
+from ppo_lab.runner.entry import Entry
+from ppo_lab.runner.run import Destination, run_in_folder
+from ppo_lab.runner.stack import Occupancy, Stack
 from ppo_lab.tracking import read_metrics, read_summary
 from ppo_lab.trainer import Trainer
 

@@ -22,7 +22,7 @@ from ppo_lab.config.run import Config
 from ppo_lab.errors import ConfigError
 from ppo_lab.files import write_json
 from ppo_lab.forecast.budget import resolve_memory
-from ppo_lab.lane_run import Status
+from ppo_lab.runner.run_record import Status
 from ppo_lab.sweep.executors import Exited
 from ppo_lab.sweep.executors.stacked import StackedExecutor
 from ppo_lab.sweep.messages import GridJob

@@ -8,7 +8,7 @@ from core_helpers import config
 
 from ppo_lab.devices.cuda_memory import CudaMemory, MemoryMeter, vram_limit
 from ppo_lab.devices.pcie import DeviceWindow, measure_bus
-from ppo_lab.run import run_in_folder
+from ppo_lab.runner.run import run_in_folder
 from ppo_lab.tracking import read_metrics
 
 pytestmark = [

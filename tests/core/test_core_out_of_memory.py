@@ -10,11 +10,11 @@ import pytest
 import torch
 from core_helpers import config
 
-from ppo_lab import stack
 from ppo_lab.forecast.budget import Change
 from ppo_lab.forecast.forecast import forecast
 from ppo_lab.forecast.forecast import summary as memory_summary
-from ppo_lab.run import run_in_folder
+from ppo_lab.runner import stack
+from ppo_lab.runner.run import run_in_folder
 from ppo_lab.tracking import read_metrics
 from ppo_lab.trainer import Trainer
 

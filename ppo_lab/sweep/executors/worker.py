@@ -16,9 +16,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.entry import Entry
-from ppo_lab.lane_run import Destination
-from ppo_lab.stack import Stack
+from ppo_lab.runner.entry import Entry
+from ppo_lab.runner.run_record import Destination
+from ppo_lab.runner.stack import Stack
 from ppo_lab.sweep.executors.base import Exited, Reported
 from ppo_lab.sweep.messages import GridJob, Mark, Note, Task, Verdict
 from ppo_lab.sweep.trial import TrialEntry, become_child, log_to, without_terminal

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab.config.run import Config
-from ppo_lab.entry import Entry, Standing
-from ppo_lab.lane_run import Destination, Status
-from ppo_lab.stack import Stack
+from ppo_lab.runner.entry import Entry, Standing
+from ppo_lab.runner.run_record import Destination, Status
+from ppo_lab.runner.stack import Stack
 
 __all__ = ["Destination", "Status", "run_in_folder", "run_stack"]
 

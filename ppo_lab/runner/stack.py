@@ -19,10 +19,10 @@ import torch
 
 from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory, vram_limit
 from ppo_lab.devices.pcie import measure_bus
-from ppo_lab.entry import Entry, Running, Standing, one_line
 from ppo_lab.forecast.budget import over_budget
 from ppo_lab.forecast.counting_trainer import CountedTrainer
-from ppo_lab.lane_run import LaneRun, Status
+from ppo_lab.runner.entry import Entry, Running, Standing, one_line
+from ppo_lab.runner.run_record import LaneRun, Status
 from ppo_lab.tracking import Progress, Record, Terminal
 from ppo_lab.trainer import Trainer
 from ppo_lab.versions import git_state, machine, versions

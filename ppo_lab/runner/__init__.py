@@ -1,0 +1,1 @@
+"""Configs to finished run folders."""
