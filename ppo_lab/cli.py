@@ -138,7 +138,7 @@ def _check_study(command: DictConfig, loader: ConfigLoader) -> None:
     # It imports while we do; it runs already where the words alone told of a study.
     start_server(is_tracked=command.tracking.mode is not TrackingMode.disabled)
 
-    from ppo_lab.sweep.command import check_study  # imports Optuna
+    from ppo_lab.studies.command import check_study  # imports Optuna
 
     check_study(command, loader)
 

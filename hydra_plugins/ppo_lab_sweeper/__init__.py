@@ -27,7 +27,7 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:  # noqa: ANN401, ARG002 - as Hydra declares it
         """Run the study up to its total of trials."""
-        from ppo_lab.sweep.command import run_study
+        from ppo_lab.studies.command import run_study
 
         return run_study(self._config, self._loader)
 

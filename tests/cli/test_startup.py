@@ -45,7 +45,7 @@ def test_a_run_of_a_native_environment_imports_nothing_heavy_but_torch(tmp_path)
 
 def test_what_runs_a_study_leaves_scipys_statistics_to_its_end(tmp_path):
     # They take longer than all of Optuna, for one test of a confirmation.
-    code = "import ppo_lab.sweep.command, sys; print('scipy.stats' in sys.modules)"
+    code = "import ppo_lab.studies.command, sys; print('scipy.stats' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )

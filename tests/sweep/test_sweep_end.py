@@ -17,7 +17,7 @@ from study_helpers import QUICK, left_by, plan_of, started, trials_of
 
 from ppo_lab.config.compose import check_jobs
 from ppo_lab.config.run import compose
-from ppo_lab.sweep.parent import Ending
+from ppo_lab.studies.scheduler import Ending
 
 CONFIRMED = ("study.num_trials=3", "study.num_seeds=2", "study.confirm={top:1,seeds:2}")
 FIXED = ("num_epochs=2", "lr=tag(log,interval(1e-4,1e-3))")

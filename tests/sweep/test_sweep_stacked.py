@@ -13,9 +13,9 @@ from study_helpers import left_by, plan_of, started, trials_of
 from ppo_lab.config.run import Config
 from ppo_lab.errors import ConfigError
 from ppo_lab.runner.stack import Stack
+from ppo_lab.studies.choose_executor import choose_executor, why_not_stacked
 from ppo_lab.sweep import slots
 from ppo_lab.sweep.executors import Exited, ProcessExecutor, Reported
-from ppo_lab.sweep.executors.choose import choose_executor, why_not_stacked
 from ppo_lab.sweep.executors.stacked import StackedExecutor
 from ppo_lab.sweep.messages import Mark, Task, Verdict
 from ppo_lab.sweep.result import read_result
