@@ -20,7 +20,7 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from scipy.stats import t as student_t
 
 from benchmarks.result_page import publish, table
-from ppo_lab.sweep.pruning import ConfidencePruner, Spread, report
+from ppo_lab.studies.definition.pruning import ConfidencePruner, Spread, report
 
 __all__ = ["Arms", "Outcome", "draw_arms", "run_study"]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from ppo_lab.config.study import Executor as Choice
 from ppo_lab.forecast.budget import resolve_memory
+from ppo_lab.studies.definition.objective import is_measured
+from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.sweep.executors.base import Executor
 from ppo_lab.sweep.executors.processes import ProcessExecutor
 from ppo_lab.sweep.executors.stacked import StackedExecutor
-from ppo_lab.sweep.objective import is_measured
-from ppo_lab.sweep.plan import Plan
 from ppo_lab.sweep.slots import choose_lanes, choose_slots
 
 __all__ = ["choose_executor", "why_not_stacked"]

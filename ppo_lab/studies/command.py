@@ -17,6 +17,7 @@ from rich.console import Console
 from ppo_lab.config.error_messages import explain
 from ppo_lab.errors import ConfigError
 from ppo_lab.studies.choose_executor import choose_executor
+from ppo_lab.studies.definition.plan import Plan, make_plan
 from ppo_lab.studies.scheduler import STOP_FILE, Ending, Signals
 from ppo_lab.studies.session import Session
 from ppo_lab.sweep.confirm import (
@@ -28,7 +29,6 @@ from ppo_lab.sweep.confirm import (
 from ppo_lab.sweep.executors import Executor
 from ppo_lab.sweep.outputs import write_outputs
 from ppo_lab.sweep.panel import commands, study_panel
-from ppo_lab.sweep.plan import Plan, make_plan
 from ppo_lab.sweep.retry import StorageLostError
 from ppo_lab.sweep.wandb_study import track_study
 

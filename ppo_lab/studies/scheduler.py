@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from ppo_lab.errors import ConfigError
+from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.sweep.book import Book, Claim
 from ppo_lab.sweep.events import (
     Event,
@@ -27,7 +28,6 @@ from ppo_lab.sweep.events import (
 from ppo_lab.sweep.executors import Executor, Exited, Reported
 from ppo_lab.sweep.lease import Lease
 from ppo_lab.sweep.messages import Mark, Note, Task, Verdict
-from ppo_lab.sweep.plan import Plan
 from ppo_lab.sweep.result import Result, read_result
 from ppo_lab.sweep.retry import Patience, StorageLostError
 

@@ -20,8 +20,8 @@ from ppo_lab.config.compose import load
 from ppo_lab.config.run import Config
 from ppo_lab.files import write_whole
 from ppo_lab.paths import CONF_DIR
-from ppo_lab.sweep.conditions import Choice
-from ppo_lab.sweep.plan import Plan
+from ppo_lab.studies.definition.parameter import Choice
+from ppo_lab.studies.definition.plan import Plan
 
 __all__ = ["BEST_FILE", "run_command", "write_best"]
 

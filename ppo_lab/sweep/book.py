@@ -22,15 +22,14 @@ import optuna
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ppo_lab.sweep.conditions import Choice
+from ppo_lab.studies.definition.parameter import Choice
+from ppo_lab.studies.definition.plan import ATTRIBUTE, Plan, refuse_change
+from ppo_lab.studies.definition.pruning import Report, report
+from ppo_lab.studies.definition.samplers import build_pruner, build_sampler
 from ppo_lab.sweep.events import Counts
-from ppo_lab.sweep.fingerprint import ATTRIBUTE, refuse_change
 from ppo_lab.sweep.lease import Lease, Owner
 from ppo_lab.sweep.messages import Mark
-from ppo_lab.sweep.plan import Plan
-from ppo_lab.sweep.pruning import Report, report
 from ppo_lab.sweep.result import Result, read_result
-from ppo_lab.sweep.samplers import build_pruner, build_sampler
 from ppo_lab.sweep.storage import Database
 from ppo_lab.sweep.told import Told, come_to, outcome_of
 from ppo_lab.versions import versions

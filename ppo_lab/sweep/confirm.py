@@ -18,10 +18,10 @@ from optuna.study import Study
 from ppo_lab.config.study import ConfirmConfig
 from ppo_lab.errors import ConfigError
 from ppo_lab.files import write_json
+from ppo_lab.studies.definition.plan import Plan
+from ppo_lab.studies.definition.space import Start
 from ppo_lab.sweep import analysis
 from ppo_lab.sweep.interval import CONFIDENCE
-from ppo_lab.sweep.plan import Plan
-from ppo_lab.sweep.space import Start
 from ppo_lab.sweep.storage import Database
 from ppo_lab.sweep.trials import TrialRow, best_row, finished_trials
 from ppo_lab.tracking import strict

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppo_lab.config.study import Aggregate
+from ppo_lab.studies.definition.objective import Constraint, Objective, aggregate_seeds, quantity
 from ppo_lab.sweep.events import (
     Counts,
     Event,
@@ -21,7 +22,6 @@ from ppo_lab.sweep.events import (
     TrialStarted,
 )
 from ppo_lab.sweep.interval import half_width
-from ppo_lab.sweep.objective import Constraint, Objective, aggregate_seeds, quantity
 from ppo_lab.tracking.progress_line import clock_text
 
 __all__ = ["Best", "Row", "Standing", "headline", "label_of"]

@@ -8,8 +8,8 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from ppo_lab.sweep.objective import quantity
-from ppo_lab.sweep.plan import Plan
+from ppo_lab.studies.definition.objective import quantity
+from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.sweep.result import Result
 
 __all__ = ["Told", "come_to", "outcome_of"]

@@ -9,8 +9,8 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from ppo_lab.studies.definition.objective import Objective
 from ppo_lab.sweep.interval import half_width
-from ppo_lab.sweep.objective import Objective
 from ppo_lab.sweep.standing import label_of
 
 __all__ = ["TrialRow", "best_row", "finished_trials", "labels"]

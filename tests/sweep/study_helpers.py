@@ -9,7 +9,7 @@ import sys
 import optuna
 
 from ppo_lab.config.compose import check_jobs, register
-from ppo_lab.sweep.plan import Plan, make_plan
+from ppo_lab.studies.definition.plan import Plan, make_plan
 
 __all__ = ["QUICK", "left_by", "plan_of", "started", "trials_of"]
 

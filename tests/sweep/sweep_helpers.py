@@ -7,8 +7,8 @@ from omegaconf import OmegaConf, open_dict
 
 from ppo_lab.config.compose import register
 from ppo_lab.paths import CONF_DIR
-from ppo_lab.sweep.candidate import Base, Composed
-from ppo_lab.sweep.space import Space, read_space
+from ppo_lab.studies.definition.base_run import Base, Composed
+from ppo_lab.studies.definition.space import Space, read_space
 
 
 def make_base(*fixed: str) -> Base:

@@ -13,12 +13,12 @@ from sqlalchemy.exc import OperationalError
 from study_helpers import plan_of
 
 from ppo_lab.errors import ConfigError
+from ppo_lab.studies.definition.space import Start
 from ppo_lab.sweep.book import Book
 from ppo_lab.sweep.lease import Lease
 from ppo_lab.sweep.messages import Mark
 from ppo_lab.sweep.result import Result
 from ppo_lab.sweep.retry import Patience
-from ppo_lab.sweep.space import Start
 from ppo_lab.sweep.storage import Database
 
 
@@ -174,7 +174,7 @@ def test_a_failed_trial_counts_towards_the_total(open_book):
 
 
 def test_constraints_are_told_for_each_trial(open_book, plan):
-    from ppo_lab.sweep.objective import parse_constraints
+    from ppo_lab.studies.definition.objective import parse_constraints
 
     constraints = parse_constraints(["wall_time_s <= 10"])
     book = open_book(constraints=constraints)

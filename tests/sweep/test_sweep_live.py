@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from ppo_lab.config.study import Aggregate
+from ppo_lab.studies.definition.objective import parse_constraints, parse_objectives
 from ppo_lab.sweep.events import (
     Counts,
     StorageAway,
@@ -23,7 +24,6 @@ from ppo_lab.sweep.interval import half_width
 from ppo_lab.sweep.lines import LineWatcher
 from ppo_lab.sweep.live import LiveTable, draw
 from ppo_lab.sweep.messages import Mark, Note
-from ppo_lab.sweep.objective import parse_constraints, parse_objectives
 from ppo_lab.sweep.show import number_text, params_text, score_text
 from ppo_lab.sweep.standing import Best, Standing, headline
 

@@ -7,15 +7,15 @@ from sweep_helpers import make_base
 
 from ppo_lab.config.study import Aggregate
 from ppo_lab.errors import ConfigError
-from ppo_lab.sweep.fingerprint import differences, fingerprint, refuse_change
-from ppo_lab.sweep.objective import (
+from ppo_lab.studies.definition.objective import (
     aggregate_seeds,
     check_measured,
     parse_constraints,
     parse_objectives,
     quantity,
 )
-from ppo_lab.sweep.space import read_space
+from ppo_lab.studies.definition.plan import differences, fingerprint, refuse_change
+from ppo_lab.studies.definition.space import read_space
 
 SUMMARY = {
     "final_return": 480.0,

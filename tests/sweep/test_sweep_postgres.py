@@ -11,10 +11,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from study_helpers import left_by, started, trials_of
 
+from ppo_lab.studies.definition.storage_url import masked, storage_url
 from ppo_lab.sweep import lease, storage
 from ppo_lab.sweep.lease import Lease
 from ppo_lab.sweep.retry import is_outage
-from ppo_lab.sweep.storage import Database, masked, storage_url
+from ppo_lab.sweep.storage import Database
 
 pytestmark = [
     pytest.mark.postgres,

@@ -9,8 +9,8 @@ from optuna.trial import TrialState
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.paths import CONF_DIR
-from ppo_lab.sweep.pruning import ConfidencePruner, report
-from ppo_lab.sweep.samplers import build_pruner, check_pruner
+from ppo_lab.studies.definition.pruning import ConfidencePruner, report
+from ppo_lab.studies.definition.samplers import build_pruner, check_pruner
 
 PRUNERS = sorted((CONF_DIR / "study" / "pruner").glob("*.yaml"))
 

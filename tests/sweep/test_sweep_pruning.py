@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from scipy.special import polygamma
 
 from benchmarks.pruning import draw_arms, run_study
-from ppo_lab.sweep.pruning import (
+from ppo_lab.studies.definition.pruning import (
     SPREAD,
     ConfidencePruner,
     Spread,

@@ -10,13 +10,13 @@ from sweep_helpers import make_base
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.paths import CONF_DIR
-from ppo_lab.sweep import samplers
-from ppo_lab.sweep.samplers import (
+from ppo_lab.studies.definition import samplers
+from ppo_lab.studies.definition.samplers import (
     build_sampler,
     check_sampler,
     mixed_seed,
 )
-from ppo_lab.sweep.space import Start, read_space
+from ppo_lab.studies.definition.space import Start, read_space
 
 SAMPLERS = sorted((CONF_DIR / "study" / "sampler").glob("*.yaml"))
 

@@ -6,7 +6,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from sweep_helpers import make_base, make_space
 
 from ppo_lab.errors import ConfigError
-from ppo_lab.sweep.space import Start, read_space, split_overrides
+from ppo_lab.studies.definition.space import Start, read_space, split_overrides
 
 
 @pytest.fixture(scope="module")

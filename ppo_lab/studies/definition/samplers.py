@@ -23,8 +23,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ppo_lab.errors import ConfigError, nearest
-from ppo_lab.sweep.pruning import ConfidencePruner
-from ppo_lab.sweep.space import Space, Start
+from ppo_lab.studies.definition.pruning import ConfidencePruner
+from ppo_lab.studies.definition.space import Space, Start
 
 __all__ = ["build_pruner", "build_sampler", "check_pruner", "check_sampler", "mixed_seed"]
 

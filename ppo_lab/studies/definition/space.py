@@ -16,15 +16,16 @@ from typing import NamedTuple
 from optuna.trial import BaseTrial
 
 from ppo_lab.errors import ConfigError, nearest
-from ppo_lab.sweep.candidate import Base
-from ppo_lab.sweep.conditions import (
+from ppo_lab.studies.definition.base_run import Base
+from ppo_lab.studies.definition.parameter import (
     Choice,
     Condition,
+    Parameter,
     choices_of,
     parse_override,
     read_conditions,
+    read_parameter,
 )
-from ppo_lab.sweep.parameter import Parameter, read_parameter
 
 __all__ = ["Space", "Start", "read_space", "split_overrides"]
 

@@ -1,0 +1,1 @@
+"""What a study is: its search space, objectives, sampler and pruner."""

@@ -1,0 +1,49 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from ppo_lab.config.study import STORAGE_VARIABLE
+from ppo_lab.errors import HIDDEN, ConfigError
+
+__all__ = ["masked", "storage_url"]
+
+
+def storage_url(storage: str, folder: Path) -> URL:
+    """Return where the study is kept; ``auto`` is PPO_LAB_STORAGE, else a file in ``folder``.
+
+    Raises:
+        ConfigError: it is neither SQLite nor PostgreSQL, or its driver is not installed.
+    """
+    key = "study.storage"
+    if storage == "auto":
+        storage = os.environ.get(STORAGE_VARIABLE, "") or f"sqlite:///{folder / 'study.db'}"
+    allowed = "must be auto, sqlite:///file or postgresql://user@host/database"
+    try:
+        url = make_url(storage)
+    except ArgumentError:
+        raise ConfigError(key, HIDDEN, allowed) from None  # what was typed may hold a password
+    if url.get_backend_name() == "sqlite" and url.database:
+        return url
+    if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        _check_driver(url)
+        return url.set(drivername="postgresql+psycopg")
+    raise ConfigError(key, masked(url), allowed)
+
+
+def masked(url: URL) -> str:
+    """Return ``url`` without its password, for files and messages."""
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def _check_driver(url: URL) -> None:
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        allowed = "needs a driver: pip install 'ppo_lab[postgres]'"
+        raise ConfigError("study.storage", masked(url), allowed) from None
