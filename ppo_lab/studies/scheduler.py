@@ -14,8 +14,7 @@ from types import FrameType
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.studies.definition.plan import Plan
-from ppo_lab.sweep.book import Book, Claim
-from ppo_lab.sweep.events import (
+from ppo_lab.studies.display.events import (
     Event,
     StudyEnded,
     TrialEnded,
@@ -25,6 +24,7 @@ from ppo_lab.sweep.events import (
     TrialStarted,
     Watcher,
 )
+from ppo_lab.sweep.book import Book, Claim
 from ppo_lab.sweep.executors import Executor, Exited, Reported
 from ppo_lab.sweep.lease import Lease
 from ppo_lab.sweep.messages import Mark, Note, Task, Verdict

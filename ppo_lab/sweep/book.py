@@ -26,7 +26,7 @@ from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.studies.definition.plan import ATTRIBUTE, Plan, refuse_change
 from ppo_lab.studies.definition.pruning import Report, report
 from ppo_lab.studies.definition.samplers import build_pruner, build_sampler
-from ppo_lab.sweep.events import Counts
+from ppo_lab.studies.display.events import Counts
 from ppo_lab.sweep.lease import Lease, Owner
 from ppo_lab.sweep.messages import Mark
 from ppo_lab.sweep.result import Result, read_result

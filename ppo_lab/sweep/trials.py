@@ -10,8 +10,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from ppo_lab.studies.definition.objective import Objective
+from ppo_lab.studies.display.progress import label_of
 from ppo_lab.sweep.interval import half_width
-from ppo_lab.sweep.standing import label_of
 
 __all__ = ["TrialRow", "best_row", "finished_trials", "labels"]
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ppo_lab.config.study import Aggregate
 from ppo_lab.studies.definition.objective import parse_constraints, parse_objectives
-from ppo_lab.sweep.events import (
+from ppo_lab.studies.display.events import (
     Counts,
     StorageAway,
     StudyEnded,
@@ -20,12 +20,12 @@ from ppo_lab.sweep.events import (
     TrialRetried,
     TrialStarted,
 )
+from ppo_lab.studies.display.live_table import LiveTable, draw
+from ppo_lab.studies.display.log_lines import LineWatcher
+from ppo_lab.studies.display.progress import Best, Standing, headline
 from ppo_lab.sweep.interval import half_width
-from ppo_lab.sweep.lines import LineWatcher
-from ppo_lab.sweep.live import LiveTable, draw
 from ppo_lab.sweep.messages import Mark, Note
 from ppo_lab.sweep.show import number_text, params_text, score_text
-from ppo_lab.sweep.standing import Best, Standing, headline
 
 OBJECTIVES = parse_objectives("final_return", None, Aggregate.mean, num_seeds=2)
 

@@ -11,9 +11,9 @@ from study_helpers import plan_of
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.studies.definition.plan import Plan
+from ppo_lab.studies.display.events import TrialEnded, TrialRetried
 from ppo_lab.studies.scheduler import Ending, Parent, Signals
 from ppo_lab.sweep.book import Book
-from ppo_lab.sweep.events import TrialEnded, TrialRetried
 from ppo_lab.sweep.executors import Executor, Exited, ProcessExecutor, Reported
 from ppo_lab.sweep.lease import Lease
 from ppo_lab.sweep.messages import Mark, Note, Task, Verdict

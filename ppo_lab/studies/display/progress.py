@@ -10,7 +10,7 @@ from typing import Any
 
 from ppo_lab.config.study import Aggregate
 from ppo_lab.studies.definition.objective import Constraint, Objective, aggregate_seeds, quantity
-from ppo_lab.sweep.events import (
+from ppo_lab.studies.display.events import (
     Counts,
     Event,
     StorageAway,

@@ -15,9 +15,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ppo_lab.sweep.events import Event, StudyEnded, StudyOpened, TrialNoted, TrialReported
+from ppo_lab.studies.display.events import Event, StudyEnded, StudyOpened, TrialNoted, TrialReported
+from ppo_lab.studies.display.progress import Row, Standing, headline
 from ppo_lab.sweep.show import number_text, params_text, plain_table, score_text
-from ppo_lab.sweep.standing import Row, Standing, headline
 
 __all__ = ["LiveTable", "draw"]
 

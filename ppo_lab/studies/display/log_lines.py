@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ppo_lab.sweep.events import (
+from ppo_lab.studies.display.events import (
     Event,
     StorageAway,
     StudyEnded,
@@ -14,8 +14,8 @@ from ppo_lab.sweep.events import (
     TrialRetried,
     TrialStarted,
 )
+from ppo_lab.studies.display.progress import Row, Standing, headline
 from ppo_lab.sweep.show import params_text, score_text
-from ppo_lab.sweep.standing import Row, Standing, headline
 from ppo_lab.tracking.progress_line import clock_text
 
 __all__ = ["LineWatcher"]
