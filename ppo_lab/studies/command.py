@@ -18,19 +18,19 @@ from ppo_lab.config.error_messages import explain
 from ppo_lab.errors import ConfigError
 from ppo_lab.studies.choose_executor import choose_executor
 from ppo_lab.studies.definition.plan import Plan, make_plan
-from ppo_lab.studies.scheduler import STOP_FILE, Ending, Signals
-from ppo_lab.studies.session import Session
-from ppo_lab.sweep.confirm import (
+from ppo_lab.studies.results.confirmation import (
     Confirmed,
     check_confirmation,
     confirmation_plan,
     read_confirmation,
 )
+from ppo_lab.studies.results.files import write_outputs
+from ppo_lab.studies.results.panel import commands, study_panel
+from ppo_lab.studies.results.wandb import track_study
+from ppo_lab.studies.scheduler import STOP_FILE, Ending, Signals
+from ppo_lab.studies.session import Session
 from ppo_lab.sweep.executors import Executor
-from ppo_lab.sweep.outputs import write_outputs
-from ppo_lab.sweep.panel import commands, study_panel
 from ppo_lab.sweep.retry import StorageLostError
-from ppo_lab.sweep.wandb_study import track_study
 
 __all__ = ["check_study", "run_plan", "run_study"]
 

@@ -7,7 +7,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from ppo_lab.sweep.analysis import Gain, best_trials, confirm, importance, pareto
+from ppo_lab.studies.results.statistics import Gain, best_trials, confirm, importance, pareto
 
 UNIT = FloatDistribution(0.0, 1.0)
 

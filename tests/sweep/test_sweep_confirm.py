@@ -14,9 +14,13 @@ from ppo_lab.config.study import Aggregate, ConfirmConfig, StudyConfig
 from ppo_lab.errors import ConfigError
 from ppo_lab.studies.definition.objective import parse_constraints, parse_objectives
 from ppo_lab.studies.definition.plan import Plan
+from ppo_lab.studies.results.confirmation import (
+    check_confirmation,
+    confirmation_plan,
+    read_confirmation,
+)
 from ppo_lab.studies.scheduler import Ending, Parent, Signals
 from ppo_lab.sweep.book import Book
-from ppo_lab.sweep.confirm import check_confirmation, confirmation_plan, read_confirmation
 from ppo_lab.sweep.lease import Lease
 from ppo_lab.sweep.retry import Patience
 from ppo_lab.sweep.storage import Database

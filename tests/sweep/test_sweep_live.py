@@ -23,9 +23,9 @@ from ppo_lab.studies.display.events import (
 from ppo_lab.studies.display.live_table import LiveTable, draw
 from ppo_lab.studies.display.log_lines import LineWatcher
 from ppo_lab.studies.display.progress import Best, Standing, headline
-from ppo_lab.sweep.interval import half_width
+from ppo_lab.studies.results.format import number_text, params_text, score_text
+from ppo_lab.studies.results.statistics import half_width
 from ppo_lab.sweep.messages import Mark, Note
-from ppo_lab.sweep.show import number_text, params_text, score_text
 
 OBJECTIVES = parse_objectives("final_return", None, Aggregate.mean, num_seeds=2)
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ppo_lab.studies.display.events import Event, StudyEnded, StudyOpened, TrialNoted, TrialReported
 from ppo_lab.studies.display.progress import Row, Standing, headline
-from ppo_lab.sweep.show import number_text, params_text, plain_table, score_text
+from ppo_lab.studies.results.format import number_text, params_text, plain_table, score_text
 
 __all__ = ["LiveTable", "draw"]
 

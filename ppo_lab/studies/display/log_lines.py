@@ -15,7 +15,7 @@ from ppo_lab.studies.display.events import (
     TrialStarted,
 )
 from ppo_lab.studies.display.progress import Row, Standing, headline
-from ppo_lab.sweep.show import params_text, score_text
+from ppo_lab.studies.results.format import params_text, score_text
 from ppo_lab.tracking.progress_line import clock_text
 
 __all__ = ["LineWatcher"]

@@ -21,20 +21,13 @@ from ppo_lab.studies.display.events import (
     TrialRetried,
     TrialStarted,
 )
-from ppo_lab.sweep.interval import half_width
+from ppo_lab.studies.results.statistics import half_width
+from ppo_lab.studies.results.trial_table import label_of
 from ppo_lab.tracking.progress_line import clock_text
 
-__all__ = ["Best", "Row", "Standing", "headline", "label_of"]
+__all__ = ["Best", "Row", "Standing", "headline"]
 
 _MOST_ENDED = 100  # rows kept; more than any screen shows
-_LABELS = {
-    "pruned": "pruned",
-    "diverged": "diverged",
-    "out_of_memory": "OOM",
-    "over_budget": "over budget",
-    "no_result": "no result",
-    "failed": "failed",
-}
 
 
 @dataclass
@@ -206,13 +199,6 @@ def headline(standing: Standing) -> str:
     if left_s is not None and counts.finished < counts.total:
         parts.append(f"ETA {clock_text(left_s)}")
     return "  ".join(parts)
-
-
-def label_of(state: str, status: str, *, is_within_limits: bool) -> str:
-    """Return in a word or two what became of a trial."""
-    if status == "finished":
-        return "kept" if is_within_limits else "over limit"
-    return _LABELS.get(status, state.lower())
 
 
 def _take_summaries(row: Row, summaries: Sequence[Mapping[str, Any]], objective: Objective) -> None:

@@ -14,13 +14,12 @@ from rich.text import Text
 
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.storage_url import masked
-from ppo_lab.sweep.analysis import pareto
-from ppo_lab.sweep.best import BEST_FILE, run_command
-from ppo_lab.sweep.confirm import Candidate, Confirmed
-from ppo_lab.sweep.interval import CONFIDENCE
-from ppo_lab.sweep.outputs import importances
-from ppo_lab.sweep.show import number_text, params_text, plain_table, score_text
-from ppo_lab.sweep.trials import TrialRow, best_row, finished_trials, labels
+from ppo_lab.studies.results.best_config import BEST_FILE, run_command
+from ppo_lab.studies.results.confirmation import Candidate, Confirmed
+from ppo_lab.studies.results.files import importances
+from ppo_lab.studies.results.format import number_text, params_text, plain_table, score_text
+from ppo_lab.studies.results.statistics import CONFIDENCE, pareto
+from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials, labels
 from ppo_lab.tracking.progress_line import clock_text
 
 __all__ = ["commands", "study_panel"]

@@ -20,10 +20,10 @@ from ppo_lab.errors import ConfigError
 from ppo_lab.files import write_json
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.space import Start
-from ppo_lab.sweep import analysis
-from ppo_lab.sweep.interval import CONFIDENCE
+from ppo_lab.studies.results import statistics as analysis
+from ppo_lab.studies.results.statistics import CONFIDENCE
+from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials
 from ppo_lab.sweep.storage import Database
-from ppo_lab.sweep.trials import TrialRow, best_row, finished_trials
 from ppo_lab.tracking import strict
 
 __all__ = [

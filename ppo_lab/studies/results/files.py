@@ -13,11 +13,11 @@ from optuna.study import Study
 from ppo_lab.files import plain, write_json, write_whole
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.storage_url import masked
-from ppo_lab.sweep.analysis import importance, pareto
-from ppo_lab.sweep.best import write_best
-from ppo_lab.sweep.confirm import CONFIRM_FILE, Confirmed
-from ppo_lab.sweep.show import score_text
-from ppo_lab.sweep.trials import TrialRow, best_row, finished_trials
+from ppo_lab.studies.results.best_config import write_best
+from ppo_lab.studies.results.confirmation import CONFIRM_FILE, Confirmed
+from ppo_lab.studies.results.format import score_text
+from ppo_lab.studies.results.statistics import importance, pareto
+from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials
 from ppo_lab.tracking import strict
 
 __all__ = ["importances", "space_of", "trial_table", "write_outputs"]

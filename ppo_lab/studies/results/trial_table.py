@@ -10,10 +10,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from ppo_lab.studies.definition.objective import Objective
-from ppo_lab.studies.display.progress import label_of
-from ppo_lab.sweep.interval import half_width
+from ppo_lab.studies.results.statistics import half_width
 
-__all__ = ["TrialRow", "best_row", "finished_trials", "labels"]
+__all__ = ["TrialRow", "best_row", "finished_trials", "label_of", "labels"]
 
 
 @dataclass(frozen=True)
@@ -91,3 +90,20 @@ def _row(trial: FrozenTrial, objectives: Sequence[Objective]) -> TrialRow:
         host=(attrs.get("owner") or {}).get("host"),
         folder=attrs.get("folder"),
     )
+
+
+_LABELS = {
+    "pruned": "pruned",
+    "diverged": "diverged",
+    "out_of_memory": "OOM",
+    "over_budget": "over budget",
+    "no_result": "no result",
+    "failed": "failed",
+}
+
+
+def label_of(state: str, status: str, *, is_within_limits: bool) -> str:
+    """Return in a word or two what became of a trial."""
+    if status == "finished":
+        return "kept" if is_within_limits else "over limit"
+    return _LABELS.get(status, state.lower())

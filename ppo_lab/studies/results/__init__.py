@@ -1,0 +1,1 @@
+"""What a study leaves: tables, the confirmed best config, files, W&B."""
