@@ -24,12 +24,12 @@ from ppo_lab.studies.display.events import (
     TrialStarted,
     Watcher,
 )
-from ppo_lab.sweep.book import Book, Claim
+from ppo_lab.studies.store.lease import Lease
+from ppo_lab.studies.store.retry import Patience, StorageLostError
+from ppo_lab.studies.store.trial_store import Book, Claim
 from ppo_lab.sweep.executors import Executor, Exited, Reported
-from ppo_lab.sweep.lease import Lease
 from ppo_lab.sweep.messages import Mark, Note, Task, Verdict
 from ppo_lab.sweep.result import Result, read_result
-from ppo_lab.sweep.retry import Patience, StorageLostError
 
 __all__ = ["Ending", "Parent", "Signals"]
 

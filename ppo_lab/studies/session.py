@@ -19,11 +19,11 @@ from ppo_lab.studies.display.log_lines import LineWatcher
 from ppo_lab.studies.display.progress import Best, Standing
 from ppo_lab.studies.results.trial_table import best_row, finished_trials
 from ppo_lab.studies.scheduler import Ending, Parent, Signals
-from ppo_lab.sweep.book import Book
+from ppo_lab.studies.store.database import Database
+from ppo_lab.studies.store.lease import Lease
+from ppo_lab.studies.store.retry import Patience
+from ppo_lab.studies.store.trial_store import Book
 from ppo_lab.sweep.executors import Executor
-from ppo_lab.sweep.lease import Lease
-from ppo_lab.sweep.retry import Patience
-from ppo_lab.sweep.storage import Database
 from ppo_lab.tracking import Terminal
 
 __all__ = ["Session"]

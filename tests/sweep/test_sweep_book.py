@@ -14,12 +14,12 @@ from study_helpers import plan_of
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.studies.definition.space import Start
-from ppo_lab.sweep.book import Book
-from ppo_lab.sweep.lease import Lease
+from ppo_lab.studies.store.database import Database
+from ppo_lab.studies.store.lease import Lease
+from ppo_lab.studies.store.retry import Patience
+from ppo_lab.studies.store.trial_store import Book
 from ppo_lab.sweep.messages import Mark
 from ppo_lab.sweep.result import Result
-from ppo_lab.sweep.retry import Patience
-from ppo_lab.sweep.storage import Database
 
 
 @pytest.fixture(scope="module")

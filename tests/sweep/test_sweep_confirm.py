@@ -20,10 +20,10 @@ from ppo_lab.studies.results.confirmation import (
     read_confirmation,
 )
 from ppo_lab.studies.scheduler import Ending, Parent, Signals
-from ppo_lab.sweep.book import Book
-from ppo_lab.sweep.lease import Lease
-from ppo_lab.sweep.retry import Patience
-from ppo_lab.sweep.storage import Database
+from ppo_lab.studies.store.database import Database
+from ppo_lab.studies.store.lease import Lease
+from ppo_lab.studies.store.retry import Patience
+from ppo_lab.studies.store.trial_store import Book
 
 BASE = make_base("tracking=local", "seed=5")
 

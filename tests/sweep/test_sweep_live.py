@@ -10,7 +10,6 @@ from rich.console import Console
 from ppo_lab.config.study import Aggregate
 from ppo_lab.studies.definition.objective import parse_constraints, parse_objectives
 from ppo_lab.studies.display.events import (
-    Counts,
     StorageAway,
     StudyEnded,
     StudyOpened,
@@ -25,6 +24,7 @@ from ppo_lab.studies.display.log_lines import LineWatcher
 from ppo_lab.studies.display.progress import Best, Standing, headline
 from ppo_lab.studies.results.format import number_text, params_text, score_text
 from ppo_lab.studies.results.statistics import half_width
+from ppo_lab.studies.store.outcome import Counts
 from ppo_lab.sweep.messages import Mark, Note
 
 OBJECTIVES = parse_objectives("final_return", None, Aggregate.mean, num_seeds=2)

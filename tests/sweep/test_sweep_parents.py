@@ -13,10 +13,10 @@ from study_helpers import plan_of, trials_of
 from ppo_lab.studies.definition.storage_url import storage_url
 from ppo_lab.studies.scheduler import Ending, Signals
 from ppo_lab.studies.session import Session
-from ppo_lab.sweep.book import Book
-from ppo_lab.sweep.lease import Lease
-from ppo_lab.sweep.retry import Patience
-from ppo_lab.sweep.storage import Database
+from ppo_lab.studies.store.database import Database
+from ppo_lab.studies.store.lease import Lease
+from ppo_lab.studies.store.retry import Patience
+from ppo_lab.studies.store.trial_store import Book
 
 NUM_PARENTS, NUM_TRIALS = 4, 16
 POSTGRES = pytest.param("postgresql", marks=pytest.mark.postgres)

@@ -12,10 +12,11 @@ from sqlalchemy.exc import DBAPIError
 from study_helpers import left_by, started, trials_of
 
 from ppo_lab.studies.definition.storage_url import masked, storage_url
-from ppo_lab.sweep import lease, storage
-from ppo_lab.sweep.lease import Lease
-from ppo_lab.sweep.retry import is_outage
-from ppo_lab.sweep.storage import Database
+from ppo_lab.studies.store import database as storage
+from ppo_lab.studies.store import lease
+from ppo_lab.studies.store.database import Database
+from ppo_lab.studies.store.lease import Lease
+from ppo_lab.studies.store.retry import is_outage
 
 pytestmark = [
     pytest.mark.postgres,

@@ -7,7 +7,7 @@ import pytest
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from ppo_lab.sweep.retry import Patience, StorageLostError, is_outage
+from ppo_lab.studies.store.retry import Patience, StorageLostError, is_outage
 
 
 def outage():

@@ -13,13 +13,13 @@ from ppo_lab.errors import ConfigError
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.display.events import TrialEnded, TrialRetried
 from ppo_lab.studies.scheduler import Ending, Parent, Signals
-from ppo_lab.sweep.book import Book
+from ppo_lab.studies.store.database import Database
+from ppo_lab.studies.store.lease import Lease
+from ppo_lab.studies.store.retry import Patience
+from ppo_lab.studies.store.trial_store import Book
 from ppo_lab.sweep.executors import Executor, Exited, ProcessExecutor, Reported
-from ppo_lab.sweep.lease import Lease
 from ppo_lab.sweep.messages import Mark, Note, Task, Verdict
 from ppo_lab.sweep.result import Result, read_result
-from ppo_lab.sweep.retry import Patience
-from ppo_lab.sweep.storage import Database
 from ppo_lab.sweep.trial import run_trial
 
 WEIRD = """

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ppo_lab.studies.store.outcome import Counts
 from ppo_lab.sweep.messages import Mark, Note
 
 __all__ = [
-    "Counts",
     "Event",
     "StorageAway",
     "StudyEnded",
@@ -22,23 +22,6 @@ __all__ = [
     "TrialStarted",
     "Watcher",
 ]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How far a study is, over all machines."""
-
-    complete: int
-    pruned: int
-    failed: int
-    running: int
-    total: int
-    """``study.num_trials``."""
-
-    @property
-    def finished(self) -> int:
-        """Trials that count towards the total."""
-        return self.complete + self.pruned + self.failed
 
 
 @dataclass(frozen=True)

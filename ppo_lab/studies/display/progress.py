@@ -11,7 +11,6 @@ from typing import Any
 from ppo_lab.config.study import Aggregate
 from ppo_lab.studies.definition.objective import Constraint, Objective, aggregate_seeds, quantity
 from ppo_lab.studies.display.events import (
-    Counts,
     Event,
     StorageAway,
     StudyOpened,
@@ -23,6 +22,7 @@ from ppo_lab.studies.display.events import (
 )
 from ppo_lab.studies.results.statistics import half_width
 from ppo_lab.studies.results.trial_table import label_of
+from ppo_lab.studies.store.outcome import Counts
 from ppo_lab.tracking.progress_line import clock_text
 
 __all__ = ["Best", "Row", "Standing", "headline"]

@@ -23,7 +23,7 @@ from ppo_lab.studies.definition.space import Start
 from ppo_lab.studies.results import statistics as analysis
 from ppo_lab.studies.results.statistics import CONFIDENCE
 from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials
-from ppo_lab.sweep.storage import Database
+from ppo_lab.studies.store.database import Database
 from ppo_lab.tracking import strict
 
 __all__ = [

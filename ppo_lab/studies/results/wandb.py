@@ -16,7 +16,7 @@ from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.results.confirmation import Confirmed
 from ppo_lab.studies.results.files import importances, space_of, trial_table
 from ppo_lab.studies.results.trial_table import best_row, finished_trials, labels
-from ppo_lab.sweep.book import run_id_stem
+from ppo_lab.studies.store.trial_store import run_id_stem
 from ppo_lab.tracking import GuardedSink, RunInfo, WandbSink, strict
 
 __all__ = ["track_study"]

@@ -26,12 +26,11 @@ from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.studies.definition.plan import ATTRIBUTE, Plan, refuse_change
 from ppo_lab.studies.definition.pruning import Report, report
 from ppo_lab.studies.definition.samplers import build_pruner, build_sampler
-from ppo_lab.studies.display.events import Counts
-from ppo_lab.sweep.lease import Lease, Owner
+from ppo_lab.studies.store.database import Database
+from ppo_lab.studies.store.lease import Lease, Owner
+from ppo_lab.studies.store.outcome import Counts, Told, come_to, outcome_of
 from ppo_lab.sweep.messages import Mark
 from ppo_lab.sweep.result import Result, read_result
-from ppo_lab.sweep.storage import Database
-from ppo_lab.sweep.told import Told, come_to, outcome_of
 from ppo_lab.versions import versions
 
 __all__ = ["Book", "Claim", "run_id_stem"]

@@ -12,7 +12,7 @@ from ppo_lab.studies.definition.objective import quantity
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.sweep.result import Result
 
-__all__ = ["Told", "come_to", "outcome_of"]
+__all__ = ["Counts", "Told", "come_to", "outcome_of"]
 
 _RAN = "ran"
 """Constraint of a trial that could not end by itself; samplers rank it below all that could."""
@@ -88,3 +88,20 @@ def outcome_of(plan: Plan, told: Told, result: Result) -> dict[str, Any]:
         **{key: first.get(key) for key in ("machine", "versions")},
         **{key: quantity(first, key) for key in _MEASURED},
     }
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How far a study is, over all machines."""
+
+    complete: int
+    pruned: int
+    failed: int
+    running: int
+    total: int
+    """``study.num_trials``."""
+
+    @property
+    def finished(self) -> int:
+        """Trials that count towards the total."""
+        return self.complete + self.pruned + self.failed

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import text
 
-from ppo_lab.sweep.storage import Database
+from ppo_lab.studies.store.database import Database
 
 __all__ = ["Lease", "Owner"]
 

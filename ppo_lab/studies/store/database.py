@@ -17,7 +17,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import URL
 
-from ppo_lab.sweep.retry import StorageLostError
+from ppo_lab.studies.store.retry import StorageLostError
 
 __all__ = ["Database"]
 
