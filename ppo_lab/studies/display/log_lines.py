@@ -16,7 +16,7 @@ from ppo_lab.studies.display.events import (
 )
 from ppo_lab.studies.display.progress import Row, Standing, headline
 from ppo_lab.studies.results.format import params_text, score_text
-from ppo_lab.tracking.progress_line import clock_text
+from ppo_lab.tracking.terminal import clock_text
 
 __all__ = ["LineWatcher"]
 

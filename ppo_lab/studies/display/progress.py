@@ -23,7 +23,7 @@ from ppo_lab.studies.display.events import (
 from ppo_lab.studies.results.statistics import half_width
 from ppo_lab.studies.results.trial_table import label_of
 from ppo_lab.studies.store.outcome import Counts
-from ppo_lab.tracking.progress_line import clock_text
+from ppo_lab.tracking.terminal import clock_text
 
 __all__ = ["Best", "Row", "Standing", "headline"]
 

@@ -20,7 +20,7 @@ from ppo_lab.studies.results.files import importances
 from ppo_lab.studies.results.format import number_text, params_text, plain_table, score_text
 from ppo_lab.studies.results.statistics import CONFIDENCE, pareto
 from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials, labels
-from ppo_lab.tracking.progress_line import clock_text
+from ppo_lab.tracking.terminal import clock_text
 
 __all__ = ["commands", "study_panel"]
 
