@@ -26,7 +26,7 @@ from benchmarks.result_page import publish, table
 from benchmarks.throughput import SETTINGS
 
 if TYPE_CHECKING:
-    from ppo_lab.trainer import Trainer
+    from ppo_lab.training.trainer import Trainer
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CASES = (("one run, nothing there", 1), ("one run", 1), ("a stack of eight", 8))
@@ -87,7 +87,7 @@ def measure(num_lanes: int, num_rounds: int) -> Measured:
     import torch
 
     from ppo_lab.config.compose import check_jobs, register
-    from ppo_lab.trainer import Trainer
+    from ppo_lab.training.trainer import Trainer
 
     torch.set_num_threads(1)
     register()

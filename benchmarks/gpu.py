@@ -41,7 +41,7 @@ from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.devices.pcie import DeviceWindow
 from ppo_lab.devices.trace import DeviceUse
 from ppo_lab.networks.mlp import MlpConfig
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 _SETTINGS = [
     *("env=cartpole", "network=tiny", "num_epochs=4", "num_minibatches=4", "lr=2.5e-4"),

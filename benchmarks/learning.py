@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from benchmarks.result_page import RESULTS_DIR, publish, table
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
-from ppo_lab.trainer import LaneResult, Trainer
+from ppo_lab.training.trainer import LaneResult, Trainer
 
 _TINY_CARTPOLE = ["env=cartpole", "network=tiny"]  # 8 x 128, 4 minibatches, 10 epochs, lr 1e-3
 _CLEANRL_CARTPOLE = [

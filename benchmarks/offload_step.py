@@ -22,7 +22,7 @@ from ppo_lab.devices.pcie import BusLimit
 from ppo_lab.forecast.counting_trainer import CountedTrainer
 from ppo_lab.ppo.rollout import lane_rows
 from ppo_lab.tracking import Record
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 __all__ = ["Bound", "Point", "host_step_s", "measure", "points_table"]
 

@@ -28,7 +28,7 @@ from benchmarks.result_page import publish, table
 from benchmarks.throughput import SETTINGS
 
 if TYPE_CHECKING:
-    from ppo_lab.trainer import Trainer
+    from ppo_lab.training.trainer import Trainer
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CARTPOLE = tuple(SETTINGS)  # those of benchmarks.throughput
@@ -194,7 +194,7 @@ def measure(case: Case, num_iterations: int) -> Profile:
     import torch
 
     from ppo_lab.config.compose import check_jobs, register
-    from ppo_lab.trainer import Trainer
+    from ppo_lab.training.trainer import Trainer
 
     torch.set_num_threads(1)
     register()

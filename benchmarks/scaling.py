@@ -64,7 +64,7 @@ def measure(point: Point, mode: str) -> float:
     import torch
 
     from ppo_lab.config.compose import check_jobs, register
-    from ppo_lab.trainer import Trainer
+    from ppo_lab.training.trainer import Trainer
 
     torch.set_num_threads(1)
     register()

@@ -66,7 +66,7 @@ def measure(name: str, num_threads: int) -> Speed:
     """Train in this process and return the speed after the warm-up."""
     from ppo_lab.config.compose import check_jobs, register
     from ppo_lab.tracking import Record
-    from ppo_lab.trainer import Trainer
+    from ppo_lab.training.trainer import Trainer
 
     register()
     size = _SIZES[name]

@@ -85,7 +85,7 @@ class Speed(NamedTuple):
 
 
 def _train_ours(config: Config, case: Case) -> Speed:
-    from ppo_lab.trainer import Trainer
+    from ppo_lab.training.trainer import Trainer
 
     ends: list[tuple[float, float]] = []
     Trainer([config], on_record=lambda *_: ends.append(_clocks())).run()

@@ -21,7 +21,7 @@ from rich.console import Console
 from ppo_lab.devices.placement import Placement
 from ppo_lab.envs.base import DiscreteActions
 from ppo_lab.envs.config import EnvConfig
-from ppo_lab.policy import Policy, load_policy
+from ppo_lab.training.policy import Policy, load_policy
 
 __all__ = ["evaluate", "main"]
 

@@ -11,7 +11,7 @@ from ppo_lab.runner.entry import Entry
 from ppo_lab.runner.run import Destination, run_in_folder
 from ppo_lab.runner.stack import Occupancy, Stack
 from ppo_lab.tracking import read_metrics, read_summary
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 QUICK = (
     *("network=tiny", "num_envs=2", "num_steps=32", "num_epochs=1", "total_steps=256"),

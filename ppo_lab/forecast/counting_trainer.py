@@ -18,9 +18,9 @@ from ppo_lab.forecast.ledger import Ledger, tensors_of
 from ppo_lab.ppo.advantages import Advantages
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import Rollout, RolloutRows
-from ppo_lab.records import IterationTensors
 from ppo_lab.tracking import Record
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.recorder import IterationTensors
+from ppo_lab.training.trainer import Trainer
 
 __all__ = ["CountedTrainer"]
 

@@ -17,7 +17,7 @@ from ppo_lab.forecast.budget import advice
 from ppo_lab.forecast.categories import HostBytes, Peak
 from ppo_lab.forecast.counting_trainer import CountedTrainer
 from ppo_lab.forecast.forecast import Forecast, forecast
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 __all__ = ["device_section", "forecast_section", "memory_section", "out_of_memory_line"]
 

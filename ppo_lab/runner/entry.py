@@ -12,9 +12,9 @@ from ppo_lab.config.run import Config
 from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.forecast.summary import out_of_memory_line
-from ppo_lab.outcome import History
 from ppo_lab.runner.run_record import Destination, LaneRun, Status
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.scores import History
+from ppo_lab.training.trainer import Trainer
 
 __all__ = ["Entry", "Running", "Standing", "one_line"]
 

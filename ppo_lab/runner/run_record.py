@@ -19,11 +19,11 @@ from ppo_lab.forecast.summary import (
     memory_section,
 )
 from ppo_lab.networks import ActorCritic
-from ppo_lab.outcome import History, area_under_curve, has_collapsed, is_dead
-from ppo_lab.policy import save_policy
 from ppo_lab.tracking import Progress, RunInfo, Tracker
 from ppo_lab.tracking.local import METRICS_FILE
-from ppo_lab.trainer import LaneResult, Trainer
+from ppo_lab.training.policy import save_policy
+from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
+from ppo_lab.training.trainer import LaneResult, Trainer
 
 __all__ = ["Destination", "LaneRun", "Status"]
 

@@ -39,7 +39,7 @@ def test_help_imports_nothing_heavy_but_torch(tmp_path):
 
 def test_a_run_of_a_native_environment_imports_nothing_heavy_but_torch(tmp_path):
     modules = imported(tmp_path, "network=tiny", "total_steps=1024", "tracking=local")
-    assert "ppo_lab.trainer" in modules
+    assert "ppo_lab.training.trainer" in modules
     assert not HEAVY & modules
 
 

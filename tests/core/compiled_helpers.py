@@ -7,7 +7,7 @@ from core_helpers import config, lanes_of, largest_difference
 
 from ppo_lab.config.choices import Compile
 from ppo_lab.ppo.rollout import lane_rows
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 SMALL = ("compile=always", "num_envs=4", "num_steps=16", "num_epochs=5", "num_minibatches=4")
 KINDS = {

@@ -12,7 +12,7 @@ from ppo_lab.config.run import Config
 from ppo_lab.ppo.adam import LaneOptimizer
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import RolloutRows, lane_rows
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 # compile=auto would call the C++ compiler for a stack whose runs are planned long.

@@ -32,7 +32,7 @@ from ppo_lab.config.choices import Compile
 from ppo_lab.envs.base import Step
 from ppo_lab.envs.running_stats import Normalizer
 from ppo_lab.errors import ConfigError
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 
 @pytest.fixture

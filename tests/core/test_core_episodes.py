@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ppo_lab.episodes import EpisodeMeter
+from ppo_lab.training.recorder import EpisodeMeter
 
 NUM_LANES, NUM_ENVS = 2, 3
 

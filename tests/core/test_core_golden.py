@@ -8,7 +8,7 @@ torch 2.13.0+cpu.
 import pytest
 from core_helpers import config
 
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 # Name: its value after iterations 1, 2 and 3. Not here are numbers that cancel to near 0, such as
 # k1: rounding alone moves their fourth digit.

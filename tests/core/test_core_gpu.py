@@ -22,7 +22,7 @@ from ppo_lab.memory import STRATEGIES
 from ppo_lab.ppo.collector import Collector
 from ppo_lab.ppo.rollout import RolloutRows
 from ppo_lab.ppo.update import update
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,7 @@ from core_helpers import config, lanes_of, largest_difference
 from ppo_lab.compiler.compilation import Compilation
 from ppo_lab.ppo.collector import Collector
 from ppo_lab.ppo.rollout import lane_rows
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.gpu,

@@ -3,7 +3,7 @@
 import pytest
 from core_helpers import config, lanes_of
 
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from ppo_lab.devices.trace import Copies, DeviceUse
 from ppo_lab.forecast.categories import Category
 from ppo_lab.forecast.counting_trainer import CountedTrainer
 from ppo_lab.forecast.summary import device_section, memory_section
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 GIB = 1024**3
 

@@ -11,7 +11,7 @@ from ppo_lab.devices.meters import Meters, choose_window
 from ppo_lab.devices.pcie import BusLimit
 from ppo_lab.devices.placement import Placement
 from ppo_lab.devices.trace import Copies, DeviceUse
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 IDLE = DeviceUse(1.0, 1, 0.25, 0.5, 0.25, Copies(8, 0, 1.0), Copies(0, 0, 0.0))

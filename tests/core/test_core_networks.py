@@ -22,7 +22,7 @@ from ppo_lab.networks.mlp import Activation
 from ppo_lab.paths import CONF_DIR
 from ppo_lab.random import Stream, lane_keys
 from ppo_lab.tracing import tracing
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 YAMLS = sorted(path.stem for path in (CONF_DIR / "network").glob("*.yaml"))
 DISCRETE = EnvSpec(4, DiscreteActions(3))

@@ -16,7 +16,7 @@ from ppo_lab.forecast.forecast import summary as memory_summary
 from ppo_lab.runner import stack
 from ppo_lab.runner.run import run_in_folder
 from ppo_lab.tracking import read_metrics
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 GIB = 1024**3
 CUDA_MESSAGE = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ..."
@@ -170,7 +170,7 @@ PROGRAM = """
 import sys, torch
 from ppo_lab import memory_summary
 from ppo_lab.__main__ import main
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 update = Trainer.update
 def filled(trainer, rows):
     if trainer.config.seed == 1 and type(trainer) is Trainer:  # not a forecast's

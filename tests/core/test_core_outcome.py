@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppo_lab.outcome import History, area_under_curve, has_collapsed, is_dead
+from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
 
 
 def collapsed(returns, random_return=0.0, target_return=100.0):

@@ -10,8 +10,8 @@ from ppo_lab import load_policy
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.envs.base import DiscreteActions
 from ppo_lab.play import evaluate
-from ppo_lab.policy import save_policy
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.policy import save_policy
+from ppo_lab.training.trainer import Trainer
 
 
 def trained(*overrides: str) -> Trainer:

@@ -12,8 +12,8 @@ from ppo_lab.config.choices import Dtype, MatmulPrecision
 from ppo_lab.config.lanes import check_stack, stack_key
 from ppo_lab.errors import ConfigError
 from ppo_lab.forecast.dry_run import dry_run
-from ppo_lab.precision import set_matmul_precision
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.precision import set_matmul_precision
+from ppo_lab.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

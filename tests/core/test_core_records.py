@@ -7,11 +7,10 @@ import pytest
 import torch
 from core_helpers import PENDULUM, TWENTY_STEPS, config, lanes_of, weights
 
-from ppo_lab.episodes import EpisodeTotals
 from ppo_lab.ppo.diagnostics import ratio_edges
 from ppo_lab.ppo.rollout import lane_rows
-from ppo_lab.records import Recorder
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.recorder import EpisodeTotals, Recorder
+from ppo_lab.training.trainer import Trainer
 
 DOOMED = {"lr": 1e30}  # weights overflow float32 within one update, whatever the machine
 

@@ -21,7 +21,7 @@ from ppo_lab.ppo.collector import Collector, policy_over_rollout
 from ppo_lab.ppo.losses import normalize_advantages
 from ppo_lab.ppo.rollout import DeviceObservations
 from ppo_lab.ppo.update import UpdatePlan, update
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 STORE = DeviceObservations()
 

@@ -22,7 +22,7 @@ from ppo_lab.sweep.result import read_result
 from ppo_lab.sweep.slots import choose_lanes
 from ppo_lab.sweep.trial import TrialEntry
 from ppo_lab.tracking import read_metrics, read_summary
-from ppo_lab.trainer import Trainer
+from ppo_lab.training.trainer import Trainer
 
 STACKED = "study.executor=stacked"
 

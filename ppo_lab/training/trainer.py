@@ -23,19 +23,18 @@ from ppo_lab.config.run import Config
 from ppo_lab.devices.meters import Meters
 from ppo_lab.devices.placement import Placement
 from ppo_lab.envs.base import Env
-from ppo_lab.episodes import EpisodeMeter
 from ppo_lab.errors import ConfigError
-from ppo_lab.lanes import LaneTensors, scheduled
 from ppo_lab.networks import ActorCritic, Initializer
-from ppo_lab.outcome import History
 from ppo_lab.ppo.advantages import Advantages, gae
 from ppo_lab.ppo.collector import Collector
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
 from ppo_lab.ppo.update import UpdatePlan
-from ppo_lab.precision import set_matmul_precision
-from ppo_lab.records import IterationTensors, Recorder
 from ppo_lab.tracking import Record
+from ppo_lab.training.lane_values import LaneTensors, scheduled
+from ppo_lab.training.precision import set_matmul_precision
+from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
+from ppo_lab.training.scores import History
 
 __all__ = ["LaneResult", "Trainer"]
 

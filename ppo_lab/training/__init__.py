@@ -1,0 +1,1 @@
+"""The training loop over a stack of lanes, and what it records."""
