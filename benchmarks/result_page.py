@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from ppo_lab.versions import git_state, versions
+from ppo_lab.utils.provenance import git_state, versions
 
 __all__ = ["RESULTS_DIR", "publish", "table"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ppo_lab.paths import SWEEPS_DIR
+from ppo_lab.utils.paths import SWEEPS_DIR
 
 __all__ = ["main"]
 
@@ -14,7 +14,7 @@ def main() -> None:
     """Run what was typed; the server of trials gets ready while this process imports torch."""
     words = sys.argv[1:]
     if expects_study(words) or "hydra/launcher=stacked" in words:
-        from ppo_lab.sweep.server import start_server
+        from ppo_lab.utils.forkserver import start_server
 
         start_server(is_tracked="tracking=local" not in words)
 

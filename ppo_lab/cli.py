@@ -23,13 +23,13 @@ from ppo_lab.config.choices import ForecastFormat
 from ppo_lab.config.compose import Job, check_jobs, load, register
 from ppo_lab.config.error_messages import explain
 from ppo_lab.config.run import Config
-from ppo_lab.errors import ConfigError
 from ppo_lab.forecast.budget import fits, refusal, resolve_memory
 from ppo_lab.forecast.tables import forecast_json, forecast_table, forecasts_table
 from ppo_lab.grids.results import GridFolder, grid_summaries
-from ppo_lab.paths import CONF_DIR
 from ppo_lab.runner.run import Status, run_in_folder
 from ppo_lab.tracking import TrackingMode, grid_table, places, reasons, summary_panel
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.paths import CONF_DIR
 
 __all__ = ["main"]
 
@@ -133,7 +133,7 @@ def _check(command: Command) -> list[Job]:
 
 
 def _check_study(command: DictConfig, loader: ConfigLoader) -> None:
-    from ppo_lab.sweep.server import start_server
+    from ppo_lab.utils.forkserver import start_server
 
     # It imports while we do; it runs already where the words alone told of a study.
     start_server(is_tracked=command.tracking.mode is not TrackingMode.disabled)

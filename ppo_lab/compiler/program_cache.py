@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ppo_lab.compiler import cpp_build as library
 from ppo_lab.compiler.decompositions import DECOMPOSITIONS
-from ppo_lab.tracing import tracing
+from ppo_lab.utils.tracing import tracing
 
 __all__ = [
     "CompilerError",

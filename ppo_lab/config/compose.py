@@ -27,10 +27,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppo_lab.config.run import Config
 from ppo_lab.config.study import CommandConfig, StudyConfig
-from ppo_lab.errors import ConfigError, nearest
 from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.networks import NETWORKS
-from ppo_lab.paths import CONF_DIR, SWEEPS_DIR
+from ppo_lab.utils.errors import ConfigError, nearest
+from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
 
 __all__ = ["Job", "Variants", "check_jobs", "known_keys", "load", "register"]
 

@@ -15,8 +15,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, Vali
 from yaml import YAMLError
 
 from ppo_lab.config.compose import known_keys
-from ppo_lab.errors import HIDDEN, ConfigError, nearest
 from ppo_lab.memory import STRATEGIES
+from ppo_lab.utils.errors import HIDDEN, ConfigError, nearest
 
 __all__ = ["explain"]
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ppo_lab.config.run import Config
-from ppo_lab.errors import ConfigError
-from ppo_lab.files import plain
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.json_files import plain
 
 __all__ = ["LANE_KEYS", "check_lane", "check_stack", "stack_key", "stack_values"]
 

@@ -29,12 +29,12 @@ from ppo_lab.config.choices import (
 from ppo_lab.devices.placement import Place
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
-from ppo_lab.errors import HIDDEN, ConfigError, check_number
-from ppo_lab.files import plain
 from ppo_lab.memory import MemoryStrategy
 from ppo_lab.networks import NetworkConfig
 from ppo_lab.ppo.update import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
+from ppo_lab.utils.errors import HIDDEN, ConfigError, check_number
+from ppo_lab.utils.json_files import plain
 
 __all__ = ["Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule"]
 

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from ppo_lab.config.run import Config
-from ppo_lab.errors import ConfigError
+from ppo_lab.utils.errors import ConfigError
 
 __all__ = [
     "STORAGE_VARIABLE",

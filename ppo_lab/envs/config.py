@@ -15,7 +15,7 @@ from ppo_lab.envs import NATIVE_ENVS
 from ppo_lab.envs.base import Env, EnvSpec
 from ppo_lab.envs.gymnasium_env import GymnasiumEnv, StandInEnv, check_gymnasium
 from ppo_lab.envs.normalized import NormalizedEnv
-from ppo_lab.errors import ConfigError
+from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["Backend", "EnvConfig"]
 

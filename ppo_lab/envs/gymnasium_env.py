@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, Env, EnvSpec, Step
-from ppo_lab.errors import ConfigError, nearest
-from ppo_lab.random import Stream, bits, lane_keys
+from ppo_lab.utils.errors import ConfigError, nearest
+from ppo_lab.utils.rng import Stream, bits, lane_keys
 
 if TYPE_CHECKING:
     import gymnasium

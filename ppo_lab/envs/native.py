@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ppo_lab.envs.base import Env, EnvSpec, Step
-from ppo_lab.random import Stream, lane_keys, uniform
+from ppo_lab.utils.rng import Stream, lane_keys, uniform
 
 __all__ = ["NativeEnv"]
 

@@ -14,12 +14,12 @@ from omegaconf import OmegaConf
 
 from ppo_lab.config.run import Config, Dtype
 from ppo_lab.devices.placement import Place
-from ppo_lab.errors import ConfigError
 from ppo_lab.forecast.categories import Category
 from ppo_lab.forecast.forecast import Forecast, cuda_context_bytes, forecast
 from ppo_lab.memory import STRATEGIES, AutoMemory, MemoryStrategy
 from ppo_lab.networks import MlpConfig
-from ppo_lab.paths import CONF_DIR
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.paths import CONF_DIR
 
 __all__ = ["Change", "advice", "budget_bytes", "fits", "over_budget", "refusal", "resolve_memory"]
 

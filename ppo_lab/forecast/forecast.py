@@ -17,9 +17,9 @@ import torch
 
 from ppo_lab.config.lanes import LANE_KEYS
 from ppo_lab.config.run import Config
-from ppo_lab.files import plain
 from ppo_lab.forecast.categories import HostBytes, Peak
 from ppo_lab.forecast.dry_run import BusBytes, dry_run
+from ppo_lab.utils.json_files import plain
 
 __all__ = ["Forecast", "Overhead", "cublas_workspace_bytes", "cuda_context_bytes", "forecast"]
 

@@ -19,8 +19,6 @@ from omegaconf import DictConfig, open_dict
 
 from ppo_lab.config.compose import Variants, load
 from ppo_lab.config.run import Config
-from ppo_lab.errors import ConfigError
-from ppo_lab.files import write_json
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.runner.run_record import Status
 from ppo_lab.sweep.executors import Exited
@@ -29,6 +27,8 @@ from ppo_lab.sweep.messages import GridJob
 from ppo_lab.sweep.slots import choose_lanes, choose_slots
 from ppo_lab.tracking import Terminal, read_summary
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.json_files import write_json
 
 __all__ = ["run_stacked_grid"]
 

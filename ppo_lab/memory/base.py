@@ -12,10 +12,10 @@ from torch.nn import Parameter
 
 from ppo_lab.devices.placement import Place, Placement, Traffic
 from ppo_lab.envs.base import EnvSpec
-from ppo_lab.errors import ConfigError
 from ppo_lab.networks import ActorCritic, Initializer, NetworkConfig
 from ppo_lab.ppo.adam import LaneOptimizer
 from ppo_lab.ppo.rollout import DeviceObservations, HostObservations, ObservationStore
+from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["MemoryStrategy", "Workload", "clip_groups"]
 

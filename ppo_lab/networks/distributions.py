@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ppo_lab import random
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions
+from ppo_lab.utils import rng as random
 
 __all__ = ["Categorical", "DiagonalGaussian", "Distribution", "distribution_for"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppo_lab import random
-from ppo_lab.tracing import is_tracing
+from ppo_lab.utils import rng as random
+from ppo_lab.utils.tracing import is_tracing
 
 __all__ = ["Initializer", "LaneLinear", "quick_tanh"]
 

@@ -11,9 +11,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ppo_lab.errors import ConfigError
 from ppo_lab.networks.base import Initialization, NetworkConfig, Trunk
 from ppo_lab.networks.layers import Initializer, LaneLinear, quick_tanh
+from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["Activation", "Mlp", "MlpConfig"]
 

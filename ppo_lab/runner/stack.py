@@ -25,7 +25,7 @@ from ppo_lab.runner.entry import Entry, Running, Standing, one_line
 from ppo_lab.runner.run_record import LaneRun, Status
 from ppo_lab.tracking import Progress, Record, Terminal
 from ppo_lab.training.trainer import Trainer
-from ppo_lab.versions import git_state, machine, versions
+from ppo_lab.utils.provenance import git_state, machine, versions
 
 __all__ = ["Occupancy", "Stack"]
 

@@ -15,7 +15,6 @@ from optuna.study import Study
 from rich.console import Console
 
 from ppo_lab.config.error_messages import explain
-from ppo_lab.errors import ConfigError
 from ppo_lab.studies.choose_executor import choose_executor
 from ppo_lab.studies.definition.plan import Plan, make_plan
 from ppo_lab.studies.results.confirmation import (
@@ -31,6 +30,7 @@ from ppo_lab.studies.scheduler import STOP_FILE, Ending, Signals
 from ppo_lab.studies.session import Session
 from ppo_lab.studies.store.retry import StorageLostError
 from ppo_lab.sweep.executors import Executor
+from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["check_study", "run_plan", "run_study"]
 

@@ -12,7 +12,6 @@ from enum import Enum
 from pathlib import Path
 from types import FrameType
 
-from ppo_lab.errors import ConfigError
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.display.events import (
     Event,
@@ -30,6 +29,7 @@ from ppo_lab.studies.store.trial_store import Book, Claim
 from ppo_lab.sweep.executors import Executor, Exited, Reported
 from ppo_lab.sweep.messages import Mark, Note, Task, Verdict
 from ppo_lab.sweep.result import Result, read_result
+from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["Ending", "Parent", "Signals"]
 

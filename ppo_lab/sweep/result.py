@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.files import write_json
 from ppo_lab.tracking import restore, strict
+from ppo_lab.utils.json_files import write_json
 
 __all__ = ["RESULT_FILE", "Result", "read_result", "worst_status"]
 

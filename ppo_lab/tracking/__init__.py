@@ -3,11 +3,11 @@
 from ppo_lab.tracking.base import Histogram, Record, RunInfo, Sink
 from ppo_lab.tracking.config import Terminal, TrackingConfig, TrackingMode
 from ppo_lab.tracking.local import LocalSink, read_metrics, read_summary
-from ppo_lab.tracking.strict_json import restore, strict
 from ppo_lab.tracking.tables import grid_table, places, reasons, summary_panel
 from ppo_lab.tracking.terminal import Progress, TerminalSink
 from ppo_lab.tracking.tracker import GuardedSink, Tracker
 from ppo_lab.tracking.wandb_sink import WandbSink
+from ppo_lab.utils.json_files import restore, strict
 
 __all__ = [
     "GuardedSink",

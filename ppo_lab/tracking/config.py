@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ppo_lab.errors import ConfigError
+from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["Terminal", "TrackingConfig", "TrackingMode"]
 

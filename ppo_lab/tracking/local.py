@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from ppo_lab.files import write_json
 from ppo_lab.tracking.base import Record, RunInfo, Sink
-from ppo_lab.tracking.strict_json import restore, strict
+from ppo_lab.utils.json_files import restore, strict, write_json
 
 __all__ = ["METRICS_FILE", "SUMMARY_FILE", "LocalSink", "read_metrics", "read_summary"]
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from ppo_lab.tracking.base import Record, RunInfo, Sink
 from ppo_lab.tracking.config import TrackingConfig, TrackingMode
-from ppo_lab.tracking.strict_json import strict
+from ppo_lab.utils.json_files import strict
 
 if TYPE_CHECKING:
     import wandb

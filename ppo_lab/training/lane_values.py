@@ -14,7 +14,7 @@ from torch import Tensor
 from ppo_lab.config.run import Config, Schedule
 from ppo_lab.ppo.losses import ClipRange
 from ppo_lab.ppo.update import Coefficients
-from ppo_lab.random import Stream, fold_in, lane_keys
+from ppo_lab.utils.rng import Stream, fold_in, lane_keys
 
 __all__ = ["LaneTensors", "scheduled"]
 

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ppo_lab import random
 from ppo_lab.config.run import Config
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
 from ppo_lab.envs.running_stats import normalize
-from ppo_lab.files import plain, write_json, write_whole
 from ppo_lab.networks import NETWORKS, ActorCritic, Initializer, NetworkConfig
+from ppo_lab.utils import rng as random
+from ppo_lab.utils.json_files import plain, write_json, write_whole
 
 __all__ = ["Policy", "load_policy", "save_policy"]
 

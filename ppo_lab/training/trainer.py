@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppo_lab import random
 from ppo_lab.compiler.compilation import Compilation, Parts
 from ppo_lab.compiler.cuda_graphs import CudaRecorder, GraphRecorder
 from ppo_lab.config.lanes import check_lane, check_stack
@@ -23,7 +22,6 @@ from ppo_lab.config.run import Config
 from ppo_lab.devices.meters import Meters
 from ppo_lab.devices.placement import Placement
 from ppo_lab.envs.base import Env
-from ppo_lab.errors import ConfigError
 from ppo_lab.networks import ActorCritic, Initializer
 from ppo_lab.ppo.advantages import Advantages, gae
 from ppo_lab.ppo.collector import Collector
@@ -35,6 +33,8 @@ from ppo_lab.training.lane_values import LaneTensors, scheduled
 from ppo_lab.training.precision import set_matmul_precision
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
 from ppo_lab.training.scores import History
+from ppo_lab.utils import rng as random
+from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["LaneResult", "Trainer"]
 

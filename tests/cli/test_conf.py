@@ -11,7 +11,7 @@ from ppo_lab.config.lanes import LANE_KEYS
 from ppo_lab.config.run import Config
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.networks import NETWORKS
-from ppo_lab.paths import CONF_DIR, SWEEPS_DIR
+from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
 
 GROUPS = ("env", "network", "memory", "tracking")
 OPTIONS = [

@@ -54,7 +54,7 @@ def test_what_runs_a_study_leaves_scipys_statistics_to_its_end(tmp_path):
 
 def test_the_entry_point_needs_neither_torch_nor_hydra_to_start_a_studys_server():
     code = (
-        "import sys, ppo_lab.__main__, ppo_lab.sweep.server; "
+        "import sys, ppo_lab.__main__, ppo_lab.utils.forkserver; "
         "print([m for m in ('torch', 'hydra', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from ppo_lab import paths
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import compose
-from ppo_lab.errors import ConfigError
+from ppo_lab.utils import paths
+from ppo_lab.utils.errors import ConfigError
 
 SWEEP = """# python -m ppo_lab sweep=two_widths
 defaults:

@@ -5,8 +5,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from ppo_lab.config.compose import Variants, check_jobs, register
-from ppo_lab.errors import ConfigError
-from ppo_lab.paths import CONF_DIR
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.paths import CONF_DIR
 
 
 @pytest.fixture

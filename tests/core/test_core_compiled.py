@@ -31,8 +31,8 @@ from ppo_lab.compiler.rollout_programs import CompiledAdvance
 from ppo_lab.config.choices import Compile
 from ppo_lab.envs.base import Step
 from ppo_lab.envs.running_stats import Normalizer
-from ppo_lab.errors import ConfigError
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from ppo_lab.compiler.cuda_graphs import GraphLoader, GraphProgram, HostRecorder
 from ppo_lab.compiler.program_cache import CompilerError, ProgramSource
 from ppo_lab.config.choices import Compile
 from ppo_lab.config.run import Config
-from ppo_lab.errors import ConfigError
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
 
 
 class CountingRecorder(HostRecorder):

@@ -20,10 +20,10 @@ from core_helpers import (
 
 from ppo_lab.config.lanes import LANE_KEYS, check_stack
 from ppo_lab.config.run import Config, Schedule
-from ppo_lab.errors import ConfigError
 from ppo_lab.ppo.update import AdvantageNormalization
 from ppo_lab.training.lane_values import LaneTensors, scheduled
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
 
 # Four lanes that agree in no number a lane may have to itself.
 FOUR = (

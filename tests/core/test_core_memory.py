@@ -17,10 +17,10 @@ from core_helpers import (
 
 from ppo_lab.config.lanes import check_stack
 from ppo_lab.devices.placement import Place, Placement, Traffic
-from ppo_lab.errors import ConfigError
 from ppo_lab.memory import STRATEGIES, AutoMemory
-from ppo_lab.paths import CONF_DIR
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.paths import CONF_DIR
 
 # 2 x 64 on CartPole's 4 numbers and 2 actions: trunk 5 * 64 + 65 * 64, heads 65 * 2 and 65 * 1.
 TRUNK, POLICY_HEAD, VALUE_HEAD = 4480, 130, 65

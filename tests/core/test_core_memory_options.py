@@ -20,10 +20,10 @@ from core_helpers import (
 )
 
 from ppo_lab.devices.placement import Traffic
-from ppo_lab.errors import ConfigError
 from ppo_lab.memory import STRATEGIES, Workload
 from ppo_lab.ppo.rollout import lane_rows
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
 
 # Five layers for checkpointing to do something; 8 environments x 32 steps, minibatches of 64 rows.
 SMALL = ("network.hidden=[16,16,16,16,16]", "num_steps=32", "num_envs=8", *TWENTY_STEPS)

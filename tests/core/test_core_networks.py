@@ -8,7 +8,6 @@ import torch
 from core_helpers import CPU, config, numbers_of, record_rows
 
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
-from ppo_lab.errors import ConfigError
 from ppo_lab.networks import (
     NETWORKS,
     ActorCritic,
@@ -19,10 +18,11 @@ from ppo_lab.networks import (
 from ppo_lab.networks.base import Initialization
 from ppo_lab.networks.layers import LaneLinear, quick_tanh
 from ppo_lab.networks.mlp import Activation
-from ppo_lab.paths import CONF_DIR
-from ppo_lab.random import Stream, lane_keys
-from ppo_lab.tracing import tracing
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.paths import CONF_DIR
+from ppo_lab.utils.rng import Stream, lane_keys
+from ppo_lab.utils.tracing import tracing
 
 YAMLS = sorted(path.stem for path in (CONF_DIR / "network").glob("*.yaml"))
 DISCRETE = EnvSpec(4, DiscreteActions(3))

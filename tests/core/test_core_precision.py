@@ -10,10 +10,10 @@ from core_helpers import config, lanes_of
 from ppo_lab.compiler.program_cache import ProgramCache, ProgramSource
 from ppo_lab.config.choices import Dtype, MatmulPrecision
 from ppo_lab.config.lanes import check_stack, stack_key
-from ppo_lab.errors import ConfigError
 from ppo_lab.forecast.dry_run import dry_run
 from ppo_lab.training.precision import set_matmul_precision
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

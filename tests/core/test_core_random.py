@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from ppo_lab import random
-from ppo_lab.random import Stream
+from ppo_lab.utils import rng as random
+from ppo_lab.utils.rng import Stream
 
 MASK = (1 << 64) - 1
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15

@@ -17,8 +17,8 @@ from core_helpers import (
 )
 
 from ppo_lab.config.run import Schedule
-from ppo_lab.errors import ConfigError
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
 
 GYMNASIUM = ("env=gymnasium", "env.id=CartPole-v1", "num_envs=2", "num_steps=64", *TWENTY_STEPS)
 NORMALIZED = (*PENDULUM, "env.normalize_observations=true", "env.normalize_rewards=true")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ppo_lab import random
 from ppo_lab.ppo.advantages import Advantages
 from ppo_lab.ppo.rollout import Batch, DeviceObservations, Rollout, lane_rows, minibatches
+from ppo_lab.utils import rng as random
 
 STORE = DeviceObservations()
 

@@ -15,13 +15,13 @@ from core_helpers import (
     weights,
 )
 
-from ppo_lab import random
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.ppo.collector import Collector, policy_over_rollout
 from ppo_lab.ppo.losses import normalize_advantages
 from ppo_lab.ppo.rollout import DeviceObservations
 from ppo_lab.ppo.update import UpdatePlan, update
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils import rng as random
 
 STORE = DeviceObservations()
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
 from ppo_lab.envs.config import Backend, EnvConfig
-from ppo_lab.errors import ConfigError
+from ppo_lab.utils.errors import ConfigError
 
 BOX = spaces.Box(-1, 1, (3,))
 

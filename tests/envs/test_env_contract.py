@@ -11,7 +11,7 @@ from ppo_lab.devices.placement import Placement
 from ppo_lab.envs import NATIVE_ENVS
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions
 from ppo_lab.envs.config import EnvConfig
-from ppo_lab.errors import ConfigError
+from ppo_lab.utils.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "conf" / "env"
 YAMLS = {path.stem: OmegaConf.load(path) for path in sorted(CONF.glob("*.yaml"))}

@@ -10,13 +10,13 @@ from hydra import initialize_config_dir
 
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
-from ppo_lab.paths import CONF_DIR
 from ppo_lab.studies import command
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.scheduler import Ending
 from ppo_lab.sweep.executors import Event, Executor, Exited, Reported
 from ppo_lab.sweep.messages import Mark, Task, Verdict
 from ppo_lab.sweep.result import Result, worst_status
+from ppo_lab.utils.paths import CONF_DIR
 
 __all__ = ["FormulaExecutor", "carried", "commanded", "learn"]
 

@@ -6,9 +6,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
 from ppo_lab.config.compose import register
-from ppo_lab.paths import CONF_DIR
 from ppo_lab.studies.definition.base_run import Base, Composed
 from ppo_lab.studies.definition.space import Space, read_space
+from ppo_lab.utils.paths import CONF_DIR
 
 
 def make_base(*fixed: str) -> Base:

@@ -12,7 +12,6 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 from study_helpers import plan_of
 
-from ppo_lab.errors import ConfigError
 from ppo_lab.studies.definition.space import Start
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
@@ -20,6 +19,7 @@ from ppo_lab.studies.store.retry import Patience
 from ppo_lab.studies.store.trial_store import Book
 from ppo_lab.sweep.messages import Mark
 from ppo_lab.sweep.result import Result
+from ppo_lab.utils.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from sqlalchemy.engine import make_url
 from sweep_helpers import make_base, make_space
 
 from ppo_lab.config.study import Aggregate, ConfirmConfig, StudyConfig
-from ppo_lab.errors import ConfigError
 from ppo_lab.studies.definition.objective import parse_constraints, parse_objectives
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.results.confirmation import (
@@ -24,6 +23,7 @@ from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import Patience
 from ppo_lab.studies.store.trial_store import Book
+from ppo_lab.utils.errors import ConfigError
 
 BASE = make_base("tracking=local", "seed=5")
 

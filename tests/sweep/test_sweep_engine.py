@@ -10,9 +10,9 @@ import yaml
 from engine import FormulaExecutor, carried, learn
 from study_helpers import plan_of, trials_of
 
-from ppo_lab.errors import ConfigError
-from ppo_lab.paths import CONF_DIR
 from ppo_lab.studies.scheduler import Ending
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.paths import CONF_DIR
 
 SAMPLERS = [path.stem for path in sorted((CONF_DIR / "study" / "sampler").glob("*.yaml"))]
 PRUNERS = [path.stem for path in sorted((CONF_DIR / "study" / "pruner").glob("*.yaml"))]

@@ -5,10 +5,10 @@ import yaml
 from sweep_helpers import make_base
 
 from ppo_lab.config.compose import check_jobs, register
-from ppo_lab.paths import SWEEPS_DIR
 from ppo_lab.studies.command import check_study
 from ppo_lab.studies.definition.plan import make_plan
 from ppo_lab.studies.definition.space import read_space
+from ppo_lab.utils.paths import SWEEPS_DIR
 
 SWEEPS = [
     path

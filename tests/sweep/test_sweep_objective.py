@@ -6,7 +6,6 @@ import pytest
 from sweep_helpers import make_base
 
 from ppo_lab.config.study import Aggregate
-from ppo_lab.errors import ConfigError
 from ppo_lab.studies.definition.objective import (
     aggregate_seeds,
     check_measured,
@@ -16,6 +15,7 @@ from ppo_lab.studies.definition.objective import (
 )
 from ppo_lab.studies.definition.plan import differences, fingerprint, refuse_change
 from ppo_lab.studies.definition.space import read_space
+from ppo_lab.utils.errors import ConfigError
 
 SUMMARY = {
     "final_return": 480.0,

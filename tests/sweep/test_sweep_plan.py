@@ -4,7 +4,7 @@ import pytest
 from omegaconf.errors import OmegaConfBaseException
 from study_helpers import plan_of
 
-from ppo_lab.errors import HIDDEN, ConfigError
+from ppo_lab.utils.errors import HIDDEN, ConfigError
 
 
 def test_the_command_lines_space_joins_that_of_the_file_and_a_fixed_key_leaves_it():

@@ -7,10 +7,10 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from ppo_lab.errors import ConfigError
-from ppo_lab.paths import CONF_DIR
 from ppo_lab.studies.definition.pruning import ConfidencePruner, report
 from ppo_lab.studies.definition.samplers import build_pruner, check_pruner
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.paths import CONF_DIR
 
 PRUNERS = sorted((CONF_DIR / "study" / "pruner").glob("*.yaml"))
 

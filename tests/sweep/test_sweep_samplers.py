@@ -8,8 +8,6 @@ import yaml
 from optuna.trial import TrialState
 from sweep_helpers import make_base
 
-from ppo_lab.errors import ConfigError
-from ppo_lab.paths import CONF_DIR
 from ppo_lab.studies.definition import samplers
 from ppo_lab.studies.definition.samplers import (
     build_sampler,
@@ -17,6 +15,8 @@ from ppo_lab.studies.definition.samplers import (
     mixed_seed,
 )
 from ppo_lab.studies.definition.space import Start, read_space
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.paths import CONF_DIR
 
 SAMPLERS = sorted((CONF_DIR / "study" / "sampler").glob("*.yaml"))
 

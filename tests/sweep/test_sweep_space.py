@@ -5,8 +5,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from sweep_helpers import make_base, make_space
 
-from ppo_lab.errors import ConfigError
 from ppo_lab.studies.definition.space import Start, read_space, split_overrides
+from ppo_lab.utils.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

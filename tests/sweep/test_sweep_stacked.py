@@ -11,7 +11,6 @@ import torch
 from study_helpers import left_by, plan_of, started, trials_of
 
 from ppo_lab.config.run import Config
-from ppo_lab.errors import ConfigError
 from ppo_lab.runner.stack import Stack
 from ppo_lab.studies.choose_executor import choose_executor, why_not_stacked
 from ppo_lab.sweep import slots
@@ -23,6 +22,7 @@ from ppo_lab.sweep.slots import choose_lanes
 from ppo_lab.sweep.trial import TrialEntry
 from ppo_lab.tracking import read_metrics, read_summary
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
 
 STACKED = "study.executor=stacked"
 

@@ -9,7 +9,6 @@ import time
 import pytest
 from study_helpers import plan_of
 
-from ppo_lab.errors import ConfigError
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.display.events import TrialEnded, TrialRetried
 from ppo_lab.studies.scheduler import Ending, Parent, Signals
@@ -21,6 +20,7 @@ from ppo_lab.sweep.executors import Executor, Exited, ProcessExecutor, Reported
 from ppo_lab.sweep.messages import Mark, Note, Task, Verdict
 from ppo_lab.sweep.result import Result, read_result
 from ppo_lab.sweep.trial import run_trial
+from ppo_lab.utils.errors import ConfigError
 
 WEIRD = """
 import gymnasium as gym

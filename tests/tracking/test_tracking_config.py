@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from ppo_lab import browse
-from ppo_lab.errors import ConfigError
 from ppo_lab.tracking import Terminal, TrackingConfig, TrackingMode
+from ppo_lab.utils.errors import ConfigError
 
 _CONF = Path(__file__).resolve().parents[2] / "conf" / "tracking"
 

@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppo_lab.config.compose import load
 from ppo_lab.config.run import Config
-from ppo_lab.errors import ConfigError, nearest
 from ppo_lab.studies.definition.parameter import Choice, parse_override
+from ppo_lab.utils.errors import ConfigError, nearest
 
 __all__ = ["Base", "Composed"]
 

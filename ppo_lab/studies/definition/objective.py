@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppo_lab.config.study import Aggregate
-from ppo_lab.errors import ConfigError
+from ppo_lab.utils.errors import ConfigError
 
 __all__ = [
     "Constraint",

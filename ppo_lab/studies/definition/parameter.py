@@ -31,7 +31,7 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial
 
-from ppo_lab.errors import ConfigError
+from ppo_lab.utils.errors import ConfigError
 
 __all__ = [
     "Choice",

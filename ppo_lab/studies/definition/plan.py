@@ -18,8 +18,6 @@ from sqlalchemy.engine import URL
 
 from ppo_lab.config.run import Config
 from ppo_lab.config.study import StudyConfig
-from ppo_lab.errors import ConfigError
-from ppo_lab.files import plain
 from ppo_lab.studies.definition.base_run import Base, Composed
 from ppo_lab.studies.definition.objective import (
     Constraint,
@@ -34,6 +32,8 @@ from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.studies.definition.samplers import check_pruner, check_sampler
 from ppo_lab.studies.definition.space import Space, Start, read_space, split_overrides
 from ppo_lab.studies.definition.storage_url import storage_url
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.json_files import plain
 
 __all__ = ["ATTRIBUTE", "Plan", "differences", "fingerprint", "make_plan", "refuse_change"]
 

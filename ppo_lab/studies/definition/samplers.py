@@ -22,9 +22,9 @@ from optuna.samplers import BaseSampler, GPSampler, GridSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from ppo_lab.errors import ConfigError, nearest
 from ppo_lab.studies.definition.pruning import ConfidencePruner
 from ppo_lab.studies.definition.space import Space, Start
+from ppo_lab.utils.errors import ConfigError, nearest
 
 __all__ = ["build_pruner", "build_sampler", "check_pruner", "check_sampler", "mixed_seed"]
 

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from optuna.trial import BaseTrial
 
-from ppo_lab.errors import ConfigError, nearest
 from ppo_lab.studies.definition.base_run import Base
 from ppo_lab.studies.definition.parameter import (
     Choice,
@@ -26,6 +25,7 @@ from ppo_lab.studies.definition.parameter import (
     read_conditions,
     read_parameter,
 )
+from ppo_lab.utils.errors import ConfigError, nearest
 
 __all__ = ["Space", "Start", "read_space", "split_overrides"]
 

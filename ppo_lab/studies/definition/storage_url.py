@@ -9,7 +9,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ppo_lab.config.study import STORAGE_VARIABLE
-from ppo_lab.errors import HIDDEN, ConfigError
+from ppo_lab.utils.errors import HIDDEN, ConfigError
 
 __all__ = ["masked", "storage_url"]
 

@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ppo_lab.config.compose import load
 from ppo_lab.config.run import Config
-from ppo_lab.files import write_whole
-from ppo_lab.paths import CONF_DIR
 from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.studies.definition.plan import Plan
+from ppo_lab.utils.json_files import write_whole
+from ppo_lab.utils.paths import CONF_DIR
 
 __all__ = ["BEST_FILE", "run_command", "write_best"]
 

@@ -16,8 +16,6 @@ import optuna
 from optuna.study import Study
 
 from ppo_lab.config.study import ConfirmConfig
-from ppo_lab.errors import ConfigError
-from ppo_lab.files import write_json
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.space import Start
 from ppo_lab.studies.results import statistics as analysis
@@ -25,6 +23,8 @@ from ppo_lab.studies.results.statistics import CONFIDENCE
 from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials
 from ppo_lab.studies.store.database import Database
 from ppo_lab.tracking import strict
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.json_files import write_json
 
 __all__ = [
     "CONFIRM_FILE",

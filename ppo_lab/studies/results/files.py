@@ -10,7 +10,6 @@ from typing import Any
 from omegaconf import OmegaConf
 from optuna.study import Study
 
-from ppo_lab.files import plain, write_json, write_whole
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.storage_url import masked
 from ppo_lab.studies.results.best_config import write_best
@@ -19,6 +18,7 @@ from ppo_lab.studies.results.format import score_text
 from ppo_lab.studies.results.statistics import importance, pareto
 from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials
 from ppo_lab.tracking import strict
+from ppo_lab.utils.json_files import plain, write_json, write_whole
 
 __all__ = ["importances", "space_of", "trial_table", "write_outputs"]
 

@@ -31,7 +31,7 @@ from ppo_lab.studies.store.lease import Lease, Owner
 from ppo_lab.studies.store.outcome import Counts, Told, come_to, outcome_of
 from ppo_lab.sweep.messages import Mark
 from ppo_lab.sweep.result import Result, read_result
-from ppo_lab.versions import versions
+from ppo_lab.utils.provenance import versions
 
 __all__ = ["Book", "Claim", "run_id_stem"]
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from ppo_lab.sweep.executors.base import Event, Executor, Exited, Reported
 from ppo_lab.sweep.messages import Task, Verdict
-from ppo_lab.sweep.server import start_server
 from ppo_lab.sweep.trial import trial_main
+from ppo_lab.utils.forkserver import start_server
 
 __all__ = ["ProcessExecutor"]
 

@@ -22,7 +22,7 @@ from ppo_lab.config.lanes import stack_key
 from ppo_lab.sweep.executors.base import Event, Executor, Exited
 from ppo_lab.sweep.executors.worker import Told, stop_order, worker_main
 from ppo_lab.sweep.messages import GridJob, Task, Verdict
-from ppo_lab.sweep.server import start_server
+from ppo_lab.utils.forkserver import start_server
 
 __all__ = ["StackedExecutor"]
 

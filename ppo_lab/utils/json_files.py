@@ -1,18 +1,50 @@
-"""Numbers as strictly valid JSON, and back.
-
-JSON has no NaN and no infinity. ``null`` would blur a diverged loss (NaN) with an overflowing one
-(Infinity), so they are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, as
-W&B stores them, and ``restore`` turns exactly these strings into floats again.
-"""
+"""Writing files whole, and values as strict JSON."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping
+from enum import Enum
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
-__all__ = ["restore", "strict"]
+__all__ = ["plain", "restore", "strict", "write_json", "write_whole"]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` whole or not at all (temporary name, fsync, rename)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # gone already if all went well
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` as indented, strictly valid JSON (no NaN or Infinity), whole."""
+    text = json.dumps(content, indent=2, allow_nan=False, default=str)
+    write_whole(path, (text + "\n").encode())
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - any nesting of settings
+    """Return ``value`` as JSON can hold it: enums as their values, infinity as "inf"."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
+    return value
+
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
