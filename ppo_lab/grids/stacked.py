@@ -21,14 +21,14 @@ from ppo_lab.config.compose import Variants, load
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.runner.run_record import Status
-from ppo_lab.sweep.executors import Exited
-from ppo_lab.sweep.executors.stacked import StackedExecutor
-from ppo_lab.sweep.messages import GridJob
-from ppo_lab.sweep.slots import choose_lanes, choose_slots
 from ppo_lab.tracking import Terminal, read_summary
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.json_files import write_json
+from ppo_lab.workers import Exited
+from ppo_lab.workers.base import GridJob
+from ppo_lab.workers.slots import choose_lanes, choose_slots
+from ppo_lab.workers.stacked import StackedExecutor
 
 __all__ = ["run_stacked_grid"]
 

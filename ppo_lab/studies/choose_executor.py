@@ -9,10 +9,10 @@ from ppo_lab.config.study import Executor as Choice
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.studies.definition.objective import is_measured
 from ppo_lab.studies.definition.plan import Plan
-from ppo_lab.sweep.executors.base import Executor
-from ppo_lab.sweep.executors.processes import ProcessExecutor
-from ppo_lab.sweep.executors.stacked import StackedExecutor
-from ppo_lab.sweep.slots import choose_lanes, choose_slots
+from ppo_lab.workers.base import Executor
+from ppo_lab.workers.processes import ProcessExecutor
+from ppo_lab.workers.slots import choose_lanes, choose_slots
+from ppo_lab.workers.stacked import StackedExecutor
 
 __all__ = ["choose_executor", "why_not_stacked"]
 

@@ -29,8 +29,8 @@ from ppo_lab.studies.results.wandb import track_study
 from ppo_lab.studies.scheduler import STOP_FILE, Ending, Signals
 from ppo_lab.studies.session import Session
 from ppo_lab.studies.store.retry import StorageLostError
-from ppo_lab.sweep.executors import Executor
 from ppo_lab.utils.errors import ConfigError
+from ppo_lab.workers import Executor
 
 __all__ = ["check_study", "run_plan", "run_study"]
 

@@ -26,10 +26,10 @@ from ppo_lab.studies.display.events import (
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import Patience, StorageLostError
 from ppo_lab.studies.store.trial_store import Book, Claim
-from ppo_lab.sweep.executors import Executor, Exited, Reported
-from ppo_lab.sweep.messages import Mark, Note, Task, Verdict
-from ppo_lab.sweep.result import Result, read_result
 from ppo_lab.utils.errors import ConfigError
+from ppo_lab.workers import Executor, Exited, Reported
+from ppo_lab.workers.base import Mark, Note, Task, Verdict
+from ppo_lab.workers.result import Result, read_result
 
 __all__ = ["Ending", "Parent", "Signals"]
 

@@ -23,8 +23,8 @@ from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import Patience
 from ppo_lab.studies.store.trial_store import Book
-from ppo_lab.sweep.executors import Executor
 from ppo_lab.tracking import Terminal
+from ppo_lab.workers import Executor
 
 __all__ = ["Session"]
 

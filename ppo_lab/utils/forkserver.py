@@ -13,7 +13,7 @@ from multiprocessing import forkserver
 
 __all__ = ["start_server"]
 
-_OF_A_TRIAL = ("ppo_lab.sweep.trial", "gymnasium")
+_OF_A_TRIAL = ("ppo_lab.workers.trial", "gymnasium")
 _OF_WANDB = ("wandb", "wandb.sdk.launch.inputs.internal")  # the second by wandb.init: 0.4 s
 
 

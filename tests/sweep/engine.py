@@ -13,10 +13,10 @@ from ppo_lab.config.run import Config
 from ppo_lab.studies import command
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.scheduler import Ending
-from ppo_lab.sweep.executors import Event, Executor, Exited, Reported
-from ppo_lab.sweep.messages import Mark, Task, Verdict
-from ppo_lab.sweep.result import Result, worst_status
 from ppo_lab.utils.paths import CONF_DIR
+from ppo_lab.workers import Event, Executor, Exited, Reported
+from ppo_lab.workers.base import Mark, Task, Verdict
+from ppo_lab.workers.result import Result, worst_status
 
 __all__ = ["FormulaExecutor", "carried", "commanded", "learn"]
 

@@ -17,9 +17,9 @@ from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import Patience
 from ppo_lab.studies.store.trial_store import Book
-from ppo_lab.sweep.messages import Mark
-from ppo_lab.sweep.result import Result
 from ppo_lab.utils.errors import ConfigError
+from ppo_lab.workers.base import Mark
+from ppo_lab.workers.result import Result
 
 
 @pytest.fixture(scope="module")

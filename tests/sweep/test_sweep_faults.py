@@ -14,9 +14,9 @@ from study_helpers import plan_of
 from ppo_lab.studies.scheduler import Ending, Parent
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.retry import StorageLostError
-from ppo_lab.sweep import result
-from ppo_lab.sweep.result import Result, read_result
 from ppo_lab.utils.json_files import write_json
+from ppo_lab.workers import result
+from ppo_lab.workers.result import Result, read_result
 
 
 @pytest.fixture

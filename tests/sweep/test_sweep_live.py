@@ -25,7 +25,7 @@ from ppo_lab.studies.display.progress import Best, Standing, headline
 from ppo_lab.studies.results.format import number_text, params_text, score_text
 from ppo_lab.studies.results.statistics import half_width
 from ppo_lab.studies.store.outcome import Counts
-from ppo_lab.sweep.messages import Mark, Note
+from ppo_lab.workers.base import Mark, Note
 
 OBJECTIVES = parse_objectives("final_return", None, Aggregate.mean, num_seeds=2)
 

@@ -13,16 +13,15 @@ from study_helpers import left_by, plan_of, started, trials_of
 from ppo_lab.config.run import Config
 from ppo_lab.runner.stack import Stack
 from ppo_lab.studies.choose_executor import choose_executor, why_not_stacked
-from ppo_lab.sweep import slots
-from ppo_lab.sweep.executors import Exited, ProcessExecutor, Reported
-from ppo_lab.sweep.executors.stacked import StackedExecutor
-from ppo_lab.sweep.messages import Mark, Task, Verdict
-from ppo_lab.sweep.result import read_result
-from ppo_lab.sweep.slots import choose_lanes
-from ppo_lab.sweep.trial import TrialEntry
 from ppo_lab.tracking import read_metrics, read_summary
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError
+from ppo_lab.workers import Exited, ProcessExecutor, Reported, slots
+from ppo_lab.workers.base import Mark, Task, Verdict
+from ppo_lab.workers.result import read_result
+from ppo_lab.workers.slots import choose_lanes
+from ppo_lab.workers.stacked import StackedExecutor
+from ppo_lab.workers.trial import TrialEntry
 
 STACKED = "study.executor=stacked"
 

@@ -16,11 +16,11 @@ from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import Patience
 from ppo_lab.studies.store.trial_store import Book
-from ppo_lab.sweep.executors import Executor, Exited, ProcessExecutor, Reported
-from ppo_lab.sweep.messages import Mark, Note, Task, Verdict
-from ppo_lab.sweep.result import Result, read_result
-from ppo_lab.sweep.trial import run_trial
 from ppo_lab.utils.errors import ConfigError
+from ppo_lab.workers import Executor, Exited, ProcessExecutor, Reported
+from ppo_lab.workers.base import Mark, Note, Task, Verdict
+from ppo_lab.workers.result import Result, read_result
+from ppo_lab.workers.trial import run_trial
 
 WEIRD = """
 import gymnasium as gym

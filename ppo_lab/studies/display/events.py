@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ppo_lab.studies.store.outcome import Counts
-from ppo_lab.sweep.messages import Mark, Note
+from ppo_lab.workers.base import Mark, Note
 
 __all__ = [
     "Event",

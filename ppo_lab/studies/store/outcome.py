@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from ppo_lab.studies.definition.objective import quantity
 from ppo_lab.studies.definition.plan import Plan
-from ppo_lab.sweep.result import Result
+from ppo_lab.workers.result import Result
 
 __all__ = ["Counts", "Told", "come_to", "outcome_of"]
 

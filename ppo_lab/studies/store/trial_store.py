@@ -29,9 +29,9 @@ from ppo_lab.studies.definition.samplers import build_pruner, build_sampler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease, Owner
 from ppo_lab.studies.store.outcome import Counts, Told, come_to, outcome_of
-from ppo_lab.sweep.messages import Mark
-from ppo_lab.sweep.result import Result, read_result
 from ppo_lab.utils.provenance import versions
+from ppo_lab.workers.base import Mark
+from ppo_lab.workers.result import Result, read_result
 
 __all__ = ["Book", "Claim", "run_id_stem"]
 

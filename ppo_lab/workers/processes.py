@@ -17,10 +17,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-from ppo_lab.sweep.executors.base import Event, Executor, Exited, Reported
-from ppo_lab.sweep.messages import Task, Verdict
-from ppo_lab.sweep.trial import trial_main
 from ppo_lab.utils.forkserver import start_server
+from ppo_lab.workers.base import Event, Executor, Exited, Reported, Task, Verdict
+from ppo_lab.workers.trial import trial_main
 
 __all__ = ["ProcessExecutor"]
 

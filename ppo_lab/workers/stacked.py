@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab.config.lanes import stack_key
-from ppo_lab.sweep.executors.base import Event, Executor, Exited
-from ppo_lab.sweep.executors.worker import Told, stop_order, worker_main
-from ppo_lab.sweep.messages import GridJob, Task, Verdict
 from ppo_lab.utils.forkserver import start_server
+from ppo_lab.workers.base import Event, Executor, Exited, GridJob, Task, Verdict
+from ppo_lab.workers.worker import Told, stop_order, worker_main
 
 __all__ = ["StackedExecutor"]
 

@@ -27,10 +27,10 @@ from ppo_lab.config.study import STORAGE_VARIABLE
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.runner.entry import Entry, Standing
 from ppo_lab.runner.run import Destination, run_stack
-from ppo_lab.sweep.messages import Mark, Note, Task, Verdict
-from ppo_lab.sweep.result import Result, worst_status
 from ppo_lab.tracking import Terminal
 from ppo_lab.utils.json_files import write_whole
+from ppo_lab.workers.base import Mark, Note, Task, Verdict
+from ppo_lab.workers.result import Result, worst_status
 
 __all__ = ["TrialEntry", "become_child", "log_to", "run_trial", "trial_main", "without_terminal"]
 

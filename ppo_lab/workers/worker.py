@@ -19,9 +19,8 @@ from typing import Any
 from ppo_lab.runner.entry import Entry
 from ppo_lab.runner.run_record import Destination
 from ppo_lab.runner.stack import Stack
-from ppo_lab.sweep.executors.base import Exited, Reported
-from ppo_lab.sweep.messages import GridJob, Mark, Note, Task, Verdict
-from ppo_lab.sweep.trial import TrialEntry, become_child, log_to, without_terminal
+from ppo_lab.workers.base import Exited, GridJob, Mark, Note, Reported, Task, Verdict
+from ppo_lab.workers.trial import TrialEntry, become_child, log_to, without_terminal
 
 __all__ = ["Told", "stop_order", "worker_main"]
 
