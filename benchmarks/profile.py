@@ -135,7 +135,7 @@ def attach(watch: Stopwatch, trainer: Trainer) -> None:
     import torch
 
     from ppo_lab.envs.base import Env
-    from ppo_lab.ppo.losses import update
+    from ppo_lab.ppo import update
     from ppo_lab.ppo.rollout import DeviceObservations
 
     phases = {

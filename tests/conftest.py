@@ -18,3 +18,24 @@ def ctrl_c():
     """Commands that tests start can be ended by Ctrl-C: a shell's ``&`` would have it ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def server():
+    from tests.helpers.postgres_server import PostgresServer, why_not
+
+    if reason := why_not():
+        pytest.skip(reason)
+    running = PostgresServer()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory):
+    """A database with Optuna's tables and no study: to make them takes longer than most tests."""
+    import optuna
+
+    path = tmp_path_factory.mktemp("tables") / "study.db"
+    optuna.storages.RDBStorage(f"sqlite:///{path}").engine.dispose()
+    return path

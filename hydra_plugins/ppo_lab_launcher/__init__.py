@@ -14,7 +14,7 @@ __all__ = ["StackedLauncher"]
 
 
 class StackedLauncher(Launcher):
-    """Hands a grid's jobs over to ``ppo_lab.sweep``, which is imported only then."""
+    """Hands a grid's jobs over to ``ppo_lab.grids``, which is imported only then."""
 
     def __init__(self, num_workers: int | str, max_lanes: int | str) -> None:
         """Keep the choices: numbers, or ``auto``."""

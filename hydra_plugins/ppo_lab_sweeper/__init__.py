@@ -13,7 +13,7 @@ __all__ = ["StudySweeper"]
 
 
 class StudySweeper(Sweeper):
-    """Hands a composed command over to ``ppo_lab.sweep``, which is imported only then."""
+    """Hands a composed command over to ``ppo_lab.studies``, which is imported only then."""
 
     def setup(
         self,

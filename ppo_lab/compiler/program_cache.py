@@ -30,7 +30,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from ppo_lab.compiler import cpp_build as library
+import ppo_lab
+from ppo_lab.compiler import cpp_build
 from ppo_lab.compiler.decompositions import DECOMPOSITIONS
 from ppo_lab.utils.tracing import tracing
 
@@ -105,7 +106,7 @@ class ProgramCache:
             "key": key,
             "source": _source_digest(),
             "torch": torch.__version__,
-            "cpu": library.cpu_digest(),
+            "cpu": cpp_build.cpu_digest(),
             "threads": torch.get_num_threads(),
         }
         self._facts = json.dumps(facts, sort_keys=True, default=str)
@@ -201,7 +202,7 @@ def _package(files: Sequence[str], path: Path) -> None:
     """Compile ``files``; the program at ``path`` appears whole or not at all."""
     part = path.with_name(f"{path.stem}.{os.getpid()}.pt2")
     try:
-        library.package(files, part, path.parent)
+        cpp_build.package(files, part, path.parent)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -252,7 +253,7 @@ def _options() -> dict[str, Any]:
         "aot_inductor.enable_line_tables": False,
         # Whether it knows AVX2 need not be asked of a compiler for C++20, which takes 4 s.
         "cpp.vec_isa_ok": torch.backends.cpu.get_cpu_capability() == "AVX2" or None,
-        **library.OPTIONS,
+        **cpp_build.OPTIONS,
     }
     return {key: value for key, value in wanted.items() if key in config.get_config_copy()}
 
@@ -288,7 +289,7 @@ def _layout(tensor: Tensor) -> tuple[object, ...]:
 def _source_digest() -> str:
     """Return a digest of this package: a program holds its arithmetic, whatever the version."""
     digest = hashlib.sha256()
-    root = Path(__file__).parent
+    root = Path(ppo_lab.__file__).parent
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -159,7 +159,7 @@ class CountedTrainer(Trainer):
 
 def _tensors_held_by(value: object) -> Iterator[Tensor]:
     """Return every tensor that an environment keeps, in its own attributes and their parts."""
-    if type(value).__module__.startswith(("ppo_lab.envs.", "ppo_lab.envs.running_stats")):
+    if type(value).__module__.startswith("ppo_lab.envs."):
         for attribute in vars(value).values():
             yield from _tensors_held_by(attribute)
     else:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions
-from ppo_lab.utils import rng as random
+from ppo_lab.utils import rng
 
 __all__ = ["Categorical", "DiagonalGaussian", "Distribution", "distribution_for"]
 
@@ -70,7 +70,7 @@ class Categorical(Distribution):
 
     def noise(self, keys: Tensor, num_draws: int, dtype: torch.dtype) -> Tensor:
         """Return Gumbel noise: logits plus it are largest at an action with its probability."""
-        u = random.uniform(keys, num_draws * self.noise_size, dtype=dtype)
+        u = rng.uniform(keys, num_draws * self.noise_size, dtype=dtype)
         return u.log_().neg_().log_().neg_().unflatten(-1, (num_draws, self.noise_size))
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class DiagonalGaussian(Distribution):
 
     def noise(self, keys: Tensor, num_draws: int, dtype: torch.dtype) -> Tensor:
         """Return standard normal numbers."""
-        z = random.normal(keys, num_draws * self.noise_size, dtype=dtype)
+        z = rng.normal(keys, num_draws * self.noise_size, dtype=dtype)
         return z.unflatten(-1, (num_draws, self.noise_size))
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:

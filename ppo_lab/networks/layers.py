@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppo_lab.utils import rng as random
+from ppo_lab.utils import rng
 from ppo_lab.utils.tracing import is_tracing
 
 __all__ = ["Initializer", "LaneLinear", "quick_tanh"]
@@ -42,7 +42,7 @@ def quick_tanh(x: Tensor) -> Tensor:
     """Return tanh(x) of (L, B, H), for many numbers in float32 on a CPU to 2e-7.
 
     There the library's function takes several times as long as its exponential, and longer than
-    the products of a layer of 64. A program has its own way (``ppo_lab.compiler.decompositions.fast_tanh``).
+    the products of a layer of 64. Programs have ``compiler.decompositions.fast_tanh``.
     """
     is_slow = x.numel() >= _MIN_NUMBERS and x.device.type == "cpu" and x.dtype is torch.float32
     if not is_slow or is_tracing():
@@ -57,8 +57,8 @@ class Initializer:
         """Start with ``seeds`` (L,); weights are made on ``device``."""
         self.num_lanes = len(seeds)
         self.device, self.dtype = device, dtype
-        keys = random.lane_keys(seeds.to(device), random.Stream.INIT)
-        self._layer_keys: Iterator[Tensor] = (random.fold_in(keys, i) for i in range(1 << 30))
+        keys = rng.lane_keys(seeds.to(device), rng.Stream.INIT)
+        self._layer_keys: Iterator[Tensor] = (rng.fold_in(keys, i) for i in range(1 << 30))
 
     def orthogonal(self, num_inputs: int, num_outputs: int, gain: float) -> Tensor:
         """Return (L, I, O) with orthonormal rows or columns times ``gain`` (arXiv:1312.6120).
@@ -67,7 +67,7 @@ class Initializer:
         matrices (arXiv:math-ph/0609050, section 5).
         """
         rows, columns = max(num_inputs, num_outputs), min(num_inputs, num_outputs)
-        gaussian = random.normal(next(self._layer_keys), rows * columns)
+        gaussian = rng.normal(next(self._layer_keys), rows * columns)
         q, r = torch.linalg.qr(gaussian.unflatten(-1, (rows, columns)))
         q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
         weight = q if num_inputs == rows else q.mT
@@ -75,7 +75,7 @@ class Initializer:
 
     def uniform(self, num_inputs: int, num_outputs: int) -> Tensor:
         """Return (L, I, O) uniform in ±1 / sqrt(I), torch.nn.Linear's default."""
-        u = random.uniform(next(self._layer_keys), num_inputs * num_outputs)
+        u = rng.uniform(next(self._layer_keys), num_inputs * num_outputs)
         bound = 1.0 / math.sqrt(num_inputs)
         return ((2.0 * u - 1.0) * bound).unflatten(-1, (num_inputs, num_outputs)).to(self.dtype)
 

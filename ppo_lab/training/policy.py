@@ -25,7 +25,7 @@ from ppo_lab.config.run import Config
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
 from ppo_lab.envs.running_stats import normalize
 from ppo_lab.networks import NETWORKS, ActorCritic, Initializer, NetworkConfig
-from ppo_lab.utils import rng as random
+from ppo_lab.utils import rng
 from ppo_lab.utils.json_files import plain, write_json, write_whole
 
 __all__ = ["Policy", "load_policy", "save_policy"]
@@ -118,8 +118,8 @@ class Policy:
         distribution = self._model.distribution
         if deterministic:
             return distribution.mode(parameters)
-        keys = random.lane_keys(torch.tensor([seed]), random.Stream.EVAL)
-        keys = random.fold_in(keys, self._num_drawn)
+        keys = rng.lane_keys(torch.tensor([seed]), rng.Stream.EVAL)
+        keys = rng.fold_in(keys, self._num_drawn)
         self._num_drawn += 1
         noise = distribution.noise(keys, rows.shape[1], self._dtype)
         return distribution.sample(parameters, noise)

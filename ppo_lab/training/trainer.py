@@ -33,7 +33,7 @@ from ppo_lab.training.lane_values import LaneTensors, scheduled
 from ppo_lab.training.precision import set_matmul_precision
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
 from ppo_lab.training.scores import History
-from ppo_lab.utils import rng as random
+from ppo_lab.utils import rng
 from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["LaneResult", "Trainer"]
@@ -238,7 +238,7 @@ class Trainer:
 
     def _noise(self) -> Tensor:
         """Return what decides the actions of this iteration, (L, R, …)."""
-        keys = self._lanes.keys(random.Stream.ACTION, self.iteration)
+        keys = self._lanes.keys(rng.Stream.ACTION, self.iteration)
         return self.model.distribution.noise(keys, self.config.num_rows, self.config.weights_dtype)
 
     def advantages(self, rollout: Rollout) -> Advantages:
@@ -263,9 +263,9 @@ class Trainer:
 
     def _row_orders(self) -> Tensor:
         """Return the orders of the rows in this iteration's epochs, (E, L, R)."""
-        keys = self._lanes.keys(random.Stream.SHUFFLE, self.iteration)
-        every = torch.stack([random.fold_in(keys, e) for e in range(self.config.num_epochs)])
-        orders = random.permutation(every.flatten(), self.config.num_rows)  # (E * L, R)
+        keys = self._lanes.keys(rng.Stream.SHUFFLE, self.iteration)
+        every = torch.stack([rng.fold_in(keys, e) for e in range(self.config.num_epochs)])
+        orders = rng.permutation(every.flatten(), self.config.num_rows)  # (E * L, R)
         return orders.unflatten(0, every.shape)
 
     def diagnose(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 __all__ = ["CONF_DIR", "SWEEPS_DIR"]
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 _CHECKOUT = _PACKAGE.parent
 # An editable install may leave a stale copy under _shipped, so the checkout comes first.
 _ROOT = _CHECKOUT if (_CHECKOUT / "conf" / "config.yaml").is_file() else _PACKAGE / "_shipped"

@@ -36,7 +36,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 def git_state() -> dict[str, Any]:
     """Return the checkout's commit and whether files differ from it; empty outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The storage URL of a study: SQLite in its folder, or PostgreSQL for several machines."""
 
 from __future__ import annotations
 

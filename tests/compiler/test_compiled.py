@@ -1,0 +1,211 @@
+"""Compiled programs do what the functions they are made from do, to rounding.
+
+The C++ compiler takes half a minute for the programs of one kind of run, so one test asks it for
+them. The others stop before it: they run the traced graphs, in which all that is ours has happened.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ppo_lab.compiler.compilation import MIN_COMPILED_STEPS, MIN_STACKED_STEPS, is_compiled
+from ppo_lab.compiler.decompositions import fast_tanh, narrow_baddbmm, narrow_bmm
+from ppo_lab.compiler.program_cache import (
+    CompilerError,
+    Program,
+    ProgramCache,
+    ProgramSource,
+    trace,
+)
+from ppo_lab.compiler.rollout_programs import CompiledAdvance
+from ppo_lab.config.choices import Compile
+from ppo_lab.envs.base import Step
+from ppo_lab.envs.running_stats import Normalizer
+from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
+from tests.helpers.compiled import (
+    KINDS,
+    SMALL,
+    check_agreement,
+    check_replacement,
+    pair_of,
+    weights_of,
+)
+from tests.helpers.trainers import config, largest_difference
+
+
+@pytest.fixture
+def traced_only(monkeypatch):
+    """Have programs be the traced graphs."""
+
+    def load(cache, sources):
+        return [traced(source) for source in sources]
+
+    def traced(source):
+        graph = trace(source)
+        return lambda tensors: list(graph(*tensors))
+
+    monkeypatch.setattr(ProgramCache, "load", load)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all tests of this file compile: what programs share takes half a minute."""
+    return tmp_path_factory.mktemp("programs")
+
+
+def test_a_rollout_and_twenty_gradient_steps_on_it_agree_when_compiled(monkeypatch, folder):
+    monkeypatch.setenv("PPO_LAB_CACHE", str(folder))
+    compiled, plain = pair_of()
+    check_agreement(compiled, plain)
+    names = {path.name.partition("-")[0] for path in folder.glob("*.pt2")}
+    assert names >= {"after_update", "critique", "gradient_step", "steps"}
+    check_replacement(compiled, plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("traced_only")
+def test_a_rollout_and_twenty_gradient_steps_on_it_agree_when_traced(kind):
+    check_agreement(*pair_of(*KINDS[kind]))
+
+
+def state_of(trainer):
+    """Return the statistics of a normalised environment, in one vector."""
+    return torch.cat([value.flatten() for value in trainer.env.state_dict().values()])
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_statistics_agree_through_the_ends_of_episodes_when_traced():
+    compiled, plain = pair_of(*KINDS["normalised gymnasium"])  # 16 steps, episodes of 7
+    for trainer in (compiled, plain):
+        rollout = trainer.collect()
+        assert rollout.truncated.sum() == 2 * 4 * 2
+    assert len(state_of(plain)) == 2 * (2 * 3 + 1) + 2 * 3
+    difference = (state_of(compiled) / state_of(plain) - 1.0).abs()
+    assert difference.max() < 1e-5  # of actions that differ by rounding
+
+
+def test_a_normaliser_advances_as_before_when_compiled(folder):
+    # 2 lanes of 4 environments with 3 numbers each, of which 1 in 5 ends in a step.
+    generator = torch.Generator().manual_seed(0)
+    gamma = torch.tensor([0.99, 0.5])
+    pair = [Normalizer.begin(2, 4, 3, gamma=gamma, device=torch.device("cpu")) for _ in range(2)]
+    compiled, plain = CompiledAdvance(pair[0]), pair[1]
+    source = compiled.source(torch.zeros(2, 4, 3), torch.zeros(2, 4))
+    (compiled.program,) = ProgramCache({"kind": "test"}, folder).load([source])
+    for _ in range(20):
+        observations = torch.randn(2, 4, 3, generator=generator) * 30 + 5
+        rewards = torch.randn(2, 4, generator=generator)
+        terminated, truncated = torch.rand(2, 2, 4, generator=generator) < 0.1
+        mine = compiled(
+            Step(observations, rewards, rewards, terminated, truncated, observations + 1)
+        )
+        its = plain.advance(observations, rewards, terminated | truncated)
+        for a, b in zip(mine, its):
+            assert largest_difference(a, b) < 1e-6
+        for a, b in zip(pair[0].tensors, plain.tensors):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert float(plain.tensors[2].min()) == pytest.approx(20 * 4 + 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["shared trunk", "gymnasium", "normalised gymnasium"])
+@pytest.mark.usefixtures("traced_only")
+def test_a_lane_that_is_replaced_is_trained_as_a_fresh_run_when_traced(kind):
+    check_replacement(*pair_of(*KINDS[kind]))
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_an_option_that_only_a_new_lane_has_gets_its_own_program():
+    compiled, plain = pair_of()
+    for trainer in (compiled, plain):
+        new = dataclasses.replace(trainer.configs[0], seed=5, value_epsilon=0.05)
+        trainer.replace_lanes({0: new})
+        trainer.iterate()
+    assert largest_difference(weights_of(compiled), weights_of(plain)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("lanes", "least"), [(1, MIN_COMPILED_STEPS), (2, MIN_STACKED_STEPS), (8, MIN_STACKED_STEPS)]
+)
+def test_auto_compiles_by_lanes_and_planned_steps_alone(lanes, least):
+    for steps in (least - 1, least):
+        assert is_compiled(config("compile=auto"), lanes, steps) == (steps == least)
+        assert not is_compiled(config("compile=never"), lanes, steps)
+        assert is_compiled(config("compile=always"), lanes, steps)
+        assert not is_compiled(config("compile=auto", "memory=parked"), lanes, steps)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("memory=parked",),
+        ("memory=offloaded_optimizer",),
+        ("memory.num_micro_batches=2",),
+        ("memory.rollout_place=host",),
+        ("dtype=bfloat16",),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_always_is_refused_where_nothing_can_be_compiled(overrides):
+    with pytest.raises(ConfigError, match=overrides[0].split("=")[0]):
+        config("compile=always", *overrides)
+
+
+def test_without_a_compiler_auto_goes_on_and_always_fails(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("PPO_LAB_CACHE", str(tmp_path))
+
+    def no_compiler(*args, **kwargs):
+        raise RuntimeError("no C++ compiler\nsecond line")
+
+    monkeypatch.setattr(torch._inductor, "aot_compile", no_compiler)
+    quick = config(*SMALL)
+    trainer = Trainer([quick])
+    trainer.iterate()
+    with pytest.raises(CompilerError, match=r"RuntimeError: no C[+][+] compiler$"):
+        trainer.iterate()
+    auto = dataclasses.replace(quick, compile=Compile.auto)
+    trainer = Trainer([auto], planned_steps=MIN_COMPILED_STEPS)
+    for _ in range(2):
+        trainer.iterate()
+    assert trainer.iteration == 2
+    assert "the run goes on uncompiled" in caplog.text
+    assert not list(tmp_path.glob("*.pt2"))
+
+
+def test_a_program_refuses_tensors_unlike_its_examples(folder):
+    def double(x):
+        x.mul_(2.0)
+        return [x + 1.0]
+
+    cache = ProgramCache({"kind": "test"}, folder)
+    # The first of four, as the only lane of a stack: its stride over lanes does not matter.
+    source = ProgramSource("double", double, [torch.ones(4, 2, 3)[:1]])
+    assert not cache.holds([source])
+    (program,) = cache.load([source])
+    assert cache.holds([source])
+    x = torch.arange(6.0).view(1, 2, 3)
+    (y,) = program([x])
+    assert x.tolist() == [[[0.0, 2.0, 4.0], [6.0, 8.0, 10.0]]]
+    assert y.tolist() == [[[1.0, 3.0, 5.0], [7.0, 9.0, 11.0]]]
+    assert source.examples[0].tolist() == [[[1.0] * 3] * 2]
+    with pytest.raises(ValueError, match="argument 0 is"):
+        Program(cache.path(source), source.examples)([torch.ones(1, 3, 2).mT])
+    assert cache.path(source) != ProgramCache({"kind": "other"}, folder).path(source)
+
+
+def test_what_replaces_an_operation_in_a_program_computes_the_same():
+    x = torch.linspace(-12.0, 12.0, 100_001)
+    assert largest_difference(fast_tanh(x), torch.tanh(x.double()).float()) < 4e-7
+    small = torch.logspace(-8, -1, 1000)
+    assert ((fast_tanh(small) - small.tanh()).abs() / small).max() < 3e-7
+    assert torch.equal(fast_tanh(x.double()), x.double().tanh())
+    torch.manual_seed(1)  # sums of 256 products may differ by 1e-5 in their last bits
+    for inner, columns in [(64, 2), (64, 1), (1, 64), (256, 8)]:
+        a, b = torch.randn(3, 40, inner), torch.randn(3, inner, columns)
+        assert torch.allclose(narrow_bmm(a, b), a @ b, atol=3e-5)
+        bias = torch.randn(3, 1, columns)
+        assert torch.allclose(narrow_baddbmm(bias, a, b), a @ b + bias, atol=3e-5)
+    wide = torch.randn(3, 40, 64), torch.randn(3, 64, 64)
+    assert narrow_bmm(*wide) is NotImplemented
+    assert narrow_baddbmm(torch.randn(3, 1, 64), *wide) is NotImplemented

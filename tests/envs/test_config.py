@@ -1,0 +1,137 @@
+"""What EnvConfig refuses, what it says then, and what it never imports."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from omegaconf import OmegaConf
+
+import tests.helpers.clock_env  # noqa: F401 (registers Clock-v0 and Strange-v0)
+from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
+from ppo_lab.envs.config import Backend, EnvConfig
+from ppo_lab.utils.errors import ConfigError
+
+BOX = spaces.Box(-1, 1, (3,))
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "words"),
+    [
+        (EnvConfig(), "env.id", "name one"),
+        (EnvConfig(id=""), "env.id", "name one"),
+        (EnvConfig(id="CartPoal-v1"), "env.id", "did you mean CartPole-v1"),
+        (EnvConfig(id="cartpole-v1"), "env.id", "did you mean CartPole-v1"),
+        (EnvConfig(id="LunarLander-v2"), "env.id", "did you mean LunarLander-v3"),
+        (EnvConfig(id="Zzyzx-v1"), "env.id", "pprint_registry"),
+        (EnvConfig(id="two words"), "env.id", "Malformed"),
+        (EnvConfig(id="ALE/Pong-v5"), "env.id", "no environment of this name"),
+        (EnvConfig(id="no_such_module:Foo-v0"), "env.id", "cannot import no_such_module"),
+        (EnvConfig(id="tests.helpers.clock_env:Clack-v0"), "env.id", "did you mean Clock-v0"),
+        (EnvConfig(id="a:b:c"), "env.id", "module:Name-v0"),
+        (EnvConfig(id=":CartPole-v1"), "env.id", "module:Name-v0"),
+        (EnvConfig(id="FrozenLake-v1"), "env.id", "Discrete(16)"),
+        (EnvConfig(id="Blackjack-v1"), "env.id", "Tuple"),
+        (EnvConfig(id="HalfCheetah-v2"), "env.id", "gymnasium-robotics"),
+        (EnvConfig(id="MountainCar-v0", backend=Backend.torch), "env.backend", "native are Acrob"),
+        (EnvConfig(id="CartPole-v1", max_episode_steps=0), "env.max_episode_steps", "at least 1"),
+        (
+            EnvConfig(id="CartPole-v1", backend=Backend.torch, kwargs={"a": 1}),
+            "env.kwargs",
+            "backend=gymnasium",
+        ),
+        (EnvConfig(id="CartPole-v1", kwargs={"nonsense": 1}), "env.kwargs", "nonsense"),
+        (
+            EnvConfig(id="Clock-v0", kwargs={"max_episode_steps": 1}),
+            "env.kwargs.max_episode_steps",
+            "set env.max_episode_steps",
+        ),
+    ],
+)
+def test_a_wrong_setting_names_its_key_and_the_remedy(config, key, words):
+    with pytest.raises(ConfigError) as caught:
+        config.check()
+    assert caught.value.key == key
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "words"),
+    [
+        (spaces.Box(0, 255, (8, 8, 3), np.uint8), BOX, "supported is a Box of floats"),
+        (spaces.Dict({"a": BOX}), BOX, "supported is a Box of floats"),
+        (BOX, spaces.MultiDiscrete([2, 3]), "supported are Discrete and a 1-D Box"),
+        (BOX, spaces.Box(-1, 1, (2, 2)), "supported are Discrete and a 1-D Box"),
+    ],
+)
+def test_unsupported_spaces_are_refused_with_what_is_supported(observations, actions, words):
+    kwargs = {"observation_space": observations, "action_space": actions}
+    with pytest.raises(ConfigError, match=words):
+        EnvConfig(id="Strange-v0", kwargs=kwargs).check()
+
+
+def test_boxes_are_flattened_and_may_be_unbounded():
+    kwargs = {
+        "observation_space": spaces.Box(-1, 1, (2, 3)),
+        "action_space": spaces.Box(-np.inf, np.inf, (2,)),
+    }
+    inf = float("inf")
+    expected = EnvSpec(6, ContinuousActions((-inf, -inf), (inf, inf)), observation_shape=(2, 3))
+    assert EnvConfig(id="Strange-v0", kwargs=kwargs).check() == expected
+
+
+def test_a_module_is_imported_for_its_environment():
+    assert EnvConfig(id="tests.helpers.clock_env:Clock-v0").check() == EnvSpec(
+        2, DiscreteActions(4, start=5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("env_id", "package", "extra"),
+    [("LunarLander-v3", "Box2D", "box2d"), ("Hopper-v5", "mujoco", "mujoco")],
+)
+def test_a_missing_package_is_named_with_its_extra(env_id, package, extra, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith(f"gymnasium.envs.{extra}")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"pip install 'ppo_lab\[{extra}\]'"):
+        EnvConfig(id=env_id).check()
+
+
+def test_auto_is_torch_for_native_environments_without_kwargs():
+    assert EnvConfig(id="CartPole-v1").resolved_backend() is Backend.torch
+    assert EnvConfig(id="MountainCar-v0").resolved_backend() is Backend.gymnasium
+    with_kwargs = EnvConfig(id="CartPole-v1", kwargs={"sutton_barto_reward": True})
+    assert with_kwargs.resolved_backend() is Backend.gymnasium
+    assert with_kwargs.check() == EnvConfig(id="CartPole-v1").check()
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "Pendulum-v1"])
+def test_both_backends_have_the_same_spec(env_id):
+    native = EnvConfig(id=env_id, backend=Backend.torch).check()
+    assert native == EnvConfig(id=env_id, backend=Backend.gymnasium).check()
+
+
+def test_a_native_run_never_imports_gymnasium():
+    code = """
+import sys, torch
+from ppo_lab.envs.config import EnvConfig
+from ppo_lab.devices.placement import Placement
+config = EnvConfig(id="CartPole-v1", normalize_observations=True, normalize_rewards=True)
+config.check()
+env = config.build(seeds=torch.tensor([1]), num_envs=2, gamma=torch.tensor([0.99]),
+                   placement=Placement(torch.device("cpu")))
+env.reset(), env.step(torch.ones(1, 2, dtype=torch.int64))
+assert "gymnasium" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_command_line_gives_typed_values():
+    schema = OmegaConf.structured(EnvConfig)
+    words = ["id=CartPole-v1", "backend=gymnasium", "kwargs={a: 1}", "max_episode_steps=9"]
+    config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.from_dotlist(words)))
+    assert config == EnvConfig(
+        id="CartPole-v1", backend=Backend.gymnasium, kwargs={"a": 1}, max_episode_steps=9
+    )

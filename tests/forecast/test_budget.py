@@ -1,0 +1,151 @@
+"""Whether a run fits, what would make it fit, and what memory=auto stands for."""
+
+import dataclasses
+
+import pytest
+
+from ppo_lab.devices.placement import Place, Traffic
+from ppo_lab.forecast import budget as budgeting
+from ppo_lab.forecast.budget import advice, budget_bytes, fits, over_budget, refusal, resolve_memory
+from ppo_lab.forecast.categories import Category, HostBytes, Peak, Share
+from ppo_lab.forecast.dry_run import BusBytes
+from ppo_lab.forecast.forecast import Forecast, Overhead
+from ppo_lab.memory import AutoMemory
+from tests.helpers.trainers import config
+
+GIB = 1024**3
+# GiB on the device and MiB over the bus: what the fake forecast below says of each strategy.
+NEEDS = {"co_resident": (30, 0), "offloaded_optimizer": (19, 500), "parked": (18, 100)}
+NEEDS["shared_trunk"] = (15, 0)
+
+
+def fake_forecast(settings):
+    """Return round numbers: half of the memory is activations, all halved by each option."""
+    gib, mib = NEEDS[settings.memory.name]
+    total = gib * GIB
+    activations = total // 2
+    if settings.dtype.value == "bfloat16":
+        total -= activations // 2
+    total -= activations - activations // settings.memory.num_micro_batches
+    if len(settings.network.hidden) == 2:  # 'small' or 'tiny'
+        total = total // 10
+    shares = {Share(Category.activations): activations, Share(Category.weights): activations}
+    peak = Peak(total, "update", "backward", shares)
+    bus = BusBytes(Traffic(), Traffic(), Traffic(h2d_bytes=mib * 1024**2))
+    none = Overhead("none", 0, "none")
+    return Forecast(peak, {"update": peak}, HostBytes(0, 0), bus, {}, none, none)
+
+
+@pytest.fixture(autouse=True)
+def forecasts(monkeypatch):
+    monkeypatch.setattr(budgeting, "forecast", fake_forecast)
+
+
+def wanted(*overrides, budget=20):
+    settings = config("network=huge", *overrides)
+    return dataclasses.replace(settings, vram_budget_gib=budget)
+
+
+def overrides_of(settings):
+    return {change.overrides: change.total / GIB for change in advice(settings)}
+
+
+def test_on_a_cpu_there_is_no_budget_unless_one_is_given():
+    assert budget_bytes(wanted(budget="auto")) is None
+    assert budget_bytes(wanted(budget=None)) is None
+    assert budget_bytes(wanted(budget=1.5)) == 3 * GIB // 2
+    assert fits(wanted(budget="auto"))
+    assert over_budget(wanted(budget=None)) is None
+
+
+def test_without_a_budget_nothing_is_forecast(monkeypatch):
+    monkeypatch.setattr(budgeting, "forecast", lambda settings: pytest.fail("was forecast"))
+    assert fits(wanted(budget="auto"))
+    assert resolve_memory(wanted("memory=auto", budget="auto")).memory.name == "co_resident"
+
+
+def test_a_run_over_budget_is_told_what_it_needs_and_what_would_fit():
+    message = refusal(wanted())
+    assert message is not None
+    first, second, *changes, last = message.splitlines()
+    assert first == "ppo_lab: needs 30.00 GiB by forecast, vram_budget_gib is 20.00"
+    assert second == "would fit, most saved first:"
+    assert changes[0] == "  memory=shared_trunk: 15.00 GiB (another model)"
+    assert changes[1] == "  memory.num_micro_batches=8: 16.88 GiB"
+    assert last.startswith("vram_budget_gib=none")
+    assert refusal(wanted(budget=31)) is None
+
+
+def test_advice_is_ranked_by_what_it_saves_and_says_what_it_alters():
+    changes = advice(wanted())
+    savings = [change.saving for change in changes]
+    assert savings == sorted(savings, reverse=True)
+    by_override = {change.overrides: change for change in changes}
+    assert by_override["memory=shared_trunk",].alters == "another model"
+    assert by_override["memory=parked",].alters == "actor and critic are clipped separately"
+    offloaded = by_override["memory=offloaded_optimizer",]
+    assert offloaded.alters == ""
+    assert offloaded.price == "+0.5 GiB PCIe"  # 500 MiB in each iteration
+    assert by_override["dtype=bfloat16",].total == 22.5 * GIB  # half of 15 GiB of activations less
+    # 15 GiB + 15 / 8: less than the 18 GiB of parked
+    assert by_override["memory.num_micro_batches=8",].total == 16.875 * GIB
+
+
+def test_separate_clipping_makes_parked_the_same_arithmetic():
+    changes = {c.overrides: c.alters for c in advice(wanted("separate_grad_clip=true"))}
+    assert changes["memory=parked",] == ""
+    # One trunk has one gradient: shared_trunk is refused with separate clipping, so not proposed.
+    assert ("memory=shared_trunk",) not in changes
+
+
+def test_pairs_are_tried_only_where_no_single_change_fits(monkeypatch):
+    monkeypatch.setattr(budgeting, "_smaller_network", lambda settings: None)
+    assert all(len(overrides) == 1 for overrides in overrides_of(wanted(budget=16)))
+    pairs = {k: v for k, v in overrides_of(wanted(budget=10)).items() if len(k) == 2}
+    # shared_trunk 15 GiB, its 7.5 of activations in eight parts: 7.5 + 7.5 / 8
+    assert pairs["memory=shared_trunk", "memory.num_micro_batches=8"] == 7.5 + 7.5 / 8
+    for one, other in pairs:
+        assert one.partition("=")[0] != other.partition("=")[0]
+
+
+def test_the_line_of_a_summary_prefers_a_change_that_alters_nothing():
+    line = over_budget(wanted())
+    assert line is not None
+    assert "\n" not in line
+    assert "fits with memory.num_micro_batches=8: 16.88 GiB" in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "budget", "strategy"),
+    [
+        ((), 31, "co_resident"),  # fits: nothing moves
+        ((), 20, "offloaded_optimizer"),  # parked would clip otherwise
+        (("separate_grad_clip=true",), 20, "parked"),  # 100 MiB over the bus, not 500
+        (("max_grad_norm=none",), 20, "parked"),  # nothing is clipped
+        (("max_grad_norm=none",), 1, "parked"),  # nothing fits: the least
+    ],
+)
+def test_auto_is_the_strategy_of_the_same_arithmetic_that_fits_and_moves_least(
+    overrides, budget, strategy
+):
+    settings = wanted("memory=auto", "memory.rollout_place=host", *overrides, budget=budget)
+    assert isinstance(settings.memory, AutoMemory)
+    resolved = resolve_memory(settings)
+    assert resolved.memory.name == strategy
+    assert resolved.memory.rollout_place is Place.host  # the options stay
+
+
+def test_a_chosen_strategy_stays_chosen():
+    settings = wanted("memory=shared_trunk", budget=1)
+    assert resolve_memory(settings) is settings
+
+
+def test_what_cannot_be_forecast_runs_and_says_so(monkeypatch, caplog):
+    def fails(settings):
+        raise RuntimeError("asks a tensor for its value")
+
+    monkeypatch.setattr(budgeting, "forecast", fails)
+    assert fits(wanted())
+    assert over_budget(wanted()) is None
+    assert "cannot be forecast" in caplog.text
+    assert "asks a tensor for its value" in caplog.text

@@ -1,0 +1,152 @@
+"""What is forecast on fake tensors is what a real run holds and moves, to the byte."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ppo_lab.devices.placement import Traffic
+from ppo_lab.forecast import forecast as forecasting
+from ppo_lab.forecast.categories import Category, Share
+from ppo_lab.forecast.counting_trainer import CountedTrainer
+from ppo_lab.forecast.dry_run import dry_run
+from ppo_lab.forecast.forecast import cublas_workspace_bytes, forecast
+from ppo_lab.memory import STRATEGIES
+from tests.helpers.trainers import config
+
+ROLLOUT = ("num_envs=20", "num_steps=8", "num_epochs=2", "num_minibatches=2", "total_steps=160")
+DEEP = "network.hidden=[32,32,32,32,32]"
+CHECKPOINTED = (DEEP, "memory.checkpoint_activations=true")
+IN_PARTS = (DEEP, "memory.num_micro_batches=4")
+ON_HOST = (DEEP, "memory.rollout_place=host")
+ALL = (*CHECKPOINTED, "dtype=bfloat16", "memory.num_micro_batches=2", "memory.rollout_place=host")
+MEDIUM = ("network=medium", "network.init=default")  # as orthogonal it takes seconds
+# python -m benchmarks.forecast goes through all of them; here each strategy meets each kind once.
+CASES = [
+    *[(strategy, ("network=small",)) for strategy in STRATEGIES],
+    *[(strategy, ALL) for strategy in STRATEGIES],
+    *[("co_resident", ("dtype=bfloat16",)), ("co_resident", IN_PARTS)],
+    *[("offloaded_optimizer", CHECKPOINTED), ("offloaded_optimizer", ("dtype=bfloat16",))],
+    *[("parked", IN_PARTS), ("parked", MEDIUM)],
+    *[("shared_trunk", ON_HOST), ("shared_trunk", CHECKPOINTED)],
+]
+
+
+def assert_equal(settings):
+    """Count a real first iteration, and compare every phase, category, network and byte moved."""
+    dry = dry_run(settings)
+    trainer = CountedTrainer([settings])
+    startup = dataclasses.replace(trainer.placement.traffic)
+    trainer.iterate()
+    assert dry.ledger.phase_peaks == trainer.ledger.phase_peaks
+    assert dry.ledger.host_peak == trainer.ledger.host_peak
+    assert dry.bus.startup == startup
+    assert dry.bus.iteration == trainer.placement.traffic.since(startup)
+    return dry
+
+
+@pytest.mark.parametrize(("strategy", "options"), CASES)
+def test_a_forecast_equals_a_counted_run_in_every_phase_category_and_network(strategy, options):
+    assert_equal(config(*ROLLOUT, f"memory={strategy}", *options))
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        ("env=pendulum", "target_kl=0.01", "value_epsilon=0.2"),  # continuous, with every branch
+        ("env=acrobot", "env.normalize_observations=true", "env.normalize_rewards=true"),
+        ("env=gymnasium", "env.id=Pendulum-v1", "dtype=float64"),  # on the host; no episode ends
+        ("num_minibatches=1", "num_epochs=1"),  # a single gradient step
+        ("num_steps=1", "num_envs=160", "separate_grad_clip=true"),
+        ("num_steps=80", "num_envs=2"),  # more steps than the dry run takes
+    ],
+    ids=lambda task: task[0],
+)
+def test_other_environments_and_shapes_are_forecast_as_well(task):
+    assert_equal(config(*ROLLOUT, *task))
+
+
+def test_weights_gradients_and_moments_are_what_their_sizes_say():
+    """64-64 on CartPole: actor 4*64+64 + 64*64+64 + 64*2+2 = 4610, critic 4545 parameters."""
+    settings = config(*ROLLOUT, "num_minibatches=1", "num_envs=64", "total_steps=512")
+    update = dry_run(settings).ledger.phase_peaks["update"].by_category()
+    parameters = 4610 + 4545
+    rounded = -(-4 * parameters // 512) * 512  # one bucket holds them all
+    assert update[Category.weights] == rounded
+    assert update[Category.optimizer] == 2 * rounded + 512  # and a count of steps
+
+
+def test_what_crosses_the_bus_is_the_strategys_own_formula():
+    """Host Adam: 9155 parameters down and up in each of 4 steps, and 3 numbers a step for it."""
+    dry = dry_run(config(*ROLLOUT, "memory=offloaded_optimizer"))
+    assert dry.bus.gradient_step == Traffic(h2d_bytes=4 * 9155, d2h_bytes=4 * (9155 + 3))
+    assert dry.bus.iteration.h2d_bytes == 4 * 4 * 9155
+
+
+def test_fake_tensors_leave_nothing_behind():
+    before = torch.get_num_threads()
+    dry_run(config(*ROLLOUT, "num_threads=1"))
+    assert torch.get_num_threads() == before
+    assert type(torch.zeros(1)) is torch.Tensor
+
+
+def test_seeds_and_rates_share_one_forecast_and_sizes_do_not(monkeypatch):
+    made = []
+    monkeypatch.setattr(forecasting, "_forecasts", {})
+    monkeypatch.setattr(
+        forecasting, "dry_run", lambda settings: made.append(settings) or dry_run(settings)
+    )
+    base = config(*ROLLOUT)
+    first = forecast(base)
+    for change in ({"seed": 7}, {"lr": 1.0}, {"vram_budget_gib": 1.0}, {"name": "b"}):
+        assert forecast(dataclasses.replace(base, **change)) is first
+    assert len(made) == 1
+    assert forecast(dataclasses.replace(base, num_epochs=3)) is not first
+    assert forecast(dataclasses.replace(base, target_kl=0.1)) is not first  # one branch more
+    assert len(made) == 3
+
+
+def test_what_cuda_takes_stands_beside_the_tensors(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    needed = forecast(config(*ROLLOUT))
+    assert needed.allocated == needed.peak.total + needed.workspace.num_bytes
+    assert needed.total == needed.allocated + needed.context.num_bytes
+    assert needed.context.source
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:2:16:8")  # KiB, for each of two threads
+    assert cublas_workspace_bytes() == 2 * (2 * 4096 + 8 * 16) * 1024
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("strategy", ["co_resident", "offloaded_optimizer"])
+def test_a_pair_of_3_8_billion_parameters_is_forecast_in_1_gib_of_host_memory(strategy):
+    """Two networks of 8 layers of 16384: 7 * 16384^2 = 1.879 billion weights each."""
+    code = """
+import sys
+from pathlib import Path
+from ppo_lab.config.compose import check_jobs, register
+from ppo_lab.forecast.forecast import forecast
+register()
+words = ["network.hidden=[" + ",".join(["16384"] * 8) + "]", "tracking=local", "device=cpu"]
+words.append("memory=" + sys.argv[1])
+(job,) = check_jobs(words, is_multirun=False, config_dir=None, config_name=None)
+needed = forecast(job.config)
+print(sum(needed.num_parameters.values()), needed.peak.total)
+status = Path("/proc/self/status").read_text()  # ru_maxrss would begin with the parent's
+print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
+"""
+    command = [sys.executable, "-c", code, strategy]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    parameters, peak, rss_mib = map(int, done.stdout.split())
+    assert 3.75e9 < parameters < 3.85e9
+    assert peak > {"co_resident": 16, "offloaded_optimizer": 8}[strategy] * parameters
+    assert rss_mib < 1024
+
+
+def test_a_peak_names_its_networks():
+    shares = dry_run(config(*ROLLOUT, "network=medium")).ledger.peak.shares
+    for category in (Category.weights, Category.gradients, Category.optimizer):
+        assert shares[Share(category, "actor")] > shares[Share(category, "critic")] > 0
+    trunk = dry_run(config(*ROLLOUT, "network=medium", "memory=shared_trunk")).ledger.peak.shares
+    assert trunk[Share(Category.weights, "trunk")] > trunk[Share(Category.weights, "actor")]

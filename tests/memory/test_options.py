@@ -1,0 +1,335 @@
+"""Options that combine with every memory strategy: what they change is memory, never numbers."""
+
+import dataclasses
+import gc
+import itertools
+import weakref
+
+import pytest
+import torch
+
+from ppo_lab.devices.placement import Traffic
+from ppo_lab.memory import STRATEGIES, Workload
+from ppo_lab.ppo.rollout import lane_rows
+from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
+from tests.helpers.trainers import (
+    TWENTY_STEPS,
+    config,
+    lanes_of,
+    largest_difference,
+    limit_steps,
+    numbers_of,
+    record_rows,
+    spy_on,
+    weights,
+)
+
+# Five layers for checkpointing to do something; 8 environments x 32 steps, minibatches of 64 rows.
+SMALL = ("network.hidden=[16,16,16,16,16]", "num_steps=32", "num_envs=8", *TWENTY_STEPS)
+OPTIONS = {
+    "micro-batches": ("memory.num_micro_batches=4",),
+    "checkpointed": ("memory.checkpoint_activations=true",),
+    "rollout on the host": ("memory.rollout_place=host",),
+}
+OPTIONS["all three"] = tuple(itertools.chain.from_iterable(OPTIONS.values()))
+SETTINGS = {
+    "continuous": ("env=pendulum",),
+    "stopped by target_kl": ("target_kl=0.001", "lr=0.01"),
+    "every clip": ("value_epsilon=0.1", "dual_clip=2", "epsilon_high=0.28", "entropy_coef=0.01"),
+    "advantages normalised over the rollout": ("advantage_normalization=rollout",),
+    "clipped separately": ("separate_grad_clip=true",),
+}
+
+
+def trainer_of(strategy, *overrides):
+    return Trainer([config(f"memory={strategy}", *overrides, *SMALL)])
+
+
+def assert_same_update(found, expected, rows, *, atol):
+    """Update both on ``rows``: parameters within ``atol``, diagnostics to rounding."""
+    start = weights(expected)
+    assert torch.equal(weights(found), start)
+    expected_numbers, found_numbers = expected.update(rows), found.update(rows)
+    assert largest_difference(weights(found), weights(expected)) <= atol
+    assert largest_difference(weights(expected), start) > 1e-3
+    for mine, theirs in zip(numbers_of(found_numbers), numbers_of(expected_numbers)):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    return expected_numbers
+
+
+def separate(strategy):
+    """Return the overrides that let every strategy of two networks clip alike."""
+    return () if STRATEGIES[strategy].shares_trunk else ("separate_grad_clip=true",)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_option_changes_no_strategys_numbers(strategy, option):
+    """20 gradient steps on one recorded rollout; to the bit, but for sums taken in parts."""
+    plain, optional = trainer_of(strategy), trainer_of(strategy, *OPTIONS[option])
+    atol = 1e-6 if "memory.num_micro_batches=4" in OPTIONS[option] else 0.0
+    assert_same_update(optional, plain, record_rows(plain), atol=atol)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_all_options_together_change_no_strategys_numbers(strategy, setting):
+    if setting == "clipped separately" and STRATEGIES[strategy].shares_trunk:
+        pytest.skip("a shared trunk has one gradient")
+    plain = trainer_of(strategy, *SETTINGS[setting])
+    optional = trainer_of(strategy, *SETTINGS[setting], *OPTIONS["all three"])
+    numbers = assert_same_update(optional, plain, record_rows(plain), atol=1e-6)
+    if setting == "stopped by target_kl":
+        assert numbers.gradient_steps < 20
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("strategy", ["parked", "offloaded_optimizer"])
+def test_strategies_of_two_networks_end_with_the_same_parameters(strategy, setting):
+    overrides = ("separate_grad_clip=true", *SETTINGS[setting])
+    resident = trainer_of("co_resident", *overrides)
+    other = trainer_of(strategy, *overrides)
+    assert_same_update(other, resident, record_rows(resident), atol=1e-6)
+
+
+@pytest.mark.parametrize("num_micro_batches", [2, 64])
+def test_a_micro_batched_gradient_is_the_minibatchs_own(num_micro_batches):
+    """In double precision to 1e-12: advantages are normalised before the minibatch is split."""
+
+    def gradients(*overrides):
+        trainer = trainer_of("co_resident", "dtype=float64", "entropy_coef=0.01", *overrides)
+        spy = spy_on(trainer)
+        limit_steps(trainer, 1)
+        trainer.update(rows)
+        return spy.gradients[0]
+
+    rows = record_rows(trainer_of("co_resident", "dtype=float64"))
+    parts = gradients(f"memory.num_micro_batches={num_micro_batches}")
+    for mine, whole in zip(parts, gradients()):
+        assert whole.abs().max() > 1e-6
+        assert (mine - whole).abs().max() < 1e-12
+
+
+def test_micro_batches_that_do_not_divide_a_minibatch_are_refused():
+    with pytest.raises(ConfigError, match="num_micro_batches"):
+        config("memory.num_micro_batches=3", *SMALL)  # of 64 rows
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_keep_the_lanes_of_a_stack_apart(option):
+    base = config(*OPTIONS[option], *SMALL)
+    stack = Trainer(lanes_of(base, {"seed": 1}, {"seed": 2, "target_kl": 1e-9}, {"seed": 3}))
+    whole = Trainer(
+        lanes_of(config(*SMALL), {"seed": 1}, {"seed": 2, "target_kl": 1e-9}, {"seed": 3})
+    )
+    rows = record_rows(stack)
+    for mine, theirs in zip(rows, record_rows(whole)):
+        torch.testing.assert_close(mine, theirs, rtol=0.0, atol=1e-6)
+    found, expected = stack.update(rows), whole.update(rows)
+    assert found.gradient_steps.tolist() == expected.gradient_steps.tolist() == [20, 1, 20]
+    for lane in range(3):
+        assert largest_difference(weights(stack, lane), weights(whole, lane)) < 1e-6
+
+
+@pytest.mark.parametrize("option", [None, "all three"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_trains_in_bfloat16_with_every_option(strategy, option):
+    trainer = trainer_of(strategy, "dtype=bfloat16", *OPTIONS.get(option, ()))
+    start = weights(trainer)
+    diagnostics = trainer.update(record_rows(trainer))
+    assert all(value.isfinite().all() for value in numbers_of(diagnostics))
+    assert all(p.dtype is torch.float32 for p in trainer.model.parameters())
+    assert largest_difference(weights(trainer), start) > 1e-3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_checkpointing_changes_no_bit_in_bfloat16(strategy):
+    plain = trainer_of(strategy, "dtype=bfloat16")
+    checkpointed = trainer_of(strategy, "dtype=bfloat16", *OPTIONS["checkpointed"])
+    assert_same_update(checkpointed, plain, record_rows(plain), atol=0.0)
+
+
+@pytest.mark.parametrize("strategy", ["parked", "offloaded_optimizer"])
+def test_a_lane_that_target_kl_stopped_at_once_stands_still(strategy):
+    """The first minibatch's KL is 0, so one gradient step is taken, then none; state and all."""
+    overrides = ("target_kl=1e-9", *separate(strategy))
+    trainer = trainer_of(strategy, *overrides)
+    rows = record_rows(trainer)
+    one_step = trainer_of(strategy, *overrides)
+    limit_steps(one_step, 1)
+    one_step.update(rows)
+    assert trainer.update(rows).gradient_steps.tolist() == [1]
+    assert torch.equal(weights(trainer), weights(one_step))
+    for name, value in trainer.optimizer.state_dict().items():
+        assert torch.equal(value, one_step.optimizer.state_dict()[name])
+
+
+def test_separate_clipping_takes_each_networks_own_norm():
+    trainer = trainer_of("co_resident", "separate_grad_clip=true", "max_grad_norm=0.1")
+    numbers = trainer.update(record_rows(trainer))
+    joint = trainer_of("co_resident", "max_grad_norm=0.1")
+    joint_numbers = joint.update(record_rows(joint))
+    assert joint_numbers.grad_norm_actor is None
+    # CartPole's values are off by tens: the critic's gradient would silence the actor's.
+    assert numbers.grad_norm_critic > 10 * numbers.grad_norm_actor
+    assert numbers.grad_norm > numbers.grad_norm_critic
+    assert largest_difference(weights(trainer), weights(joint)) > 1e-4
+
+
+def test_a_shared_trunk_cannot_be_clipped_separately():
+    with pytest.raises(ConfigError, match="separate_grad_clip"):
+        config("memory=shared_trunk", "separate_grad_clip=true")
+
+
+def workload_of(trainer):
+    run = trainer.config
+    return Workload(
+        num_parameters=sum(p.numel() for p in trainer.model.parameters()),
+        num_rows=run.num_rows * len(trainer.configs),
+        observation_size=trainer.spec.observation_size,
+        num_epochs=run.num_epochs,
+        num_minibatches=run.num_minibatches,
+        num_clip_groups=2 if run.clips_separately else 1,
+        element_size=8 if run.dtype.value == "float64" else 4,
+    )
+
+
+def traffic_of(trainer, *, iterate):
+    before = dataclasses.replace(trainer.placement.traffic)
+    iterate()
+    return trainer.placement.traffic.since(before)
+
+
+WORK = {
+    "plain": (),
+    **OPTIONS,
+    "all three, continuous": ("env=pendulum", *OPTIONS["all three"]),
+    "all three, in float64": ("dtype=float64", *OPTIONS["all three"]),
+    "all three, stopped": ("target_kl=0.001", "lr=0.01", *OPTIONS["all three"]),
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_iteration_moves_exactly_the_bytes_its_strategy_says(strategy, work):
+    """All but the environment's (none here, it is native) and the record's own."""
+    trainer = trainer_of(strategy, *WORK[work])
+
+    def iterate():
+        rollout = trainer.collect()
+        rows = lane_rows(rollout, trainer.advantages(rollout))
+        trainer.diagnose(rollout, rows, trainer.update(rows))
+
+    for _ in range(2):
+        moved = traffic_of(trainer, iterate=iterate)
+        assert moved == trainer.config.memory.traffic(workload_of(trainer))
+
+
+def test_the_bytes_of_an_iteration_worked_out_by_hand():
+    # 1,000 parameters of 4 bytes; 64 rows of 3 numbers; 5 epochs of 4 minibatches.
+    load = Workload(1000, 64, 3, 5, 4, 1, 4)
+    host_rollout = {"rollout_place": config("memory.rollout_place=host").memory.rollout_place}
+    expected = {
+        ("co_resident", False): Traffic(0, 0),
+        ("shared_trunk", False): Traffic(0, 0),
+        # 20 steps: weights up; gradients, lr, switch and one clip coefficient down.
+        ("offloaded_optimizer", False): Traffic(20 * 4000, 20 * (4000 + 12)),
+        ("parked", False): Traffic(8000, 8000),
+        # Rows are 64 * 3 * 4 = 768 bytes: up for 3 passes and 5 epochs, down twice; order 5 * 512.
+        ("co_resident", True): Traffic(8 * 768, 2 * 768 + 5 * 512),
+        ("shared_trunk", True): Traffic(8 * 768, 2 * 768 + 5 * 512),
+        ("offloaded_optimizer", True): Traffic(80_000 + 8 * 768, 20 * 4012 + 2 * 768 + 5 * 512),
+        ("parked", True): Traffic(8000 + 13 * 768, 8000 + 2 * 768 + 10 * 512),
+    }
+    assert {name for name, _ in expected} == set(STRATEGIES)
+    for (name, on_host), traffic in expected.items():
+        strategy = STRATEGIES[name](**(host_rollout if on_host else {}))
+        assert strategy.traffic(load) == traffic
+
+
+def test_a_parked_networks_state_is_on_the_device_only_in_its_own_pass():
+    trainer = trainer_of("parked")
+    optimizer = trainer.optimizer
+
+    def homes():
+        return {name: value.data_ptr() for name, value in optimizer.state_dict().items()}
+
+    resting = homes()
+    moments = {name for name in resting if "exp_avg" in name}
+    away = [
+        {name.split(".")[0] for name, pointer in homes().items() if pointer != resting[name]}
+        for _ in optimizer.passes()
+    ]
+    assert moments
+    assert away == [{"policy"}, {"values"}]
+    assert homes() == resting
+
+
+def test_a_parked_update_never_holds_both_networks_gradients(monkeypatch):
+    trainer = trainer_of("parked")
+    groups = {name: list(group) for name, group in trainer.model.groups().items()}
+    step, seen = trainer.optimizer.step, []
+
+    def spy(**kwargs):
+        seen.append({n for n, g in groups.items() if any(p.grad is not None for p in g)})
+        return step(**kwargs)
+
+    monkeypatch.setattr(trainer.optimizer, "step", spy)
+    trainer.update(record_rows(trainer))
+    assert seen == [{"actor"}] * 20 + [{"critic"}] * 20
+
+
+def test_checkpointing_says_so_where_it_has_no_effect(caplog):
+    Trainer([config("memory.checkpoint_activations=true", "network.hidden=[8,8]")])
+    assert "no effect on a network of 2 layers" in caplog.text
+    caplog.clear()
+    Trainer([config("memory.checkpoint_activations=true", "network.hidden=[8,8,8]")])
+    assert not caplog.text
+
+
+def test_checkpointing_keeps_the_borders_of_segments_alone():
+    """Nine layers in segments of three: two borders and the last three layers' outputs remain."""
+    trainers = {
+        value: Trainer(
+            [config(f"memory.checkpoint_activations={value}", f"network.hidden={[16] * 9}")]
+        )
+        for value in ("false", "true")
+    }
+    kept = {}
+    for value, trainer in trainers.items():
+        outputs = set()
+
+        def pack(tensor, outputs=outputs):
+            if tensor.shape == (1, 5, 16):  # a layer's output, however often it is saved
+                outputs.add(tensor.data_ptr())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            features = trainer.model.actor(torch.randn(1, 5, 4))
+        kept[value] = len(outputs - {features.data_ptr()}) + 1
+    assert kept["false"] == 9
+    assert kept["true"] <= 5
+
+
+def test_parked_says_that_it_clips_each_network_by_itself(caplog):
+    with caplog.at_level("INFO"):
+        trainer_of("parked")
+    assert "each clipped by their own gradient's norm" in caplog.text
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_trainer_that_is_let_go_leaves_nothing_behind(strategy):
+    """Without waiting for the garbage collector: hooks and pinned memory make no cycles."""
+    trainer = trainer_of(strategy)
+    trainer.update(record_rows(trainer))
+    gc.collect()
+    held = [*trainer.model.parameters(), *trainer.optimizer.state_dict().values()]
+    references = [weakref.ref(tensor) for tensor in held]
+    del held
+    gc.disable()
+    try:
+        del trainer
+        assert not [reference for reference in references if reference() is not None]
+    finally:
+        gc.enable()

@@ -1,0 +1,258 @@
+"""What every memory strategy promises, and that offloading changes where, not what."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ppo_lab.config.lanes import check_stack
+from ppo_lab.devices.placement import Place, Placement, Traffic
+from ppo_lab.memory import STRATEGIES, AutoMemory
+from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.paths import CONF_DIR
+from tests.helpers.trainers import (
+    PENDULUM,
+    TWENTY_STEPS,
+    config,
+    lanes_of,
+    largest_difference,
+    numbers_of,
+    record_rows,
+    weights,
+)
+
+# 2 x 64 on CartPole's 4 numbers and 2 actions: trunk 5 * 64 + 65 * 64, heads 65 * 2 and 65 * 1.
+TRUNK, POLICY_HEAD, VALUE_HEAD = 4480, 130, 65
+
+
+def trainer_of(strategy, *overrides):
+    return Trainer([config(f"memory={strategy}", *TWENTY_STEPS, *overrides)])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_has_a_yaml_and_its_own_name(strategy):
+    assert (CONF_DIR / "memory" / f"{strategy}.yaml").is_file()
+    assert config(f"memory={strategy}").memory.name == strategy
+
+
+def test_every_yaml_is_a_strategy_or_the_choice_of_one():
+    names = {path.stem for path in (CONF_DIR / "memory").glob("*.yaml")}
+    assert names == {*STRATEGIES, AutoMemory.name}
+
+
+@pytest.mark.parametrize("env", [(), PENDULUM], ids=["discrete", "continuous"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_updates_every_parameter(strategy, env):
+    trainer = trainer_of(strategy, *env)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    diagnostics = trainer.update(record_rows(trainer))
+    assert diagnostics.gradient_steps.tolist() == [20]
+    for now, then in zip(trainer.model.parameters(), before):
+        assert now.isfinite().all()
+        assert not torch.equal(now, then)
+        assert now.grad is None
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategys_state_goes_on_identically_in_a_new_optimizer(strategy):
+    first = trainer_of(strategy)
+    rows = record_rows(first)
+    first.update(rows)
+    saved = {name: value.clone() for name, value in first.optimizer.state_dict().items()}
+    model = {name: value.clone() for name, value in first.model.state_dict().items()}
+    first.update(rows)
+    second = trainer_of(strategy)
+    second.model.load_state_dict(model)
+    second.optimizer.load_state_dict(saved)
+    second.update(rows)
+    assert torch.equal(weights(first), weights(second))
+    for name, value in first.optimizer.state_dict().items():
+        assert torch.equal(value, second.optimizer.state_dict()[name])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_fresh_optimizers_state_restores_a_used_one_to_the_start(strategy):
+    """A checkpoint of iteration 0 is a checkpoint too."""
+    used, fresh = trainer_of(strategy), trainer_of(strategy)
+    rows = record_rows(used)
+    start = {name: value.clone() for name, value in used.model.state_dict().items()}
+    saved = {name: value.clone() for name, value in fresh.optimizer.state_dict().items()}
+    used.update(rows)
+    used.model.load_state_dict(start)
+    used.optimizer.load_state_dict(saved)
+    used.update(rows)
+    fresh.update(rows)
+    assert torch.equal(weights(used), weights(fresh))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_optimizers_moments_are_counted_where_the_strategy_says(strategy):
+    trainer = trainer_of(strategy)
+    rows, before = record_rows(trainer), dataclasses.replace(trainer.placement.traffic)
+    trainer.update(rows)
+    num_parameters = sum(p.numel() for p in trainer.model.parameters())
+    state = trainer.optimizer.state_dict()
+    moments = [value for name, value in state.items() if "exp_avg" in name]
+    assert sum(value.numel() for value in moments) == 2 * num_parameters
+    moved = trainer.placement.traffic != before
+    assert moved == (trainer.config.memory.optimizer_place is Place.host)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_stack_wider_than_a_strategy_takes_is_refused(strategy):
+    base = config(f"memory={strategy}")
+    limit = base.memory.max_lanes
+    if limit is None:
+        check_stack([base] * 64)
+        return
+    check_stack([base] * limit)
+    with pytest.raises(ConfigError, match=f"memory={strategy}: trains at most {limit}"):
+        check_stack([base] * (limit + 1))
+    with pytest.raises(ConfigError):
+        Trainer(lanes_of(base, {}, {"seed": 2}))
+
+
+SETTINGS = {
+    "clipped by the gradient's norm": ("max_grad_norm=0.5",),
+    "not clipped": ("max_grad_norm=none",),
+    "stopped by target_kl": ("target_kl=0.001", "lr=0.01"),
+    "annealed": ("lr_schedule=linear", "total_steps=2048"),
+    "continuous": PENDULUM,
+    "float64": ("dtype=float64",),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_offloaded_and_co_resident_end_with_the_same_parameters(setting):
+    """Two updates of 20 gradient steps on one recorded rollout: same maths, same numbers."""
+    resident = trainer_of("co_resident", *SETTINGS[setting])
+    offloaded = trainer_of("offloaded_optimizer", *SETTINGS[setting])
+    rows = record_rows(resident)
+    start = weights(resident)
+    assert torch.equal(weights(offloaded), start)
+    for iteration in range(2):
+        resident.iteration = offloaded.iteration = iteration
+        expected, found = resident.update(rows), offloaded.update(rows)
+        assert largest_difference(weights(resident), weights(offloaded)) < 1e-6
+        for mine, theirs in zip(numbers_of(found), numbers_of(expected)):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+        # The setting is not idle: it is what its name says.
+        if setting == "clipped by the gradient's norm":
+            assert expected.grad_norm > 1.0
+        if setting == "stopped by target_kl":
+            assert expected.gradient_steps < 20
+    assert largest_difference(weights(resident), start) > 1e-3
+
+
+def test_each_schedule_step_reaches_the_hosts_optimizer():
+    """In the second of two updates an annealed first step is half as long as a constant one."""
+    one_step = ("total_steps=2048", "num_epochs=1", "num_minibatches=1")
+    annealed = trainer_of("offloaded_optimizer", *one_step, "lr_schedule=linear")
+    constant = trainer_of("offloaded_optimizer", *one_step)
+    rows, moves = record_rows(annealed), []
+    for trainer in (annealed, constant):
+        trainer.iteration = 1
+        before = weights(trainer)
+        trainer.update(rows)
+        moves.append(weights(trainer) - before)
+    torch.testing.assert_close(moves[0], 0.5 * moves[1], rtol=1e-3, atol=1e-7)
+
+
+def test_without_the_copy_back_the_device_would_not_learn(monkeypatch):
+    """The positive control of the equality above: a lost transfer must not go unseen."""
+    resident, offloaded = trainer_of("co_resident"), trainer_of("offloaded_optimizer")
+    rows = record_rows(resident)
+    start = weights(offloaded)
+    resident.update(rows)
+    move = Placement.move
+
+    def skip_uploads(self, tensor, to, out=None, **kwargs):
+        return out if to is Place.device else move(self, tensor, to, out, **kwargs)
+
+    monkeypatch.setattr(Placement, "move", skip_uploads)
+    offloaded.update(rows)
+    assert torch.equal(weights(offloaded), start)
+    assert largest_difference(weights(offloaded), weights(resident)) > 1e-3
+
+
+def test_no_transfer_reads_and_writes_one_storage(monkeypatch):
+    """On a CPU an alias would make a missing copy invisible."""
+    move, pairs = Placement.move, []
+
+    def spy(self, tensor, to, out=None, **kwargs):
+        result = move(self, tensor, to, out, **kwargs)
+        pairs.append((tensor.untyped_storage().data_ptr(), result.untyped_storage().data_ptr()))
+        return result
+
+    monkeypatch.setattr(Placement, "move", spy)
+    trainer = trainer_of("offloaded_optimizer")
+    trainer.update(record_rows(trainer))
+    assert len(pairs) > 20 * 2 * 12  # 12 tensors down and up in every one of 20 steps
+    assert all(read != written for read, written in pairs)
+
+
+def test_the_hosts_tensors_share_no_storage_with_the_devices():
+    trainer = trainer_of("offloaded_optimizer")
+    trainer.update(record_rows(trainer))
+    trainer.model(torch.zeros(1, 1, 4))[1].sum().backward()  # gradients to compare with
+    device = [*trainer.model.parameters()]
+    device += [p.grad for p in device if p.grad is not None]
+    host = list(trainer.optimizer.state_dict().values())
+    host += [host.gradient for host in trainer.optimizer._hosts.values()]
+    pointers = [t.untyped_storage().data_ptr() for t in host]
+    assert not set(pointers) & {t.untyped_storage().data_ptr() for t in device}
+    assert len(set(pointers)) == len(pointers)
+
+
+@pytest.mark.parametrize("network", ["tiny", "small"])
+def test_a_gradient_step_moves_eight_bytes_a_parameter_and_three_scalars(network):
+    trainer = trainer_of("offloaded_optimizer", f"network={network}")
+    num_bytes = 4 * sum(p.numel() for p in trainer.model.parameters())
+    # Building copies every parameter down once, and the lane's seed, an int64, up.
+    assert trainer.placement.traffic == Traffic(h2d_bytes=8, d2h_bytes=num_bytes)
+    rows = record_rows(trainer)
+    before = dataclasses.replace(trainer.placement.traffic)
+    trainer.update(rows)
+    # 20 steps: gradients down, weights up, and lr, clip and switch down as three float32.
+    assert trainer.placement.traffic.since(before) == Traffic(
+        h2d_bytes=20 * num_bytes, d2h_bytes=20 * (num_bytes + 12)
+    )
+
+
+def test_strategies_on_the_device_move_nothing_in_an_update():
+    for strategy in ("co_resident", "shared_trunk"):
+        trainer = trainer_of(strategy)
+        rows, before = record_rows(trainer), dataclasses.replace(trainer.placement.traffic)
+        trainer.update(rows)
+        assert trainer.placement.traffic == before
+
+
+def sizes(trainer):
+    return {name: sum(p.numel() for p in group) for name, group in trainer.model.groups().items()}
+
+
+def test_a_shared_trunk_is_one_trunk_with_two_heads():
+    trainer = trainer_of("shared_trunk")
+    assert trainer.model.actor is trainer.model.critic
+    assert sizes(trainer) == {"trunk": TRUNK, "actor": POLICY_HEAD, "critic": VALUE_HEAD}
+    assert sum(p.numel() for p in trainer.model.parameters()) == TRUNK + POLICY_HEAD + VALUE_HEAD
+
+
+@pytest.mark.parametrize("strategy", ["co_resident", "offloaded_optimizer"])
+def test_separate_networks_have_a_trunk_each(strategy):
+    trainer = trainer_of(strategy)
+    assert trainer.model.actor is not trainer.model.critic
+    assert sizes(trainer) == {"actor": TRUNK + POLICY_HEAD, "critic": TRUNK + VALUE_HEAD}
+    assert weights(trainer).numel() == 2 * TRUNK + POLICY_HEAD + VALUE_HEAD
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_learning_values_moves_the_policy_where_and_only_where_the_trunk_is_shared(strategy):
+    trainer = trainer_of(strategy, "advantage_normalization=none", "max_grad_norm=none")
+    rows = record_rows(trainer)
+    rows = rows._replace(advantages=torch.zeros_like(rows.advantages))  # no policy gradient
+    before = trainer.model.policy(rows.observations).detach()
+    trainer.update(rows)
+    is_same = torch.equal(trainer.model.policy(rows.observations), before)
+    assert is_same is not trainer.config.memory.shares_trunk

@@ -1,0 +1,188 @@
+"""Objectives, constraints and the fingerprint of a study."""
+
+import json
+
+import pytest
+
+from ppo_lab.config.study import Aggregate
+from ppo_lab.studies.definition.objective import (
+    aggregate_seeds,
+    check_measured,
+    parse_constraints,
+    parse_objectives,
+    quantity,
+)
+from ppo_lab.studies.definition.plan import differences, fingerprint, refuse_change
+from ppo_lab.studies.definition.space import read_space
+from ppo_lab.utils.errors import ConfigError
+from tests.helpers.spaces import make_base
+
+SUMMARY = {
+    "final_return": 480.0,
+    "env_steps_per_s": 10_000,
+    "collapsed": True,
+    "best_return": None,
+    "memory": {"measured": {"reserved_gib": 2.5, "host_gib": 1.0}},
+    "time": {"update_s": 3.5},
+}
+
+
+def objectives(key="final_return", direction=None, aggregate=Aggregate.mean, num_seeds=3):
+    return parse_objectives(key, direction, aggregate, num_seeds)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("final_return", 480.0),
+        ("env_steps_per_s", 10_000.0),
+        ("peak_vram_gib", 2.5),
+        ("time.update_s", 3.5),
+        ("collapsed", None),  # a truth, not a number
+        ("best_return", None),
+        ("no.such.key", None),
+    ],
+)
+def test_a_quantity_is_a_number_of_the_summary(key, value):
+    assert quantity(SUMMARY, key) == value
+
+
+def test_a_quantity_that_is_not_finite_is_none():
+    assert quantity({"final_return": float("nan")}, "final_return") is None
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end():
+    # Of 8: sorted 0 1 2 3 4 5 6 100, without the lowest and highest two: (2 + 3 + 4 + 5) / 4.
+    assert aggregate_seeds([100, 0, 1, 2, 3, 4, 5, 6], Aggregate.iqm) == 3.5
+    # A quarter of 5 rounded down is 1: (1 + 2 + 3) / 3.
+    assert aggregate_seeds([1, 2, 3, 100, 0], Aggregate.iqm) == 2.0
+    assert aggregate_seeds([1, 2, 6], Aggregate.mean) == 3.0
+
+
+def test_a_trials_value_is_over_all_its_seeds_or_none():
+    (objective,) = objectives()
+    assert objective.value([{"final_return": 1.0}, {"final_return": 2.0}]) == 1.5
+    assert objective.value([{"final_return": 1.0}, {"final_return": None}]) is None
+    assert objective.value([]) is None
+
+
+def test_a_direction_left_out_is_the_usual_one():
+    ways = [o.direction for o in objectives(["final_return", "peak_vram_gib", "env_steps_per_s"])]
+    assert ways == ["maximize", "minimize", "maximize"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"key": ["final_return", "final_return"]}, "each quantity once"),
+        ({"key": "final return"}, "summary.json"),
+        ({"key": []}, "a name or a list"),
+        ({"direction": "up"}, "maximize or minimize"),
+        ({"direction": ["maximize", "minimize"]}, "one for each of 1 objectives"),
+        ({"aggregate": Aggregate.iqm}, "study.num_seeds=4"),
+    ],
+)
+def test_an_objective_that_means_nothing_is_refused(arguments, reason):
+    with pytest.raises(ConfigError) as refused:
+        objectives(**arguments)
+    assert reason in str(refused.value)
+
+
+def test_a_constraint_is_broken_by_its_worst_seed():
+    (vram, speed) = parse_constraints(["peak_vram_gib <= 2", "env_steps_per_s>=1e4"])
+    assert vram.text == "peak_vram_gib<=2"
+    light = {"memory": {"measured": {"reserved_gib": 1.5}}}
+    assert vram.violation([light, SUMMARY]) == 0.5  # 2.5 - 2
+    assert vram.violation([light]) == -0.5
+    assert speed.violation([SUMMARY]) == 0.0  # just kept
+    assert speed.violation([{"env_steps_per_s": 9_000}]) == 1_000.0
+    assert vram.violation([SUMMARY, {}]) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["peak_vram_gib < 8", "8 >= peak_vram_gib", "peak_vram_gib <= much", "peak_vram_gib",
+             "a <= nan", "a <= inf", ""]
+)  # fmt: skip
+def test_what_is_no_limit_is_refused(text):
+    with pytest.raises(ConfigError, match="must be a limit such as"):
+        parse_constraints([text])
+
+
+def test_one_limit_twice_is_refused():
+    with pytest.raises(ConfigError, match="once"):
+        parse_constraints(["a <= 1", "a<=1"])
+
+
+def test_vram_is_not_measured_without_cuda():
+    vram = parse_constraints(["peak_vram_gib <= 8"])
+    check_measured(objectives(), vram, is_cuda=True)
+    check_measured(objectives(), parse_constraints(["forecast_vram_gib <= 8"]), is_cuda=False)
+    with pytest.raises(ConfigError, match="CUDA devices only"):
+        check_measured(objectives(), vram, is_cuda=False)
+    with pytest.raises(ConfigError, match=r"study.objective=peak_vram_gib"):
+        check_measured(objectives("peak_vram_gib"), [], is_cuda=False)
+
+
+def fingerprint_of(*fixed, space=None, when=None, objective="final_return", num_seeds=3):
+    base = make_base("network=tiny", *fixed)
+    texts = space or {"epsilon": "interval(0.05, 0.5)"}
+    return fingerprint(
+        base.config(),
+        read_space(texts, when or {}, base),
+        objectives(objective),
+        parse_constraints(["wall_time_s <= 60"]),
+        num_seeds=num_seeds,
+        marks=[1000, 2000],
+    )
+
+
+def test_a_fingerprint_survives_a_storage_and_does_not_depend_on_where_it_runs():
+    first = fingerprint_of()
+    assert json.loads(json.dumps(first)) == first
+    elsewhere = fingerprint_of("num_threads=1", "tracking=local", "device=cpu", "name=other")
+    assert elsewhere == first
+    respaced = fingerprint_of(space={"epsilon": "interval(0.05,0.5)"})
+    assert respaced == first
+    refuse_change("s", first, elsewhere, allow=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"space": {"epsilon": "interval(0.05, 0.4)"}},
+         "space.epsilon: interval(0.05,0.5) -> interval(0.05,0.4)"),
+        ({"space": {"epsilon": "interval(0.05, 0.5)", "lr": "interval(1e-4, 1e-3)"}},
+         "space.lr: (none) -> interval(1e-4,1e-3)"),
+        ({"objective": "best_return"},
+         'objectives: ["maximize final_return"] -> ["maximize best_return"]'),
+        ({"num_seeds": 5}, "num_seeds: 3 -> 5"),
+    ],
+)  # fmt: skip
+def test_a_change_is_refused_with_its_lines_unless_it_is_allowed(change, line):
+    first, changed = fingerprint_of(), fingerprint_of(**change)
+    assert differences(first, changed) == [line]
+    with pytest.raises(ConfigError) as refused:
+        refuse_change("clip", first, changed, allow=False)
+    assert refused.value.key == "study.name"
+    assert line in str(refused.value)
+    assert "study.allow_change=true" in str(refused.value)
+    refuse_change("clip", first, changed, allow=True)
+
+
+def test_a_changed_base_run_is_a_change():
+    lines = differences(fingerprint_of(), fingerprint_of("gamma=0.9"))
+    assert lines == ["run.gamma: 0.99 -> 0.9"]
+
+
+def test_a_changed_condition_is_a_change():
+    texts = {"memory": "choice(co_resident, shared_trunk)", "lr": "interval(1e-4, 1e-3)"}
+    always = fingerprint_of(space=texts)
+    sometimes = fingerprint_of(space=texts, when={"lr": "memory=shared_trunk"})
+    assert differences(always, sometimes) == ['when.lr: (none) -> ["memory=shared_trunk"]',
+                                              "when: {} -> (none)"][::-1]  # fmt: skip
+
+
+def test_a_long_list_of_changes_is_cut():
+    first, changed = fingerprint_of(), fingerprint_of("env=halfcheetah", "gamma=0.9", "seed=7")
+    with pytest.raises(ConfigError, match=r"and \d+ more"):
+        refuse_change("clip", first, changed, allow=False)

@@ -1,0 +1,349 @@
+"""The study's book: what it gives out, takes back and tells, without training anything."""
+
+import contextlib
+import dataclasses
+import shutil
+import sqlite3
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
+
+from ppo_lab.studies.definition.space import Start
+from ppo_lab.studies.store.database import Database
+from ppo_lab.studies.store.lease import Lease
+from ppo_lab.studies.store.retry import Patience
+from ppo_lab.studies.store.trial_store import Book
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.workers.base import Mark
+from ppo_lab.workers.result import Result
+from tests.helpers.studies import plan_of
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_of("study.num_trials=4", "study.num_seeds=2", "study.storage=sqlite:///study.db")
+
+
+@pytest.fixture
+def open_book(plan, tables, tmp_path, monkeypatch):
+    """Opens the study as another parent each time; a variation is a plan's field."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tables, tmp_path)
+    database = Database(plan.url, tmp_path)
+
+    def open_another(**variations):
+        return Book(dataclasses.replace(plan, **variations), database, Lease(database, 60.0))
+
+    return open_another
+
+
+def summary(seed, final_return, status="finished", reason=None, **measured):
+    return {
+        "seed": seed,
+        "status": status,
+        "reason": reason,
+        "final_return": final_return,
+        "folder": f"seed_{seed}",
+        **measured,
+    }
+
+
+def finished(number, *returns):
+    summaries = [summary(seed, value) for seed, value in enumerate(returns, 1)]
+    return Result(number, "finished", None, summaries)
+
+
+def die(book):
+    """End a parent as a kill would: the kernel frees its lock, nothing is given back."""
+    book._lease._file.close()
+
+
+def test_the_defaults_come_first_and_no_more_than_the_total_is_given_out(open_book):
+    book = open_book()
+    claims = [book.claim() for _ in range(4)]
+    assert claims[0].params == {"epsilon": 0.2}
+    assert claims[0].role == "baseline"
+    assert [claim.number for claim in claims] == [0, 1, 2, 3]
+    assert book.claim() is None  # all are running
+    for claim in claims:
+        book.finish(claim, finished(claim.number, 10.0, 20.0))
+    assert book.claim() is None
+    counts = book.counts()
+    assert (counts.complete, counts.finished, counts.running, counts.total) == (4, 4, 0, 4)
+    assert book.study.trials[1].value == 15.0
+
+
+def test_two_parents_share_the_total(open_book):
+    first, second = open_book(), open_book()
+    numbers = [book.claim().number for book in (first, second, first, second)]
+    assert numbers == [0, 1, 2, 3]
+    assert first.claim() is None
+    assert second.claim() is None
+
+
+def test_a_dead_parents_trial_is_taken_up_under_its_number_with_its_values(open_book):
+    first, second = open_book(), open_book()
+    first.claim()
+    lost = first.claim()
+    kept = second.claim()
+    die(first)
+    taken = {claim.number: claim for claim in (second.claim(), second.claim())}
+    assert taken.keys() == {0, 1}
+    assert taken[1].params == lost.params
+    assert taken[1].attempt == 2
+    assert kept.number == 2  # its own trial is not taken from a living parent
+
+
+def test_a_parent_that_ends_while_another_looks_at_it_is_free(open_book, monkeypatch):
+    first, second = open_book(), open_book()
+    claim = first.claim()
+    lock, exists = Path(first._lease.owner.lock), Path.exists
+
+    def ends_now(path):
+        was_there = exists(path)
+        if path == lock and was_there:
+            first.release(claim)
+            first._lease.close()
+        return was_there
+
+    monkeypatch.setattr(Path, "exists", ends_now)
+    assert second.claim().number == claim.number
+    assert not exists(lock)
+
+
+def test_a_result_that_a_dead_parent_left_is_found_again(open_book, tmp_path):
+    first, second = open_book(), open_book()
+    claim = first.claim()
+    folder = tmp_path / "0000"
+    folder.mkdir()
+    first.note_folder(claim, folder)
+    finished(0, 30.0, 50.0).write(folder)
+    die(first)
+    again = second.claim()
+    assert again.result is not None
+    second.finish(again, again.result)
+    assert second.study.trials[0].value == 40.0
+
+
+def test_a_trial_given_back_is_given_out_again(open_book):
+    book = open_book()
+    claim = book.claim()
+    book.release(claim)
+    again = book.claim()
+    assert (again.number, again.attempt, again.params) == (0, 2, claim.params)
+
+
+@pytest.mark.parametrize("status", ["diverged", "out_of_memory", "over_budget"])
+def test_what_could_not_run_is_pruned_and_ranks_below_all_that_could(open_book, status):
+    book = open_book()
+    good, bad = book.claim(), book.claim()
+    book.finish(good, finished(0, 1.0, 1.0))
+    book.report(bad, Mark(200, (400.0, 500.0)))  # it was far ahead before it broke
+    reason = "the reason"
+    told = book.finish(
+        bad, Result(1, status, reason, [summary(1, 400.0, status, reason), summary(2, 500.0)])
+    )
+    assert told.state is TrialState.PRUNED
+    stored = book.study.trials[1]
+    assert stored.state is TrialState.PRUNED
+    assert stored.constraints == {"ran": 1.0}
+    assert stored.user_attrs["outcome"]["reason"] == reason
+    # Of TPE's two groups the infeasible trial is in the worse one.
+    from optuna.samplers._tpe.sampler import _split_trials
+
+    below, above = _split_trials(book.study, book.study.get_trials(deepcopy=False), 1)
+    assert [trial.number for trial in below] == [0]
+    assert [trial.number for trial in above] == [1]
+
+
+def test_a_trial_without_a_return_did_not_run(open_book):
+    book = open_book()
+    told = book.finish(book.claim(), finished(0, 10.0, None))
+    assert (told.state, told.status) == (TrialState.PRUNED, "no_result")
+    assert told.reason == "a seed has no final_return"
+
+
+def test_a_failed_trial_counts_towards_the_total(open_book):
+    book = open_book()
+    told = book.finish(book.claim(), Result(0, "failed", "killed by SIGSEGV", []))
+    assert told.state is TrialState.FAIL
+    assert book.counts().finished == 1
+
+
+def test_constraints_are_told_for_each_trial(open_book, plan):
+    from ppo_lab.studies.definition.objective import parse_constraints
+
+    constraints = parse_constraints(["wall_time_s <= 10"])
+    book = open_book(constraints=constraints)
+    book.finish(
+        book.claim(),
+        Result(0, "finished", None, [summary(i, 5.0, wall_time_s=4.0 * i) for i in (1, 3)]),
+    )
+    assert book.study.trials[0].constraints == {"wall_time_s<=10": 2.0}  # 12 s, 2 too many
+
+
+def test_defaults_outside_the_space_run_but_no_sampler_sees_them(open_book):
+    outside = plan_of("study.num_trials=3", "epsilon=interval(0.3,0.5)")
+    book = open_book(space=outside.space, starts=outside.starts)
+    claim = book.claim()
+    assert (claim.role, claim.params) == ("baseline", {})
+    told = book.finish(claim, finished(0, 7.0, 9.0))
+    assert (told.state, told.values) == (TrialState.FAIL, [8.0])
+    assert book.study.trials[0].user_attrs["outcome"]["values"] == [8.0]
+    assert 0.3 <= book.claim().params["epsilon"] <= 0.5
+
+
+def test_a_restart_draws_other_samples_than_the_first_start_did(open_book):
+    first = open_book()
+    drawn = [first.claim().params["epsilon"] for _ in range(2)][1]
+    second = open_book()
+    assert second.claim().params["epsilon"] != drawn
+
+
+def test_a_start_that_is_added_to_a_study_runs_next_and_once(open_book, plan):
+    first = open_book()
+    for number in range(2):
+        first.finish(first.claim(), finished(number, 1.0, 1.0))
+    starts = (*plan.starts, Start({"epsilon": 0.3}, is_inside=True))
+    second = open_book(starts=starts)
+    added = second.claim()
+    assert (added.number, added.role, added.params) == (2, "start", {"epsilon": 0.3})
+    assert open_book(starts=starts).claim().role == "search"
+
+
+def test_another_base_run_is_refused_unless_allowed(open_book, plan):
+    open_book()
+    changed = dataclasses.replace(plan.config, lr=1e-4)
+    with pytest.raises(ConfigError, match=r"run\.lr: 0\.001 -> 0\.0001"):
+        open_book(config=changed)
+    allowed = dataclasses.replace(plan.study, allow_change=True)
+    assert open_book(config=changed, study=allowed).counts().total == 4
+
+
+def test_a_trial_told_twice_is_told_once(open_book):
+    book = open_book()
+    claim = book.claim()
+    assert book.finish(claim, finished(0, 1.0, 1.0)) is not None
+    assert book.finish(claim, finished(0, 1.0, 1.0)) is not None
+    assert book.counts().complete == 1
+
+
+class LosesLock:
+    """A database whose lock is lost while its n-th holder is inside, as with its connection."""
+
+    def __init__(self, database, loses_at):
+        self._database, self._left = database, loses_at
+
+    def __getattr__(self, name):
+        return getattr(self._database, name)
+
+    @contextlib.contextmanager
+    def exclusive(self, study):
+        self._left -= 1
+        if self._left:
+            with self._database.exclusive(study):
+                yield
+        else:
+            yield
+            raise OperationalError("COMMIT", {}, sqlite3.OperationalError("the server has gone"))
+
+
+def test_a_claim_whose_lock_was_lost_is_found_and_run(open_book):
+    book = open_book()
+    book._database = LosesLock(book._database, 1)
+    with pytest.raises(OperationalError):
+        book.claim()
+    again = book.claim()
+    assert (again.number, again.params) == (0, {"epsilon": 0.2})
+    book.finish(again, finished(0, 1.0, 1.0))
+    assert book.counts().complete == 1
+
+
+def test_two_claims_of_the_last_trial_at_once_do_not_exceed_the_total(open_book):
+    first, second = open_book(), open_book()
+    claims = [first.claim() for _ in range(3)]
+    broken = LosesLock(first._database, 1)
+    first._database = broken
+    ask = first.study.ask
+
+    def both_ask():
+        # The other parent holds the lock that the first one has lost.
+        claims.append(second.claim())
+        return ask()
+
+    first.study.ask = both_ask
+    with pytest.raises(OperationalError):
+        first.claim()
+    first.study.ask = ask
+    assert first.claim() is None  # its fifth is one too many, and waits
+    for claim in claims:
+        (second if claim is claims[3] else first).finish(claim, finished(claim.number, 1.0, 1.0))
+    assert [trial.state.name for trial in first.study.trials] == ["COMPLETE"] * 4 + ["WAITING"]
+    assert first.counts().finished == 4
+
+
+def test_a_trial_beyond_a_lowered_total_waits_until_the_total_is_raised(open_book, plan):
+    first = open_book()
+    claims = [first.claim() for _ in range(4)]
+    first.finish(claims[0], finished(0, 1.0, 1.0))
+    die(first)  # 1, 2 and 3 were running
+    fewer = open_book(study=dataclasses.replace(plan.study, num_trials=3))
+    assert [fewer.claim().number for _ in range(2)] == [1, 2]
+    assert fewer.claim() is None
+    raised = open_book().claim()
+    assert (raised.number, raised.params) == (3, claims[3].params)
+
+
+class Flaky:
+    """An Optuna storage whose n-th write fails as if the server had gone, before or after it."""
+
+    def __init__(self, storage, fails_at, *, after):
+        self._storage, self._fails_at, self._after, self.num_calls = storage, fails_at, after, 0
+
+    def __call__(self, name):
+        real = getattr(self._storage, name)
+
+        def write(*args, **kwargs):
+            self.num_calls += 1
+            is_due = self.num_calls == self._fails_at
+            error = OperationalError("x", {}, sqlite3.OperationalError("disk I/O error"))
+            if is_due and not self._after:
+                raise error
+            result = real(*args, **kwargs)
+            if is_due:
+                raise error
+            return result
+
+        return write
+
+
+WRITES = (
+    "create_new_trial", "set_trial_user_attr", "set_trial_param", "set_trial_state_values",
+    "set_trial_system_attr", "set_trial_intermediate_value",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("fails_at", range(1, 12))
+def test_an_outage_at_any_write_loses_no_trial(open_book, plan, monkeypatch, fails_at, after):
+    book = open_book(study=dataclasses.replace(plan.study, num_trials=2))
+    flaky = Flaky(book.study._storage, fails_at, after=after)
+    writes = {name: flaky(name) for name in WRITES}
+    for name, write in writes.items():
+        monkeypatch.setattr(book.study._storage, name, write)
+    patience = Patience(10.0)
+    num_told = 0
+    while (claim := patience.call("claim", book.claim)) is not None:
+        patience.call("report", lambda claim=claim: book.report(claim, Mark(200, (1.0, 2.0))))
+        result = finished(claim.number, 1.0, 2.0)
+        assert patience.call("tell", lambda claim=claim, result=result: book.finish(claim, result))
+        num_told += 1
+    assert flaky.num_calls >= fails_at
+    monkeypatch.undo()
+    states = [trial.state for trial in book.study.trials]
+    assert states == [TrialState.COMPLETE] * 2
+    assert num_told == 2
+    assert optuna.get_all_study_names(book.study._storage) == ["quick"]

@@ -1,0 +1,135 @@
+"""Studies as a person runs them: started, stopped, killed, started again."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kill_study import kill_study, processes_of
+from ppo_lab.tracking import read_metrics, read_summary
+from tests.helpers.engine import commanded
+from tests.helpers.studies import QUICK, left_by, started, trials_of
+
+pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="counts processes in /proc")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Four trials of two seeds."""
+    folder = tmp_path_factory.mktemp("study")
+    shown = left_by(started(folder, "study.num_trials=4", "study.num_seeds=2", "seed=5"))
+    return folder, shown
+
+
+def test_each_trial_has_a_folder_of_its_number_with_a_run_per_seed(study):
+    folder, _ = study
+    trials = folder / "outputs" / "studies" / "quick" / "trials"
+    assert sorted(path.name for path in trials.iterdir()) == ["0000", "0001", "0002", "0003"]
+    for trial in trials.iterdir():
+        result = json.loads((trial / "result.json").read_text())
+        assert [summary["seed"] for summary in result["summaries"]] == [5, 6]
+        for seed in (5, 6):
+            summary = read_summary(trial / f"seed_{seed}" / "summary.json")
+            assert summary["study"] == "quick"
+            assert summary["trial"] == int(trial.name)
+            assert read_metrics(trial / f"seed_{seed}" / "metrics.jsonl")
+            assert (trial / f"seed_{seed}" / ".hydra" / "config.yaml").is_file()
+
+
+def test_the_first_trial_is_the_defaults_and_others_are_within_the_space(study):
+    folder, _ = study
+    trials = trials_of(folder)
+    assert trials[0].params == {"epsilon": 0.2}
+    assert trials[0].user_attrs["role"] == "baseline"
+    assert all(0.05 <= trial.params["epsilon"] <= 0.5 for trial in trials)
+    assert not any("role" in trial.user_attrs for trial in trials[1:])
+
+
+def test_a_complete_trials_value_is_the_mean_of_its_seeds(study):
+    folder, _ = study
+    for trial in trials_of(folder):
+        if trial.state.name != "COMPLETE":
+            continue
+        path = folder / "outputs" / "studies" / "quick" / "trials" / f"{trial.number:04}"
+        first, second = (
+            read_summary(path / f"seed_{seed}" / "summary.json")["final_return"] for seed in (5, 6)
+        )
+        assert trial.value == pytest.approx((first + second) / 2)
+
+
+def test_another_space_is_refused_with_the_difference(study, monkeypatch, capsys):
+    folder, _ = study
+    monkeypatch.chdir(folder)
+    overrides = ("study.num_seeds=2", "seed=5", "epsilon=interval(0.05,0.9)")
+    assert commanded(monkeypatch, *QUICK, *overrides) == 2
+    assert "interval(0.05,0.5) -> interval(0.05,0.9)" in capsys.readouterr().err
+    assert len(trials_of(folder)) == 4
+
+
+def test_a_larger_total_adds_the_difference(study):
+    folder, _ = study
+    left_by(started(folder, "study.num_trials=5", "study.num_seeds=2", "seed=5"))
+    trials = trials_of(folder)
+    assert [trial.number for trial in trials] == [0, 1, 2, 3, 4]
+    # Another sampler seed at each start: the first samples are not drawn again.
+    assert len({trial.params["epsilon"] for trial in trials}) == 5
+
+
+def test_killed_trials_and_parents_cost_nothing_but_time(tmp_path):
+    outcome = kill_study(tmp_path, num_trials=6, trial_kill_s=(2.0, 5.0), seed=3)
+    assert outcome.num_parent_kills == 2, (tmp_path / "shown").read_text()
+    assert outcome.is_exact, f"{outcome}\n{(tmp_path / 'shown').read_text()}"
+
+
+def wait_until(condition, timeout_s=90):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+def test_ctrl_c_finishes_trials_and_leaves_their_files_and_twice_gives_them_back(tmp_path):
+    runs = tmp_path / "outputs" / "studies" / "quick" / "trials"
+    once = started(tmp_path, "study.num_trials=50")
+    wait_until(lambda: len(list(runs.glob("*/seed_1/metrics.jsonl"))) >= 2)
+    once.send_signal(signal.SIGINT)
+    shown, _ = once.communicate(timeout=60)
+    assert once.returncode == 130, shown
+    num_finished = len(trials_of(tmp_path))
+    assert {trial.state.name for trial in trials_of(tmp_path)} <= {"COMPLETE", "PRUNED"}
+    assert "of 50 trials" in shown
+    for name in ("best.yaml", "trials.csv", "space.yaml", "importance.json"):
+        assert (tmp_path / "outputs" / "studies" / "quick" / name).is_file()
+
+    endless = ("total_steps=100000000", "compile=never")
+    twice = started(tmp_path / "twice", "study.num_trials=50", *endless)
+    runs = tmp_path / "twice" / "outputs" / "studies" / "quick" / "trials"
+    wait_until(lambda: len(list(runs.glob("*/seed_1/metrics.jsonl"))) >= 2)
+    twice.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    twice.send_signal(signal.SIGINT)
+    shown, _ = twice.communicate(timeout=60)
+    assert twice.returncode == 130, shown
+    given_back = trials_of(tmp_path / "twice")
+    assert {trial.state.name for trial in given_back} == {"RUNNING"}
+    assert all(trial.user_attrs["owner"] is None for trial in given_back)
+    assert processes_of(once.pid) == processes_of(twice.pid) == {}
+    assert num_finished < 50
+
+
+def test_a_stop_file_lets_trials_finish_and_keeps_the_study_from_starting(
+    tmp_path, monkeypatch, capsys
+):
+    process = started(tmp_path, "study.num_trials=50")
+    study = tmp_path / "outputs" / "studies" / "quick"
+    wait_until(lambda: list(study.glob("trials/*/seed_1/metrics.jsonl")))
+    (study / "STOP").touch()
+    left_by(process)
+    num_trials = len(trials_of(tmp_path))
+    assert num_trials < 50
+    monkeypatch.chdir(tmp_path)
+    assert commanded(monkeypatch, *QUICK, "study.num_trials=50") == 2
+    assert "remove the file" in capsys.readouterr().err
+    assert len(trials_of(tmp_path)) == num_trials

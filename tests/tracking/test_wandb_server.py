@@ -1,0 +1,63 @@
+"""W&B with a server that is away, broken, or hangs: a run goes on, at most 10 s later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.stub_server import serve
+from tests.helpers.wandb_processes import CANARY_KEY, Outcome
+
+Run = Callable[..., Outcome]
+
+# What the whole of start, records and finish may cost a run.
+LIMIT_S = 10.0
+
+
+@pytest.mark.parametrize("fault", ["refused", "hang", "401", "500"])
+def test_a_broken_server_delays_the_first_run_at_most_and_the_second_not(
+    run_program: Run, tmp_path: Path, fault: str
+) -> None:
+    outputs = tmp_path / "outputs"
+    with serve(fault) as url:
+        outcome = run_program(outputs, 2, 1, WANDB_BASE_URL=url, WANDB_API_KEY=CANARY_KEY)
+    first, second = outcome.runs
+    assert first["took_s"] <= LIMIT_S
+    assert second["took_s"] <= 1.0
+    assert outcome.wall_s <= LIMIT_S + 5.0  # the start and end of Python are no fault of W&B's
+    for result in (first, second):
+        assert result["num_failures"] == 0
+        assert "/offline-run-" in result["link"]
+    assert outcome.stderr.count("tracking offline") == 1
+    # The failed attempt leaves no empty run behind that `wandb sync` would upload.
+    assert not list((outputs / "wandb").glob("run-*"))
+    assert not any(CANARY_KEY.encode() in p.read_bytes() for p in outputs.rglob("*") if p.is_file())
+
+
+def test_a_server_that_hangs_after_accepting_a_stack_costs_one_finish_for_all_lanes(
+    run_program: Run, inspect: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    outputs = tmp_path / "outputs"
+    with serve("hang_after_init") as url:
+        outcome = run_program(outputs, 1, 3, WANDB_BASE_URL=url, WANDB_API_KEY=CANARY_KEY)
+    assert sum(result["took_s"] for result in outcome.runs) <= LIMIT_S
+    assert outcome.wall_s <= LIMIT_S + 5.0
+    for result in outcome.runs:
+        folder = Path(result["link"].removeprefix("wandb sync "))
+        kinds = [record["type"] for record in inspect(folder)]
+        assert kinds.count("history") == 3  # all rows wait on disk for `wandb sync`
+        assert "exit" in kinds
+
+
+def test_a_good_server_gets_the_run_and_the_link_is_its_page(
+    run_program: Run, tmp_path: Path
+) -> None:
+    with serve("ok") as url:
+        outcome = run_program(
+            tmp_path / "outputs", 1, 1, WANDB_BASE_URL=url, WANDB_API_KEY=CANARY_KEY
+        )
+    assert outcome.runs[0]["link"] == f"{url}/me/ppo_lab/runs/r0-l0"
+    assert outcome.runs[0]["num_failures"] == 0

@@ -1,0 +1,149 @@
+"""W&B without a server: what an offline run holds, read back with W&B's own reader."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppo_lab.tracking import RunInfo, TrackingConfig, TrackingMode, WandbSink
+from tests.helpers.wandb_processes import CANARY_KEY, PROGRAM, Outcome, clean_environment
+
+Run = Callable[..., Outcome]
+Inspect = Callable[[Path], list[dict[str, Any]]]
+
+
+def of_kind(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+def sync_folder(link: str) -> Path:
+    tool, verb, folder = shlex.split(link)
+    assert (tool, verb) == ("wandb", "sync")
+    return Path(folder)
+
+
+@pytest.mark.parametrize(("num_rounds", "num_lanes"), [(2, 1), (1, 3)])
+def test_each_run_holds_its_own_rows_and_nothing_of_the_others(
+    run_program: Run, inspect: Inspect, tmp_path: Path, num_rounds: int, num_lanes: int
+) -> None:
+    outcome = run_program(tmp_path / "outputs", num_rounds, num_lanes)
+    ids = [f"r{number}-l{lane}" for number in range(num_rounds) for lane in range(num_lanes)]
+    assert len(outcome.runs) == len(ids)
+    for run_id, result in zip(ids, outcome.runs, strict=True):
+        number, lane = int(run_id[1]), int(run_id[-1])
+        folder = sync_folder(result["link"])
+        assert folder.parent == tmp_path / "outputs" / "wandb"
+        assert folder.name.startswith("offline-run-")
+        records = inspect(folder)
+        (started,) = of_kind(records, "run")
+        config = dict(started["config"]["update"])
+        config.pop("_wandb")
+        assert config == {"ppo": {"epsilon": 0.2, "limit": "Infinity"}, "run": run_id}
+        assert started["run_id"] == run_id
+        assert started["display_name"] == f"name-{run_id}"
+        assert started["project"] == "ppo_lab"
+        assert started["run_group"] == "grid-1"
+        assert started["job_type"] == "train"
+        assert started["notes"] == "a note"
+        assert sorted(started["tags"]) == ["cartpole", "mine", "x" * 64]  # cut, none empty
+        assert started["resume"] is True
+        history = [row["item"] for row in of_kind(records, "history")]
+        assert [row["global_step"] for row in history] == [100, 200, 300]
+        returns = [row["charts/episodic_return"] for row in history]
+        assert returns == [10.0 + lane, 20.0 + lane, 30.0 + lane]
+        assert [row["losses/value_loss"] for row in history] == ["NaN"] * 3
+        assert history[0]["ppo/ratio.values"] == [1, 2]
+        assert history[0]["ppo/ratio.bins"] == [0, 1, 2]
+        (everything,) = [m for m in of_kind(records, "metric") if m.get("glob_name") == "*"]
+        assert everything["step_metric"] == "global_step"
+        summary: dict[str, Any] = {}
+        for update in of_kind(records, "summary"):
+            summary |= update["update"]
+        assert summary["final_return"] == 30 + lane
+        assert summary["loss"] == "NaN"
+        (ended,) = of_kind(records, "exit")
+        assert ended.get("exit_code", 0) == number
+
+
+def test_no_secret_of_the_environment_or_the_command_line_is_written(
+    run_program: Run, tmp_path: Path
+) -> None:
+    outputs = tmp_path / "outputs"
+    run_program(
+        outputs,
+        1,
+        1,
+        "token=argument-canary",
+        MY_SECRET="environment-canary",
+        WANDB_API_KEY=CANARY_KEY,
+        WANDB_MODE="offline",
+    )
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    for path in files:
+        content = path.read_bytes()
+        for canary in (b"argument-canary", b"environment-canary", CANARY_KEY.encode()):
+            assert canary not in content, path
+
+
+def test_without_a_key_a_terminal_is_not_asked_for_one(tmp_path: Path) -> None:
+    mine, its = pty.openpty()
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, str(PROGRAM), str(tmp_path / "outputs"), "1", "1"],
+        env=clean_environment(tmp_path / "home"),
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+    )
+    os.close(its)
+    try:
+        shown = _read_to_the_end(mine, deadline=begin + 30)
+        assert process.wait(5) == 0, shown
+    finally:
+        process.kill()
+        os.close(mine)
+    assert "wandb sync" in shown
+    assert "(1)" not in shown  # the first line of wandb's menu
+
+
+def _read_to_the_end(terminal: int, deadline: float) -> str:
+    shown = b""
+    while time.perf_counter() < deadline:
+        if select.select([terminal], [], [], 0.2)[0]:
+            try:
+                chunk = os.read(terminal, 4096)
+            except OSError:  # Linux: the other side is closed
+                break
+            if not chunk:
+                break
+            shown += chunk
+    return shown.decode()
+
+
+def test_wandb_mode_disabled_in_the_environment_is_honoured_by_auto(
+    run_program: Run, tmp_path: Path
+) -> None:
+    outcome = run_program(tmp_path / "outputs", 1, 1, WANDB_MODE="disabled")
+    assert outcome.runs[0]["link"] is None
+    assert outcome.runs[0]["num_failures"] == 0
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_disabled_sink_neither_writes_nor_links(tmp_path: Path) -> None:
+    sink = WandbSink(TrackingConfig(mode=TrackingMode.disabled), tmp_path / "outputs")
+    sink.start(RunInfo(tmp_path, "r", "n", None, (), 1, {}))
+    sink.finish({}, 0)
+    assert sink.link is None
+    assert not (tmp_path / "outputs").exists()

@@ -1,0 +1,186 @@
+"""A lane's numbers are those of its config run alone; what may differ in a stack and what not."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from ppo_lab.config.lanes import LANE_KEYS, check_stack
+from ppo_lab.config.run import Config, Schedule
+from ppo_lab.ppo.update import AdvantageNormalization
+from ppo_lab.training.lane_values import LaneTensors, scheduled
+from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
+from tests.helpers.trainers import (
+    CPU,
+    PENDULUM,
+    TWENTY_STEPS,
+    config,
+    lane_of,
+    lanes_of,
+    largest_difference,
+    numbers_of,
+    record_rows,
+    weights,
+)
+
+# Four lanes that agree in no number a lane may have to itself.
+FOUR = (
+    {"seed": 1, "epsilon": 0.2, "lr": 1e-3, "gamma": 0.99},
+    {"seed": 2, "epsilon": None, "lr": 3e-3, "gamma": 0.9, "max_grad_norm": None},
+    {"seed": 3, "epsilon": 0.05, "lr": 1e-2, "target_kl": 0.002, "gae_lambda": 0.5},
+    {
+        "seed": 2**40,
+        "total_steps": 50_000,
+        "epsilon": 0.1,
+        "epsilon_high": 0.3,
+        "dual_clip": 3.0,
+        "value_epsilon": 0.2,
+        "entropy_coef": 0.01,
+        "value_coef": 0.25,
+        "lr_schedule": Schedule.linear,
+        "epsilon_schedule": Schedule.linear,
+        "max_grad_norm": 0.1,
+    },
+)
+STACKABLE = ("co_resident", "shared_trunk")
+
+
+def four_lanes(*overrides):
+    return lanes_of(config(*TWENTY_STEPS, *overrides), *FOUR)
+
+
+@pytest.mark.parametrize("strategy", STACKABLE)
+@pytest.mark.parametrize("env", [(), PENDULUM], ids=["discrete", "continuous"])
+def test_a_lane_equals_itself_alone_after_20_gradient_steps_on_one_rollout(strategy, env):
+    stack = Trainer(four_lanes(f"memory={strategy}", *env))
+    rows = record_rows(stack)
+    diagnostics = stack.update(rows)
+    assert diagnostics.gradient_steps[2] < 20  # target_kl really stopped one lane
+    assert diagnostics.gradient_steps[[0, 1, 3]].tolist() == [20, 20, 20]
+    for lane, lane_config in enumerate(stack.configs):
+        alone = Trainer([lane_config])
+        alone_diagnostics = alone.update(lane_of(rows, lane))
+        assert largest_difference(weights(stack, lane), weights(alone)) < 1e-6
+        for mine, theirs in zip(numbers_of(diagnostics), numbers_of(alone_diagnostics)):
+            torch.testing.assert_close(mine[lane], theirs[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", STACKABLE)
+@pytest.mark.parametrize("env", [(), PENDULUM], ids=["discrete", "continuous"])
+def test_a_lane_equals_itself_alone_over_the_first_free_running_iteration(strategy, env):
+    configs = four_lanes(f"memory={strategy}", *env)
+    one_iteration = [dataclasses.replace(c, total_steps=c.num_rows) for c in configs]
+    records = {}
+    stack = Trainer(one_iteration, records.__setitem__)
+    results = stack.run()
+    for lane, lane_config in enumerate(one_iteration):
+        mine = {}
+        alone = Trainer([lane_config], mine.__setitem__)
+        (result,) = alone.run()
+        assert largest_difference(weights(stack, lane), weights(alone)) < 1e-6
+        assert results[lane].history.returns == pytest.approx(result.history.returns, rel=1e-6)
+        names = {n for n in mine[0].metrics if not n.startswith(("time/", "perf/", "charts/SPS"))}
+        assert names <= records[lane].metrics.keys()
+        for name in names:
+            expected = pytest.approx(mine[0].metrics[name], rel=1e-3, abs=1e-5)
+            assert records[lane].metrics[name] == expected, name
+
+
+def test_equal_configs_in_different_places_of_a_stack_are_equal_bit_for_bit():
+    stack = Trainer(lanes_of(config(*TWENTY_STEPS), {}, {"seed": 9}, {}))
+    stack.update(record_rows(stack))
+    assert torch.equal(weights(stack, 0), weights(stack, 2))
+    assert not torch.equal(weights(stack, 0), weights(stack, 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_envs": 4},
+        {"num_steps": 64},
+        {"num_epochs": 3},
+        {"num_minibatches": 2},
+        {"adam_eps": 1e-8},
+        {"bootstrap_truncated": False},
+        {"advantage_normalization": AdvantageNormalization.none},
+        {"network": config("network=small").network},
+        {"env": config("env=acrobot").env},
+        {"memory": config("memory=shared_trunk").memory},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_the_program_is_made_of_must_be_equal_in_a_stack(change):
+    (key,) = change
+    with pytest.raises(ConfigError, match=f"^{key}=.*must equal") as refusal:
+        check_stack(lanes_of(config(), {}, change))
+    assert refusal.value.key == key
+
+
+def test_every_lane_key_may_differ_in_a_stack():
+    check_stack(lanes_of(config(), *FOUR))
+    fields = {field.name for field in dataclasses.fields(Config)}
+    assert fields >= LANE_KEYS
+    used = {key for change in FOUR for key in change}
+    assert used >= LANE_KEYS - {"name", "tracking"}  # the stack above tries every one
+
+
+def coefficients(iteration, *changes, total_steps=10_240):
+    base = dataclasses.replace(config(), total_steps=total_steps)  # 10 iterations of 1024
+    configs = lanes_of(base, *changes)
+    assert configs[0].num_iterations == 10
+    return LaneTensors(configs, CPU, torch.float64).coefficients(iteration)
+
+
+def test_annealing_starts_at_the_full_value_and_ends_at_an_nth():
+    # CleanRL's: 1 - iteration / n, so with n = 10 the last update (iteration 9) runs at a tenth.
+    linear = {"lr": 1e-3, "lr_schedule": Schedule.linear, "epsilon_schedule": Schedule.linear}
+    for iteration, share in ((0, 1.0), (5, 0.5), (9, 0.1)):
+        found = coefficients(iteration, linear, {"lr": 1e-3})
+        assert found.lr.tolist() == pytest.approx([1e-3 * share, 1e-3])
+        assert found.clip.low.tolist() == pytest.approx([0.2 * share, 0.2])
+        assert found.clip.high.tolist() == pytest.approx([0.2 * share, 0.2])
+
+
+def test_an_asymmetric_clip_anneals_both_sides():
+    change = {"epsilon": 0.2, "epsilon_high": 0.4, "epsilon_schedule": Schedule.linear}
+    clip = coefficients(5, change).clip
+    assert (clip.low.item(), clip.high.item()) == pytest.approx((0.1, 0.2))
+
+
+def test_epsilon_none_stays_infinite_under_annealing():
+    for iteration in (0, 9):
+        change = {"epsilon": None, "epsilon_schedule": Schedule.linear}
+        clip = coefficients(iteration, change, {}).clip
+        assert clip.low[0] == clip.high[0] == math.inf
+
+
+def test_what_no_lane_uses_is_absent_and_what_one_lane_uses_is_infinite_in_the_others():
+    none = coefficients(0, {}, {})
+    assert none.target_kl is none.dual_clip is none.value_epsilon is None
+    some = coefficients(0, {"target_kl": 0.01, "max_grad_norm": None}, {"dual_clip": 3.0})
+    assert some.target_kl.tolist() == [0.01, math.inf]
+    assert some.dual_clip.tolist() == [math.inf, 3.0]
+    assert some.max_grad_norm.tolist() == [math.inf, 0.5]
+    assert some.value_epsilon is None
+
+
+def test_scheduled_metrics_say_what_the_coefficients_are():
+    change = {"lr": 1e-3, "lr_schedule": Schedule.linear, "epsilon_schedule": Schedule.linear}
+    base = dataclasses.replace(config(), total_steps=10_240)
+    configs = lanes_of(base, change, {"epsilon": None})
+    lanes = LaneTensors(configs, CPU, torch.float64)
+    for iteration in range(10):
+        found = lanes.coefficients(iteration)
+        metrics = [scheduled(c, iteration) for c in configs]
+        assert [m["charts/learning_rate"] for m in metrics] == pytest.approx(found.lr.tolist())
+        assert metrics[0]["ppo/epsilon"] == pytest.approx(found.clip.low[0].item())
+        assert "ppo/epsilon" not in metrics[1]  # there is no clip to report
+
+
+def test_the_first_update_runs_at_lr_and_the_last_at_an_nth_of_it():
+    rates = []
+    base = config("total_steps=4096", "lr=0.001", "lr_schedule=linear", "num_epochs=1")
+    Trainer([base], lambda lane, record: rates.append(record.metrics["charts/learning_rate"])).run()
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])

@@ -1,0 +1,265 @@
+"""Trials as lanes of workers' stacks: what is told, what a death costs, what runs where."""
+
+import dataclasses
+import os
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ppo_lab.config.run import Config
+from ppo_lab.runner.stack import Stack
+from ppo_lab.studies.choose_executor import choose_executor, why_not_stacked
+from ppo_lab.tracking import read_metrics, read_summary
+from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.workers import Exited, ProcessExecutor, Reported, slots
+from ppo_lab.workers.base import Mark, Task, Verdict
+from ppo_lab.workers.result import read_result
+from ppo_lab.workers.slots import choose_lanes
+from ppo_lab.workers.stacked import StackedExecutor
+from ppo_lab.workers.trial import TrialEntry
+from tests.helpers.studies import left_by, plan_of, started, trials_of
+
+STACKED = "study.executor=stacked"
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_of("study.num_seeds=2", "study.storage=sqlite:///study.db", "num_envs=2",
+                   "compile=never")  # fmt: skip
+
+
+def task_of(plan, folder, number=0, *, marks=(), **changes):
+    folder = folder / f"{number:04}"
+    folder.mkdir(parents=True)
+    configs = tuple(dataclasses.replace(c, **changes) for c in plan.trial_configs({"epsilon": 0.2}))
+    return Task(number, folder, configs, ("epsilon=0.2",), marks=marks, group="quick")
+
+
+@pytest.fixture
+def executor(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    running = StackedExecutor(1, 4, tmp_path, num_seeds=2)
+    yield running
+    running.close()
+
+
+def until_exits(executor, count, answer=None, timeout_s=120.0):
+    """Return what the executor tells, up to ``count`` exits; marks are answered by ``answer``."""
+    events, deadline = [], time.monotonic() + timeout_s
+    while sum(isinstance(event, Exited) for event in events) < count:
+        assert time.monotonic() < deadline, events
+        for event in executor.wait(0.5):
+            events.append(event)
+            if isinstance(event, Reported) and isinstance(event.message, Mark) and answer:
+                executor.tell(event.number, Verdict(event.message.step, answer(event)))
+    return events
+
+
+def test_trials_share_a_stack_and_each_reports_its_marks_and_then_its_end(plan, tmp_path, executor):
+    assert executor.num_slots == 3  # two trials of two seeds in four lanes, and one that waits
+    for number in range(3):
+        executor.start(task_of(plan, tmp_path, number, marks=(500, 1000)))
+    assert sorted(executor.slots().values()) == [0, 1, 2]
+    events = until_exits(executor, 3, answer=lambda event: None)
+    for number in range(3):
+        mine = [event for event in events if event.number == number]
+        marks = [e.message for e in mine if isinstance(e, Reported) and isinstance(e.message, Mark)]
+        assert [mark.step for mark in marks] == [500, 1000]
+        assert len(marks[0].returns) == 2
+        assert mine[-1] == Exited(number, 0)
+        result = read_result(tmp_path / f"{number:04}")
+        assert result.status == "finished"
+        assert [summary["seed"] for summary in result.summaries] == [1, 2]
+        assert result.summaries[0]["stack"]["num_lanes"] == 4
+    assert executor.slots() == {}
+
+
+def test_a_verdict_ends_its_trial_and_the_next_takes_its_lanes(plan, tmp_path, executor):
+    for number in range(3):
+        executor.start(task_of(plan, tmp_path, number, marks=(500,), total_steps=20_480))
+    events = until_exits(executor, 3, answer=lambda e: "behind" if e.number == 1 else None)
+    ends = [event.number for event in events if isinstance(event, Exited)]
+    assert ends[0] == 1
+    results = [read_result(tmp_path / f"{number:04}") for number in range(3)]
+    assert [result.status for result in results] == ["finished", "pruned", "finished"]
+    assert results[1].reason == "behind"
+    assert results[1].summaries[0]["env_steps"] < 20_480
+    assert [s["stack"]["lane"] for s in results[2].summaries] == [2, 3]  # those of trial 1
+
+
+def test_a_trial_that_is_stopped_ends_alone(plan, tmp_path, executor):
+    executor.start(task_of(plan, tmp_path, 0, total_steps=10**9))
+    executor.start(task_of(plan, tmp_path, 1))
+    while not executor.wait(0.5):  # until one of them is under way
+        pass
+    executor.stop(0)
+    until_exits(executor, 2)
+    assert read_result(tmp_path / "0000").status == "interrupted"
+    assert read_result(tmp_path / "0001").status == "finished"
+
+
+def test_a_killed_worker_costs_its_trials_only_and_the_next_trial_starts_another(
+    plan, tmp_path, executor
+):
+    for number in (0, 1):
+        executor.start(task_of(plan, tmp_path, number, total_steps=10**9))
+    os.kill(executor._workers[0].process.pid, signal.SIGKILL)
+    exits = [event for event in until_exits(executor, 2) if isinstance(event, Exited)]
+    assert exits == [Exited(0, -signal.SIGKILL), Exited(1, -signal.SIGKILL)]
+    assert read_result(tmp_path / "0000") is None
+    executor.start(task_of(plan, tmp_path, 2))
+    assert until_exits(executor, 1)[-1] == Exited(2, 0)
+    assert read_result(tmp_path / "0002").status == "finished"
+
+
+def test_closing_ends_what_runs_with_its_folders_complete(plan, tmp_path, executor):
+    executor.start(task_of(plan, tmp_path, 0, total_steps=10**9))
+    while not executor.wait(0.5):
+        pass
+    executor.close()
+    assert executor.slots() == {}
+    summary = read_summary(tmp_path / "0000" / "seed_1" / "summary.json")
+    assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by a signal")
+
+
+class Pipe:
+    """Keeps what a trial sends; there is never a verdict."""
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, message, /):
+        self.sent.append(message)
+
+    def poll(self, timeout=0.0, /):
+        return False
+
+    def fileno(self):
+        return 1  # always writable, as far as select can tell
+
+
+def test_a_trial_whose_stack_failed_runs_again_and_reports_no_mark_twice(
+    plan, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    update = Trainer.update
+
+    def fails_beside_another(trainer, rows):
+        if trainer.iteration == 4 and len(trainer.live_lanes) > 2:
+            raise RuntimeError("too many at once")
+        return update(trainer, rows)
+
+    monkeypatch.setattr(Trainer, "update", fails_beside_another)
+    stack, pipes, ended = Stack(4), [Pipe(), Pipe()], []
+    for number, pipe in enumerate(pipes):
+        # Iterations of 256 steps: the stack fails between the two marks.
+        task = task_of(plan, tmp_path, number, marks=(500, 1500))
+        stack.put(TrialEntry(task, pipe, lambda number=number: ended.append(number)))
+    while stack.has_work:
+        stack.step()
+    stack.close()
+    assert ended == [0, 1]
+    for number, pipe in enumerate(pipes):
+        marks = [message.step for message in pipe.sent if isinstance(message, Mark)]
+        assert marks == [500, 1500]
+        result = read_result(tmp_path / f"{number:04}")
+        assert result.status == "finished"
+        rows = read_metrics(tmp_path / f"{number:04}" / "seed_1" / "metrics.jsonl")
+        assert [row["iteration"] for row in rows] == list(range(1, 9))
+
+
+def test_trials_of_one_program_share_a_worker_where_there_are_several(plan, tmp_path):
+    executor = StackedExecutor(2, 4, tmp_path, num_seeds=2)
+    keys = {}
+
+    def keep(index):
+        worker = keys.setdefault(index, dataclasses.make_dataclass("Worker", ["tasks"])({}))
+        executor._workers[index] = worker
+        return worker
+
+    executor._start_worker = keep
+    sent = []
+    for number, key in enumerate("abaabb"):  # three each: as many as a worker takes
+        index = executor._choose(key)
+        keep(index).tasks[number] = key
+        sent.append(index)
+    assert sent == [0, 1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ((), None),
+        (("memory=shared_trunk",), None),
+        (("study.objective=forecast_vram_gib", "study/pruner=none"), None),
+        (("memory=offloaded_optimizer",), "memory=offloaded_optimizer trains 1 lane"),
+        (("memory=choice(co_resident,parked)",), "memory is varied"),
+        (("study.constraints=['env_steps_per_s >= 100']",), "env_steps_per_s is measured"),
+        (("study.objective=wall_time_s", "study/pruner=none"), "wall_time_s is measured"),
+    ],
+)
+def test_what_a_stack_cannot_run_runs_as_processes_and_says_why(overrides, reason):
+    told = []
+    plan = plan_of(STACKED, *overrides)
+    found = why_not_stacked(plan)
+    executor = choose_executor(plan, told.append)
+    executor.close()
+    if reason is None:
+        assert found is None
+        assert isinstance(executor, StackedExecutor)
+        assert told == []
+    else:
+        assert found.startswith(reason)
+        assert isinstance(executor, ProcessExecutor)
+        assert told == [f"study.executor=stacked runs as processes here: {found}"]
+
+
+def test_a_stack_has_no_more_lanes_than_there_are_runs_and_eight_on_a_cpu():
+    config: Config = plan_of("device=cpu").config
+    assert choose_lanes("auto", config) == 8
+    assert choose_lanes(50, config) == 50
+    assert [choose_lanes("auto", config, num_seeds=n) for n in (2, 3, 5, 9)] == [8, 9, 10, 9]
+    assert choose_lanes(8, config, num_seeds=3) == 8
+    # A grid may begin with a strategy of one lane and go on with others.
+    assert choose_lanes("auto", plan_of("memory=offloaded_optimizer").config) == 8
+    few = choose_executor(plan_of(STACKED, "study.num_trials=5", "study.num_seeds=2"), print)
+    assert few.num_slots == 2 * (3 + 1)  # 3 trials for each of two workers, and one that waits
+    few.close()
+
+
+@pytest.mark.parametrize(
+    # 10 GiB less half a GiB of CUDA's own, of which nine tenths: 8.55 GiB for lanes.
+    ("lane_gib", "num_sharing", "lanes"),
+    [(0.1, 1, 85), (0.1, 2, 40), (9.0, 1, 1), (0.0001, 1, 4096)],
+)
+def test_a_gpu_gets_as_many_lanes_as_fit_by_forecast(monkeypatch, lane_gib, num_sharing, lanes):
+    gib = 1024**3
+    own = SimpleNamespace(num_bytes=gib // 4)
+    peak = SimpleNamespace(total=lane_gib * gib)
+    planned = SimpleNamespace(peak=peak, context=own, workspace=own)
+    monkeypatch.setattr(slots, "forecast", lambda config: planned)
+    monkeypatch.setattr(slots, "budget_bytes", lambda config: 10 * gib)
+    config = plan_of().config
+    monkeypatch.setattr(Config, "torch_device", torch.device("cuda"))
+    assert choose_lanes("auto", config, num_sharing=num_sharing) == lanes
+
+
+def test_a_study_refuses_the_launcher_of_grids_and_names_its_own_executor():
+    with pytest.raises(ConfigError, match=r"^hydra/launcher=stacked: .*study.executor=stacked"):
+        plan_of("hydra/launcher=stacked")
+
+
+def test_a_stacked_study_is_booked_like_any_other(tmp_path):
+    process = started(tmp_path, STACKED, "study.num_trials=4", "study.num_seeds=2")
+    shown = left_by(process)
+    trials = trials_of(tmp_path)
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4
+    assert "4 of 4 trials" in shown
+    folder = tmp_path / "outputs" / "studies" / "quick"
+    rows = read_metrics(folder / "trials" / "0000" / "seed_2" / "metrics.jsonl")
+    assert [row["iteration"] for row in rows] == [1, 2]
+    assert "see ../../worker_" in (folder / "trials" / "0000" / "log").read_text()

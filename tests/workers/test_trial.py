@@ -1,0 +1,295 @@
+"""A trial's own process: its seeds, its reports, its end; and the parent that reads them."""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from ppo_lab.studies.definition.plan import Plan
+from ppo_lab.studies.display.events import TrialEnded, TrialRetried
+from ppo_lab.studies.scheduler import Ending, Parent, Signals
+from ppo_lab.studies.store.database import Database
+from ppo_lab.studies.store.lease import Lease
+from ppo_lab.studies.store.retry import Patience
+from ppo_lab.studies.store.trial_store import Book
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.workers import Executor, Exited, ProcessExecutor, Reported
+from ppo_lab.workers.base import Mark, Note, Task, Verdict
+from ppo_lab.workers.result import Result, read_result
+from ppo_lab.workers.trial import run_trial
+from tests.helpers.studies import plan_of
+
+WEIRD = """
+import gymnasium as gym
+import numpy as np
+import torch
+
+class Weird(gym.Env):
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    def __init__(self, fault=""):
+        self.fault, self.steps = fault, 0
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 150:
+            if self.fault == "memory":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            if self.fault == "raise":
+                raise RuntimeError("the pole caught fire")
+        reward = float("nan") if self.fault == "reward" and self.steps > 150 else 1.0
+        return np.zeros(2, np.float32), reward, self.steps % 50 == 0, False, {}
+
+gym.register("Weird-v0", Weird)
+"""
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_of("study.num_trials=3", "study.num_seeds=2", "study.storage=sqlite:///study.db",
+                   "compile=never")  # fmt: skip
+
+
+def task_of(plan, folder, *, marks=(), **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    configs = tuple(dataclasses.replace(c, **changes) for c in plan.trial_configs({"epsilon": 0.2}))
+    return Task(0, folder, configs, ("epsilon=0.2",), marks=marks, group="quick")
+
+
+@pytest.fixture
+def weird(tmp_path, monkeypatch):
+    """Makes the environment whose fault is chosen, as a config."""
+    (tmp_path / "weird.py").write_text(WEIRD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def env(fault):
+        plan = plan_of("env=gymnasium", "env.id=weird:Weird-v0", f"+env.kwargs.fault={fault}")
+        return plan.config.env
+
+    return env
+
+
+class Pipe:
+    """The parent's end, answering each mark from a list of verdicts."""
+
+    def __init__(self, stop_at=None):
+        self.sent, self.stop_at, self._replies = [], stop_at, []
+
+    def send(self, message):
+        self.sent.append(message)
+        if isinstance(message, Mark):
+            stop = "behind" if message.step == self.stop_at else None
+            self._replies.append(Verdict(message.step, stop))
+
+    def poll(self, timeout=0.0):
+        return bool(self._replies)
+
+    def recv(self):
+        return self._replies.pop(0)
+
+    def fileno(self):
+        return 1  # always writable, as far as select can tell
+
+
+def test_marks_are_reported_once_each_with_every_seeds_return(plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipe = Pipe()
+    # Iterations end at 1,024 and 2,048 steps. The first is past two marks; the last reports none.
+    task = task_of(plan, tmp_path / "0000", marks=(500, 1000, 1500))
+    result = run_trial(task, pipe)
+    marks = [message for message in pipe.sent if isinstance(message, Mark)]
+    assert [mark.step for mark in marks] == [500, 1000]
+    assert all(len(mark.returns) == 2 and None not in mark.returns for mark in marks)
+    assert result.status == "finished"
+    assert read_result(tmp_path / "0000") == result
+    notes = [message for message in pipe.sent if isinstance(message, Note)]
+    assert notes[0].step == 1024
+    assert notes[0].env_steps_per_s > 0
+
+
+def test_a_verdict_ends_the_trial_in_all_its_seeds(plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = task_of(plan, tmp_path / "0000", marks=(500, 1000, 1500))
+    result = run_trial(task, Pipe(stop_at=500))
+    assert (result.status, result.reason) == ("pruned", "behind")
+    assert [summary["env_steps"] for summary in result.summaries] == [1024, 1024]
+
+
+def test_seeds_run_one_after_the_other_where_a_strategy_holds_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = plan_of("memory=offloaded_optimizer", "study.num_seeds=2")
+    pipe = Pipe()
+    result = run_trial(task_of(plan, tmp_path / "0000", marks=(1000,)), pipe)
+    assert [summary["seed"] for summary in result.summaries] == [1, 2]
+    (mark,) = (message for message in pipe.sent if isinstance(message, Mark))
+    assert None not in mark.returns  # told only once both seeds are past it
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "reason"),
+    [
+        ("reward", "diverged", "is nan"),
+        ("memory", "out_of_memory", "memory"),
+        ("raise", "failed", "the pole caught fire"),
+    ],
+)
+def test_nan_a_full_memory_and_an_error_end_the_trial_with_their_reason(
+    plan, tmp_path, weird, fault, status, reason
+):
+    # One update: after an OOM the forecasts of what would fit count every one of them.
+    short = {"num_epochs": 1, "num_minibatches": 1}
+    task = task_of(plan, tmp_path / "0000", env=weird(fault), **short)
+    result = run_trial(task, Pipe())
+    assert result.status == status
+    assert reason in result.reason
+
+
+@pytest.fixture
+def executor():
+    running = ProcessExecutor(2, devices=["7"])
+    yield running
+    running.close()
+
+
+def until_exit(executor, timeout_s=60.0):
+    """Return what the executor tells, up to the first exit."""
+    events, deadline = [], time.monotonic() + timeout_s
+    while not any(isinstance(event, Exited) for event in events):
+        assert time.monotonic() < deadline, events
+        events += executor.wait(0.5)
+    return events
+
+
+def test_a_process_reports_before_its_exit_and_sees_the_device_of_its_slot(
+    plan, tmp_path, monkeypatch, executor
+):
+    monkeypatch.chdir(tmp_path)
+    executor.start(task_of(plan, tmp_path / "0000", marks=(1000,)))
+    assert executor.slots() == {0: 0}
+    pid = executor._running[0].process.pid
+    events = until_exit(executor)
+    assert isinstance(events[0], Reported)
+    assert events[-1] == Exited(0, 0)
+    assert executor.slots() == {}
+    executor.tell(0, Verdict(1000, "too late"))  # a verdict for who has gone is no error
+    executor.stop(0)
+    assert pid not in [child.pid for child in multiprocessing.active_children()]
+    log = (tmp_path / "0000" / "log").read_text()
+    assert "CUDA_VISIBLE_DEVICES=7" in log
+
+
+def test_a_killed_process_costs_its_trial_only(plan, tmp_path, monkeypatch, executor):
+    monkeypatch.chdir(tmp_path)
+    executor.start(task_of(plan, tmp_path / "0000", total_steps=10**9))
+    executor.start(dataclasses.replace(task_of(plan, tmp_path / "0001"), number=1))
+    os.kill(executor._running[0].process.pid, signal.SIGKILL)
+    exits = [event for event in until_exit(executor) if isinstance(event, Exited)]
+    assert exits == [Exited(0, -signal.SIGKILL)]
+    assert until_exit(executor)[-1] == Exited(1, 0)
+    assert read_result(tmp_path / "0000") is None
+    assert read_result(tmp_path / "0001").status == "finished"
+
+
+class Scripted(Executor):
+    """Ends each attempt at a trial as its script says: with a status, or None for a crash."""
+
+    num_slots = 1
+
+    def __init__(self, script):
+        self.script = {number: list(outcomes) for number, outcomes in script.items()}
+        self.exits = []
+
+    def slots(self):
+        return {number: 0 for number, _ in self.exits}
+
+    def start(self, task):
+        status = self.script[task.number].pop(0)
+        if status is not None:
+            summaries = [{"seed": 1, "status": status, "reason": "so", "final_return": 3.0}]
+            Result(task.number, status, "so", summaries).write(task.folder)
+        self.exits.append((task.number, 0 if status else -signal.SIGSEGV))
+
+    def tell(self, number, verdict):
+        raise AssertionError("nothing is reported here")
+
+    def wait(self, timeout_s):
+        exits, self.exits = self.exits, []
+        return [Exited(number, code) for number, code in exits]
+
+    def stop(self, number):
+        raise AssertionError("nothing is stopped here")
+
+    def close(self):
+        self.exits = []
+
+
+class Seen(list):
+    """A watcher that keeps what it is told."""
+
+    handle = list.append
+
+    def tick(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def run_parent(plan, folder, script):
+    database = Database(plan.url, folder)
+    lease, patience, seen = Lease(database, 60.0), Patience(10.0), Seen()
+    book = Book(plan, database, lease)
+    signals = Signals(lambda line: None)
+    parent = Parent(plan, book, lease, Scripted(script), patience, signals, [seen])
+    return parent.run(), book.study.trials, seen
+
+
+def test_a_crash_is_run_again_in_a_folder_of_its_own_until_retries_are_spent(
+    plan, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    crashes = [None] * 3  # max_retries is 2
+    script = {0: [None, "finished"], 1: crashes, 2: ["failed", "out_of_memory"]}
+    ending, trials, seen = run_parent(plan, tmp_path, script)
+    assert ending is Ending.complete
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "PRUNED"]
+    ended = [event for event in seen if isinstance(event, TrialEnded)]
+    assert [event.reason for event in ended] == ["so", "killed by SIGSEGV", "so"]
+    assert sum(isinstance(event, TrialRetried) for event in seen) == 1 + 2 + 1
+    folders = sorted(
+        str(path.relative_to(tmp_path / plan.folder / "trials"))
+        for path in (tmp_path / plan.folder / "trials").rglob("*")
+        if path.is_dir()
+    )
+    assert folders == [
+        "0000", "0000/attempt_2",
+        "0001", "0001/attempt_2", "0001/attempt_3",
+        "0002", "0002/attempt_2",
+    ]  # fmt: skip
+
+
+class Refusing(Plan):
+    """A plan with a hole between its corners."""
+
+    def trial_configs(self, params):
+        if params["epsilon"] != 0.2:
+            raise ConfigError("epsilon", params["epsilon"], "must be 0.2")
+        return super().trial_configs(params)
+
+
+def test_parameters_that_no_run_can_have_end_their_trial_and_not_the_study(
+    plan, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    ending, trials, seen = run_parent(Refusing(**fields), tmp_path, {0: ["finished"]})
+    assert ending is Ending.complete
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "PRUNED"]
+    assert trials[1].constraints == {"ran": 1.0}
+    reasons = [event.reason for event in seen if isinstance(event, TrialEnded)]
+    assert "must be 0.2" in reasons[1]
