@@ -35,7 +35,7 @@ from typing import TypeGuard
 import torch
 
 from benchmarks.result_page import publish, table
-from ppo_lab.compiler.cuda_graphs import GraphRecorder, HostRecorder
+from ppo_lab.compiler.cuda_graphs import GraphCapturer, HostRecorder
 from ppo_lab.config.choices import Compile
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.devices.pcie import DeviceWindow
@@ -94,7 +94,7 @@ _SIZES = {
 class HostTrainer(Trainer):
     """A trainer on the CPU whose programs are recordings, as on CUDA."""
 
-    def _build_recorder(self, device: torch.device) -> GraphRecorder:  # noqa: ARG002
+    def _build_recorder(self, device: torch.device) -> GraphCapturer:  # noqa: ARG002
         return HostRecorder()
 
 

@@ -71,7 +71,7 @@ def kill_study(
     pick = random.Random(seed)
     command = [
         sys.executable, "-m", "ppo_lab", "study=default", "epsilon=interval(0.05,0.5)",
-        "study.name=killed", f"study.num_trials={num_trials}", "study.num_slots=2",
+        "study.name=killed", f"study.num_trials={num_trials}", "study.num_workers=2",
         "study.max_retries=1000", "network=tiny", "total_steps=4096", "tracking=local",
         *overrides,
     ]  # fmt: skip

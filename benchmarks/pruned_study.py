@@ -74,7 +74,7 @@ def run_study(variant: str, plan: Plan, seed: int, folder: Path) -> Outcome:
     command = [
         sys.executable, "-m", "ppo_lab", "sweep=epsilon", "study.name=epsilon", "network=tiny",
         "tracking=local", f"total_steps={plan.num_steps}", f"study.num_trials={plan.num_trials}",
-        f"study.num_seeds={plan.num_seeds}", f"study.num_slots={plan.num_slots}",
+        f"study.num_seeds={plan.num_seeds}", f"study.num_workers={plan.num_slots}",
         f"study.confirm.seeds={_NUM_FRESH_SEEDS}", f"study.seed={seed}",
         *_VARIANTS[variant], *plan.overrides,
     ]  # fmt: skip

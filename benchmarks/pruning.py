@@ -73,12 +73,12 @@ def draw_arms(seed: int, *, noise: float, num_arms: int, num_seeds: int) -> tupl
 def run_study(arms: Arms, ends: Array, pruner: BasePruner) -> Outcome:
     """Run every arm as a trial of one study, one after the other."""
     study = optuna.create_study(direction="maximize", pruner=pruner)
-    num_marks, scores, pruned = 0, {}, set()
+    num_reports, scores, pruned = 0, {}, set()
     for arm, curves in enumerate(arms.returns):
         trial = study.ask()
         for mark in range(NUM_MARKS):
             report(trial, mark + 1, curves[:, mark].tolist())
-            num_marks += 1
+            num_reports += 1
             if mark + 1 < NUM_MARKS and trial.should_prune():
                 pruned.add(arm)
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -87,7 +87,7 @@ def run_study(arms: Arms, ends: Array, pruner: BasePruner) -> Outcome:
             scores[arm] = float(curves[:, -1].mean())
             study.tell(trial, scores[arm])
     chosen = max(scores, key=scores.__getitem__)
-    saved_frac = 1 - num_marks / (len(arms.returns) * NUM_MARKS)
+    saved_frac = 1 - num_reports / (len(arms.returns) * NUM_MARKS)
     return Outcome(arms.best in pruned, saved_frac, float(ends[arms.best] - ends[chosen]))
 
 

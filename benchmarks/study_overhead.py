@@ -31,7 +31,7 @@ _RUN = ["network=tiny", "total_steps=1024"]
 _STUDY = [
     "study=default",
     "epsilon=interval(0.05,0.5)",
-    "study.num_slots=1",
+    "study.num_workers=1",
     "study/pruner=none",
     "network=tiny",
 ]

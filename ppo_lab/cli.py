@@ -86,7 +86,7 @@ def main() -> None:
         _show_forecasts([(job, resolve_memory(job.config)) for job in jobs])
         return
     _check_budgets([resolve_memory(job.config) for job in jobs])
-    is_multirun = command is not None and (not jobs or jobs[0].is_of_grid)  # no jobs: a study
+    is_multirun = command is not None and (not jobs or jobs[0].is_multirun)  # no jobs: a study
     if command is not None and is_multirun and not command.is_multirun:
         sys.argv.append("--multirun")  # Hydra goes by its own flag
     try:
@@ -159,7 +159,7 @@ def _show_forecasts(jobs: Sequence[tuple[Job, Config]]) -> None:
     config = jobs[0][1]
     if config.forecast_format is ForecastFormat.json:
         print(forecast_json(jobs))  # noqa: T201 - what the command says
-    elif jobs[0][0].is_of_grid:
+    elif jobs[0][0].is_multirun:
         Console().print(forecasts_table(jobs))
     else:
         Console().print(forecast_table(config))

@@ -14,14 +14,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ppo_lab.compiler.cuda_graphs import GraphLoader, GraphRecorder
+from ppo_lab.compiler.cuda_graphs import GraphCapturer, GraphLoader
 from ppo_lab.compiler.program_cache import CompilerError, ProgramCache, ProgramSource, Run
 from ppo_lab.compiler.rollout_programs import (
     MAX_BLOCK_STEPS,
     CompiledAct,
     CompiledAdvance,
     CompiledAfterUpdate,
-    CompiledCritique,
+    CompiledRolloutValues,
     CompiledSteps,
 )
 from ppo_lab.compiler.update_program import CompiledUpdate, WholeUpdate
@@ -33,12 +33,12 @@ from ppo_lab.envs.native import NativeEnv
 from ppo_lab.envs.normalized import NormalizedEnv
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer
-from ppo_lab.ppo.after_update import AfterUpdate, after_update
-from ppo_lab.ppo.collector import Collector, Columns
+from ppo_lab.ppo.after_update import RolloutDiagnostics, after_update
+from ppo_lab.ppo.collector import Collector, RolloutColumns
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.losses import ClipRange
 from ppo_lab.ppo.rollout import RolloutRows
-from ppo_lab.ppo.update import AdvantageNormalization, Coefficients, UpdatePlan, update
+from ppo_lab.ppo.update import AdvantageNormalization, LaneHyperparameters, UpdatePlan, update
 
 __all__ = ["MIN_COMPILED_STEPS", "MIN_STACKED_STEPS", "Compilation", "Parts", "is_compiled"]
 
@@ -82,16 +82,16 @@ class _Examples:
     """Tensors of the first iteration."""
 
     noise: Tensor  # (L, T, N, …)
-    columns: Columns
+    columns: RolloutColumns
     rows: RolloutRows
-    orders: Tensor  # (E, L, R)
-    coefficients: Coefficients
+    permutations: Tensor  # (E, L, R)
+    coefficients: LaneHyperparameters
 
 
 class _Loader(Protocol):
     """Makes programs of one kind: compiled libraries, or recordings."""
 
-    def holds(self, sources: Sequence[ProgramSource]) -> bool:
+    def is_cached(self, sources: Sequence[ProgramSource]) -> bool:
         """Return whether ``load`` will not take long."""
 
     def load(self, sources: Sequence[ProgramSource]) -> Sequence[Run]:
@@ -121,7 +121,7 @@ class Compilation:
         config: Config,
         parts: Parts,
         planned_steps: int,
-        recorder: GraphRecorder | None = None,
+        recorder: GraphCapturer | None = None,
     ) -> None:
         """Compile ``parts`` if that repays for ``planned_steps`` in all.
 
@@ -136,13 +136,17 @@ class Compilation:
         parts.collector.keeps_columns = self.wants_examples
 
     def note(
-        self, noise: Tensor, rows: RolloutRows, orders: Tensor, coefficients: Coefficients
+        self,
+        noise: Tensor,
+        rows: RolloutRows,
+        permutations: Tensor,
+        coefficients: LaneHyperparameters,
     ) -> None:
-        """Note the tensors of an iteration, with ``noise`` (L, R, …) and ``orders`` (E, L, R)."""
+        """Note an iteration's tensors, with ``noise`` (L, R, …) and ``permutations`` (E, L, R)."""
         collector = self.parts.collector
         assert collector.columns is not None
         noise = noise.unflatten(1, (self._config.num_steps, -1))
-        self._examples = _Examples(noise, collector.columns, rows, orders, coefficients)
+        self._examples = _Examples(noise, collector.columns, rows, permutations, coefficients)
         collector.keeps_columns, collector.columns = False, None
         self.wants_examples = False
 
@@ -172,26 +176,28 @@ class Compilation:
         return self._update is not None
 
     def update(
-        self, rows: RolloutRows, orders: Tensor, coefficients: Coefficients
+        self, rows: RolloutRows, permutations: Tensor, coefficients: LaneHyperparameters
     ) -> UpdateDiagnostics:
-        """Pass over ``rows`` once per order in ``orders`` (E, L, R); see ``ppo_lab.ppo.update``."""
+        """Pass over ``rows`` once per permutation (E, L, R); see ``ppo_lab.ppo.update``."""
         if self._update is None:
             parts = self.parts
-            return update(parts.model, parts.optimizer, rows, orders, coefficients, parts.plan)
+            return update(
+                parts.model, parts.optimizer, rows, permutations, coefficients, parts.plan
+            )
         if not self._update.fits(coefficients):  # a new lane came with an option of its own
-            source = self._update.source(rows, orders, coefficients)
+            source = self._update.source(rows, permutations, coefficients)
             (self._update.program,) = self._loader.load([source])
         with torch.no_grad():
-            return self._update(rows, orders, coefficients)
+            return self._update(rows, permutations, coefficients)
 
-    def after_update(self, rows: RolloutRows, clip: ClipRange) -> AfterUpdate:
+    def after_update(self, rows: RolloutRows, clip: ClipRange) -> RolloutDiagnostics:
         """Return what the new policy says of ``rows``; see ``ppo_lab.ppo.after_update``."""
         if self._after_update is None:
             return self._look_back(rows, clip)
         with torch.no_grad():
             return self._after_update(rows, clip)
 
-    def _look_back(self, rows: RolloutRows, clip: ClipRange) -> AfterUpdate:
+    def _look_back(self, rows: RolloutRows, clip: ClipRange) -> RolloutDiagnostics:
         normalization = self._config.advantage_normalization
         return after_update(
             self.parts.model,
@@ -218,7 +224,7 @@ class Compilation:
         kind = WholeUpdate if is_recorded else CompiledUpdate
         update_part = kind(model, optimizer, self.parts.plan)
         after_part = CompiledAfterUpdate(model, self._look_back)
-        critique = CompiledCritique(model, collector.criticize)
+        critique = CompiledRolloutValues(model, collector.evaluate_rollout)
         steps = act = advance = None
         if isinstance(env, NativeEnv):
             most_steps = env.max_block_steps if is_recorded else MAX_BLOCK_STEPS
@@ -228,7 +234,7 @@ class Compilation:
             act = CompiledAct(model, collector.act)
             rollout_source = act.source(examples.columns.observations[0], examples.noise[:, 0])
         sources = [
-            update_part.source(examples.rows, examples.orders, examples.coefficients),
+            update_part.source(examples.rows, examples.permutations, examples.coefficients),
             rollout_source,
             critique.source(examples.columns),
             after_part.source(examples.rows, examples.coefficients.clip),
@@ -237,7 +243,7 @@ class Compilation:
             advance = CompiledAdvance(env.normalizer)
             columns = examples.columns
             sources.append(advance.source(columns.observations[0], columns.rewards[0]))
-        if not self._loader.holds(sources):
+        if not self._loader.is_cached(sources):
             _LOG.info("compiling, which takes a minute; later runs of this kind load the result")
         programs = self._loader.load(sources)
         parts = (update_part, steps or act, critique, after_part, advance)

@@ -6,7 +6,7 @@ the same tensors at every call (parameters, the optimizer's state): they are rea
 they lie. What a function returns lies in memory that the next call overwrites, and that all graphs
 share: callers get copies.
 
-Only ``CudaRecorder`` needs a device. ``HostRecorder`` stands in for it: it keeps the operations as
+Only ``CudaGraphCapturer`` needs a device. ``HostRecorder`` stands in for it: it keeps operations as
 a list, in fixed memory and without their Python too, and goes through them.
 """
 
@@ -25,10 +25,10 @@ from torch.utils._pytree import tree_leaves
 from ppo_lab.compiler.program_cache import CompilerError, ProgramSource, copy_of
 
 __all__ = [
-    "CudaRecorder",
+    "CudaGraphCapturer",
+    "GraphCapturer",
     "GraphLoader",
     "GraphProgram",
-    "GraphRecorder",
     "HostRecorder",
     "Recording",
 ]
@@ -45,7 +45,7 @@ class Recording:
     """What it returns: every replay writes it, always in the same place."""
 
 
-class GraphRecorder(Protocol):
+class GraphCapturer(Protocol):
     """The two things that need a device."""
 
     def warm_up(self, function: Function, tensors: Sequence[Tensor]) -> None:
@@ -55,7 +55,7 @@ class GraphRecorder(Protocol):
         """Record what ``function`` does with ``tensors``, without doing it."""
 
 
-class CudaRecorder:
+class CudaGraphCapturer:
     """Records CUDA graphs, on a stream and in a pool of memory that all of them share.
 
     Sharing is safe because they run one after the other and what they return is copied before the
@@ -68,7 +68,7 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, function: Function, tensors: Sequence[Tensor]) -> None:
-        """See ``GraphRecorder.warm_up``: kernels are loaded, and this stream's cuBLAS is set up."""
+        """See ``GraphCapturer.warm_up``: kernels are loaded, and this stream's cuBLAS is set up."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -76,7 +76,7 @@ class CudaRecorder:
         current.wait_stream(self._stream)
 
     def record(self, function: Function, tensors: Sequence[Tensor]) -> Recording:
-        """See ``GraphRecorder.record``."""
+        """See ``GraphCapturer.record``."""
         graph = torch.cuda.CUDAGraph()
         recording = torch.cuda.graph(
             graph,
@@ -100,11 +100,11 @@ class HostRecorder:
     """
 
     def warm_up(self, function: Function, tensors: Sequence[Tensor]) -> None:
-        """See ``GraphRecorder.warm_up``."""
+        """See ``GraphCapturer.warm_up``."""
         function(*tensors)
 
     def record(self, function: Function, tensors: Sequence[Tensor]) -> Recording:
-        """See ``GraphRecorder.record``; what the one run that this takes has changed is undone."""
+        """See ``GraphCapturer.record``; what the one run that this takes has changed is undone."""
         before = [copy_of(tensor) for tensor in tensors]
         with _Operations() as operations:
             outputs = function(*tensors)
@@ -164,7 +164,7 @@ def _address(tensor: Tensor) -> int:
 class GraphProgram:
     """A recorded function; call it with a list of tensors like its examples."""
 
-    def __init__(self, source: ProgramSource, recorder: GraphRecorder) -> None:
+    def __init__(self, source: ProgramSource, recorder: GraphCapturer) -> None:
         """Record ``source``, whose tensors keep their values."""
         kept = {id(tensor) for tensor in source.kept}
         self._is_kept = [id(tensor) in kept for tensor in source.examples]
@@ -213,11 +213,11 @@ class GraphProgram:
 class GraphLoader:
     """Makes programs by recording them; see ``ProgramCache`` for the other kind."""
 
-    def __init__(self, recorder: GraphRecorder) -> None:
+    def __init__(self, recorder: GraphCapturer) -> None:
         """Record with ``recorder``."""
         self._recorder = recorder
 
-    def holds(self, sources: Sequence[ProgramSource]) -> bool:  # noqa: ARG002 - all the same
+    def is_cached(self, sources: Sequence[ProgramSource]) -> bool:  # noqa: ARG002 - all the same
         """Return whether nothing of ``sources`` takes long: a recording takes as long as a run."""
         return True
 

@@ -117,7 +117,7 @@ class ProgramCache:
         text = json.dumps([self._facts, source.name, layouts])
         return self._folder / f"{source.name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.pt2"
 
-    def holds(self, sources: Sequence[ProgramSource]) -> bool:
+    def is_cached(self, sources: Sequence[ProgramSource]) -> bool:
         """Return whether nothing of ``sources`` is left to compile."""
         return all(self.path(source).exists() for source in sources)
 

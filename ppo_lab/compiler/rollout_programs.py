@@ -24,8 +24,8 @@ from ppo_lab.envs.base import Step
 from ppo_lab.envs.native import NativeEnv
 from ppo_lab.envs.running_stats import Normalizer
 from ppo_lab.networks import ActorCritic
-from ppo_lab.ppo.after_update import AfterUpdate
-from ppo_lab.ppo.collector import Act, Columns, Critique
+from ppo_lab.ppo.after_update import RolloutDiagnostics
+from ppo_lab.ppo.collector import Act, RolloutColumns, RolloutValues
 from ppo_lab.ppo.losses import ClipRange
 from ppo_lab.ppo.rollout import RolloutRows
 
@@ -34,7 +34,7 @@ __all__ = [
     "CompiledAct",
     "CompiledAdvance",
     "CompiledAfterUpdate",
-    "CompiledCritique",
+    "CompiledRolloutValues",
     "CompiledSteps",
     "with_parameters",
 ]
@@ -102,7 +102,7 @@ class CompiledSteps:
     ) -> list[Tensor]:
         """Return state, deadlines and the columns (L, U, N, …) of a block."""
         observations = self._env.observe(state)
-        columns: list[Columns] = []
+        columns: list[RolloutColumns] = []
 
         def policy() -> Tensor:
             return self._model.policy(observations)
@@ -114,12 +114,12 @@ class CompiledSteps:
             state, deadlines, step = self._env.advance(
                 state, deadlines, clock + (index + 1), start, actions
             )
-            columns.append(Columns.of(observations, policy_parameters, actions, step))
+            columns.append(RolloutColumns.of(observations, policy_parameters, actions, step))
             observations = step.observations
         stacked = [torch.stack(column, 1) for column in zip(*columns)]
         return [state, deadlines, observations.clone(), *stacked]
 
-    def __call__(self, noise: Tensor) -> tuple[Tensor, Columns]:
+    def __call__(self, noise: Tensor) -> tuple[Tensor, RolloutColumns]:
         """Take T steps; ``noise`` (L, T, N, …) decides every action.
 
         Returns:
@@ -132,7 +132,7 @@ class CompiledSteps:
             self._env.end_block(self._block, state, deadlines)
             blocks.append(columns)
         whole = [parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in zip(*blocks)]
-        return observations, Columns(*(column.transpose(0, 1) for column in whole))
+        return observations, RolloutColumns(*(column.transpose(0, 1) for column in whole))
 
 
 class CompiledAct:
@@ -199,36 +199,38 @@ class CompiledAdvance:
         return observations, rewards
 
 
-class CompiledCritique:
+class CompiledRolloutValues:
     """Log probabilities and values of a whole rollout."""
 
-    def __init__(self, model: ActorCritic, critique: Callable[[Columns], Critique]) -> None:
+    def __init__(
+        self, model: ActorCritic, critique: Callable[[RolloutColumns], RolloutValues]
+    ) -> None:
         """Compile ``critique``, which runs ``model``."""
         self._model, self._critique = model, critique
         self._parameters = [parameter.detach() for parameter in model.parameters()]
         self.program: Run | None = None
 
-    def source(self, columns: Columns) -> ProgramSource:
+    def source(self, columns: RolloutColumns) -> ProgramSource:
         """Return the program, for columns like ``columns``."""
         arguments = [*columns, *self._parameters]
         return ProgramSource("critique", self._trace, arguments, kept=self._parameters)
 
     def _trace(self, *tensors: Tensor) -> list[Tensor]:
-        num_columns = len(Columns._fields)
-        columns, parameters = Columns(*tensors[:num_columns]), tensors[num_columns:]
+        num_columns = len(RolloutColumns._fields)
+        columns, parameters = RolloutColumns(*tensors[:num_columns]), tensors[num_columns:]
         return list(with_parameters(self._model, parameters, lambda: self._critique(columns)))
 
-    def __call__(self, columns: Columns) -> Critique:
+    def __call__(self, columns: RolloutColumns) -> RolloutValues:
         """Return what ``critique`` returns."""
         assert self.program is not None
-        return Critique(*self.program([*columns, *self._parameters]))
+        return RolloutValues(*self.program([*columns, *self._parameters]))
 
 
 class CompiledAfterUpdate:
     """The diagnostics of the whole rollout."""
 
     def __init__(
-        self, model: ActorCritic, function: Callable[[RolloutRows, ClipRange], AfterUpdate]
+        self, model: ActorCritic, function: Callable[[RolloutRows, ClipRange], RolloutDiagnostics]
     ) -> None:
         """Compile ``function``, which runs ``model``."""
         self._model, self._function = model, function
@@ -244,12 +246,12 @@ class CompiledAfterUpdate:
         num_rows = len(RolloutRows._fields)
         rows, clip = RolloutRows(*tensors[:num_rows]), ClipRange(*tensors[num_rows : num_rows + 2])
         parameters = tensors[num_rows + 2 :]
-        result: AfterUpdate = with_parameters(
+        result: RolloutDiagnostics = with_parameters(
             self._model, parameters, lambda: self._function(rows, clip)
         )
         return result.flat()
 
-    def __call__(self, rows: RolloutRows, clip: ClipRange) -> AfterUpdate:
+    def __call__(self, rows: RolloutRows, clip: ClipRange) -> RolloutDiagnostics:
         """Return what ``function`` returns."""
         assert self.program is not None
-        return AfterUpdate.of(self.program([*rows, *clip, *self._parameters]))
+        return RolloutDiagnostics.of(self.program([*rows, *clip, *self._parameters]))

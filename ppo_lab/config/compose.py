@@ -29,10 +29,10 @@ from ppo_lab.config.run import Config
 from ppo_lab.config.study import CommandConfig, StudyConfig
 from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.networks import NETWORKS
-from ppo_lab.utils.errors import ConfigError, nearest
+from ppo_lab.utils.errors import ConfigError, closest_match
 from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
 
-__all__ = ["Job", "Variants", "check_jobs", "known_keys", "load", "register"]
+__all__ = ["ComposeCache", "Job", "check_jobs", "known_keys", "load", "register"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Job:
 
     overrides: tuple[str, ...]
     config: Config
-    is_of_grid: bool
+    is_multirun: bool
     """Several jobs were asked for: by -m, by ``sweep=``, or by ``hydra.mode`` in a file."""
 
 
@@ -87,7 +87,7 @@ def _itself(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:  # noqa: A
 def _study_schema() -> DictConfig:
     """Return the schema of ``study``, open where a person names keys: without a +."""
     schema: DictConfig = OmegaConf.structured(StudyConfig)
-    for key in ("space", "when", "sampler", "pruner"):
+    for key in ("space", "conditions", "sampler", "pruner"):
         OmegaConf.set_struct(schema[key], False)
     return schema
 
@@ -150,7 +150,7 @@ def check_jobs(
         _check_launcher(command.cfg.hydra.launcher)
         is_grid = is_multirun or command.mode is RunMode.MULTIRUN or command.sweep is not None
         batches = _expand([*command.params, *overrides]) if is_grid else [tuple(overrides)]
-        variants = Variants(
+        variants = ComposeCache(
             GlobalHydra.instance().config_loader(), lambda typed: compose(name, overrides=typed)
         )
         configs = (load(variants.compose([*batch, *search])) for batch in batches)
@@ -236,7 +236,7 @@ def _refuse_unknown_keys(node: DictConfig, prefix: str = "") -> None:
     names = {field.name for field in dataclasses.fields(kind)}
     for key in map(str, node):
         if key not in names:
-            close = nearest(key, names)
+            close = closest_match(key, names)
             hint = f"; did you mean {prefix}{close}?" if close else ""
             raise ConfigError(f"{prefix}{key}", node[key], f"there is no such key{hint}")
         child = node._get_node(key)
@@ -244,7 +244,7 @@ def _refuse_unknown_keys(node: DictConfig, prefix: str = "") -> None:
             _refuse_unknown_keys(child, f"{prefix}{key}.")
 
 
-class Variants:
+class ComposeCache:
     """Composes configs from command-line words, one tree of files at a time."""
 
     def __init__(self, loader: ConfigLoader, compose: Callable[[list[str]], DictConfig]) -> None:

@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from ppo_lab.config.compose import known_keys
 from ppo_lab.memory import STRATEGIES
-from ppo_lab.utils.errors import HIDDEN, ConfigError, nearest
+from ppo_lab.utils.errors import REDACTED, ConfigError, closest_match
 
 __all__ = ["explain"]
 
@@ -33,7 +33,7 @@ _EXPECTED = (
 def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     """Return the message for ``error``, or None if it is not about the command line's words."""
     if isinstance(error, ConfigError):
-        typed = None if error.value == HIDDEN else _typed(error.key, overrides)
+        typed = None if error.value == REDACTED else _typed(error.key, overrides)
         return _line(typed or f"{error.key}={error.value}", error.allowed)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _unknown_option(error.missing_cfg_file, error.options or ())
@@ -79,7 +79,7 @@ def _unknown_option(missing: str, options: Sequence[str]) -> str:
     if not group:
         return _line(f"--config-name={name}", "there is no such file in the config folders")
     names = [option for option in options if option != "schema"]
-    close = nearest(name, names)
+    close = closest_match(name, names)
     hint = f"did you mean {close}? " if close else ""
     return _line(f"{group}={name}", f"{hint}{group} is one of {', '.join(names)}")
 
@@ -116,7 +116,7 @@ def _unknown_key(key: str) -> str:
     options = {f"memory.{f.name}" for s in STRATEGIES.values() for f in dataclasses.fields(s)}
     keys = known_keys() | options
     as_deep = [other for other in keys if other.count(".") == key.count(".")]
-    close = nearest(key, as_deep) or nearest(key, keys)
+    close = closest_match(key, as_deep) or closest_match(key, keys)
     return "there is no such key" + (f"; did you mean {close}?" if close else "")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ppo_lab.config.run import Config
 from ppo_lab.utils.errors import ConfigError
-from ppo_lab.utils.json_files import plain
+from ppo_lab.utils.json_files import to_jsonable
 
 __all__ = ["LANE_KEYS", "check_lane", "check_stack", "stack_key", "stack_values"]
 
@@ -62,7 +62,7 @@ def stack_values(config: Config) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     kinds = [type(part).__qualname__ for part in (config.env, config.network, config.memory)]
     shared = {key: value for key, value in values.items() if key not in LANE_KEYS}
-    return {"kinds": kinds, **plain(shared)}
+    return {"kinds": kinds, **to_jsonable(shared)}
 
 
 def stack_key(config: Config) -> str:

@@ -33,8 +33,8 @@ from ppo_lab.memory import MemoryStrategy
 from ppo_lab.networks import NetworkConfig
 from ppo_lab.ppo.update import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
-from ppo_lab.utils.errors import HIDDEN, ConfigError, check_number
-from ppo_lab.utils.json_files import plain
+from ppo_lab.utils.errors import REDACTED, ConfigError, check_number
+from ppo_lab.utils.json_files import to_jsonable
 
 __all__ = ["Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule"]
 
@@ -204,7 +204,7 @@ class Config:
             if re.search(r"(?i)(api_?key|token|secret|password)$", key):
                 raise ConfigError(
                     f"env.kwargs.{key}",
-                    HIDDEN,
+                    REDACTED,
                     "looks like a secret, and configs are saved in clear; pass it by environment",
                 )
 
@@ -307,7 +307,7 @@ class Config:
         ``epsilon`` is a number or absent, ``clipped`` says which, so that runs can be filtered and
         plotted by it.
         """
-        values: dict[str, Any] = plain(dataclasses.asdict(self))
+        values: dict[str, Any] = to_jsonable(dataclasses.asdict(self))
         place = self.memory.optimizer_place.value
         strategy = {"strategy": self.memory.name, "optimizer_place": place}
         values["memory"] = strategy | values["memory"]

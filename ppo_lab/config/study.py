@@ -61,7 +61,7 @@ class StudyConfig:
     seeds of many trials are lanes of one program per process, faster where small networks run
     uncompiled; on a CPU, compiled, it takes as long. What it cannot run (a memory strategy of one
     lane, measured resources) runs as processes."""
-    num_slots: Any = "auto"
+    num_workers: Any = "auto"
     """Processes at a time on this machine: of a trial each, or of a stack each. auto: one per GPU,
     or one per core without a GPU."""
     max_lanes: Any = "auto"
@@ -84,9 +84,9 @@ class StudyConfig:
 
     space: dict[str, Any] = field(default_factory=dict)
     """Key to interval(low, high), tag(log, interval(...)), range(start, stop) or choice(a, b)."""
-    when: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, Any] = field(default_factory=dict)
     """Key of the space to ``other=value``, or a list: it is varied only where that holds."""
-    start: list[Any] = field(default_factory=list)
+    enqueue: list[Any] = field(default_factory=list)
     """Points to try first, each a mapping from keys of the space; the defaults are always tried."""
 
     sampler: dict[str, Any] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class StudyConfig:
     prune_confidence: float = 0.9
     """One-sided: a trial is pruned when this bound of its mean over seeds is behind, not its mean.
     0.5 goes by the mean itself."""
-    num_marks: int = 20
+    num_reports: int = 20
     """Times that a trial reports its return on the way, evenly over total_steps."""
     seed: int = 0
     """The sampler's."""
@@ -105,7 +105,7 @@ class StudyConfig:
     """Times that a trial is run again after its process died or raised; then it has failed."""
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
     """What happens after the search."""
-    patience_s: float = 600.0
+    storage_timeout_s: float = 600.0
     """How long a storage that does not answer is tried again before the study stops."""
     lease_s: float = 60.0
     """On several machines: a machine unheard of for this long has lost its trials to the others."""
@@ -119,16 +119,16 @@ class StudyConfig:
         ):
             allowed = "must be auto, or 1 to 100 letters, digits, or any of ._=,+-"
             raise ConfigError("study.name", self.name, allowed)
-        for key in ("num_trials", "num_seeds", "num_marks"):
+        for key in ("num_trials", "num_seeds", "num_reports"):
             _check_whole(key, getattr(self, key), at_least=1)
         _check_whole("max_retries", self.max_retries, at_least=0)
         _check_whole("seed", self.seed, at_least=0)
         _check_whole("confirm.top", self.confirm.top, at_least=0)
         _check_whole("confirm.seeds", self.confirm.seeds, at_least=2)
-        for key in ("num_slots", "max_lanes"):
+        for key in ("num_workers", "max_lanes"):
             if getattr(self, key) != "auto":
                 _check_whole(key, getattr(self, key), at_least=1, or_else="auto or ")
-        for key in ("patience_s", "lease_s"):
+        for key in ("storage_timeout_s", "lease_s"):
             seconds = getattr(self, key)
             if not 0 < seconds < math.inf:
                 raise ConfigError(f"study.{key}", seconds, "must be seconds above 0")

@@ -83,7 +83,7 @@ class Env(ABC):
         """Advance by one step; actions are int64 (L, N) or float (L, N, A)."""
 
     @abstractmethod
-    def restart_lane(self, lane: int, seed: int) -> Tensor:
+    def reset_lane(self, lane: int, seed: int) -> Tensor:
         """Begin one lane anew as if it had been built with ``seed``; others are not touched.
 
         Returns:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, Env, EnvSpec, Step
-from ppo_lab.utils.errors import ConfigError, nearest
+from ppo_lab.utils.errors import ConfigError, closest_match
 from ppo_lab.utils.rng import Stream, bits, lane_keys
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class GymnasiumEnv(Env):
         last = self._to_device(self._final)
         return Step(first, env_rewards, env_rewards, flags[0], flags[1], last)
 
-    def restart_lane(self, lane: int, seed: int) -> Tensor:
+    def reset_lane(self, lane: int, seed: int) -> Tensor:
         """Begin one lane anew as if it had been built with ``seed``; return all observations."""
         begin = lane * self.num_envs
         for row, env_seed in enumerate(env_seeds(torch.tensor([seed]), self.num_envs), begin):
@@ -252,7 +252,7 @@ def _import_module_of(env_id: str) -> None:
 
 def _unknown(env_id: str, valid: Iterable[str]) -> ConfigError:
     """Return the error for an id that nobody registered."""
-    guess = nearest(env_id.rpartition(":")[2], valid)
+    guess = closest_match(env_id.rpartition(":")[2], valid)
     hint = f"did you mean {guess}?" if guess else "see gymnasium.pprint_registry()"
     allowed = f"no environment of this name; {hint} One from another package: module:Name-v0"
     return ConfigError("env.id", env_id, allowed)

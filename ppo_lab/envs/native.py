@@ -161,7 +161,7 @@ class NativeEnv(Env):
         self._clock += num_steps
         self._state, self._deadlines = state, deadlines
 
-    def restart_lane(self, lane: int, seed: int) -> Tensor:
+    def reset_lane(self, lane: int, seed: int) -> Tensor:
         """Begin one lane anew as if it had been built with ``seed``; return all observations."""
         seeds = torch.full((1,), seed, dtype=torch.int64, device=self.device)
         self._keys[lane] = lane_keys(seeds, Stream.ENV)[0]

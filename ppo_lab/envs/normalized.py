@@ -76,10 +76,10 @@ class NormalizedEnv(Env):
         ended = step.terminated | step.truncated if has_ended else None
         return self.normalizer.advance(step.observations, step.rewards, ended)
 
-    def restart_lane(self, lane: int, seed: int) -> Tensor:
+    def reset_lane(self, lane: int, seed: int) -> Tensor:
         """Begin one lane anew, its statistics too; return all observations (L, N, O)."""
-        observations = self._env.restart_lane(lane, seed)
-        self.normalizer.restart_lane(lane)
+        observations = self._env.reset_lane(lane, seed)
+        self.normalizer.reset_lane(lane)
         moments = self.normalizer.observations
         if moments is not None and not self._is_frozen:
             moments.update_lane(lane, observations[lane])

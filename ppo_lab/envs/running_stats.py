@@ -113,7 +113,7 @@ class RunningMoments:
         own = slice(lane, lane + 1)
         _merge(self._mean[own], self._var[own], self._count[own], samples.unsqueeze(0))
 
-    def restart_lane(self, lane: int) -> None:
+    def reset_lane(self, lane: int) -> None:
         """Forget what ``lane`` has seen."""
         self._mean[lane] = 0.0
         self._var[lane] = 1.0
@@ -245,7 +245,7 @@ class Normalizer:
         """Return the rewards (L, N) to learn from, with the statistics as they are."""
         return rewards if self.returns is None else self.returns.scale(rewards)
 
-    def restart_lane(self, lane: int) -> None:
+    def reset_lane(self, lane: int) -> None:
         """Forget what ``lane`` has seen."""
-        self._moments.restart_lane(lane)
+        self._moments.reset_lane(lane)
         self._samples[lane] = 0.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["Block", "Category", "HostBytes", "Peak", "Share", "add_up", "replay"]
+__all__ = ["Allocation", "Category", "HostBytes", "MemoryKey", "Peak", "replay", "sum_by_key"]
 
 
 class Category(Enum):
@@ -31,7 +31,7 @@ class Category(Enum):
     """The rest: noise, random orders, the minibatch in use, the update's log, temporaries."""
 
 
-class Share(NamedTuple):
+class MemoryKey(NamedTuple):
     """A category and the network it belongs to: actor, critic, trunk, or none."""
 
     category: Category
@@ -60,7 +60,7 @@ class Peak:
     phase: str
     doing: str
     """What ran at that moment, such as a forward or backward pass, and the operation."""
-    shares: dict[Share, int]
+    shares: dict[MemoryKey, int]
     """Bytes by category and network; they add up to ``total``."""
 
     def by_category(self) -> dict[Category, int]:
@@ -71,20 +71,22 @@ class Peak:
         return sums
 
 
-class Block:
+class Allocation:
     """One storage, and whose it is."""
 
     __slots__ = ("in_host", "is_pinned", "num_bytes", "shares")
 
     def __init__(
-        self, num_bytes: int, share: Share, *, in_host: bool, is_pinned: bool = False
+        self, num_bytes: int, share: MemoryKey, *, in_host: bool, is_pinned: bool = False
     ) -> None:
         """Belong to ``share`` alone; ``num_bytes`` as the allocator rounds them."""
         self.num_bytes, self.in_host, self.is_pinned = num_bytes, in_host, is_pinned
-        self.shares: tuple[tuple[Share, int], ...] = ((share, num_bytes),)
+        self.shares: tuple[tuple[MemoryKey, int], ...] = ((share, num_bytes),)
 
 
-def replay(before: Iterable[Block], events: Iterable[tuple[Block, bool]]) -> list[Block]:
+def replay(
+    before: Iterable[Allocation], events: Iterable[tuple[Allocation, bool]]
+) -> list[Allocation]:
     """Return the blocks alive after ``events``: births (True) and deaths in their order."""
     alive = dict.fromkeys(before)
     for block, is_born in events:
@@ -95,9 +97,9 @@ def replay(before: Iterable[Block], events: Iterable[tuple[Block, bool]]) -> lis
     return list(alive)
 
 
-def add_up(blocks: Iterable[Block]) -> dict[Share, int]:
+def sum_by_key(blocks: Iterable[Allocation]) -> dict[MemoryKey, int]:
     """Return bytes by share."""
-    sums: dict[Share, int] = defaultdict(int)
+    sums: dict[MemoryKey, int] = defaultdict(int)
     for block in blocks:
         for share, num_bytes in block.shares:
             sums[share] += num_bytes

@@ -135,15 +135,15 @@ class _DryTrainer(CountedTrainer):
     def _dry_update(self, rows: RolloutRows) -> UpdateDiagnostics:
         parts = self._compilation.parts
         store = parts.plan.store
-        place_order = store.place_order
+        index_to_store = store.index_to_store
 
         def counted(index: Tensor) -> Tensor:
-            moved, placed = self._moved(lambda: place_order(index))
+            moved, placed = self._moved(lambda: index_to_store(index))
             self._orders = self._orders.plus(moved)
             self._num_epochs_begun += 1
             return placed
 
-        store.place_order = counted  # type: ignore[method-assign]
+        store.index_to_store = counted  # type: ignore[method-assign]
         few_steps = dataclasses.replace(parts.plan, num_dry_steps=_GRADIENT_STEPS)
         self._compilation.parts = dataclasses.replace(parts, plan=few_steps)
         return self.update(rows)

@@ -19,7 +19,7 @@ from ppo_lab.config.lanes import LANE_KEYS
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.categories import HostBytes, Peak
 from ppo_lab.forecast.dry_run import BusBytes, dry_run
-from ppo_lab.utils.json_files import plain
+from ppo_lab.utils.json_files import to_jsonable
 
 __all__ = ["Forecast", "Overhead", "cublas_workspace_bytes", "cuda_context_bytes", "forecast"]
 
@@ -100,7 +100,7 @@ def forecast(config: Config) -> Forecast:
 
 
 def _key(config: Config) -> str:
-    values: dict[str, Any] = plain(dataclasses.asdict(config))
+    values: dict[str, Any] = to_jsonable(dataclasses.asdict(config))
     for key in LANE_KEYS & values.keys():
         values[key] = values[key] is None
     for key in _WITHOUT_EFFECT:

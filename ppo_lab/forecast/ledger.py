@@ -23,7 +23,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo_lab.devices.placement import Place
-from ppo_lab.forecast.categories import Block, Category, HostBytes, Peak, Share, add_up, replay
+from ppo_lab.forecast.categories import (
+    Allocation,
+    Category,
+    HostBytes,
+    MemoryKey,
+    Peak,
+    replay,
+    sum_by_key,
+)
 
 __all__ = ["Ledger", "tensors_of"]
 
@@ -35,7 +43,7 @@ _DEVICE_ROUNDING = 512
 class _PhasePeak:
     total: int
     doing: tuple[str, object]  # in words, and the operation
-    blocks: list[Block]
+    blocks: list[Allocation]
 
 
 class Ledger(TorchDispatchMode):
@@ -53,15 +61,15 @@ class Ledger(TorchDispatchMode):
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._device_type = device.type
-        self._blocks: dict[int, tuple[weakref.ref[Any], Block]] = {}  # by the storage's id
-        self._live: dict[Block, None] = {}  # on the device; a dict keeps the order of birth
+        self._blocks: dict[int, tuple[weakref.ref[Any], Allocation]] = {}  # by the storage's id
+        self._live: dict[Allocation, None] = {}  # on the device; a dict keeps the order of birth
         self._now = 0  # bytes of _live
         self._host_now = [0, 0]  # pageable, pinned
         self._host_peak = HostBytes(0, 0)
         self._placed: tuple[Place, bool] | None = None
         self._network: str | None = None
         self._phase: str | None = None
-        self._events: list[tuple[Block, bool]] = []  # births (True) and deaths of this phase
+        self._events: list[tuple[Allocation, bool]] = []  # births (True) and deaths of this phase
         self._peak_event = 0  # events up to the phase's peak
         self._peak_now = 0
         self._peak_doing: tuple[str, object] = ("", None)
@@ -92,9 +100,9 @@ class Ledger(TorchDispatchMode):
         """Return the device bytes held at this moment."""
         return self._now
 
-    def shares_now(self) -> dict[Share, int]:
+    def shares_now(self) -> dict[MemoryKey, int]:
         """Return what is held on the device at this moment, by category and network."""
-        return add_up(self._live)
+        return sum_by_key(self._live)
 
     # What the program says about itself
 
@@ -146,11 +154,11 @@ class Ledger(TorchDispatchMode):
         Several tensors may be views of one storage, which is then shared out by their bytes; what
         rounding added goes to the last.
         """
-        parts: dict[int, tuple[Block, dict[Share, int]]] = {}
+        parts: dict[int, tuple[Allocation, dict[MemoryKey, int]]] = {}
         for tensor, network in tensors:
             block = self._see(tensor, ())
             _, shares = parts.setdefault(id(block), (block, defaultdict(int)))
-            shares[Share(category, network)] += tensor.numel() * tensor.element_size()
+            shares[MemoryKey(category, network)] += tensor.numel() * tensor.element_size()
         for block, shares in parts.values():
             *others, last = shares.items()
             rest = block.num_bytes - sum(num_bytes for _, num_bytes in others)
@@ -212,7 +220,7 @@ class Ledger(TorchDispatchMode):
                     self._see(tensor, args, func)
         return result
 
-    def _see(self, tensor: Tensor, args: tuple[Any, ...], func: object = None) -> Block:
+    def _see(self, tensor: Tensor, args: tuple[Any, ...], func: object = None) -> Allocation:
         """Return the block of ``tensor``'s storage, new or known."""
         storage = tensor.untyped_storage()
         known = self._blocks.get(id(storage))
@@ -224,23 +232,25 @@ class Ledger(TorchDispatchMode):
         self._add(block, func)
         return block
 
-    def _new_block(self, storage: torch.UntypedStorage, inputs: list[Tensor]) -> Block:
+    def _new_block(self, storage: torch.UntypedStorage, inputs: list[Tensor]) -> Allocation:
         in_backward = _in_backward()
         is_result = all(tensor.untyped_storage() is not storage for tensor in inputs)  # no old one
         is_activation = is_result and (
             in_backward
             or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs))
         )
-        share = Share(Category.workspace)
+        share = MemoryKey(Category.workspace)
         if is_activation:
-            share = Share(Category.activations, None if in_backward else self._network)
+            share = MemoryKey(Category.activations, None if in_backward else self._network)
         place, is_pinned = self._place_of(storage, inputs)
         num_bytes: int = storage.nbytes()
         if place is Place.device:
-            return Block(-(-num_bytes // _DEVICE_ROUNDING) * _DEVICE_ROUNDING, share, in_host=False)
+            return Allocation(
+                -(-num_bytes // _DEVICE_ROUNDING) * _DEVICE_ROUNDING, share, in_host=False
+            )
         if is_pinned and num_bytes:
             num_bytes = 1 << (num_bytes - 1).bit_length()
-        return Block(num_bytes, share, in_host=True, is_pinned=is_pinned)
+        return Allocation(num_bytes, share, in_host=True, is_pinned=is_pinned)
 
     def _place_of(self, storage: torch.UntypedStorage, inputs: list[Tensor]) -> tuple[Place, bool]:
         """Return where a new storage lies, or would beside a real device, and if it is pinned."""
@@ -261,7 +271,7 @@ class Ledger(TorchDispatchMode):
         known = self._blocks.get(id(tensor.untyped_storage()))
         return known is not None and known[1].in_host
 
-    def _add(self, block: Block, func: object) -> None:
+    def _add(self, block: Allocation, func: object) -> None:
         if block.in_host:
             self._host_now[block.is_pinned] += block.num_bytes
             self._take_host_peak()
@@ -308,7 +318,7 @@ def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _pass_of(block: Block) -> str:
+def _pass_of(block: Allocation) -> str:
     if _in_backward():
         return "backward"
     return "forward" if block.shares[0][0].category is Category.activations else ""
@@ -319,4 +329,4 @@ def _as_peak(phase: str, peak: _PhasePeak) -> Peak:
     packet = getattr(operation, "_overloadpacket", None)
     if packet is not None:
         doing = f"{doing} ({packet.__name__})".strip()
-    return Peak(peak.total, phase, doing, add_up(peak.blocks))
+    return Peak(peak.total, phase, doing, sum_by_key(peak.blocks))

@@ -15,7 +15,7 @@ from ppo_lab.config.compose import Job
 from ppo_lab.config.run import Config
 from ppo_lab.devices.placement import Traffic
 from ppo_lab.forecast.budget import Change, advice, budget_bytes
-from ppo_lab.forecast.categories import Category, Share
+from ppo_lab.forecast.categories import Category, MemoryKey
 from ppo_lab.forecast.closed_form import footprint
 from ppo_lab.forecast.forecast import Forecast, forecast
 from ppo_lab.networks import MlpConfig
@@ -76,7 +76,7 @@ def forecasts_table(jobs: Sequence[tuple[Job, Config]]) -> RenderableType:
 def forecast_json(jobs: Sequence[tuple[Job, Config]]) -> str:
     """Return one object for one job, a list for several; every size is in bytes."""
     described = [_described(job, config) for job, config in jobs]
-    is_one = len(described) == 1 and not jobs[0][0].is_of_grid
+    is_one = len(described) == 1 and not jobs[0][0].is_multirun
     return json.dumps(described[0] if is_one else described, indent=2)
 
 
@@ -143,7 +143,7 @@ def _categories(needed: Forecast) -> Table:
     table.add_column("sum", justify="right")
     for category, size in needed.peak.by_category().items():
         if size:
-            sizes = [shares.get(Share(category, network), 0) for network in networks]
+            sizes = [shares.get(MemoryKey(category, network), 0) for network in networks]
             cells = [_size(part) if part else "" for part in sizes]
             table.add_row(category.value, *cells, _size(size))
     return table

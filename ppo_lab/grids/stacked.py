@@ -17,7 +17,7 @@ from hydra.core.utils import JobReturn, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from ppo_lab.config.compose import Variants, load
+from ppo_lab.config.compose import ComposeCache, load
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.runner.run_record import Status
@@ -27,7 +27,7 @@ from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.json_files import write_json
 from ppo_lab.workers import Exited
 from ppo_lab.workers.base import GridJob
-from ppo_lab.workers.slots import choose_lanes, choose_slots
+from ppo_lab.workers.slots import choose_lanes, choose_num_workers
 from ppo_lab.workers.stacked import StackedExecutor
 
 __all__ = ["run_stacked_grid"]
@@ -53,7 +53,7 @@ def run_stacked_grid(
     waiting = deque(enumerate(job_overrides, first_number))
     head = compose.job(*waiting[0])  # its folder is the grid's first
     shared = head.job.config
-    workers, devices = choose_slots(num_workers, shared)
+    workers, devices = choose_num_workers(num_workers, shared)
     num_sharing = math.ceil(workers / len(devices)) if devices else 1
     most = choose_lanes(max_lanes, shared, num_sharing=num_sharing)
     lanes = min(most, math.ceil(len(job_overrides) / workers))
@@ -83,7 +83,7 @@ class _Composer:
     def __init__(self, context: HydraContext, config: DictConfig) -> None:
         self._context = context
         loader = context.config_loader
-        self._variants = Variants(loader, lambda typed: loader.load_sweep_config(config, typed))
+        self._variants = ComposeCache(loader, lambda typed: loader.load_sweep_config(config, typed))
 
     def job(self, number: int, overrides: Sequence[str]) -> _Prepared:
         """Make a job's folder, with its config in it."""

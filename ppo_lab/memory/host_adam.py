@@ -150,14 +150,16 @@ class HostAdam(LaneOptimizer):
             for chunk in group_by_size(group[::-1], _CHUNK_SIZE)
         ]
 
-    def expect_gradients(self) -> None:
+    def prepare_final_backward(self) -> None:
         """Let gradients leave as the next backward pass completes them."""
         self._expects.is_on = True
 
     @torch.no_grad()
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
         """See ``LaneOptimizer.step``; the host waits for the backward pass and steps in chunks."""
-        assert all(host.has_gradient for host in self._hosts.values()), "expect_gradients first"
+        assert all(host.has_gradient for host in self._hosts.values()), (
+            "prepare_final_backward first"
+        )
         self._expects.is_on = False
         norms = torch.stack([_joint_norm(group) for group in self._groups])  # (G, 1)
         is_active = torch.ones_like(lr) if active is None else active.to(lr.dtype)

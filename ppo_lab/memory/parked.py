@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from ppo_lab.devices.placement import Place, Placement, Traffic
 from ppo_lab.memory.base import MemoryStrategy, Workload
 from ppo_lab.networks import ActorCritic
-from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer, Pass
+from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer, TrainTarget
 
 __all__ = ["Parked", "ParkedAdam"]
 
@@ -76,13 +76,13 @@ class ParkedAdam(LaneOptimizer):
             return placement.empty_host_like(like, pin=pin_memory).zero_()
 
         self._adams = {
-            Pass.policy: LaneAdam(groups["actor"], eps=eps, zeros=zeros),
-            Pass.values: LaneAdam(groups["critic"], eps=eps, zeros=zeros),
+            TrainTarget.policy: LaneAdam(groups["actor"], eps=eps, zeros=zeros),
+            TrainTarget.values: LaneAdam(groups["critic"], eps=eps, zeros=zeros),
         }
         self.parameters = [p for adam in self._adams.values() for p in adam.parameters]
-        self._training = Pass.policy
+        self._training = TrainTarget.policy
 
-    def passes(self) -> Iterator[Pass]:
+    def passes(self) -> Iterator[TrainTarget]:
         """Yield the actor's pass, then the critic's, each with its moments on the device."""
         for training, adam in self._adams.items():
             self._training = training

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-__all__ = ["BETAS", "LaneAdam", "LaneOptimizer", "Pass", "clip_coefficient", "group_by_size"]
+__all__ = ["BETAS", "LaneAdam", "LaneOptimizer", "TrainTarget", "clip_coefficient", "group_by_size"]
 
 BETAS = (0.9, 0.999)
 _BUCKET_SIZE = 1 << 22  # elements (16 MiB of float32): the largest gradient copied for flatness
 
 
-class Pass(Enum):
+class TrainTarget(Enum):
     """What a round of gradient steps over all minibatches trains."""
 
     both = "both"
@@ -42,11 +42,11 @@ class LaneOptimizer(ABC):
     num_clip_groups: int = 1
     """G: 1 where one norm is taken over all parameters, 2 where actor and critic have their own."""
 
-    def passes(self) -> Iterator[Pass]:
+    def passes(self) -> Iterator[TrainTarget]:
         """Yield what to train in each round of an update; between them state may move."""
-        yield Pass.both
+        yield TrainTarget.both
 
-    def expect_gradients(self) -> None:  # noqa: B027 (a default, not an omission)
+    def prepare_final_backward(self) -> None:  # noqa: B027 (a default, not an omission)
         """Say that the next backward pass completes the gradients: they may leave as they come."""
 
     def zero_grad(self) -> None:
@@ -69,7 +69,7 @@ class LaneOptimizer(ABC):
     def state_dict(self) -> dict[str, Tensor]:
         """Return the moments and step counts."""
 
-    def restart_lanes(self, lanes: Tensor) -> None:
+    def reset_lanes(self, lanes: Tensor) -> None:
         """Forget the moments and step counts of ``lanes`` (int64); the others are not touched."""
         raise NotImplementedError  # only strategies that stack lanes have a lane to restart
 
@@ -232,8 +232,8 @@ class LaneAdam(LaneOptimizer):
             for moment in (bucket.exp_avg, bucket.exp_avg_sq):
                 yield from zip(moment.split(sizes, -1), bucket.parameters)
 
-    def restart_lanes(self, lanes: Tensor) -> None:
-        """See ``LaneOptimizer.restart_lanes``."""
+    def reset_lanes(self, lanes: Tensor) -> None:
+        """See ``LaneOptimizer.reset_lanes``."""
         for tensor in self.state_dict().values():
             tensor.index_fill_(0, lanes, 0.0)
 

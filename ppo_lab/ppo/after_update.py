@@ -17,10 +17,10 @@ from ppo_lab.ppo.diagnostics import RatioDiagnostics, ratio_diagnostics, ratio_h
 from ppo_lab.ppo.losses import ClipRange, explained_variance, normalize_advantages
 from ppo_lab.ppo.rollout import ObservationStore, RolloutRows
 
-__all__ = ["AfterUpdate", "after_update"]
+__all__ = ["RolloutDiagnostics", "after_update"]
 
 
-class AfterUpdate(NamedTuple):
+class RolloutDiagnostics(NamedTuple):
     """Numbers of a whole rollout, after the last epoch."""
 
     ratios: RatioDiagnostics
@@ -34,7 +34,7 @@ class AfterUpdate(NamedTuple):
         return [*self.ratios, *self[1:]]
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> AfterUpdate:
+    def of(cls, tensors: Sequence[Tensor]) -> RolloutDiagnostics:
         """Return what ``flat`` took apart."""
         num_ratios = len(RatioDiagnostics._fields)
         return cls(RatioDiagnostics(*tensors[:num_ratios]), *tensors[num_ratios:])
@@ -49,14 +49,14 @@ def after_update(
     are_normalized: bool,
     rows_per_pass: int,
     store: ObservationStore,
-) -> AfterUpdate:
+) -> RolloutDiagnostics:
     """Return the numbers of ``rows``; ``are_normalized`` says whether their advantages were."""
     log_ratio, entropy = policy_over_rollout(model, rows, rows_per_pass, store)
     advantages = rows.advantages
     if are_normalized:
         # The gradient saw them standardised, and their signs decide what the clip cuts.
         advantages = normalize_advantages(advantages)
-    return AfterUpdate(
+    return RolloutDiagnostics(
         ratios=ratio_diagnostics(log_ratio, advantages, clip),
         entropy=entropy.mean(-1),
         ratio_counts=ratio_histogram(log_ratio),

@@ -17,14 +17,14 @@ from ppo_lab.envs.base import Env, Step
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.rollout import DeviceObservations, ObservationStore, Rollout, RolloutRows
 
-__all__ = ["MAX_BLOCK_STEPS", "Collector", "Columns", "Critique", "policy_over_rollout"]
+__all__ = ["MAX_BLOCK_STEPS", "Collector", "RolloutColumns", "RolloutValues", "policy_over_rollout"]
 
 MAX_BLOCK_STEPS = 32
 """Most steps that wait outside the storage; more would hardly make a write cheaper."""
 _MAX_BLOCK_BYTES = 1 << 20
 
 
-class Columns(NamedTuple):
+class RolloutColumns(NamedTuple):
     """What is kept of every step: (T, L, N, …), or (L, N, …) for one of them."""
 
     observations: Tensor
@@ -39,7 +39,7 @@ class Columns(NamedTuple):
     @classmethod
     def of(
         cls, observations: Tensor, policy_parameters: Tensor, actions: Tensor, step: Step
-    ) -> Columns:
+    ) -> RolloutColumns:
         """Return one step: what was seen, what was done, and what came of it."""
         return cls(
             observations,
@@ -56,7 +56,7 @@ class Columns(NamedTuple):
 _NUM_OBSERVATIONS = 2  # of the columns, the first ones
 
 
-class Critique(NamedTuple):
+class RolloutValues(NamedTuple):
     """What a rollout is worth to the networks that collected it, each (T, L, N)."""
 
     log_probs: Tensor
@@ -67,7 +67,7 @@ class Critique(NamedTuple):
 Act = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Policy parameters and actions of observations (L, N, O) and noise (L, N, …)."""
 
-Steps = Callable[[Tensor], tuple[Tensor, Columns]]
+Steps = Callable[[Tensor], tuple[Tensor, RolloutColumns]]
 """The next observations (L, N, O) and all columns, from the noise (L, T, N, …) of a rollout."""
 
 
@@ -97,23 +97,23 @@ class Collector:
         """Takes all steps at once where that is compiled."""
         self.compiled_act: Act | None = None
         """Takes the place of ``act`` where it is compiled."""
-        self.critique: Callable[[Columns], Critique] | None = None
-        """Takes the place of ``criticize`` where it is compiled."""
+        self.critique: Callable[[RolloutColumns], RolloutValues] | None = None
+        """Takes the place of ``evaluate_rollout`` where it is compiled."""
         self.keeps_columns = False
         """Whether to keep the columns of the last rollout in ``columns``."""
-        self.columns: Columns | None = None
+        self.columns: RolloutColumns | None = None
         self._env, self._model = env, model
         self._num_steps, self._rows_per_pass, self._store = num_steps, rows_per_pass, store
         self._observations = env.reset()  # (L, N, O)
 
     @torch.inference_mode()  # as the environment's steps are
-    def restart_lane(self, lane: int, seed: int) -> None:
+    def reset_lane(self, lane: int, seed: int) -> None:
         """Begin the episodes of one lane anew, as if its environments had been built with ``seed``.
 
         The other lanes go on from what they saw last.
         """
         observations = self._observations.clone()  # what an environment has returned is read-only
-        observations[lane] = self._env.restart_lane(lane, seed)[lane]
+        observations[lane] = self._env.reset_lane(lane, seed)[lane]
         self._observations = observations
 
     @torch.no_grad()
@@ -125,7 +125,7 @@ class Collector:
         else:
             self._observations, columns = self.steps(noise)
         self.columns = columns if self.keeps_columns else None
-        log_probs, values, next_values = (self.critique or self.criticize)(columns)
+        log_probs, values, next_values = (self.critique or self.evaluate_rollout)(columns)
         return Rollout(
             observations=columns.observations,
             actions=columns.actions,
@@ -143,21 +143,21 @@ class Collector:
         policy_parameters = self._model.policy(observations)
         return policy_parameters, self._model.distribution.sample(policy_parameters, noise)
 
-    def criticize(self, columns: Columns) -> Critique:
+    def evaluate_rollout(self, columns: RolloutColumns) -> RolloutValues:
         """Return log probabilities and values of all rows at once.
 
         The critic is not needed to act, so it runs over the rollout afterwards, in far fewer and
         larger operations.
         """
         log_prob = self._model.distribution.log_prob
-        return Critique(
+        return RolloutValues(
             log_prob(columns.policy_parameters, columns.actions),
             self._values(columns.observations),
             self._values(columns.last_observations),
         )
 
     @torch.inference_mode()  # small operations cost less than without gradients alone
-    def _step_by_step(self, noise: Tensor) -> tuple[Tensor, Columns]:
+    def _step_by_step(self, noise: Tensor) -> tuple[Tensor, RolloutColumns]:
         """Take T steps, decided by ``noise`` (L, T, N, …); return what ``Steps`` does."""
         observations = self._observations
         act = self.compiled_act or self.act
@@ -167,7 +167,7 @@ class Collector:
             begin_s = time.perf_counter()
             step = self._env.step(actions)
             self.env_s += time.perf_counter() - begin_s
-            row = Columns.of(observations, policy_parameters, actions, step)
+            row = RolloutColumns.of(observations, policy_parameters, actions, step)
             writer = writer or _StepWriter(self._num_steps, row, self._store)
             writer.append(row)
             observations = step.observations
@@ -188,7 +188,7 @@ class _StepWriter:
     matter are written at once, so no more than 1 MiB of them lies beside the columns.
     """
 
-    def __init__(self, num_steps: int, row: Columns, store: ObservationStore) -> None:
+    def __init__(self, num_steps: int, row: RolloutColumns, store: ObservationStore) -> None:
         """Allocate ``num_steps`` of what ``row``, of tensors (L, …), shows one step of."""
         on_device = DeviceObservations()
         self._stores = [store] * _NUM_OBSERVATIONS + [on_device] * (len(row) - _NUM_OBSERVATIONS)
@@ -196,21 +196,21 @@ class _StepWriter:
             self._columns = [s.allocate(num_steps, tensor) for s, tensor in zip(self._stores, row)]
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in row)
         self._block_steps = max(1, min(MAX_BLOCK_STEPS, _MAX_BLOCK_BYTES // num_bytes))
-        self._waiting: list[Columns] = []
+        self._waiting: list[RolloutColumns] = []
         self._begin = 0  # the first step that is not written yet
 
-    def append(self, row: Columns) -> None:
+    def append(self, row: RolloutColumns) -> None:
         """Take one more step; its tensors must not change any more."""
         self._waiting.append(row)
         if len(self._waiting) == self._block_steps:
             self._write()
 
-    def close(self) -> Columns:
+    def close(self) -> RolloutColumns:
         """Return the columns (T, L, …), complete."""
         if self._waiting:
             self._write()
-        self._stores[0].settle()
-        return Columns(*(column.transpose(0, 1) for column in self._columns))
+        self._stores[0].synchronize()
+        return RolloutColumns(*(column.transpose(0, 1) for column in self._columns))
 
     def _write(self) -> None:
         end = self._begin + len(self._waiting)

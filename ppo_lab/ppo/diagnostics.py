@@ -22,14 +22,14 @@ from ppo_lab.ppo.losses import ClipRange, approx_kl_k3
 __all__ = [
     "NUM_RATIO_BINS",
     "RatioDiagnostics",
-    "StepLog",
-    "StepSlot",
     "UpdateDiagnostics",
+    "UpdateLog",
+    "UpdateStep",
+    "apply_target_kl",
     "clip_fractions",
     "ratio_diagnostics",
     "ratio_edges",
     "ratio_histogram",
-    "stop_far_lanes",
 ]
 
 NUM_RATIO_BINS = 64
@@ -155,7 +155,7 @@ class UpdateDiagnostics(NamedTuple):
         return cls(*(None if name in separate else next(rest) for name in cls._fields))  # type: ignore[arg-type]
 
 
-class StepSlot(NamedTuple):
+class UpdateStep(NamedTuple):
     """One gradient step's place in the log: views to write to."""
 
     log_ratios: Tensor  # (L, B)
@@ -167,7 +167,7 @@ class StepSlot(NamedTuple):
     active: Tensor  # (L,) bool
 
 
-class StepLog:
+class UpdateLog:
     """Allocated whole before the first step, so that its memory does not depend on their number.
 
     What is added to a step may come in parts, from micro-batches and from several passes.
@@ -194,11 +194,11 @@ class StepLog:
             self._active,
         )
         # All views at once cost less than one indexing per number and step.
-        self.steps = [StepSlot(*views) for views in zip(*(c.unbind(0) for c in columns))]
+        self.steps = [UpdateStep(*views) for views in zip(*(c.unbind(0) for c in columns))]
 
-    def stop_far_lanes(self, step: int, target_kl: Tensor | None) -> Tensor | None:
+    def apply_target_kl(self, step: int, target_kl: Tensor | None) -> Tensor | None:
         """Return which lanes take ``step`` (L,); None for all, where there is no ``target_kl``."""
-        return stop_far_lanes(self.steps[step], self.steps[step - 1] if step else None, target_kl)
+        return apply_target_kl(self.steps[step], self.steps[step - 1] if step else None, target_kl)
 
     def means(self, clip: ClipRange, num_minibatches: int) -> UpdateDiagnostics:
         """Return means over the K gradient steps in which a lane was active."""
@@ -229,8 +229,8 @@ class StepLog:
         )
 
 
-def stop_far_lanes(
-    slot: StepSlot, previous: StepSlot | None, target_kl: Tensor | None
+def apply_target_kl(
+    slot: UpdateStep, previous: UpdateStep | None, target_kl: Tensor | None
 ) -> Tensor | None:
     """Note in ``slot`` and return which lanes take its step (L,); None without ``target_kl`` (L,).
 

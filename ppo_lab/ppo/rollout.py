@@ -88,16 +88,16 @@ def lane_rows(rollout: Rollout, advantages: Advantages) -> RolloutRows:
 
 
 def minibatches(
-    rows: RolloutRows, orders: Tensor, num_minibatches: int, store: ObservationStore
+    rows: RolloutRows, permutations: Tensor, num_minibatches: int, store: ObservationStore
 ) -> Iterator[Batch]:
-    """Deal out every row of every lane once per epoch, in ``orders`` (E, L, R), one per lane."""
-    num_lanes, num_rows = orders.shape[1:]
-    first_row = torch.arange(num_lanes, device=orders.device).unsqueeze(-1) * num_rows
+    """Yield shuffled minibatches; each row appears once per epoch of ``permutations`` (E, L, R)."""
+    num_lanes, num_rows = permutations.shape[1:]
+    first_row = torch.arange(num_lanes, device=permutations.device).unsqueeze(-1) * num_rows
     columns = [tensor.flatten(0, 1) for tensor in rows[1:]]  # (L * R, …)
-    for order in orders.unbind(0):
+    for order in permutations.unbind(0):
         index = order + first_row  # (L, R), counted through all lanes
         parts = index.chunk(num_minibatches, -1)  # (L, B)
-        kept_parts = store.place_order(index).chunk(num_minibatches, -1)
+        kept_parts = store.index_to_store(index).chunk(num_minibatches, -1)
         for part, kept_part in zip(parts, kept_parts):
             chosen = part.flatten()
             yield Batch(
@@ -117,15 +117,15 @@ class ObservationStore(ABC):
         """Copy (L, t, N, O) from the device into that part of the storage."""
 
     @abstractmethod
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Return when everything written can be read."""
 
     @abstractmethod
-    def place_order(self, index: Tensor) -> Tensor:
+    def index_to_store(self, index: Tensor) -> Tensor:
         """Return ``index`` (L, R), all rows in an epoch's order, where ``take`` wants it."""
 
     @abstractmethod
-    def take(self, rows: Tensor, index: Tensor) -> Tensor:
+    def gather(self, rows: Tensor, index: Tensor) -> Tensor:
         """Return the rows (L, b, O) of ``rows`` (L, R, O) that ``index`` (L, b) names.
 
         ``index`` counts through all lanes: row r of lane l is l * R + r.
@@ -148,14 +148,14 @@ class DeviceObservations(ObservationStore):
         """See ``ObservationStore.write``."""
         out.copy_(observations)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Nothing to wait for: the device reads in the order it wrote."""
 
-    def place_order(self, index: Tensor) -> Tensor:
+    def index_to_store(self, index: Tensor) -> Tensor:
         """Return ``index`` as it is."""
         return index
 
-    def take(self, rows: Tensor, index: Tensor) -> Tensor:
+    def gather(self, rows: Tensor, index: Tensor) -> Tensor:
         """See ``ObservationStore.take``."""
         return rows.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
 
@@ -188,16 +188,16 @@ class HostObservations(ObservationStore):
         for lane_out, lane in zip(out.unbind(0), observations.unbind(0)):
             self._placement.move(lane, Place.host, out=lane_out, non_blocking=True)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Wait for the copies, which the host reads next."""
         if self._placement.is_cuda:
             torch.cuda.current_stream(self._placement.device).synchronize()
 
-    def place_order(self, index: Tensor) -> Tensor:
+    def index_to_store(self, index: Tensor) -> Tensor:
         """Return a copy on the host, which gathers; waits for it."""
         return self._placement.move(index, Place.host)
 
-    def take(self, rows: Tensor, index: Tensor) -> Tensor:
+    def gather(self, rows: Tensor, index: Tensor) -> Tensor:
         """Gather on the host, send the result up."""
         flat, chosen = rows.flatten(0, 1), index.flatten()
         # The allocator of pinned memory keeps a freed block until the copies from it are done.

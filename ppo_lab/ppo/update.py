@@ -14,8 +14,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ppo_lab.networks import ActorCritic
-from ppo_lab.ppo.adam import LaneOptimizer, Pass
-from ppo_lab.ppo.diagnostics import StepLog, StepSlot, UpdateDiagnostics
+from ppo_lab.ppo.adam import LaneOptimizer, TrainTarget
+from ppo_lab.ppo.diagnostics import UpdateDiagnostics, UpdateLog, UpdateStep
 from ppo_lab.ppo.losses import (
     ClipRange,
     clipped_surrogate,
@@ -30,7 +30,7 @@ from ppo_lab.ppo.rollout import (
     minibatches,
 )
 
-__all__ = ["AdvantageNormalization", "Coefficients", "Objective", "UpdatePlan", "update"]
+__all__ = ["AdvantageNormalization", "LaneHyperparameters", "UpdateLoss", "UpdatePlan", "update"]
 
 
 class AdvantageNormalization(Enum):
@@ -41,7 +41,7 @@ class AdvantageNormalization(Enum):
     none = "none"
 
 
-class Coefficients(NamedTuple):
+class LaneHyperparameters(NamedTuple):
     """What may differ between lanes, this iteration's values; every field (L,)."""
 
     lr: Tensor
@@ -72,50 +72,50 @@ def update(
     model: ActorCritic,
     optimizer: LaneOptimizer,
     rows: RolloutRows,
-    orders: Tensor,
-    coefficients: Coefficients,
+    permutations: Tensor,
+    coefficients: LaneHyperparameters,
     plan: UpdatePlan,
 ) -> UpdateDiagnostics:
-    """Pass over ``rows`` once per order in ``orders`` (E, L, R); nothing is read back to the host.
+    """Pass over ``rows`` once per permutation (E, L, R); nothing is read back to the host.
 
     With ``target_kl`` a lane stops before the first gradient step whose minibatch shows a k3 KL
     above 1.5 times it, and sits out the rest of the update (Stable-Baselines3's rule).
     """
     if plan.normalization is AdvantageNormalization.rollout:
         rows = rows._replace(advantages=normalize_advantages(rows.advantages))
-    num_epochs, num_lanes, num_rows = orders.shape
+    num_epochs, num_lanes, num_rows = permutations.shape
     num_steps = num_epochs * plan.num_minibatches
-    log = StepLog(
+    log = UpdateLog(
         num_steps,
         num_lanes,
         num_rows // plan.num_minibatches,
         optimizer.num_clip_groups,
         like=rows.advantages,
     )
-    objective = Objective(model, rows.observations, coefficients, plan)
+    objective = UpdateLoss(model, rows.observations, coefficients, plan)
     for training in optimizer.passes():
-        batches = minibatches(rows, orders, plan.num_minibatches, plan.store)
+        batches = minibatches(rows, permutations, plan.num_minibatches, plan.store)
         for step, batch in zip(range(num_steps)[: plan.num_dry_steps], batches):
             slot = log.steps[step]
-            objective.backward(slot, batch, training, before_last=optimizer.expect_gradients)
+            objective.backward(slot, batch, training, before_last=optimizer.prepare_final_backward)
             norms = optimizer.step(
                 lr=coefficients.lr,
                 max_grad_norm=coefficients.max_grad_norm,
-                active=log.stop_far_lanes(step, coefficients.target_kl),
+                active=log.apply_target_kl(step, coefficients.target_kl),
             )
             slot.grad_norms.add_(norms)
             optimizer.zero_grad()
     return log.means(coefficients.clip, plan.num_minibatches)
 
 
-class Objective:
+class UpdateLoss:
     """Each lane's loss (L,), policy - c2 * entropy + c1 * value (arXiv:1707.06347, eq. 9)."""
 
     def __init__(
         self,
         model: ActorCritic,
         observations: Tensor,
-        coefficients: Coefficients,
+        coefficients: LaneHyperparameters,
         plan: UpdatePlan,
     ) -> None:
         """Take the rollout's ``observations`` (L, R, O), which ``plan``'s store keeps."""
@@ -124,7 +124,7 @@ class Objective:
         self._share = 1.0 / plan.num_micro_batches
 
     def backward(
-        self, slot: StepSlot, batch: Batch, training: Pass, before_last: Callable[[], None]
+        self, slot: UpdateStep, batch: Batch, training: TrainTarget, before_last: Callable[[], None]
     ) -> None:
         """Add the gradient of the minibatch's mean loss, part by part, to the parameters' own.
 
@@ -143,36 +143,36 @@ class Objective:
             total = loss.sum()  # over lanes, whose gradients never meet
             (total if len(parts) == 1 else total * self._share).backward()
 
-    def whole_loss(self, slot: StepSlot, batch: Batch) -> Tensor:
+    def whole_loss(self, slot: UpdateStep, batch: Batch) -> Tensor:
         """Return the minibatch's loss in one part, over all lanes, to be differentiated."""
         return self.joint_loss(slot, self._prepare(slot, batch), slot.log_ratios).sum()
 
-    def _prepare(self, slot: StepSlot, batch: Batch) -> Batch:
+    def _prepare(self, slot: UpdateStep, batch: Batch) -> Batch:
         """Return ``batch`` with its advantages as they are used; ``slot`` notes them."""
         if self._plan.normalization is AdvantageNormalization.minibatch:
             batch = batch._replace(advantages=normalize_advantages(batch.advantages))
         slot.advantages.copy_(batch.advantages)
         return batch
 
-    def joint_loss(self, slot: StepSlot, part: Batch, log_ratio: Tensor) -> Tensor:
+    def joint_loss(self, slot: UpdateStep, part: Batch, log_ratio: Tensor) -> Tensor:
         """Return the loss of both networks; ``log_ratio`` (L, b) is written, as are all numbers."""
         policy_parameters, values = self._model(self._rows(part))
         policy = self._policy_loss(slot, part, policy_parameters, log_ratio)
         return policy + self._value_loss(slot, part, values)
 
-    def policy_alone(self, slot: StepSlot, part: Batch, log_ratio: Tensor) -> Tensor:
+    def policy_alone(self, slot: UpdateStep, part: Batch, log_ratio: Tensor) -> Tensor:
         """Return the policy's part of it."""
         return self._policy_loss(slot, part, self._model.policy(self._rows(part)), log_ratio)
 
-    def values_alone(self, slot: StepSlot, part: Batch, log_ratio: Tensor) -> Tensor:  # noqa: ARG002
+    def values_alone(self, slot: UpdateStep, part: Batch, log_ratio: Tensor) -> Tensor:  # noqa: ARG002
         """Return the values' part of it."""
         return self._value_loss(slot, part, self._model.values(self._rows(part)))
 
     def _rows(self, part: Batch) -> Tensor:
-        return self._plan.store.take(self._observations, part.row_index)
+        return self._plan.store.gather(self._observations, part.row_index)
 
     def _policy_loss(
-        self, slot: StepSlot, part: Batch, policy_parameters: Tensor, kept_log_ratio: Tensor
+        self, slot: UpdateStep, part: Batch, policy_parameters: Tensor, kept_log_ratio: Tensor
     ) -> Tensor:
         """Return the surrogate less the entropy bonus; ``kept_log_ratio`` (L, b) is written."""
         distribution, coefficients = self._model.distribution, self._coefficients
@@ -186,7 +186,7 @@ class Objective:
         slot.entropy.add_(entropy.detach(), alpha=self._share)
         return loss - coefficients.entropy_coef * entropy
 
-    def _value_loss(self, slot: StepSlot, part: Batch, values: Tensor) -> Tensor:
+    def _value_loss(self, slot: UpdateStep, part: Batch, values: Tensor) -> Tensor:
         coefficients = self._coefficients
         loss = value_loss(values, part.values, part.value_targets, coefficients.value_epsilon)
         slot.value_loss.add_(loss.detach(), alpha=self._share)
@@ -195,7 +195,7 @@ class Objective:
 
 # Not in the object: bound methods would make a cycle, which keeps a rollout until it is collected.
 _LOSSES = {
-    Pass.both: Objective.joint_loss,
-    Pass.policy: Objective.policy_alone,
-    Pass.values: Objective.values_alone,
+    TrainTarget.both: UpdateLoss.joint_loss,
+    TrainTarget.policy: UpdateLoss.policy_alone,
+    TrainTarget.values: UpdateLoss.values_alone,
 }

@@ -12,17 +12,17 @@ from ppo_lab.config.run import Config
 from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.forecast.summary import out_of_memory_line
-from ppo_lab.runner.run_record import Destination, LaneRun, Status
+from ppo_lab.runner.run_record import RunOutput, RunRecorder, Status
 from ppo_lab.training.scores import History
 from ppo_lab.training.trainer import Trainer
 
-__all__ = ["Entry", "Running", "Standing", "one_line"]
+__all__ = ["GroupView", "RunGroup", "Running", "one_line"]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Standing:
+class GroupView:
     """How an entry stands after an iteration; its runs are counted from 0."""
 
     trainer: Trainer
@@ -47,13 +47,13 @@ class Standing:
         return self.trainer.diverged(self.lanes[run])
 
 
-class Entry:
+class RunGroup:
     """Runs that take lanes of a stack together, and leave them together."""
 
     def __init__(
         self,
         configs: Sequence[Config],
-        destinations: Sequence[Destination],
+        destinations: Sequence[RunOutput],
         *,
         is_forecast: bool = False,
         planned_steps: int | None = None,
@@ -75,7 +75,7 @@ class Entry:
         self.summaries: list[dict[str, Any]] = []
         """One per run, once it has ended."""
 
-    def should_stop(self, standing: Standing) -> str | None:  # noqa: ARG002 - here never
+    def should_stop(self, standing: GroupView) -> str | None:  # noqa: ARG002 - here never
         """Return the reason to end now, if there is one; asked after every iteration."""
         return None
 
@@ -95,9 +95,9 @@ def _resolved(config: Config) -> Config:
 class Running:
     """An entry in its lanes."""
 
-    entry: Entry
+    entry: RunGroup
     lanes: list[int]
-    runs: list[LaneRun]
+    runs: list[RunRecorder]
 
     def start(self) -> None:
         """Start the trackers of every run."""

@@ -25,7 +25,7 @@ from ppo_lab.training.policy import save_policy
 from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.training.trainer import LaneResult, Trainer
 
-__all__ = ["Destination", "LaneRun", "Status"]
+__all__ = ["RunOutput", "RunRecorder", "Status"]
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Status(Enum):
 
 
 @dataclass(frozen=True)
-class Destination:
+class RunOutput:
     """Where one lane of a stack leaves its results, and what is noted beside them."""
 
     folder: Path
@@ -67,7 +67,7 @@ class _Begin:
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-class LaneRun:
+class RunRecorder:
     """Keeps one run's trackers and summary from its start to its end.
 
     What only a stack measures (speed, memory, time by phase) is the stack's while the run was in
@@ -77,7 +77,7 @@ class LaneRun:
     def __init__(
         self,
         config: Config,
-        destination: Destination,
+        destination: RunOutput,
         progress: Progress,
         facts: Mapping[str, Any],
         attempt: int = 1,
@@ -136,7 +136,7 @@ class LaneRun:
             self.summary["wandb"] = self.tracker.link
 
 
-def _run_info(config: Config, destination: Destination, facts: Mapping[str, Any]) -> RunInfo:
+def _run_info(config: Config, destination: RunOutput, facts: Mapping[str, Any]) -> RunInfo:
     env = re.sub(r"[^A-Za-z0-9._=-]", "-", config.env.id)[:24]
     parts = [env, config.memory.name, f"eps{config.epsilon_label}", f"s{config.seed}"]
     commit = facts["git"].get("commit")
@@ -157,7 +157,7 @@ def _run_info(config: Config, destination: Destination, facts: Mapping[str, Any]
 
 
 def _static_summary(
-    config: Config, destination: Destination, facts: Mapping[str, Any]
+    config: Config, destination: RunOutput, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what is known before the first step; ``epsilon`` is absent when there is no clip."""
     summary = {

@@ -21,19 +21,19 @@ from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory, vram_l
 from ppo_lab.devices.pcie import measure_bus
 from ppo_lab.forecast.budget import over_budget
 from ppo_lab.forecast.counting_trainer import CountedTrainer
-from ppo_lab.runner.entry import Entry, Running, Standing, one_line
-from ppo_lab.runner.run_record import LaneRun, Status
+from ppo_lab.runner.entry import GroupView, RunGroup, Running, one_line
+from ppo_lab.runner.run_record import RunRecorder, Status
 from ppo_lab.tracking import Progress, Record, Terminal
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.provenance import git_state, machine, versions
 
-__all__ = ["Occupancy", "Stack"]
+__all__ = ["LaneUtilization", "Stack"]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Occupancy:
+class LaneUtilization:
     """The share of lanes that trained, up to the last time that a run began.
 
     After that there was nothing left to fill them with.
@@ -68,18 +68,18 @@ class Stack:
 
     def __init__(self, max_lanes: int, style: Terminal = Terminal.none) -> None:
         """Hold at most ``max_lanes``, or one entry; ``style`` is how the terminal shows runs."""
-        self.occupancy = Occupancy()
+        self.occupancy = LaneUtilization()
         self.num_more: int | None = None
         """Most runs that may still come beside those that wait; None for any number."""
         self._max_lanes, self._progress = max_lanes, Progress(style)
-        self._waiting: deque[Entry] = deque()
-        self._halves: deque[list[Entry]] = deque()
+        self._waiting: deque[RunGroup] = deque()
+        self._halves: deque[list[RunGroup]] = deque()
         self._running: list[Running] = []
         self._trainer: Trainer | None = None
         self._key: str | None = None
         """Of the entries that the program can train; None for one that takes no others."""
         self._limits = contextlib.ExitStack()
-        self._recorded: dict[int, LaneRun] = {}
+        self._recorded: dict[int, RunRecorder] = {}
         """By lane."""
 
     @property
@@ -99,7 +99,7 @@ class Stack:
         busy = sum(len(running.lanes) for running in self._running)
         return (len(self._trainer.configs) if self._trainer else self._max_lanes) - busy
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: RunGroup) -> None:
         """Let ``entry`` wait for lanes."""
         self._waiting.append(entry)
 
@@ -120,7 +120,7 @@ class Stack:
             self.close()
             raise
 
-    def abort(self, entry: Entry) -> None:
+    def abort(self, entry: RunGroup) -> None:
         """End ``entry`` between iterations: as interrupted if it runs, without a trace if not."""
         for running in [r for r in self._running if r.entry is entry]:
             self._interrupt(running)
@@ -159,7 +159,7 @@ class Stack:
         self._give_lanes(begun, num_lanes)
         self.occupancy.begin()
 
-    def _take(self) -> list[Entry]:
+    def _take(self) -> list[RunGroup]:
         """Return the entries that begin now; without running ones, let go of their program."""
         if self._running and self._key is None:
             return []
@@ -198,7 +198,7 @@ class Stack:
         ours = (len(entry.configs) for entry in self._waiting if entry.key == self._key)
         return max(self._max_lanes, next(ours, 0))
 
-    def _width(self, entries: Sequence[Entry]) -> int:
+    def _width(self, entries: Sequence[RunGroup]) -> int:
         """Return the lanes of a new program: whole entries, as many as it may ever hold.
 
         Those that come are likely to be of the last program that was asked for.
@@ -213,7 +213,7 @@ class Stack:
             widest = min(widest, needed + self.num_more)
         return max(needed, widest)
 
-    def _is_over_budget(self, entry: Entry) -> bool:
+    def _is_over_budget(self, entry: RunGroup) -> bool:
         """End an entry whose forecast is above its budget, and return whether it is."""
         if (reason := over_budget(entry.configs[0])) is None:
             return False
@@ -224,12 +224,12 @@ class Stack:
         refused.finish()
         return True
 
-    def _runs_of(self, entry: Entry) -> list[LaneRun]:
+    def _runs_of(self, entry: RunGroup) -> list[RunRecorder]:
         facts = _facts(entry.configs[0].torch_device)
         pairs = zip(entry.configs, entry.destinations)
         entry.num_attempts += 1
         attempt = entry.num_attempts
-        return [LaneRun(config, to, self._progress, facts, attempt) for config, to in pairs]
+        return [RunRecorder(config, to, self._progress, facts, attempt) for config, to in pairs]
 
     def _give_lanes(self, begun: Sequence[Running], num_lanes: int) -> None:
         """Let entries begin in the lanes they were given."""
@@ -275,7 +275,7 @@ class Stack:
         for lane in running.lanes:
             if trainer.has_ended(lane):
                 trainer.retire_lane(lane)
-        reason = running.entry.should_stop(Standing(trainer, running.lanes))
+        reason = running.entry.should_stop(GroupView(trainer, running.lanes))
         if reason is None and not all(map(trainer.has_ended, running.lanes)):
             return
         running.conclude(trainer, reason)

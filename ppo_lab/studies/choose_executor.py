@@ -11,7 +11,7 @@ from ppo_lab.studies.definition.objective import is_measured
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.workers.base import Executor
 from ppo_lab.workers.processes import ProcessExecutor
-from ppo_lab.workers.slots import choose_lanes, choose_slots
+from ppo_lab.workers.slots import choose_lanes, choose_num_workers
 from ppo_lab.workers.stacked import StackedExecutor
 
 __all__ = ["choose_executor", "why_not_stacked"]
@@ -20,7 +20,7 @@ __all__ = ["choose_executor", "why_not_stacked"]
 def choose_executor(plan: Plan, tell: Callable[[str], None]) -> Executor:
     """Return the executor that ``plan`` asks for; ``tell`` why, if that is another."""
     study = plan.study
-    num_slots, devices = choose_slots(study.num_slots, plan.config)
+    num_slots, devices = choose_num_workers(study.num_workers, plan.config)
     if study.executor is Choice.processes:
         return ProcessExecutor(num_slots, devices)
     if (reason := why_not_stacked(plan)) is not None:

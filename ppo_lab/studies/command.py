@@ -26,8 +26,8 @@ from ppo_lab.studies.results.confirmation import (
 from ppo_lab.studies.results.files import write_outputs
 from ppo_lab.studies.results.panel import commands, study_panel
 from ppo_lab.studies.results.wandb import track_study
-from ppo_lab.studies.scheduler import STOP_FILE, Ending, Signals
-from ppo_lab.studies.session import Session
+from ppo_lab.studies.scheduler import STOP_FILE, Ending, InterruptHandler
+from ppo_lab.studies.session import StudyRunner
 from ppo_lab.studies.store.retry import StorageLostError
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.workers import Executor
@@ -79,11 +79,11 @@ def run_plan(plan: Plan, executor: Executor | None = None) -> Ending:
         raise ConfigError("STOP", stop, "stops this study; remove the file to go on")
     # Its server imports while we open the storage.
     executor = executor or choose_executor(plan, _print)
-    signals = Signals(_print)
+    signals = InterruptHandler(_print)
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
         with _log_file(plan), signals.installed():
-            session = Session(plan, executor, signals, _print)
+            session = StudyRunner(plan, executor, signals, _print)
             with closing(session.database):
                 return _run(plan, session)
     except StorageLostError as error:
@@ -93,7 +93,7 @@ def run_plan(plan: Plan, executor: Executor | None = None) -> Ending:
         executor.close()
 
 
-def _run(plan: Plan, session: Session) -> Ending:
+def _run(plan: Plan, session: StudyRunner) -> Ending:
     ending, study = session.run(plan)
     if ending is Ending.storage_lost:
         return ending
@@ -111,7 +111,7 @@ def _run(plan: Plan, session: Session) -> Ending:
     return ending
 
 
-def _confirm(plan: Plan, study: Study, session: Session) -> tuple[Ending, Confirmed | None]:
+def _confirm(plan: Plan, study: Study, session: StudyRunner) -> tuple[Ending, Confirmed | None]:
     """Run the best trials again; return what that says once it is complete."""
     confirming = session.call("read", lambda: confirmation_plan(plan, study, session.database))
     if confirming is None:
@@ -123,7 +123,7 @@ def _confirm(plan: Plan, study: Study, session: Session) -> tuple[Ending, Confir
     return ending, session.call("read", read)
 
 
-def _track(plan: Plan, study: Study, confirmed: Confirmed | None, session: Session) -> None:
+def _track(plan: Plan, study: Study, confirmed: Confirmed | None, session: StudyRunner) -> None:
     link = session.call("read", lambda: track_study(plan, study, confirmed))
     if link is not None:
         Console().print(f"W&B        {link}", soft_wrap=True, highlight=False, markup=False)

@@ -24,14 +24,14 @@ from ppo_lab.studies.display.events import (
     Watcher,
 )
 from ppo_lab.studies.store.lease import Lease
-from ppo_lab.studies.store.retry import Patience, StorageLostError
-from ppo_lab.studies.store.trial_store import Book, Claim
+from ppo_lab.studies.store.retry import RetryPolicy, StorageLostError
+from ppo_lab.studies.store.trial_store import Claim, TrialStore
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.workers import Executor, Exited, Reported
-from ppo_lab.workers.base import Mark, Note, Task, Verdict
+from ppo_lab.workers.base import Decision, Task, TrialProgress, TrialReport
 from ppo_lab.workers.result import Result, read_result
 
-__all__ = ["Ending", "Parent", "Signals"]
+__all__ = ["Ending", "InterruptHandler", "StudyScheduler"]
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,12 @@ class Ending(Enum):
     storage_lost = "storage lost"
 
 
-class Signals:
+class InterruptHandler:
     """Counts Ctrl-C: once lets the running trials finish, twice ends them; SIGTERM ends at once."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         """Say through ``tell`` what a signal did."""
-        self._tell = tell
+        self._notify = tell
         self.num_interrupts = 0
         self.is_terminated = False
 
@@ -85,26 +85,26 @@ class Signals:
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if number == signal.SIGTERM:
             self.is_terminated = True
-            self._tell("SIGTERM: stopping the running trials; they run again at the next start")
+            self._notify("SIGTERM: stopping the running trials; they run again at the next start")
             return
         self.num_interrupts += 1
         if self.num_interrupts == 1:
-            self._tell("Ctrl-C: finishing the running trials; again to stop them now")
+            self._notify("Ctrl-C: finishing the running trials; again to stop them now")
         elif self.num_interrupts == 2:
-            self._tell("Ctrl-C: stopping the running trials; they run again at the next start")
+            self._notify("Ctrl-C: stopping the running trials; they run again at the next start")
 
 
-class Parent:
+class StudyScheduler:
     """Runs a study until its total is reached or something stops it."""
 
     def __init__(
         self,
         plan: Plan,
-        book: Book,
+        book: TrialStore,
         lease: Lease,
         executor: Executor,
-        patience: Patience,
-        signals: Signals,
+        patience: RetryPolicy,
+        signals: InterruptHandler,
         watchers: Sequence[Watcher],
     ) -> None:
         """Take the parts; nothing happens before ``run``."""
@@ -127,7 +127,7 @@ class Parent:
         if ending is not Ending.storage_lost:
             self._book_what_ended()
             counts = self._patience.call("count", self._book.counts)
-            self._tell(StudyEnded(ending.value, counts))
+            self._notify(StudyEnded(ending.value, counts))
         return ending
 
     def _loop(self) -> Ending:
@@ -200,7 +200,7 @@ class Parent:
             )
         )
         self._claims[claim.number], self._folders[claim.number] = claim, folder
-        self._tell(
+        self._notify(
             TrialStarted(
                 number=claim.number,
                 attempt=claim.attempt,
@@ -230,21 +230,21 @@ class Parent:
     def _handle(self, event: Reported | Exited) -> None:
         if isinstance(event, Exited):
             self._handle_exit(event)
-        elif isinstance(event.message, Note):
-            self._tell(TrialNoted(event.number, event.message))
+        elif isinstance(event.message, TrialProgress):
+            self._notify(TrialNoted(event.number, event.message))
         else:
             self._handle_mark(event.number, event.message)
 
-    def _handle_mark(self, number: int, mark: Mark) -> None:
+    def _handle_mark(self, number: int, mark: TrialReport) -> None:
         claim = self._claims[number]
         if not self._patience.call("report", lambda: self._book.is_ours(claim)):
             self._executor.stop(number)
             return
         report, stop = self._patience.call("report", lambda: self._book.report(claim, mark))
-        self._executor.tell(number, Verdict(mark.step, stop))
+        self._executor.tell(number, Decision(mark.step, stop))
         mean = report.mean if report else None
         error = report.standard_error if report else None
-        self._tell(TrialReported(number, mark, mean, error, stop))
+        self._notify(TrialReported(number, mark, mean, error, stop))
 
     def _handle_exit(self, event: Exited) -> None:
         claim, folder = self._claims[event.number], self._folders[event.number]
@@ -262,13 +262,13 @@ class Parent:
         if not self._patience.call("retry", lambda: self._book.is_ours(claim)):
             log.warning("trial %d was taken over by another machine", claim.number)
             return
-        num_crashes = self._patience.call("retry", lambda: self._book.note_crash(claim))
+        num_crashes = self._patience.call("retry", lambda: self._book.count_crash(claim))
         max_retries = self._plan.study.max_retries
         if num_crashes > max_retries:
             summaries = result.summaries if result else []
             self._finish(claim, Result(claim.number, "failed", reason, summaries))
             return
-        self._tell(TrialRetried(claim.number, reason, num_crashes, max_retries))
+        self._notify(TrialRetried(claim.number, reason, num_crashes, max_retries))
         self._patience.call("retry", lambda: self._book.release(claim))
 
     def _finish(self, claim: Claim, result: Result) -> None:
@@ -276,7 +276,7 @@ class Parent:
         if told is None:
             log.warning("trial %d was taken over by another machine", claim.number)
             return
-        self._tell(
+        self._notify(
             TrialEnded(
                 number=claim.number,
                 role=claim.role,
@@ -304,7 +304,7 @@ class Parent:
             else:
                 self._patience.call("release", functools.partial(self._book.release, claim))
 
-    def _tell(self, event: Event) -> None:
+    def _notify(self, event: Event) -> None:
         for watcher in self._watchers:
             watcher.handle(event)
 

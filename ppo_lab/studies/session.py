@@ -16,26 +16,30 @@ from ppo_lab.studies.definition.storage_url import masked
 from ppo_lab.studies.display.events import StorageAway, StudyOpened, Watcher
 from ppo_lab.studies.display.live_table import LiveTable
 from ppo_lab.studies.display.log_lines import LineWatcher
-from ppo_lab.studies.display.progress import Best, Standing
+from ppo_lab.studies.display.progress import Best, StudyProgress
 from ppo_lab.studies.results.trial_table import best_row, finished_trials
-from ppo_lab.studies.scheduler import Ending, Parent, Signals
+from ppo_lab.studies.scheduler import Ending, InterruptHandler, StudyScheduler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
-from ppo_lab.studies.store.retry import Patience
-from ppo_lab.studies.store.trial_store import Book
+from ppo_lab.studies.store.retry import RetryPolicy
+from ppo_lab.studies.store.trial_store import TrialStore
 from ppo_lab.tracking import Terminal
 from ppo_lab.workers import Executor
 
-__all__ = ["Session"]
+__all__ = ["StudyRunner"]
 
 T = TypeVar("T")
 
 
-class Session:
+class StudyRunner:
     """Runs plans on this machine, in the storage of the first."""
 
     def __init__(
-        self, plan: Plan, executor: Executor, signals: Signals, write: Callable[[str], None]
+        self,
+        plan: Plan,
+        executor: Executor,
+        signals: InterruptHandler,
+        write: Callable[[str], None],
     ) -> None:
         """Open the storage of ``plan``; plain lines of progress go to ``write``.
 
@@ -46,8 +50,8 @@ class Session:
         self._watchers: list[Watcher] = []
         self.had_work = False
         """Whether a plan had trials missing when it was run."""
-        self._patience = Patience(
-            plan.study.patience_s, self._tell_outage, lambda: signals.is_urgent
+        self._patience = RetryPolicy(
+            plan.study.storage_timeout_s, self._tell_outage, lambda: signals.is_urgent
         )
         self.database = self.call("open", lambda: Database(plan.url, plan.folder))
         self._lease = self.call("open", lambda: Lease(self.database, plan.study.lease_s))
@@ -73,12 +77,12 @@ class Session:
             ConfigError: the study was begun otherwise.
             StorageLostError: the storage stayed away before a trial had begun.
         """
-        book = self.call("open", lambda: Book(plan, self.database, self._lease))
+        book = self.call("open", lambda: TrialStore(plan, self.database, self._lease))
         counts = self.call("count", book.counts)
         self.had_work |= counts.finished < counts.total
         rows = self.call("read", lambda: finished_trials(book.study, plan.objectives))
         row = best_row(rows, plan.objectives[0]) if len(plan.objectives) == 1 else None
-        standing = Standing(plan.objectives, plan.constraints)
+        standing = StudyProgress(plan.objectives, plan.constraints)
         if row is not None and row.values[0] is not None:
             standing.best = Best(row.number, row.values[0], row.half_width, row.params)
         self._watchers = _watchers(plan.config.tracking.terminal, standing, self._write)
@@ -88,7 +92,7 @@ class Session:
         try:
             for watcher in self._watchers:
                 watcher.handle(opened)
-            parent = Parent(
+            parent = StudyScheduler(
                 plan, book, self._lease, self._executor, self._patience, self._signals,
                 self._watchers,
             )  # fmt: skip
@@ -107,7 +111,9 @@ class Session:
             watcher.handle(StorageAway(what, waited_s))
 
 
-def _watchers(style: Terminal, standing: Standing, write: Callable[[str], None]) -> list[Watcher]:
+def _watchers(
+    style: Terminal, standing: StudyProgress, write: Callable[[str], None]
+) -> list[Watcher]:
     """Return what shows the progress: a live table on a terminal, else lines, or nothing."""
     console = Console(stderr=True)
     if style is Terminal.auto:

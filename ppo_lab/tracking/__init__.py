@@ -5,17 +5,17 @@ from ppo_lab.tracking.config import Terminal, TrackingConfig, TrackingMode
 from ppo_lab.tracking.local import LocalSink, read_metrics, read_summary
 from ppo_lab.tracking.tables import grid_table, places, reasons, summary_panel
 from ppo_lab.tracking.terminal import Progress, TerminalSink
-from ppo_lab.tracking.tracker import GuardedSink, Tracker
+from ppo_lab.tracking.tracker import SafeSink, Tracker
 from ppo_lab.tracking.wandb_sink import WandbSink
 from ppo_lab.utils.json_files import restore, strict
 
 __all__ = [
-    "GuardedSink",
     "Histogram",
     "LocalSink",
     "Progress",
     "Record",
     "RunInfo",
+    "SafeSink",
     "Sink",
     "Terminal",
     "TerminalSink",

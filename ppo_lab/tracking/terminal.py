@@ -20,7 +20,7 @@ from rich.text import Text
 from ppo_lab.tracking.base import Record, RunInfo, Sink
 from ppo_lab.tracking.config import Terminal
 
-__all__ = ["LaneProgress", "Progress", "TerminalSink", "clock_text", "progress_line"]
+__all__ = ["LaneProgress", "Progress", "TerminalSink", "format_duration", "progress_line"]
 
 # A plain line is due after 10 % of the steps, but not within 10 s of the last one, so that short
 # runs stay short in a log; and after 5 minutes in any case, so that long ones look alive. The
@@ -175,7 +175,9 @@ def progress_line(lanes: Sequence[LaneProgress], took_s: float) -> str:
         per_s = new_steps / took_s
         left = sum(max(lane.total_steps - lane.global_step, 0) for lane in still_open)
         parts.append(f"{per_s:,.0f} steps/s")
-        parts.append(f"ETA {clock_text(left / per_s)}" if left else f"in {clock_text(took_s)}")
+        parts.append(
+            f"ETA {format_duration(left / per_s)}" if left else f"in {format_duration(took_s)}"
+        )
     return "  ".join(parts)
 
 
@@ -204,7 +206,7 @@ def _mean(values: list[float]) -> float:
     return fmean(finite) if finite else math.nan
 
 
-def clock_text(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return ``1:02:03`` or ``2:03``."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)

@@ -13,7 +13,7 @@ from ppo_lab.tracking.local import LocalSink
 from ppo_lab.tracking.terminal import Progress, TerminalSink
 from ppo_lab.tracking.wandb_sink import WandbSink
 
-__all__ = ["GuardedSink", "Tracker"]
+__all__ = ["SafeSink", "Tracker"]
 
 
 class Tracker(Sink):
@@ -22,9 +22,9 @@ class Tracker(Sink):
     def __init__(self, config: TrackingConfig, outputs: Path, progress: Progress) -> None:
         """Build the sinks; ``outputs`` holds ``wandb/``, a stack's lanes share ``progress``."""
         self._wandb_sink = WandbSink(config, outputs)
-        self._wandb = GuardedSink(self._wandb_sink)
-        self._files = GuardedSink(LocalSink())
-        self._terminal = GuardedSink(TerminalSink(progress))
+        self._wandb = SafeSink(self._wandb_sink)
+        self._files = SafeSink(LocalSink())
+        self._terminal = SafeSink(TerminalSink(progress))
 
     @property
     def link(self) -> str | None:
@@ -72,7 +72,7 @@ _LOG = logging.getLogger(__name__)
 MAX_FAILURES = 3
 
 
-class GuardedSink(Sink):
+class SafeSink(Sink):
     """Passes calls on to ``sink``; counts what it raises, logs the first, raises nothing.
 
     After a failed start, or ``MAX_FAILURES`` failed records, records are skipped. ``finish`` is

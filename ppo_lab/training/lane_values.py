@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ppo_lab.config.run import Config, Schedule
 from ppo_lab.ppo.losses import ClipRange
-from ppo_lab.ppo.update import Coefficients
+from ppo_lab.ppo.update import LaneHyperparameters
 from ppo_lab.utils.rng import Stream, fold_in, lane_keys
 
-__all__ = ["LaneTensors", "scheduled"]
+__all__ = ["LaneTensors", "schedule_metrics"]
 
 
 _REQUIRED = ("gamma", "gae_lambda", "lr", "entropy_coef", "value_coef", "max_grad_norm")
@@ -58,7 +58,7 @@ class LaneTensors:
         self._begins.index_fill_(0, lanes, iteration)
         self._options |= {key for config in configs for key in _options_of(config)}
 
-    def hold_still(self, lane: int) -> None:
+    def freeze_lane(self, lane: int) -> None:
         """Let the parameters of ``lane`` stay as they are: its learning rate becomes 0."""
         self._columns["lr"][lane] = 0.0
 
@@ -76,7 +76,7 @@ class LaneTensors:
         """Return the random keys (L,) of the stack's ``iteration``, counted from 0."""
         return fold_in(self._keys[stream], iteration - self._begins)
 
-    def coefficients(self, iteration: int) -> Coefficients:
+    def coefficients(self, iteration: int) -> LaneHyperparameters:
         """Return the values of the stack's ``iteration``, counted from 0.
 
         An infinite epsilon stays infinite; after its last iteration a lane keeps that one's values.
@@ -87,7 +87,7 @@ class LaneTensors:
         kept = 1.0 - numbers["anneals_epsilon"] * spent
         fixed = {key: numbers[key] for key in ("entropy_coef", "value_coef", "max_grad_norm")}
         options = {key: numbers[key] if key in self._options else None for key in _OPTIONAL}
-        return Coefficients(
+        return LaneHyperparameters(
             lr=numbers["lr"] * (1.0 - numbers["anneals_lr"] * spent),
             clip=ClipRange(numbers["epsilon"] * kept, numbers["epsilon_high"] * kept),
             **fixed,
@@ -95,7 +95,7 @@ class LaneTensors:
         )
 
 
-def scheduled(config: Config, iteration: int) -> dict[str, float]:
+def schedule_metrics(config: Config, iteration: int) -> dict[str, float]:
     """Return a lane's scheduled numbers as metrics; no ``ppo/epsilon`` without a clip."""
     spent = iteration / config.num_iterations
     metrics = {"charts/learning_rate": config.lr}

@@ -26,7 +26,7 @@ from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
 from ppo_lab.envs.running_stats import normalize
 from ppo_lab.networks import NETWORKS, ActorCritic, Initializer, NetworkConfig
 from ppo_lab.utils import rng
-from ppo_lab.utils.json_files import plain, write_json, write_whole
+from ppo_lab.utils.json_files import atomic_write, to_jsonable, write_json
 
 __all__ = ["Policy", "load_policy", "save_policy"]
 
@@ -45,7 +45,7 @@ def save_policy(
         f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()
     } | {f"env.{name}": value for name, value in env_state.items()}
     lane_tensors = {name: t[lane : lane + 1].contiguous().cpu() for name, t in tensors.items()}
-    write_whole(checkpoint / "model.safetensors", save(lane_tensors))
+    atomic_write(checkpoint / "model.safetensors", save(lane_tensors))
     spec = config.check_env()
     network_kind = next(kind for kind, c in NETWORKS.items() if type(config.network) is c)
     write_json(
@@ -55,8 +55,8 @@ def save_policy(
             "env_id": config.env.id,
             "observation_shape": spec.observation_shape or (spec.observation_size,),
             "actions": {"kind": type(spec.actions).__name__}
-            | plain(dataclasses.asdict(spec.actions)),
-            "network": {"kind": network_kind} | plain(dataclasses.asdict(config.network)),
+            | to_jsonable(dataclasses.asdict(spec.actions)),
+            "network": {"kind": network_kind} | to_jsonable(dataclasses.asdict(config.network)),
             "shares_trunk": model.shares_trunk,
             "dtype": config.dtype.value,
         },

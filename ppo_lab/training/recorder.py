@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ppo_lab.devices.placement import Place, Placement
-from ppo_lab.ppo.after_update import AfterUpdate
+from ppo_lab.ppo.after_update import RolloutDiagnostics
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics, ratio_edges
 from ppo_lab.tracking import Histogram, Record
 from ppo_lab.training.scores import History
@@ -59,7 +59,7 @@ class IterationTensors:
     """What one iteration leaves on the device for the record."""
 
     update: UpdateDiagnostics
-    after: AfterUpdate
+    after: RolloutDiagnostics
     episodes: EpisodeTotals
 
 
@@ -90,7 +90,7 @@ class Recorder:
         self.histories = [History() for _ in range(self.num_lanes)]
         self.diverged = [None for _ in range(self.num_lanes)]
 
-    def restart_lane(self, lane: int) -> None:
+    def reset_lane(self, lane: int) -> None:
         """Begin a lane's curve anew."""
         self.histories[lane], self.diverged[lane] = History(), None
 
@@ -183,7 +183,7 @@ class EpisodeMeter:
         self._return = torch.zeros(num_lanes, num_envs, dtype=torch.float64, device=device)
         self._length = torch.zeros(num_lanes, num_envs, dtype=torch.float64, device=device)
 
-    def restart_lanes(self, lanes: Tensor) -> None:
+    def reset_lanes(self, lanes: Tensor) -> None:
         """Start the episodes of ``lanes`` (int64) anew."""
         for carried in (self._return, self._length):
             carried.index_fill_(0, lanes, 0.0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppo_lab.compiler.compilation import Compilation, Parts
-from ppo_lab.compiler.cuda_graphs import CudaRecorder, GraphRecorder
+from ppo_lab.compiler.cuda_graphs import CudaGraphCapturer, GraphCapturer
 from ppo_lab.config.lanes import check_lane, check_stack
 from ppo_lab.config.run import Config
 from ppo_lab.devices.meters import Meters
@@ -29,7 +29,7 @@ from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
 from ppo_lab.ppo.update import UpdatePlan
 from ppo_lab.tracking import Record
-from ppo_lab.training.lane_values import LaneTensors, scheduled
+from ppo_lab.training.lane_values import LaneTensors, schedule_metrics
 from ppo_lab.training.precision import set_matmul_precision
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
 from ppo_lab.training.scores import History
@@ -141,9 +141,9 @@ class Trainer:
             dtype=self.config.weights_dtype,
         )
 
-    def _build_recorder(self, device: torch.device) -> GraphRecorder | None:
+    def _build_recorder(self, device: torch.device) -> GraphCapturer | None:
         """Return what makes recordings of programs, None where they are compiled libraries."""
-        return CudaRecorder(device) if device.type == "cuda" else None
+        return CudaGraphCapturer(device) if device.type == "cuda" else None
 
     def run(self) -> list[LaneResult]:
         """Train until every lane has spent its steps or diverged."""
@@ -181,7 +181,7 @@ class Trainer:
     def retire_lane(self, lane: int) -> None:
         """Record a lane no more; its parameters stay as they are."""
         self._is_live[lane] = False
-        self._lanes.hold_still(lane)
+        self._lanes.freeze_lane(lane)
 
     @torch.no_grad()
     def replace_lanes(self, configs: Mapping[int, Config]) -> None:
@@ -201,14 +201,14 @@ class Trainer:
         fresh = self._build_model(seeds)
         for parameter, value in zip(self.model.parameters(), fresh.parameters()):
             parameter.index_copy_(0, lanes, value)
-        self.optimizer.restart_lanes(lanes)
+        self.optimizer.reset_lanes(lanes)
         self._lanes.replace(lanes, list(configs.values()), self.iteration)
-        self._episodes.restart_lanes(lanes)
+        self._episodes.reset_lanes(lanes)
         for lane, config in configs.items():
             self.configs[lane], self._begins[lane] = config, self.iteration
             self._is_live[lane] = True
-            self._recorder.restart_lane(lane)
-            self._collector.restart_lane(lane, config.seed)
+            self._recorder.reset_lane(lane)
+            self._collector.reset_lane(lane, config.seed)
 
     def iterate(self) -> None:
         """Collect, advantages, update, record; what it needed is free again when it returns."""
@@ -227,7 +227,7 @@ class Trainer:
             tensors = self.diagnose(rollout, rows, diagnostics)
         if self._compilation.wants_examples:
             coefficients = self._lanes.coefficients(self.iteration)
-            self._compilation.note(self._noise(), rows, self._row_orders(), coefficients)
+            self._compilation.note(self._noise(), rows, self._row_permutations(), coefficients)
         self.iteration += 1
         self.num_live_steps += self.config.num_rows * len(self.live_lanes)
         self.record(tensors)
@@ -259,14 +259,14 @@ class Trainer:
     def update(self, rows: RolloutRows) -> UpdateDiagnostics:
         """Pass num_epochs times over ``rows``."""
         coefficients = self._lanes.coefficients(self.iteration)
-        return self._compilation.update(rows, self._row_orders(), coefficients)
+        return self._compilation.update(rows, self._row_permutations(), coefficients)
 
-    def _row_orders(self) -> Tensor:
+    def _row_permutations(self) -> Tensor:
         """Return the orders of the rows in this iteration's epochs, (E, L, R)."""
         keys = self._lanes.keys(rng.Stream.SHUFFLE, self.iteration)
         every = torch.stack([rng.fold_in(keys, e) for e in range(self.config.num_epochs)])
-        orders = rng.permutation(every.flatten(), self.config.num_rows)  # (E * L, R)
-        return orders.unflatten(0, every.shape)
+        permutations = rng.permutation(every.flatten(), self.config.num_rows)  # (E * L, R)
+        return permutations.unflatten(0, every.shape)
 
     def diagnose(
         self, rollout: Rollout, rows: RolloutRows, diagnostics: UpdateDiagnostics
@@ -289,7 +289,7 @@ class Trainer:
         records = self._recorder.records(tensors, iterations=iterations, shared=self._measure())
         for lane, record in records.items():
             if self._on_record is not None:
-                schedule = scheduled(self.configs[lane], record.iteration - 1)
+                schedule = schedule_metrics(self.configs[lane], record.iteration - 1)
                 self._on_record(
                     lane, dataclasses.replace(record, metrics={**record.metrics, **schedule})
                 )

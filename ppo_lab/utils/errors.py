@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["HIDDEN", "ConfigError", "check_number", "nearest"]
+__all__ = ["REDACTED", "ConfigError", "check_number", "closest_match"]
 
-HIDDEN = "..."
+REDACTED = "..."
 """Stands for a value that must not be repeated."""
 
 
@@ -22,7 +22,7 @@ class ConfigError(ValueError):
         super().__init__(f"{key}={value}: {allowed}")
 
 
-def nearest(name: str, valid: Iterable[str]) -> str | None:
+def closest_match(name: str, valid: Iterable[str]) -> str | None:
     """Return the valid name most like ``name``, or None when nothing is close."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return matches[0] if matches else None

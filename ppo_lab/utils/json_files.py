@@ -11,10 +11,10 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-__all__ = ["plain", "restore", "strict", "write_json", "write_whole"]
+__all__ = ["atomic_write", "restore", "strict", "to_jsonable", "write_json"]
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def atomic_write(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` whole or not at all (temporary name, fsync, rename)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -30,17 +30,17 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` as indented, strictly valid JSON (no NaN or Infinity), whole."""
     text = json.dumps(content, indent=2, allow_nan=False, default=str)
-    write_whole(path, (text + "\n").encode())
+    atomic_write(path, (text + "\n").encode())
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401 - any nesting of settings
+def to_jsonable(value: Any) -> Any:  # noqa: ANN401 - any nesting of settings
     """Return ``value`` as JSON can hold it: enums as their values, infinity as "inf"."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_jsonable(item) for item in value]
     if isinstance(value, float) and math.isinf(value):
         return str(value)
     return value

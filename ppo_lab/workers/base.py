@@ -10,7 +10,17 @@ from typing import Any
 
 from ppo_lab.config.run import Config
 
-__all__ = ["Event", "Executor", "Exited", "GridJob", "Mark", "Note", "Reported", "Task", "Verdict"]
+__all__ = [
+    "Decision",
+    "Event",
+    "Executor",
+    "Exited",
+    "GridJob",
+    "Reported",
+    "Task",
+    "TrialProgress",
+    "TrialReport",
+]
 
 
 @dataclass(frozen=True)
@@ -18,7 +28,7 @@ class Reported:
     """A running trial said something."""
 
     number: int
-    message: Mark | Note
+    message: TrialReport | TrialProgress
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Executor(ABC):
         """Start ``task`` in a free slot; there must be one."""
 
     @abstractmethod
-    def tell(self, number: int, verdict: Verdict) -> None:
+    def tell(self, number: int, verdict: Decision) -> None:
         """Pass a verdict on; a trial that has ended meanwhile needs none."""
 
     @abstractmethod
@@ -118,7 +128,7 @@ class GridJob:
 
 
 @dataclass(frozen=True)
-class Note:
+class TrialProgress:
     """Trial to parent, now and then: how it stands."""
 
     step: int
@@ -130,7 +140,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Mark:
+class TrialReport:
     """Trial to parent: every seed has passed the mark ``step``."""
 
     step: int
@@ -138,7 +148,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """Parent to trial: whether to go on after the mark ``step``."""
 
     step: int

@@ -18,7 +18,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from ppo_lab.utils.forkserver import start_server
-from ppo_lab.workers.base import Event, Executor, Exited, Reported, Task, Verdict
+from ppo_lab.workers.base import Decision, Event, Executor, Exited, Reported, Task
 from ppo_lab.workers.trial import trial_main
 
 __all__ = ["ProcessExecutor"]
@@ -70,7 +70,7 @@ class ProcessExecutor(Executor):
     def _device_of(self, slot: int) -> str | None:
         return self._devices[slot % len(self._devices)] if self._devices else None
 
-    def tell(self, number: int, verdict: Verdict) -> None:
+    def tell(self, number: int, verdict: Decision) -> None:
         """Send a verdict; one for a trial that has ended is dropped."""
         running = self._running.get(number)
         if running is None:

@@ -11,7 +11,7 @@ from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import budget_bytes, resolve_memory
 from ppo_lab.forecast.forecast import forecast
 
-__all__ = ["choose_lanes", "choose_slots"]
+__all__ = ["choose_lanes", "choose_num_workers"]
 
 _CPU_LANES = 8
 """Their activations stay in a core's cache; more lanes gain nothing there."""
@@ -19,7 +19,7 @@ _MOST_LANES = 4096
 _USED_FRAC = 0.9  # of the free device memory: allocators keep some in reserve
 
 
-def choose_slots(num_slots: int | str, config: Config) -> tuple[int, list[str]]:
+def choose_num_workers(num_slots: int | str, config: Config) -> tuple[int, list[str]]:
     """Return the number of slots and the CUDA devices to share out among them.
 
     ``auto`` is one per GPU, or one per core this process may use where trials run on the CPU.

@@ -20,8 +20,8 @@ from typing import Any
 
 from ppo_lab.config.lanes import stack_key
 from ppo_lab.utils.forkserver import start_server
-from ppo_lab.workers.base import Event, Executor, Exited, GridJob, Task, Verdict
-from ppo_lab.workers.worker import Told, stop_order, worker_main
+from ppo_lab.workers.base import Decision, Event, Executor, Exited, GridJob, Task
+from ppo_lab.workers.worker import WorkerMessage, stop_order, worker_main
 
 __all__ = ["StackedExecutor"]
 
@@ -114,15 +114,15 @@ class StackedExecutor(Executor):
         worker = self._workers[index] = _Worker(process, ours)
         return worker
 
-    def tell(self, number: int, verdict: Verdict) -> None:
+    def tell(self, number: int, verdict: Decision) -> None:
         """Send a verdict; one for a trial that has ended is dropped."""
-        self._tell(Told(number, verdict))
+        self._tell(WorkerMessage(number, verdict))
 
     def stop(self, number: int) -> None:
         """End a trial at the next iteration; the others of its stack go on."""
         self._tell(stop_order(number))
 
-    def _tell(self, told: Told) -> None:
+    def _tell(self, told: WorkerMessage) -> None:
         for worker in self._workers.values():
             if told.number in worker.tasks:
                 _send(worker, told)
@@ -183,7 +183,7 @@ class StackedExecutor(Executor):
                     worker.process.kill()
 
 
-def _send(worker: _Worker, message: Task | GridJob | Told) -> None:
+def _send(worker: _Worker, message: Task | GridJob | WorkerMessage) -> None:
     """Send to a worker; if it ends in this moment, the exits of its trials are the next events."""
     try:
         worker.connection.send(message)

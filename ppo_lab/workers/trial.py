@@ -25,11 +25,11 @@ from omegaconf import OmegaConf
 from ppo_lab.config.run import Config
 from ppo_lab.config.study import STORAGE_VARIABLE
 from ppo_lab.forecast.budget import resolve_memory
-from ppo_lab.runner.entry import Entry, Standing
-from ppo_lab.runner.run import Destination, run_stack
+from ppo_lab.runner.entry import GroupView, RunGroup
+from ppo_lab.runner.run import RunOutput, run_stack
 from ppo_lab.tracking import Terminal
-from ppo_lab.utils.json_files import write_whole
-from ppo_lab.workers.base import Mark, Note, Task, Verdict
+from ppo_lab.utils.json_files import atomic_write
+from ppo_lab.workers.base import Decision, Task, TrialProgress, TrialReport
 from ppo_lab.workers.result import Result, worst_status
 
 __all__ = ["TrialEntry", "become_child", "log_to", "run_trial", "trial_main", "without_terminal"]
@@ -88,7 +88,7 @@ def _write_result(task: Task, summaries: list[dict[str, Any]]) -> Result:
     return result
 
 
-class TrialEntry(Entry):
+class TrialEntry(RunGroup):
     """A trial's seeds as lanes of a stack that it shares with others."""
 
     def __init__(self, task: Task, connection: TrialConnection, on_end: Callable[[], None]) -> None:
@@ -105,14 +105,14 @@ class TrialEntry(Entry):
         # A stack does not wait: a verdict that comes later is taken later.
         self._reporter = _Reporter(task, connection, verdict_wait_s=0.0)
 
-    def should_stop(self, standing: Standing) -> str | None:
-        """See ``Entry``: the parent's verdict, or a seed that diverged."""
+    def should_stop(self, standing: GroupView) -> str | None:
+        """See ``RunGroup``: the parent's verdict, or a seed that diverged."""
         if standing.iteration == 1:
             self._reporter.begin(range(len(self.configs)))
         return self._reporter.after_iteration(standing)
 
     def finish(self, summaries: list[dict[str, Any]]) -> None:
-        """See ``Entry``."""
+        """See ``RunGroup``."""
         super().finish(summaries)
         _write_result(self._task, summaries)
         self._on_end()
@@ -131,28 +131,28 @@ def without_terminal(config: Config) -> Config:
     return dataclasses.replace(config, tracking=tracking)
 
 
-def _destination(task: Task, config: Config) -> Destination:
+def _destination(task: Task, config: Config) -> RunOutput:
     """Make a seed's folder, with its config as Hydra would leave it."""
     folder = task.folder / f"seed_{config.seed}"
     (folder / ".hydra").mkdir(parents=True)
     overrides = [*task.overrides, f"seed={config.seed}"]
     text = OmegaConf.to_yaml(OmegaConf.structured(config))
-    write_whole(folder / ".hydra" / "config.yaml", text.encode())
-    write_whole(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides).encode())
+    atomic_write(folder / ".hydra" / "config.yaml", text.encode())
+    atomic_write(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides).encode())
     run_id = f"{task.run_id}-s{config.seed}" if task.run_id else None
-    return Destination(folder, overrides, task.group, task.notes, run_id, job_type="trial")
+    return RunOutput(folder, overrides, task.group, task.notes, run_id, job_type="trial")
 
 
 class TrialConnection(Protocol):
     """A trial's end of the pipe to the parent, or its share of one."""
 
-    def send(self, message: Mark | Note, /) -> None:
+    def send(self, message: TrialReport | TrialProgress, /) -> None:
         """Tell the parent."""
 
     def poll(self, timeout: float = 0.0, /) -> bool:
         """Return whether there is a verdict; wait for it until ``timeout`` (s)."""
 
-    def recv(self) -> Verdict:
+    def recv(self) -> Decision:
         """Return the next verdict; EOFError when the parent is gone."""
 
     def fileno(self) -> int:
@@ -178,7 +178,7 @@ class _Reporter:
         """Turn to the seeds ``lanes``, which train together."""
         self._lanes, self._next_mark = lanes, 0
 
-    def after_iteration(self, standing: Standing) -> str | None:
+    def after_iteration(self, standing: GroupView) -> str | None:
         """Report what has become due; return the reason to stop, if there is one."""
         for lane, seed in enumerate(self._lanes):
             if (number := standing.diverged(lane)) is not None:
@@ -206,7 +206,7 @@ class _Reporter:
 
     def _report(self, index: int) -> str | None:
         """Report a mark and wait a moment for what the parent thinks of it."""
-        mark = Mark(self._marks[index], tuple(self._returns[index]))
+        mark = TrialReport(self._marks[index], tuple(self._returns[index]))
         self._connection.send(mark)
         deadline_s = time.monotonic() + self._verdict_wait_s
         while self._connection.poll(max(deadline_s - time.monotonic(), 0.0)):
@@ -221,13 +221,13 @@ class _Reporter:
                 return verdict.stop
         return None
 
-    def _receive(self) -> Verdict:
+    def _receive(self) -> Decision:
         try:
             return self._connection.recv()
         except EOFError:  # the parent is gone, and this trial with it
             sys.exit(1)
 
-    def _note(self, standing: Standing, step: int) -> None:
+    def _note(self, standing: GroupView, step: int) -> None:
         now_s, trainer = time.monotonic(), standing.trainer
         share = len(standing.lanes) / len(trainer.configs)
         if now_s - self._noted_s < _NOTE_INTERVAL_S:
@@ -238,7 +238,7 @@ class _Reporter:
             self._noted_s = now_s
             memory = trainer.meters.memory.read()
             self._connection.send(
-                Note(
+                TrialProgress(
                     step=step,
                     returns=tuple(self._latest),
                     # Of the stack's speed, this trial's part.

@@ -16,13 +16,21 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.runner.entry import Entry
-from ppo_lab.runner.run_record import Destination
+from ppo_lab.runner.entry import RunGroup
+from ppo_lab.runner.run_record import RunOutput
 from ppo_lab.runner.stack import Stack
-from ppo_lab.workers.base import Exited, GridJob, Mark, Note, Reported, Task, Verdict
+from ppo_lab.workers.base import (
+    Decision,
+    Exited,
+    GridJob,
+    Reported,
+    Task,
+    TrialProgress,
+    TrialReport,
+)
 from ppo_lab.workers.trial import TrialEntry, become_child, log_to, without_terminal
 
-__all__ = ["Told", "stop_order", "worker_main"]
+__all__ = ["WorkerMessage", "stop_order", "worker_main"]
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +41,17 @@ _FIRST_WAIT_S = 1.0
 
 
 @dataclass(frozen=True)
-class Told:
+class WorkerMessage:
     """Parent to worker: what concerns one trial that the worker has."""
 
     number: int
-    verdict: Verdict | None
+    verdict: Decision | None
     """None to end it now."""
 
 
-def stop_order(number: int) -> Told:
+def stop_order(number: int) -> WorkerMessage:
     """Return what ends a trial now."""
-    return Told(number, None)
+    return WorkerMessage(number, None)
 
 
 def worker_main(connection: Connection, max_lanes: int, log_file: Path) -> None:
@@ -60,7 +68,7 @@ class _Worker:
 
     def __init__(self, connection: Connection, max_lanes: int, log_file: Path) -> None:
         self._connection, self._stack, self._log_file = connection, Stack(max_lanes), log_file
-        self._entries: dict[int, Entry] = {}
+        self._entries: dict[int, RunGroup] = {}
         self._mail: dict[int, _Mail] = {}
         self._has_lane_to_fill = False
 
@@ -99,8 +107,8 @@ class _Worker:
         """Return whether a lane may stay free that the parent has something for."""
         return self._stack.num_wanted < self._stack.num_free and self._stack.num_more != 0
 
-    def _take(self, message: Task | GridJob | Told) -> None:
-        if not isinstance(message, Told):
+    def _take(self, message: Task | GridJob | WorkerMessage) -> None:
+        if not isinstance(message, WorkerMessage):
             self._begin(message)
             return
         entry = self._entries.get(message.number)
@@ -139,11 +147,11 @@ class _Worker:
         self._connection.send(Exited(number, 0))
 
 
-class _JobEntry(Entry):
+class _JobEntry(RunGroup):
     """A grid's job as a lane of a stack that it shares with others."""
 
     def __init__(self, job: GridJob, on_end: Callable[[], None]) -> None:
-        to = Destination(job.folder, job.overrides, job.group)
+        to = RunOutput(job.folder, job.overrides, job.group)
         super().__init__([without_terminal(job.config)], [to], planned_steps=job.planned_steps)
         self._on_end = on_end
 
@@ -157,15 +165,15 @@ class _Mail:
 
     def __init__(self, number: int, connection: Connection) -> None:
         self._number, self._connection = number, connection
-        self.verdicts: deque[Verdict] = deque()
+        self.verdicts: deque[Decision] = deque()
 
-    def send(self, message: Mark | Note, /) -> None:
+    def send(self, message: TrialReport | TrialProgress, /) -> None:
         self._connection.send(Reported(self._number, message))
 
     def poll(self, timeout: float = 0.0, /) -> bool:  # noqa: ARG002 - a stack does not wait
         return bool(self.verdicts)
 
-    def recv(self) -> Verdict:
+    def recv(self) -> Decision:
         return self.verdicts.popleft()
 
     def fileno(self) -> int:

@@ -4,7 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ppo_lab.config.compose import Variants, check_jobs, register
+from ppo_lab.config.compose import ComposeCache, check_jobs, register
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 
@@ -37,7 +37,7 @@ def hydras_own():
 )
 def test_values_on_top_of_files_are_what_hydra_makes_of_both(hydras_own, typed):
     loader = GlobalHydra.instance().config_loader()
-    variants = Variants(loader, hydras_own)
+    variants = ComposeCache(loader, hydras_own)
     variants.compose([*typed, "total_steps=4096"])  # another job of the same files
     found, expected = variants.compose(typed), hydras_own(typed)
     assert found.hydra.overrides.task == expected.hydra.overrides.task
@@ -49,7 +49,7 @@ def test_values_on_top_of_files_are_what_hydra_makes_of_both(hydras_own, typed):
 
 
 def test_files_are_read_once_for_each_choice_of_them(hydras_own):
-    variants = Variants(GlobalHydra.instance().config_loader(), hydras_own)
+    variants = ComposeCache(GlobalHydra.instance().config_loader(), hydras_own)
     seeds = [
         variants.compose([f"network={network}", f"seed={seed}"]).seed
         for network in ("tiny", "small")
@@ -60,7 +60,7 @@ def test_files_are_read_once_for_each_choice_of_them(hydras_own):
 
 
 def test_one_job_does_not_see_what_another_was_given(hydras_own):
-    variants = Variants(GlobalHydra.instance().config_loader(), hydras_own)
+    variants = ComposeCache(GlobalHydra.instance().config_loader(), hydras_own)
     variants.compose(["network.hidden=[7]", "epsilon=0.4"])
     plain = variants.compose([])
     assert plain.network == hydras_own([]).network

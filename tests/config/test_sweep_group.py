@@ -41,7 +41,7 @@ def test_a_shipped_sweep_is_a_grid_over_its_parameters(own_sweeps):
     jobs = jobs_of("sweep=two_widths")
     assert [job.config.epsilon for job in jobs] == [0.1, None]
     assert {job.config.total_steps for job in jobs} == {1024}
-    assert all(job.is_of_grid for job in jobs)
+    assert all(job.is_multirun for job in jobs)
     assert jobs[0].overrides == ("epsilon=0.1", "sweep=two_widths")
 
 
@@ -61,7 +61,7 @@ def test_a_value_of_a_sweep_that_no_run_can_have_is_refused_beforehand(own_sweep
 def test_without_a_sweep_a_command_is_one_run():
     register()
     (job,) = jobs_of()
-    assert not job.is_of_grid
+    assert not job.is_multirun
 
 
 def test_every_shipped_sweep_composes():

@@ -74,7 +74,7 @@ def test_what_was_returned_is_never_written_into():
     for _ in range(10):
         step = env.step(torch.zeros(2, 3, dtype=torch.int64))
         kept += [(tensor, tensor.clone()) for tensor in step]
-    env.restart_lane(0, 9)
+    env.reset_lane(0, 9)
     assert all(torch.equal(tensor, copy) for tensor, copy in kept)
 
 
@@ -117,7 +117,7 @@ def test_a_restarted_lane_begins_as_if_built_with_that_seed_and_the_others_go_on
     actions = torch.ones(2, 3, dtype=torch.int64)
     for _ in range(5):
         before = env.step(actions).observations
-    observations = env.restart_lane(1, 7)
+    observations = env.reset_lane(1, 7)
     assert torch.equal(observations[0], before[0])
     assert torch.equal(observations[1:], alone.reset())
     for _ in range(30):

@@ -144,7 +144,7 @@ def test_a_restarted_lane_goes_on_as_if_built_with_that_seed_and_the_others_as_t
         before = env.step(actions).observations
         untouched.step(actions)
     kept = before.clone()
-    observations = env.restart_lane(1, 9)
+    observations = env.reset_lane(1, 9)
     assert torch.equal(before, kept)  # what was returned is not written into
     assert torch.equal(observations[1:], alone.reset())
     for _ in range(300):
@@ -163,4 +163,4 @@ def test_a_step_may_run_in_inference_mode_and_the_next_outside():
         env.reset()
         env.step(push_right(env))
     env.step(push_right(env))
-    env.restart_lane(0, 5)
+    env.reset_lane(0, 5)

@@ -55,7 +55,7 @@ class Scripted(Env):
         self._next += 1
         return self._steps[self._next - 1]
 
-    def restart_lane(self, lane, seed):
+    def reset_lane(self, lane, seed):
         return self._steps[self._next - 1].observations
 
 
@@ -223,7 +223,7 @@ def test_a_restarted_lane_forgets_its_statistics_and_the_other_keeps_them():
     for _ in range(20):
         env.step(torch.zeros(L, N, 1))
     before = env.state_dict()
-    env.restart_lane(1, 5)
+    env.reset_lane(1, 5)
     after = env.state_dict()
     assert all(torch.equal(before[key][0], after[key][0]) for key in before)
     assert after["return_count"][1] == 1e-4

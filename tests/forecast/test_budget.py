@@ -7,7 +7,7 @@ import pytest
 from ppo_lab.devices.placement import Place, Traffic
 from ppo_lab.forecast import budget as budgeting
 from ppo_lab.forecast.budget import advice, budget_bytes, fits, over_budget, refusal, resolve_memory
-from ppo_lab.forecast.categories import Category, HostBytes, Peak, Share
+from ppo_lab.forecast.categories import Category, HostBytes, MemoryKey, Peak
 from ppo_lab.forecast.dry_run import BusBytes
 from ppo_lab.forecast.forecast import Forecast, Overhead
 from ppo_lab.memory import AutoMemory
@@ -29,7 +29,10 @@ def fake_forecast(settings):
     total -= activations - activations // settings.memory.num_micro_batches
     if len(settings.network.hidden) == 2:  # 'small' or 'tiny'
         total = total // 10
-    shares = {Share(Category.activations): activations, Share(Category.weights): activations}
+    shares = {
+        MemoryKey(Category.activations): activations,
+        MemoryKey(Category.weights): activations,
+    }
     peak = Peak(total, "update", "backward", shares)
     bus = BusBytes(Traffic(), Traffic(), Traffic(h2d_bytes=mib * 1024**2))
     none = Overhead("none", 0, "none")

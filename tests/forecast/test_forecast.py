@@ -9,7 +9,7 @@ import torch
 
 from ppo_lab.devices.placement import Traffic
 from ppo_lab.forecast import forecast as forecasting
-from ppo_lab.forecast.categories import Category, Share
+from ppo_lab.forecast.categories import Category, MemoryKey
 from ppo_lab.forecast.counting_trainer import CountedTrainer
 from ppo_lab.forecast.dry_run import dry_run
 from ppo_lab.forecast.forecast import cublas_workspace_bytes, forecast
@@ -147,6 +147,6 @@ print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 def test_a_peak_names_its_networks():
     shares = dry_run(config(*ROLLOUT, "network=medium")).ledger.peak.shares
     for category in (Category.weights, Category.gradients, Category.optimizer):
-        assert shares[Share(category, "actor")] > shares[Share(category, "critic")] > 0
+        assert shares[MemoryKey(category, "actor")] > shares[MemoryKey(category, "critic")] > 0
     trunk = dry_run(config(*ROLLOUT, "network=medium", "memory=shared_trunk")).ledger.peak.shares
-    assert trunk[Share(Category.weights, "trunk")] > trunk[Share(Category.weights, "actor")]
+    assert trunk[MemoryKey(Category.weights, "trunk")] > trunk[MemoryKey(Category.weights, "actor")]

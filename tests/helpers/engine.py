@@ -15,7 +15,7 @@ from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.scheduler import Ending
 from ppo_lab.utils.paths import CONF_DIR
 from ppo_lab.workers import Event, Executor, Exited, Reported
-from ppo_lab.workers.base import Mark, Task, Verdict
+from ppo_lab.workers.base import Decision, Task, TrialReport
 from ppo_lab.workers.result import Result, worst_status
 
 __all__ = ["FormulaExecutor", "carried", "commanded", "learn"]
@@ -75,7 +75,7 @@ class FormulaExecutor(Executor):
         self.tasks.append(task)
         self._running[task.number] = (task, deque(task.marks))
 
-    def tell(self, number, verdict: Verdict):
+    def tell(self, number, verdict: Decision):
         if verdict.stop is not None:
             self._stopped[number] = verdict.stop
 
@@ -90,7 +90,7 @@ class FormulaExecutor(Executor):
         learned = [self._formula(config, share) for config in task.configs]
         broken = next((status for status in learned if isinstance(status, str)), None)
         if marks and broken is None and number not in self._stopped:
-            return Reported(number, Mark(marks.popleft(), tuple(learned)))
+            return Reported(number, TrialReport(marks.popleft(), tuple(learned)))
         stop = self._stopped.pop(number, None)
         status = broken or ("pruned" if stop else "finished")
         del self._running[number]

@@ -6,12 +6,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
 from ppo_lab.config.compose import register
-from ppo_lab.studies.definition.base_run import Base, Composed
+from ppo_lab.studies.definition.base_run import BaseRun, Composed
 from ppo_lab.studies.definition.space import Space, read_space
 from ppo_lab.utils.paths import CONF_DIR
 
 
-def make_base(*fixed: str) -> Base:
+def make_base(*fixed: str) -> BaseRun:
     register()
 
     def composed(overrides: Sequence[str]) -> Composed:
@@ -22,8 +22,8 @@ def make_base(*fixed: str) -> Base:
             del cfg["hydra"]
         return Composed(cfg, choices)
 
-    return Base(composed)
+    return BaseRun(composed)
 
 
-def make_space(base: Base | None = None, when: dict | None = None, **space: str) -> Space:
+def make_space(base: BaseRun | None = None, when: dict | None = None, **space: str) -> Space:
     return read_space(space, when or {}, base or make_base())

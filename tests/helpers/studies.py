@@ -14,7 +14,7 @@ from ppo_lab.studies.definition.plan import Plan, make_plan
 __all__ = ["QUICK", "left_by", "plan_of", "started", "trials_of"]
 
 QUICK = (
-    "study=default", "epsilon=interval(0.05,0.5)", "study.name=quick", "study.num_slots=2",
+    "study=default", "epsilon=interval(0.05,0.5)", "study.name=quick", "study.num_workers=2",
     "network=tiny", "total_steps=2048", "tracking=local",
 )  # fmt: skip
 

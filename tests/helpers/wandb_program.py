@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from ppo_lab.tracking import GuardedSink, Histogram, Record, RunInfo, TrackingConfig, WandbSink
+from ppo_lab.tracking import Histogram, Record, RunInfo, SafeSink, TrackingConfig, WandbSink
 
 logging.basicConfig(level=logging.WARNING)
 
@@ -40,7 +40,7 @@ def main(outputs: Path, num_rounds: int, num_lanes: int) -> None:
     config = TrackingConfig(tags=["mine"], notes="a note")
     for number in range(num_rounds):
         sinks = [WandbSink(config, outputs) for _ in range(num_lanes)]
-        guards = [GuardedSink(sink) for sink in sinks]
+        guards = [SafeSink(sink) for sink in sinks]
         took_s = [0.0] * num_lanes
         for lane, guard in enumerate(guards):
             begin = time.perf_counter()

@@ -65,7 +65,7 @@ def test_every_row_of_every_lane_is_dealt_exactly_once_and_stays_whole(num_lanes
     for batch in batches:
         assert isinstance(batch, Batch)
         assert batch.actions.shape == (num_lanes, 20 // num_minibatches)
-        assert_belong_together(batch, STORE.take(rows.observations, batch.row_index))
+        assert_belong_together(batch, STORE.gather(rows.observations, batch.row_index))
     dealt = torch.cat([batch.actions for batch in batches], -1)
     # Lane l's row r is numbered 1000 l + r, so the order itself must come out, lane by lane.
     assert torch.equal(dealt, order + 1000 * torch.arange(num_lanes).unsqueeze(-1))
@@ -81,6 +81,6 @@ def test_lanes_are_dealt_in_orders_of_their_own():
 def test_no_batch_shares_storage_with_the_rows_it_was_dealt_from():
     rows = lane_rows(*identifiable_rollout(5, 1, 4))
     batch = next(iter(minibatches(rows, torch.arange(20).view(1, 1, 20), 1, STORE)))
-    taken = STORE.take(rows.observations, batch.row_index)
+    taken = STORE.gather(rows.observations, batch.row_index)
     for mine, original in zip((taken, *batch[1:]), rows):
         assert mine.untyped_storage().data_ptr() != original.untyped_storage().data_ptr()

@@ -30,7 +30,7 @@ def trainer_of(*overrides):
     return Trainer([config(*TWENTY_STEPS, *overrides)])
 
 
-def orders_of(trainer, num_epochs=5):
+def permutations_of(trainer, num_epochs=5):
     """Return the very orders that ``trainer.update`` draws, (E, L, R)."""
     keys = trainer._lanes.keys(rng.Stream.SHUFFLE, trainer.iteration)
     num_rows = trainer.config.num_rows
@@ -44,7 +44,7 @@ def one_step_at_a_time(trainer, rows):
     size = trainer.config.num_rows // trainer.config.num_minibatches
     plan = UpdatePlan(1, trainer.config.advantage_normalization)
     coefficients = trainer._lanes.coefficients(trainer.iteration)
-    for order in orders_of(trainer):
+    for order in permutations_of(trainer):
         for part in order.split(size, -1):
             yield update(
                 trainer.model, trainer.optimizer, rows, part.unsqueeze(0), coefficients, plan
@@ -193,7 +193,7 @@ def test_a_stopped_lane_does_not_start_again_when_a_later_minibatch_is_near():
     trainer = trainer_of("target_kl=0.05")
     rows = record_rows(trainer)
     # The rows of the second minibatch alone look far: r = exp(-2), k3 = 0.135 - 1 + 2 = 1.135.
-    rows.log_probs[0, orders_of(trainer)[0, 0, 256:512]] += 2.0
+    rows.log_probs[0, permutations_of(trainer)[0, 0, 256:512]] += 2.0
     assert trainer.update(rows).gradient_steps.tolist() == [1]
 
 
@@ -211,7 +211,7 @@ def test_advantages_are_normalised_over_the_rows_that_were_asked_for(mode):
     trainer = trainer_of(f"advantage_normalization={mode}")
     rows = record_rows(trainer)
     found = next(one_step_at_a_time(trainer, rows))
-    quarter = orders_of(trainer_of())[0, 0, :256]
+    quarter = permutations_of(trainer_of())[0, 0, :256]
     expected = {
         "minibatch": 0.0,  # normalised over themselves
         "rollout": -normalize_advantages(rows.advantages)[0, quarter].mean().item(),
@@ -300,10 +300,10 @@ def test_diagnostics_are_means_over_the_gradient_steps():
 
 def test_an_update_shuffles_anew_in_every_epoch_and_iteration():
     trainer = trainer_of()
-    orders = [orders_of(trainer)]
+    permutations = [permutations_of(trainer)]
     trainer.iteration = 1
-    orders.append(orders_of(trainer))
-    rows = torch.cat(orders).flatten(0, 1)  # 10 orders
+    permutations.append(permutations_of(trainer))
+    rows = torch.cat(permutations).flatten(0, 1)  # 10 orders
     assert len(rows.unique(dim=0)) == 10
 
 
@@ -312,8 +312,8 @@ def test_the_orders_that_are_drawn_are_those_that_are_dealt(monkeypatch):
     trainer, seen = trainer_of(), []
     monkeypatch.setattr(
         "ppo_lab.compiler.compilation.update",
-        lambda model, optimizer, rows, orders, *rest: seen.append(orders),
+        lambda model, optimizer, rows, permutations, *rest: seen.append(permutations),
     )
     trainer.iteration = 3
     trainer.update(record_rows(trainer))
-    assert torch.equal(seen[0], orders_of(trainer))
+    assert torch.equal(seen[0], permutations_of(trainer))

@@ -7,9 +7,9 @@ import torch
 
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
-from ppo_lab.runner.entry import Entry
-from ppo_lab.runner.run import Destination, run_in_folder
-from ppo_lab.runner.stack import Occupancy, Stack
+from ppo_lab.runner.entry import RunGroup
+from ppo_lab.runner.run import RunOutput, run_in_folder
+from ppo_lab.runner.stack import LaneUtilization, Stack
 from ppo_lab.tracking import read_metrics, read_summary
 from ppo_lab.training.trainer import Trainer
 
@@ -27,13 +27,13 @@ def base(tmp_path, monkeypatch) -> Config:
     return job.config
 
 
-def entry_of(folder, *configs, kind=Entry):
+def entry_of(folder, *configs, kind=RunGroup):
     """Return an entry whose runs are named after their seeds."""
     to = []
     for config in configs:
         path = folder / f"seed_{config.seed}"
         path.mkdir(exist_ok=True)
-        to.append(Destination(path, [f"seed={config.seed}"], group="grid"))
+        to.append(RunOutput(path, [f"seed={config.seed}"], group="grid"))
     return kind(configs, to)
 
 
@@ -91,7 +91,7 @@ def test_the_lanes_are_busy_until_the_queue_is_empty(base, tmp_path):
 
 
 def test_a_share_of_busy_lanes_counts_iterations_up_to_the_last_begin():
-    occupancy = Occupancy()
+    occupancy = LaneUtilization()
     occupancy.begin()
     occupancy.count(4, 4)
     occupancy.count(2, 4)
@@ -115,7 +115,7 @@ def test_a_diverged_run_gives_its_lane_to_the_next(base, tmp_path):
     assert third["stack"]["lane"] == 0
 
 
-class UntilTold(Entry):
+class UntilTold(RunGroup):
     """Ends after two iterations."""
 
     def should_stop(self, standing):

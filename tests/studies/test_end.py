@@ -135,7 +135,7 @@ def carry_until_killed(plan):
 
 def test_a_confirmation_killed_in_the_middle_goes_on_with_the_same_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    overrides = ("study.confirm={top:1,seeds:2}", "study.start=[{epsilon: 0.15}]")
+    overrides = ("study.confirm={top:1,seeds:2}", "study.enqueue=[{epsilon: 0.15}]")
     plan = plan_of("study.num_trials=2", *overrides)
     process = multiprocessing.get_context("fork").Process(target=carry_until_killed, args=(plan,))
     process.start()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy.engine import make_url
 
-from ppo_lab.studies.scheduler import Ending, Parent
+from ppo_lab.studies.scheduler import Ending, StudyScheduler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.retry import StorageLostError
 from ppo_lab.utils.json_files import write_json
@@ -22,7 +22,7 @@ from tests.helpers.studies import plan_of
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return plan_of("study.num_trials=4", "study.num_marks=1", "tracking.terminal=none")
+    return plan_of("study.num_trials=4", "study.num_reports=1", "tracking.terminal=none")
 
 
 class FullDisk:
@@ -52,8 +52,8 @@ def test_a_result_waits_for_room_on_its_disk(tmp_path, monkeypatch):
 
 
 def test_a_trial_begins_when_the_disk_has_room_again(plan, monkeypatch):
-    full = FullDisk(Parent._new_folder, 2)
-    monkeypatch.setattr(Parent, "_new_folder", lambda *arguments: full(*arguments))
+    full = FullDisk(StudyScheduler._new_folder, 2)
+    monkeypatch.setattr(StudyScheduler, "_new_folder", lambda *arguments: full(*arguments))
     assert carried(plan, FormulaExecutor()) is Ending.complete
     assert full.num_left == 0
     assert len(list(plan.folder.glob("trials/*/result.json"))) == 4
@@ -97,7 +97,7 @@ def test_a_running_trial_whose_folder_is_deleted_runs_again_in_another(plan):
 
 
 def test_a_study_whose_folder_is_deleted_ends_and_says_so(plan, caplog):
-    study = dataclasses.replace(plan.study, patience_s=0.1)
+    study = dataclasses.replace(plan.study, storage_timeout_s=0.1)
     executor = Deleting(plan.folder)
     ending = carried(dataclasses.replace(plan, study=study), executor)
     assert ending is Ending.storage_lost

@@ -18,7 +18,7 @@ SAMPLERS = [path.stem for path in sorted((CONF_DIR / "study" / "sampler").glob("
 PRUNERS = [path.stem for path in sorted((CONF_DIR / "study" / "pruner").glob("*.yaml"))]
 SPACE = (
     "epsilon=tag(log,interval(0.05,0.5))", "num_epochs=interval(2,12)", "gamma=choice(0.9,0.99)",
-    "study.num_marks=3", "tracking.terminal=none",
+    "study.num_reports=3", "tracking.terminal=none",
 )  # fmt: skip
 GRID = (*SPACE[3:], "epsilon=choice(0.1,0.2,0.3,0.5)", "num_epochs=range(7,11)")
 OPTIONS = {
@@ -75,7 +75,7 @@ def test_every_sampler_carries_a_study_to_its_end_and_on(run, name):
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_every_pruner_carries_a_study_to_its_end(run, name):
-    plan = plan_of(*SPACE, f"study/pruner={name}", "study/sampler=random", "study.num_marks=10",
+    plan = plan_of(*SPACE, f"study/pruner={name}", "study/sampler=random", "study.num_reports=10",
                    "study.num_seeds=2", "study.prune_confidence=0.7")  # fmt: skip
 
     def formula(config, share):
@@ -96,7 +96,7 @@ def test_every_pruner_carries_a_study_to_its_end(run, name):
 def test_a_grid_is_walked_to_its_end_beside_starts_of_its_own(run):
     # 4 x 4 points, the defaults (0.2 and 10) and a start that are not of the walk.
     plan = plan_of(*GRID, "study/sampler=grid", "study/pruner=none",
-                   "study.start=[{epsilon: 0.1, num_epochs: 7}]")  # fmt: skip
+                   "study.enqueue=[{epsilon: 0.1, num_epochs: 7}]")  # fmt: skip
     trials = run(plan, 18)
     roles = [trial.user_attrs.get("role") for trial in trials]
     assert roles == ["baseline", "start"] + [None] * 16
@@ -117,7 +117,7 @@ def test_several_objectives_come_to_a_front(run):
 
 
 def test_defaults_out_of_memory_are_no_obstacle_to_a_confirmed_winner(run, capsys):
-    plan = plan_of("epsilon=interval(0.05,0.3)", "num_envs=choice(4,8)", "study.num_marks=3",
+    plan = plan_of("epsilon=interval(0.05,0.3)", "num_envs=choice(4,8)", "study.num_reports=3",
                    "study.confirm={top: 2, seeds: 3}", "tracking.terminal=none")  # fmt: skip
 
     def formula(config, share):
@@ -135,7 +135,7 @@ def test_defaults_out_of_memory_are_no_obstacle_to_a_confirmed_winner(run, capsy
 
 
 def test_a_search_that_goes_on_and_is_stopped_has_no_confirmation_of_before(run, monkeypatch):
-    plan = plan_of("epsilon=interval(0.05,0.3)", "study.num_marks=3", "tracking.terminal=none",
+    plan = plan_of("epsilon=interval(0.05,0.3)", "study.num_reports=3", "tracking.terminal=none",
                    "study.confirm={top: 1, seeds: 2}")  # fmt: skip
     run(plan, 4)
     assert json.loads(left("confirm.json").read_text())["trials_searched"] == 4

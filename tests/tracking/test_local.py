@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from ppo_lab.tracking import (
-    GuardedSink,
     Histogram,
     LocalSink,
     Progress,
     Record,
     RunInfo,
+    SafeSink,
     Sink,
     Terminal,
     Tracker,
@@ -116,7 +116,7 @@ class Broken(Sink):
         self._call("finish")
 
 
-def use(guard: GuardedSink, folder: Path) -> None:
+def use(guard: SafeSink, folder: Path) -> None:
     guard.start(describe(folder))
     for iteration in range(1, 6):
         guard.record(Record(iteration, iteration, {}))
@@ -127,7 +127,7 @@ def test_failing_records_are_counted_told_once_and_given_up_after_three(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = Broken("record")
-    guard = GuardedSink(sink)
+    guard = SafeSink(sink)
     use(guard, tmp_path)
     assert sink.calls == ["start", "record", "record", "record", "finish"]
     assert guard.num_failures == 3
@@ -138,21 +138,21 @@ def test_failing_records_are_counted_told_once_and_given_up_after_three(
 
 def test_a_sink_that_did_not_start_is_left_alone(tmp_path: Path) -> None:
     sink = Broken("start")
-    guard = GuardedSink(sink)
+    guard = SafeSink(sink)
     use(guard, tmp_path)
     assert sink.calls == ["start"]
     assert guard.num_failures == 1
 
 
 def test_a_failing_finish_is_counted(tmp_path: Path) -> None:
-    guard = GuardedSink(Broken("finish"))
+    guard = SafeSink(Broken("finish"))
     use(guard, tmp_path)
     assert guard.num_failures == 1
     assert guard.reason == "finish: OSError: no space left"
 
 
 def test_an_interrupt_passes_the_guard(tmp_path: Path) -> None:
-    guard = GuardedSink(Broken("record", error=KeyboardInterrupt))
+    guard = SafeSink(Broken("record", error=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         use(guard, tmp_path)
     assert guard.num_failures == 0
@@ -174,7 +174,7 @@ def test_a_tracker_writes_the_failure_of_another_sink_into_the_summary(
 ) -> None:
     config = TrackingConfig(mode=TrackingMode.disabled)
     tracker = Tracker(config, tmp_path / "outputs", Progress(Terminal.none))
-    monkeypatch.setattr(tracker, "_wandb", GuardedSink(Broken("finish")))
+    monkeypatch.setattr(tracker, "_wandb", SafeSink(Broken("finish")))
     tracker.start(describe(tmp_path))
     tracker.finish({"final_return": 1.0}, 0)
     summary = read_summary(tmp_path / "summary.json")

@@ -9,7 +9,7 @@ import torch
 from ppo_lab.config.lanes import LANE_KEYS, check_stack
 from ppo_lab.config.run import Config, Schedule
 from ppo_lab.ppo.update import AdvantageNormalization
-from ppo_lab.training.lane_values import LaneTensors, scheduled
+from ppo_lab.training.lane_values import LaneTensors, schedule_metrics
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError
 from tests.helpers.trainers import (
@@ -173,7 +173,7 @@ def test_scheduled_metrics_say_what_the_coefficients_are():
     lanes = LaneTensors(configs, CPU, torch.float64)
     for iteration in range(10):
         found = lanes.coefficients(iteration)
-        metrics = [scheduled(c, iteration) for c in configs]
+        metrics = [schedule_metrics(c, iteration) for c in configs]
         assert [m["charts/learning_rate"] for m in metrics] == pytest.approx(found.lr.tolist())
         assert metrics[0]["ppo/epsilon"] == pytest.approx(found.clip.low[0].item())
         assert "ppo/epsilon" not in metrics[1]  # there is no clip to report

@@ -16,7 +16,7 @@ from ppo_lab.tracking import read_metrics, read_summary
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.workers import Exited, ProcessExecutor, Reported, slots
-from ppo_lab.workers.base import Mark, Task, Verdict
+from ppo_lab.workers.base import Decision, Task, TrialReport
 from ppo_lab.workers.result import read_result
 from ppo_lab.workers.slots import choose_lanes
 from ppo_lab.workers.stacked import StackedExecutor
@@ -54,8 +54,8 @@ def until_exits(executor, count, answer=None, timeout_s=120.0):
         assert time.monotonic() < deadline, events
         for event in executor.wait(0.5):
             events.append(event)
-            if isinstance(event, Reported) and isinstance(event.message, Mark) and answer:
-                executor.tell(event.number, Verdict(event.message.step, answer(event)))
+            if isinstance(event, Reported) and isinstance(event.message, TrialReport) and answer:
+                executor.tell(event.number, Decision(event.message.step, answer(event)))
     return events
 
 
@@ -67,7 +67,11 @@ def test_trials_share_a_stack_and_each_reports_its_marks_and_then_its_end(plan, 
     events = until_exits(executor, 3, answer=lambda event: None)
     for number in range(3):
         mine = [event for event in events if event.number == number]
-        marks = [e.message for e in mine if isinstance(e, Reported) and isinstance(e.message, Mark)]
+        marks = [
+            e.message
+            for e in mine
+            if isinstance(e, Reported) and isinstance(e.message, TrialReport)
+        ]
         assert [mark.step for mark in marks] == [500, 1000]
         assert len(marks[0].returns) == 2
         assert mine[-1] == Exited(number, 0)
@@ -164,7 +168,7 @@ def test_a_trial_whose_stack_failed_runs_again_and_reports_no_mark_twice(
     stack.close()
     assert ended == [0, 1]
     for number, pipe in enumerate(pipes):
-        marks = [message.step for message in pipe.sent if isinstance(message, Mark)]
+        marks = [message.step for message in pipe.sent if isinstance(message, TrialReport)]
         assert marks == [500, 1500]
         result = read_result(tmp_path / f"{number:04}")
         assert result.status == "finished"

@@ -10,14 +10,14 @@ import pytest
 
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.display.events import TrialEnded, TrialRetried
-from ppo_lab.studies.scheduler import Ending, Parent, Signals
+from ppo_lab.studies.scheduler import Ending, InterruptHandler, StudyScheduler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
-from ppo_lab.studies.store.retry import Patience
-from ppo_lab.studies.store.trial_store import Book
+from ppo_lab.studies.store.retry import RetryPolicy
+from ppo_lab.studies.store.trial_store import TrialStore
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.workers import Executor, Exited, ProcessExecutor, Reported
-from ppo_lab.workers.base import Mark, Note, Task, Verdict
+from ppo_lab.workers.base import Decision, Task, TrialProgress, TrialReport
 from ppo_lab.workers.result import Result, read_result
 from ppo_lab.workers.trial import run_trial
 from tests.helpers.studies import plan_of
@@ -82,9 +82,9 @@ class Pipe:
 
     def send(self, message):
         self.sent.append(message)
-        if isinstance(message, Mark):
+        if isinstance(message, TrialReport):
             stop = "behind" if message.step == self.stop_at else None
-            self._replies.append(Verdict(message.step, stop))
+            self._replies.append(Decision(message.step, stop))
 
     def poll(self, timeout=0.0):
         return bool(self._replies)
@@ -102,12 +102,12 @@ def test_marks_are_reported_once_each_with_every_seeds_return(plan, tmp_path, mo
     # Iterations end at 1,024 and 2,048 steps. The first is past two marks; the last reports none.
     task = task_of(plan, tmp_path / "0000", marks=(500, 1000, 1500))
     result = run_trial(task, pipe)
-    marks = [message for message in pipe.sent if isinstance(message, Mark)]
+    marks = [message for message in pipe.sent if isinstance(message, TrialReport)]
     assert [mark.step for mark in marks] == [500, 1000]
     assert all(len(mark.returns) == 2 and None not in mark.returns for mark in marks)
     assert result.status == "finished"
     assert read_result(tmp_path / "0000") == result
-    notes = [message for message in pipe.sent if isinstance(message, Note)]
+    notes = [message for message in pipe.sent if isinstance(message, TrialProgress)]
     assert notes[0].step == 1024
     assert notes[0].env_steps_per_s > 0
 
@@ -126,7 +126,7 @@ def test_seeds_run_one_after_the_other_where_a_strategy_holds_one(tmp_path, monk
     pipe = Pipe()
     result = run_trial(task_of(plan, tmp_path / "0000", marks=(1000,)), pipe)
     assert [summary["seed"] for summary in result.summaries] == [1, 2]
-    (mark,) = (message for message in pipe.sent if isinstance(message, Mark))
+    (mark,) = (message for message in pipe.sent if isinstance(message, TrialReport))
     assert None not in mark.returns  # told only once both seeds are past it
 
 
@@ -176,7 +176,7 @@ def test_a_process_reports_before_its_exit_and_sees_the_device_of_its_slot(
     assert isinstance(events[0], Reported)
     assert events[-1] == Exited(0, 0)
     assert executor.slots() == {}
-    executor.tell(0, Verdict(1000, "too late"))  # a verdict for who has gone is no error
+    executor.tell(0, Decision(1000, "too late"))  # a verdict for who has gone is no error
     executor.stop(0)
     assert pid not in [child.pid for child in multiprocessing.active_children()]
     log = (tmp_path / "0000" / "log").read_text()
@@ -242,10 +242,10 @@ class Seen(list):
 
 def run_parent(plan, folder, script):
     database = Database(plan.url, folder)
-    lease, patience, seen = Lease(database, 60.0), Patience(10.0), Seen()
-    book = Book(plan, database, lease)
-    signals = Signals(lambda line: None)
-    parent = Parent(plan, book, lease, Scripted(script), patience, signals, [seen])
+    lease, patience, seen = Lease(database, 60.0), RetryPolicy(10.0), Seen()
+    book = TrialStore(plan, database, lease)
+    signals = InterruptHandler(lambda line: None)
+    parent = StudyScheduler(plan, book, lease, Scripted(script), patience, signals, [seen])
     return parent.run(), book.study.trials, seen
 
 

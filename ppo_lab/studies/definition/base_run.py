@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from ppo_lab.config.compose import load
 from ppo_lab.config.run import Config
 from ppo_lab.studies.definition.parameter import Choice, parse_override
-from ppo_lab.utils.errors import ConfigError, nearest
+from ppo_lab.utils.errors import ConfigError, closest_match
 
-__all__ = ["Base", "Composed"]
+__all__ = ["BaseRun", "Composed"]
 
 
 class Composed(NamedTuple):
@@ -31,7 +31,7 @@ class Composed(NamedTuple):
     """The option of each group, Hydra's ``hydra.runtime.choices``."""
 
 
-class Base:
+class BaseRun:
     """The run that every trial of a study varies."""
 
     def __init__(self, compose: Callable[[Sequence[str]], Composed]) -> None:
@@ -48,9 +48,9 @@ class Base:
         """Return the option of each group once ``overrides`` have chosen theirs."""
         return self._group(self._of_groups(overrides)).choices
 
-    def fixing(self, *overrides: str) -> Base:
+    def fixing(self, *overrides: str) -> BaseRun:
         """Return this base with ``overrides`` fixed as well."""
-        return Base(lambda more: self._compose([*overrides, *more]))
+        return BaseRun(lambda more: self._compose([*overrides, *more]))
 
     def config(self, overrides: Sequence[str] = ()) -> Config:
         """Return the checked config of the base with ``overrides``, ``key=value`` each.
@@ -78,7 +78,7 @@ class Base:
         node: Any = OmegaConf.select(run, parent) if parent else run
         if not isinstance(node, DictConfig) or name not in node:
             names = [*map(str, node)] if isinstance(node, DictConfig) else []
-            close = nearest(name, [*names, *(self.choices if not parent else ())])
+            close = closest_match(name, [*names, *(self.choices if not parent else ())])
             hint = f"; did you mean {parent}{'.' if parent else ''}{close}?" if close else ""
             raise ConfigError(key, "...", f"there is no such key{hint}")
         return _typed(node[name])

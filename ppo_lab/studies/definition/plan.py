@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL
 
 from ppo_lab.config.run import Config
 from ppo_lab.config.study import StudyConfig
-from ppo_lab.studies.definition.base_run import Base, Composed
+from ppo_lab.studies.definition.base_run import BaseRun, Composed
 from ppo_lab.studies.definition.objective import (
     Constraint,
     Objective,
@@ -30,10 +30,10 @@ from ppo_lab.studies.definition.objective import (
 )
 from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.studies.definition.samplers import check_pruner, check_sampler
-from ppo_lab.studies.definition.space import Space, Start, read_space, split_overrides
+from ppo_lab.studies.definition.space import EnqueuedPoint, Space, read_space, split_overrides
 from ppo_lab.studies.definition.storage_url import storage_url
 from ppo_lab.utils.errors import ConfigError
-from ppo_lab.utils.json_files import plain
+from ppo_lab.utils.json_files import to_jsonable
 
 __all__ = ["ATTRIBUTE", "Plan", "differences", "fingerprint", "make_plan", "refuse_change"]
 
@@ -53,11 +53,11 @@ class Plan:
     folder: Path
     url: URL
     """Where trials are stored; holds a password perhaps, so it is never written."""
-    base: Base
+    base: BaseRun
     config: Config
     """The base run."""
     space: Space
-    starts: tuple[Start, ...]
+    starts: tuple[EnqueuedPoint, ...]
     """Tried first; the defaults are the first of them."""
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
@@ -74,8 +74,8 @@ class Plan:
         """
         if not self._is_of_returns:
             return ()
-        num_marks, total_steps = self.study.num_marks, self.config.total_steps
-        return tuple(math.ceil(total_steps * i / num_marks) for i in range(1, num_marks))
+        num_reports, total_steps = self.study.num_reports, self.config.total_steps
+        return tuple(math.ceil(total_steps * i / num_reports) for i in range(1, num_reports))
 
     @property
     def _is_of_returns(self) -> bool:
@@ -164,7 +164,7 @@ def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
     keys_fixed = {override.partition("=")[0].lstrip("+~") for override in fixed}
     texts = {key: str(text) for key, text in {**study.space, **searched}.items()}
     texts = {key: text for key, text in texts.items() if key not in keys_fixed}
-    when = {key: condition for key, condition in study.when.items() if key in texts}
+    when = {key: condition for key, condition in study.conditions.items() if key in texts}
     replace(study, space=texts).check()
 
     def compose(overrides: Sequence[str]) -> Composed:
@@ -175,11 +175,11 @@ def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
             del cfg["hydra"]
         return Composed(cfg, choices)
 
-    base = Base(compose)
+    base = BaseRun(compose)
     space = read_space(texts, when, base)
     name = study.name if study.name != "auto" else _auto_name(command, fixed)
     folder = _STUDIES / name
-    starts = [space.start(point, base) for point in study.start]
+    starts = [space.start(point, base) for point in study.enqueue]
     objectives = parse_objectives(
         study.objective, study.direction, study.aggregate, study.num_seeds
     )
@@ -252,7 +252,7 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Return what the trials of a study have in common, as JSON can hold it."""
     run = {key: value for key, value in base.as_dict().items() if key not in _FREE}
-    parts: dict[str, Any] = plain(
+    parts: dict[str, Any] = to_jsonable(
         {
             "space": space.texts(),
             "when": {

@@ -36,7 +36,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial
 from scipy.special import digamma, polygamma, stdtrit
 
-__all__ = ["SPREAD", "ConfidencePruner", "Report", "Spread", "moderated", "report"]
+__all__ = ["SPREAD", "ConfidencePruner", "SeedMeans", "Spread", "moderated", "report"]
 
 SPREAD = "spread"
 """User attribute of a trial: mark -> [variance of the seeds' returns, number of seeds]."""
@@ -52,7 +52,7 @@ class Spread(NamedTuple):
     num_seeds: int
 
 
-class Report(NamedTuple):
+class SeedMeans(NamedTuple):
     """What a trial told at a mark."""
 
     mean: float
@@ -60,7 +60,7 @@ class Report(NamedTuple):
     """Of the mean, from the trial's own seeds; None for one seed."""
 
 
-def report(trial: Trial, step: int, returns: Sequence[float | None]) -> Report | None:
+def report(trial: Trial, step: int, returns: Sequence[float | None]) -> SeedMeans | None:
     """Report the mean of ``returns``, one per seed, at environment step ``step``.
 
     Returns None, and tells nothing, while a seed has no return yet: means over fewer seeds do not
@@ -82,7 +82,7 @@ def report(trial: Trial, step: int, returns: Sequence[float | None]) -> Report |
             spreads = trial.user_attrs.get(SPREAD, {})
             trial.set_user_attr(SPREAD, spreads | {str(step): [variance, num_seeds]})
         trial.report(mean, step)
-    return Report(mean, math.sqrt(variance / num_seeds) if num_seeds > 1 else None)
+    return SeedMeans(mean, math.sqrt(variance / num_seeds) if num_seeds > 1 else None)
 
 
 class ConfidencePruner(BasePruner):

@@ -23,8 +23,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ppo_lab.studies.definition.pruning import ConfidencePruner
-from ppo_lab.studies.definition.space import Space, Start
-from ppo_lab.utils.errors import ConfigError, nearest
+from ppo_lab.studies.definition.space import EnqueuedPoint, Space
+from ppo_lab.utils.errors import ConfigError, closest_match
 
 __all__ = ["build_pruner", "build_sampler", "check_pruner", "check_sampler", "mixed_seed"]
 
@@ -138,7 +138,7 @@ def check_sampler(
     space: Space,
     *,
     num_trials: int,
-    starts: Sequence[Start],
+    starts: Sequence[EnqueuedPoint],
     num_objectives: int,
 ) -> None:
     """Check that a sampler can search ``space`` after ``starts``, which are not sampled.
@@ -175,7 +175,7 @@ def _check_cmaes(space: Space, num_objectives: int) -> None:
         raise ConfigError(key, "cmaes", "needs two numbers to vary or more; take tpe")
 
 
-def _check_grid(space: Space, num_trials: int, starts: Sequence[Start]) -> None:
+def _check_grid(space: Space, num_trials: int, starts: Sequence[EnqueuedPoint]) -> None:
     for parameter in space.parameters:
         if parameter.grid() is None:
             allowed = f"{parameter.key}={parameter.text} has no grid; use choice or range"
@@ -186,7 +186,7 @@ def _check_grid(space: Space, num_trials: int, starts: Sequence[Start]) -> None:
     for start in starts:
         if start.is_inside and len(start.params) < len(space.parameters):
             allowed = "a grid completes no start; give every key of the space"
-            raise ConfigError("study.start", start.params, allowed)
+            raise ConfigError("study.enqueue", start.params, allowed)
     assert space.num_points is not None
     num_starts = len(starts)
     most = space.num_points + num_starts
@@ -253,7 +253,7 @@ def _class_name(node: Mapping[str, Any], key: str, room: str) -> str:
     if name in _REFUSED:
         raise ConfigError(f"{key}._target_", target, _REFUSED[name])
     if not target.startswith(room) or name not in names:
-        close = nearest(name, names)
+        close = closest_match(name, names)
         hint = f"; did you mean {room}{close}?" if close else ""
         raise ConfigError(f"{key}._target_", target, f"must be a class of {room[:-1]}{hint}")
     return name

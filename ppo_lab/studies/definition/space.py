@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from optuna.trial import BaseTrial
 
-from ppo_lab.studies.definition.base_run import Base
+from ppo_lab.studies.definition.base_run import BaseRun
 from ppo_lab.studies.definition.parameter import (
     Choice,
     Condition,
@@ -25,14 +25,14 @@ from ppo_lab.studies.definition.parameter import (
     read_conditions,
     read_parameter,
 )
-from ppo_lab.utils.errors import ConfigError, nearest
+from ppo_lab.utils.errors import ConfigError, closest_match
 
-__all__ = ["Space", "Start", "read_space", "split_overrides"]
+__all__ = ["EnqueuedPoint", "Space", "read_space", "split_overrides"]
 
 _MOST_CORNERS = 64  # tried before a study: about a second
 
 
-class Start(NamedTuple):
+class EnqueuedPoint(NamedTuple):
     """A trial that is not sampled."""
 
     params: dict[str, Choice]
@@ -78,18 +78,18 @@ class Space:
         """Whether some trials have fewer parameters than others."""
         return any(parameter.conditions for parameter in self.parameters)
 
-    def defaults(self, base: Base) -> Start:
+    def defaults(self, base: BaseRun) -> EnqueuedPoint:
         """Return the base config's own values, inside the space or not."""
         params: dict[str, Choice] = {}
         for parameter in self.parameters:
             if parameter.is_active(params):
                 value = parameter.nearest(base.value(parameter.key))
                 if value is None:
-                    return Start({}, is_inside=False)
+                    return EnqueuedPoint({}, is_inside=False)
                 params[parameter.key] = value
-        return Start(params, is_inside=True)
+        return EnqueuedPoint(params, is_inside=True)
 
-    def start(self, point: Mapping[str, object], base: Base) -> Start:
+    def start(self, point: Mapping[str, object], base: BaseRun) -> EnqueuedPoint:
         """Return the starting point ``point``, written as on a command line, perhaps in part.
 
         Raises:
@@ -99,7 +99,7 @@ class Space:
         params: dict[str, Choice] = {}
         for key, raw in point.items():
             if key not in known:
-                close = nearest(key, known)
+                close = closest_match(key, known)
                 hint = f"; did you mean {close}?" if close else ""
                 raise ConfigError(f"start.{key}", raw, f"is not in the search space{hint}")
             text = (
@@ -118,9 +118,9 @@ class Space:
                 allowed = "has no place in a trial whose condition does not hold; see when"
                 raise ConfigError(f"start.{parameter.key}", params[parameter.key], allowed)
         self._try(self._complete(params, lambda p: _default(p, base)), base)
-        return Start(params, is_inside=True)
+        return EnqueuedPoint(params, is_inside=True)
 
-    def check(self, base: Base) -> None:
+    def check(self, base: BaseRun) -> None:
         """Compose the runs at the corners of the space, of more than 64 a sample.
 
         The sample has every end and every choice in it, but not every combination of them.
@@ -131,7 +131,7 @@ class Space:
         for params in self._corners():
             self._try(params, base)
 
-    def _try(self, params: Mapping[str, Choice], base: Base) -> None:
+    def _try(self, params: Mapping[str, Choice], base: BaseRun) -> None:
         overrides = self.overrides(params)
         try:
             base.config(overrides)
@@ -178,7 +178,7 @@ class Space:
         return required
 
 
-def _default(parameter: Parameter, base: Base) -> Choice:
+def _default(parameter: Parameter, base: BaseRun) -> Choice:
     """Return the base's value where it is of the space, else the space's first."""
     value = None if parameter.conditions else parameter.nearest(base.value(parameter.key))
     return parameter.probes()[0] if value is None else value
@@ -197,7 +197,7 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, str]
 
 
 def read_space(
-    space: Mapping[str, str], when: Mapping[str, str | Sequence[str]], base: Base
+    space: Mapping[str, str], when: Mapping[str, str | Sequence[str]], base: BaseRun
 ) -> Space:
     """Return the search space, its keys and types checked against ``base``; see ``Space.check``.
 
@@ -230,7 +230,7 @@ def read_space(
 
 
 def _read(
-    key: str, text: str, conditions: tuple[Condition, ...], earlier: Space, base: Base
+    key: str, text: str, conditions: tuple[Condition, ...], earlier: Space, base: BaseRun
 ) -> Parameter:
     for condition in conditions:
         other = earlier[condition.key]

@@ -9,7 +9,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ppo_lab.config.study import STORAGE_VARIABLE
-from ppo_lab.utils.errors import HIDDEN, ConfigError
+from ppo_lab.utils.errors import REDACTED, ConfigError
 
 __all__ = ["masked", "storage_url"]
 
@@ -27,7 +27,7 @@ def storage_url(storage: str, folder: Path) -> URL:
     try:
         url = make_url(storage)
     except ArgumentError:
-        raise ConfigError(key, HIDDEN, allowed) from None  # what was typed may hold a password
+        raise ConfigError(key, REDACTED, allowed) from None  # what was typed may hold a password
     if url.get_backend_name() == "sqlite" and url.database:
         return url
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ppo_lab.studies.store.outcome import Counts
-from ppo_lab.workers.base import Mark, Note
+from ppo_lab.workers.base import TrialProgress, TrialReport
 
 __all__ = [
     "Event",
@@ -57,7 +57,7 @@ class TrialNoted:
     """A trial stands there."""
 
     number: int
-    note: Note
+    note: TrialProgress
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class TrialReported:
     """A trial passed a mark."""
 
     number: int
-    mark: Mark
+    mark: TrialReport
     mean: float | None
     standard_error: float | None
     """Of the mean; None with one seed."""

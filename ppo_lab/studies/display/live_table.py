@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ppo_lab.studies.display.events import Event, StudyEnded, StudyOpened, TrialNoted, TrialReported
-from ppo_lab.studies.display.progress import Row, Standing, headline
+from ppo_lab.studies.display.progress import Row, StudyProgress, headline
 from ppo_lab.studies.results.format import number_text, params_text, plain_table, score_text
 
 __all__ = ["LiveTable", "draw"]
@@ -36,7 +36,7 @@ _STYLES = {
 class LiveTable:
     """Watches a study and keeps its table on the screen until it ends."""
 
-    def __init__(self, standing: Standing, console: Console | None = None) -> None:
+    def __init__(self, standing: StudyProgress, console: Console | None = None) -> None:
         """Draw ``standing``, which this watcher keeps up; ``console`` is stderr."""
         self._standing = standing
         self._console = console or Console(stderr=True)
@@ -86,7 +86,7 @@ class LiveTable:
                 handler.setStream(sys.stderr)
 
 
-def draw(standing: Standing, console: Console) -> RenderableType:
+def draw(standing: StudyProgress, console: Console) -> RenderableType:
     """Return the picture of a study, as wide and as high as the terminal."""
     is_wide = console.width >= _NARROW
     num_rows = max(console.height - _OTHER_LINES, 3)
@@ -110,7 +110,7 @@ def draw(standing: Standing, console: Console) -> RenderableType:
     return Group(*_lines(standing, console.width // 3), table, Text())
 
 
-def _lines(standing: Standing, most_of_name: int) -> Iterator[Text]:
+def _lines(standing: StudyProgress, most_of_name: int) -> Iterator[Text]:
     name = Text(standing.name, "bold")
     name.truncate(most_of_name, overflow="ellipsis")  # rather than the counts after it
     first = Text.assemble(name, "  ", headline(standing))
@@ -136,7 +136,7 @@ def _headings(*, is_wide: bool, has_vram: bool) -> Iterator[str]:
         yield "VRAM"
 
 
-def _cells(row: Row, standing: Standing, *, is_wide: bool, has_vram: bool) -> Iterator[str]:
+def _cells(row: Row, standing: StudyProgress, *, is_wide: bool, has_vram: bool) -> Iterator[str]:
     yield f"#{row.number}"
     if is_wide:
         yield from (str(row.slot), str(row.num_seeds))

@@ -14,9 +14,9 @@ from ppo_lab.studies.display.events import (
     TrialRetried,
     TrialStarted,
 )
-from ppo_lab.studies.display.progress import Row, Standing, headline
+from ppo_lab.studies.display.progress import Row, StudyProgress, headline
 from ppo_lab.studies.results.format import params_text, score_text
-from ppo_lab.tracking.terminal import clock_text
+from ppo_lab.tracking.terminal import format_duration
 
 __all__ = ["LineWatcher"]
 
@@ -26,7 +26,7 @@ _AWAY_AGAIN_S = 30.0  # between two lines about one outage
 class LineWatcher:
     """Writes a line when a trial starts, ends or is run again."""
 
-    def __init__(self, standing: Standing, write: Callable[[str], None]) -> None:
+    def __init__(self, standing: StudyProgress, write: Callable[[str], None]) -> None:
         """Write lines about ``standing``, which this watcher keeps up."""
         self._standing, self._write = standing, write
         self._away_told_s: float | None = None
@@ -81,7 +81,7 @@ def _ended(row: Row) -> str:
     scores = [
         score_text(value, row.half_width if i == 0 else None) for i, value in enumerate(values)
     ]
-    took = "" if row.took_s is None else f"  in {clock_text(row.took_s)}"
+    took = "" if row.took_s is None else f"  in {format_duration(row.took_s)}"
     reason = f"  {row.reason}" if row.reason else ""
     score = f"  {', '.join(scores)}" if scores else ""
     return f"#{row.number} {row.state}{score}  {_named(row.params, row.role)}{took}{reason}"

@@ -23,9 +23,9 @@ from ppo_lab.studies.display.events import (
 from ppo_lab.studies.results.statistics import half_width
 from ppo_lab.studies.results.trial_table import label_of
 from ppo_lab.studies.store.outcome import Counts
-from ppo_lab.tracking.terminal import clock_text
+from ppo_lab.tracking.terminal import format_duration
 
-__all__ = ["Best", "Row", "Standing", "headline"]
+__all__ = ["Best", "Row", "StudyProgress", "headline"]
 
 _MOST_ENDED = 100  # rows kept; more than any screen shows
 
@@ -78,7 +78,7 @@ class Best:
 
 
 @dataclass
-class Standing:
+class StudyProgress:
     """What is known of a study from the events so far."""
 
     objectives: Sequence[Objective]
@@ -187,7 +187,7 @@ class Standing:
             self.best = Best(row.number, value, row.half_width, row.params)
 
 
-def headline(standing: Standing) -> str:
+def headline(standing: StudyProgress) -> str:
     """Return how many trials of how many, by what became of them, and the time left."""
     counts = standing.counts
     parts = [f"{counts.finished}/{counts.total} trials"]
@@ -197,7 +197,7 @@ def headline(standing: Standing) -> str:
         parts.append(f"{len(standing.running)} running")
     left_s = standing.eta_s()
     if left_s is not None and counts.finished < counts.total:
-        parts.append(f"ETA {clock_text(left_s)}")
+        parts.append(f"ETA {format_duration(left_s)}")
     return "  ".join(parts)
 
 

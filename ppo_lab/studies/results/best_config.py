@@ -20,7 +20,7 @@ from ppo_lab.config.compose import load
 from ppo_lab.config.run import Config
 from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.studies.definition.plan import Plan
-from ppo_lab.utils.json_files import write_whole
+from ppo_lab.utils.json_files import atomic_write
 from ppo_lab.utils.paths import CONF_DIR
 
 __all__ = ["BEST_FILE", "run_command", "write_best"]
@@ -55,7 +55,7 @@ def write_best(plan: Plan, params: Mapping[str, Choice], title: str) -> Path:
     text = f"# {title}\n# {run_command(plan.folder)}\n{OmegaConf.to_yaml(content)}"
     _keep_own_options(groups, plan.folder)
     path = plan.folder / BEST_FILE
-    write_whole(path, text.encode())
+    atomic_write(path, text.encode())
     return path
 
 
@@ -79,7 +79,7 @@ def _keep_own_options(groups: Mapping[str, str], folder: Path) -> None:
         found = next((path for path in own if path.is_file()), None)
         if found is not None and not (CONF_DIR / option).is_file():
             (folder / group).mkdir(exist_ok=True)
-            write_whole(folder / option, found.read_bytes())
+            atomic_write(folder / option, found.read_bytes())
 
 
 def _values(config: Config) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from optuna.study import Study
 
 from ppo_lab.config.study import ConfirmConfig
 from ppo_lab.studies.definition.plan import Plan
-from ppo_lab.studies.definition.space import Start
+from ppo_lab.studies.definition.space import EnqueuedPoint
 from ppo_lab.studies.results import statistics as analysis
 from ppo_lab.studies.results.statistics import CONFIDENCE
 from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials
@@ -137,7 +137,7 @@ def confirmation_plan(plan: Plan, study: Study, database: Database) -> Plan | No
         study=replace(confirm, num_trials=1 + len(points)),
         name=name,
         folder=plan.folder / "confirm" / f"{num_seeds}_seeds-{digest}",
-        starts=(default, *(Start(dict(point), is_inside=True) for point in points)),
+        starts=(default, *(EnqueuedPoint(dict(point), is_inside=True) for point in points)),
     )
 
 

@@ -18,7 +18,7 @@ from ppo_lab.studies.results.format import score_text
 from ppo_lab.studies.results.statistics import importance, pareto
 from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials
 from ppo_lab.tracking import strict
-from ppo_lab.utils.json_files import plain, write_json, write_whole
+from ppo_lab.utils.json_files import atomic_write, to_jsonable, write_json
 
 __all__ = ["importances", "space_of", "trial_table", "write_outputs"]
 
@@ -37,8 +37,8 @@ def write_outputs(plan: Plan, study: Study, confirmed: Confirmed | None) -> None
     writer = csv.DictWriter(text, list(table[0]) if table else ["trial"])
     writer.writeheader()
     writer.writerows(table)
-    write_whole(plan.folder / "trials.csv", text.getvalue().encode())
-    write_whole(plan.folder / "space.yaml", OmegaConf.to_yaml(space_of(plan)).encode())
+    atomic_write(plan.folder / "trials.csv", text.getvalue().encode())
+    atomic_write(plan.folder / "space.yaml", OmegaConf.to_yaml(space_of(plan)).encode())
     write_json(plan.folder / "importance.json", strict(importances(plan, study)))
     if confirmed is not None:
         confirmed.write(plan)
@@ -116,12 +116,12 @@ def space_of(plan: Plan) -> dict[str, Any]:
         "num_trials": study.num_trials,
         "num_seeds": study.num_seeds,
         "space": plan.space.texts(),
-        "when": study.when,
-        "start": study.start,
+        "conditions": study.conditions,
+        "enqueue": study.enqueue,
         "sampler": study.sampler,
         "pruner": study.pruner,
         "overrides": list(plan.overrides),
         "fingerprint": plan.fingerprint["sha256"],
     }
-    values: dict[str, Any] = plain(content)
+    values: dict[str, Any] = to_jsonable(content)
     return values

@@ -20,7 +20,7 @@ from ppo_lab.studies.results.files import importances
 from ppo_lab.studies.results.format import number_text, params_text, plain_table, score_text
 from ppo_lab.studies.results.statistics import CONFIDENCE, pareto
 from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials, labels
-from ppo_lab.tracking.terminal import clock_text
+from ppo_lab.tracking.terminal import format_duration
 
 __all__ = ["commands", "study_panel"]
 
@@ -87,7 +87,7 @@ def _facts(
     elif len(plan.objectives) == 1:
         facts.add_row(best_name, Text("no trial ended well", "red"))
     facts.add_row("trials", Text(came_to or "none"))
-    facts.add_row("time", Text(clock_text(took_s)))
+    facts.add_row("time", Text(format_duration(took_s)))
     return facts
 
 

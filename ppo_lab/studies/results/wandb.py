@@ -17,7 +17,7 @@ from ppo_lab.studies.results.confirmation import Confirmed
 from ppo_lab.studies.results.files import importances, space_of, trial_table
 from ppo_lab.studies.results.trial_table import best_row, finished_trials, labels
 from ppo_lab.studies.store.trial_store import run_id_stem
-from ppo_lab.tracking import GuardedSink, RunInfo, WandbSink, strict
+from ppo_lab.tracking import RunInfo, SafeSink, WandbSink, strict
 
 __all__ = ["track_study"]
 
@@ -46,7 +46,7 @@ def track_study(plan: Plan, study: Study, confirmed: Confirmed | None) -> str | 
     """
     rows = finished_trials(study, plan.objectives)
     sink = _StudySink(plan, trial_table(plan, rows))
-    guarded = GuardedSink(sink)
+    guarded = SafeSink(sink)
     guarded.start(
         RunInfo(
             folder=plan.folder,

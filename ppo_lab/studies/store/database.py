@@ -42,7 +42,7 @@ class Database:
         """Open ``url``, making its tables if need be; ``folder`` holds the locks of this machine.
 
         Raises:
-            SQLAlchemyError: the storage is away, for ``retry.Patience``.
+            SQLAlchemyError: the storage is away, for ``retry.RetryPolicy``.
         """
         self.url, self.folder = url, folder
         self.is_shared = url.get_backend_name() == "postgresql"

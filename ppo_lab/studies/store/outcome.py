@@ -12,7 +12,7 @@ from ppo_lab.studies.definition.objective import quantity
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.workers.result import Result
 
-__all__ = ["Counts", "Told", "come_to", "outcome_of"]
+__all__ = ["Counts", "TrialOutcome", "outcome_of", "to_outcome"]
 
 _RAN = "ran"
 """Constraint of a trial that could not end by itself; samplers rank it below all that could."""
@@ -22,7 +22,7 @@ _MEASURED = ("env_steps_per_s", "wall_time_s", "peak_vram_gib", "forecast_vram_g
 
 
 @dataclass(frozen=True)
-class Told:
+class TrialOutcome:
     """What a trial came to."""
 
     state: TrialState
@@ -34,7 +34,7 @@ class Told:
     """By constraint, as far as known; <= 0 is kept."""
 
 
-def come_to(plan: Plan, result: Result, *, is_inside: bool) -> Told:
+def to_outcome(plan: Plan, result: Result, *, is_inside: bool) -> TrialOutcome:
     """Return what a trial came to; ``is_inside`` says whether it has a place in the space.
 
     What could not run to its end for a reason that lies in its parameters (NaN, memory) is PRUNED
@@ -51,13 +51,13 @@ def come_to(plan: Plan, result: Result, *, is_inside: bool) -> Told:
     if status in _NOT_RUNNABLE:
         violations[_RAN] = 1.0
     if status == "failed":
-        return Told(TrialState.FAIL, status, reason, None, violations)
+        return TrialOutcome(TrialState.FAIL, status, reason, None, violations)
     if not is_inside:
         # Its values are kept, but a point without coordinates would confuse every sampler.
-        return Told(TrialState.FAIL, status, reason, values or None, violations)
+        return TrialOutcome(TrialState.FAIL, status, reason, values or None, violations)
     if status == "finished":
-        return Told(TrialState.COMPLETE, status, reason, values, violations)
-    return Told(TrialState.PRUNED, status, reason, None, violations)
+        return TrialOutcome(TrialState.COMPLETE, status, reason, values, violations)
+    return TrialOutcome(TrialState.PRUNED, status, reason, None, violations)
 
 
 def _missing(plan: Plan, result: Result) -> str | None:
@@ -71,7 +71,7 @@ def _missing(plan: Plan, result: Result) -> str | None:
     return None
 
 
-def outcome_of(plan: Plan, told: Told, result: Result) -> dict[str, Any]:
+def outcome_of(plan: Plan, told: TrialOutcome, result: Result) -> dict[str, Any]:
     """Return a trial's attribute ``outcome``, for people and tables on whatever machine."""
     objectives = [objective.key for objective in plan.objectives]
     seeds = [

@@ -18,7 +18,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-__all__ = ["Patience", "StorageLostError", "is_outage"]
+__all__ = ["RetryPolicy", "StorageLostError", "is_outage"]
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.1, 5.0
 
@@ -47,7 +47,7 @@ def is_outage(error: BaseException | None) -> bool:
     return isinstance(error, kinds)
 
 
-class Patience:
+class RetryPolicy:
     """Makes a call again, ever more slowly, while the storage is away."""
 
     def __init__(

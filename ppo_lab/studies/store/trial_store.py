@@ -24,16 +24,16 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.studies.definition.plan import ATTRIBUTE, Plan, refuse_change
-from ppo_lab.studies.definition.pruning import Report, report
+from ppo_lab.studies.definition.pruning import SeedMeans, report
 from ppo_lab.studies.definition.samplers import build_pruner, build_sampler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease, Owner
-from ppo_lab.studies.store.outcome import Counts, Told, come_to, outcome_of
+from ppo_lab.studies.store.outcome import Counts, TrialOutcome, outcome_of, to_outcome
 from ppo_lab.utils.provenance import versions
-from ppo_lab.workers.base import Mark
+from ppo_lab.workers.base import TrialReport
 from ppo_lab.workers.result import Result, read_result
 
-__all__ = ["Book", "Claim", "run_id_stem"]
+__all__ = ["Claim", "TrialStore", "run_id_stem"]
 
 _STOP = "stop"
 _TOKEN = "token"
@@ -62,7 +62,7 @@ class Claim:
         return self.trial.number
 
 
-class Book:
+class TrialStore:
     """An opened study; see the module."""
 
     def __init__(self, plan: Plan, database: Database, lease: Lease) -> None:
@@ -237,7 +237,7 @@ class Book:
         owner = Owner.read(trial.user_attrs.get("owner"))
         return owner is not None and owner.id == self._lease.owner.id
 
-    def report(self, claim: Claim, mark: Mark) -> tuple[Report | None, str | None]:
+    def report(self, claim: Claim, mark: TrialReport) -> tuple[SeedMeans | None, str | None]:
         """Store a mark; return what it came to and the reason to stop the trial, if any."""
         if len(self._plan.objectives) > 1:
             return None, None  # Optuna reports and prunes with one objective only
@@ -250,10 +250,10 @@ class Book:
             return reported, None
         return reported, f"behind other trials after {mark.step:,} steps"
 
-    def finish(self, claim: Claim, result: Result) -> Told | None:
+    def finish(self, claim: Claim, result: Result) -> TrialOutcome | None:
         """Tell a trial's outcome, once; None if another parent has taken the trial over."""
         is_inside = claim.trial.user_attrs.get("is_inside", True)
-        told = come_to(self._plan, result, is_inside=is_inside)
+        told = to_outcome(self._plan, result, is_inside=is_inside)
         with self._database.exclusive(self._plan.name):
             stored = self._stored(claim)
             if not self._is_held(stored):
@@ -269,7 +269,7 @@ class Book:
             self.study.tell(trial, values, told.state)
         return told
 
-    def note_crash(self, claim: Claim) -> int:
+    def count_crash(self, claim: Claim) -> int:
         """Count a crash against the trial and return how many it has had."""
         claim.trial.set_user_attr("crashes", claim.num_crashes + 1)
         return claim.num_crashes + 1

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf.errors import OmegaConfBaseException
 
-from ppo_lab.utils.errors import HIDDEN, ConfigError
+from ppo_lab.utils.errors import REDACTED, ConfigError
 from tests.helpers.studies import plan_of
 
 
@@ -28,7 +28,7 @@ def test_the_name_is_the_sweep_and_what_was_fixed_beside_it():
 
 
 def test_marks_are_even_shares_of_the_run_without_its_end():
-    plan = plan_of("study.num_marks=4", "total_steps=2050")
+    plan = plan_of("study.num_reports=4", "total_steps=2050")
     assert plan.marks == (513, 1025, 1538)  # rounded up: 512.5, 1,025, 1,537.5
 
 
@@ -61,17 +61,17 @@ def test_the_storage_is_taken_from_the_environment(monkeypatch):
     ("override", "key"),
     [
         ("study.num_trials=0", "study.num_trials"),
-        ("study.num_slots=none", "study.num_slots"),
-        ("study.num_slots=half", "study.num_slots"),
+        ("study.num_workers=none", "study.num_workers"),
+        ("study.num_workers=half", "study.num_workers"),
         ("study.name=../up", "study.name"),
         ("study.max_retries=-1", "study.max_retries"),
-        ("study.patience_s=0", "study.patience_s"),
+        ("study.storage_timeout_s=0", "study.storage_timeout_s"),
         ("study.storage=mysql://host/db", "study.storage"),
         ("study.storage=study.db", "study.storage"),
         ("study.direction=up", "study.direction"),
         ("study.constraints=[peak_vram_gib]", "study.constraints"),
         ("epsilom=interval(0.1,0.2)", "epsilom"),
-        ("study.start=[{lr:1e-3}]", "start.lr"),
+        ("study.enqueue=[{lr:1e-3}]", "start.lr"),
     ],
 )
 def test_wrong_values_are_named(override, key):
@@ -92,7 +92,7 @@ def test_a_password_is_not_repeated_in_a_refusal():
     assert "opensesame" not in str(caught.value)
     with pytest.raises(ConfigError) as caught:
         plan_of("study.storage='opensesame@host'")
-    assert caught.value.value == HIDDEN
+    assert caught.value.value == REDACTED
 
 
 def test_pruning_by_the_return_is_refused_where_the_return_is_not_the_objective():

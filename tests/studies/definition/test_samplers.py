@@ -13,7 +13,7 @@ from ppo_lab.studies.definition.samplers import (
     check_sampler,
     mixed_seed,
 )
-from ppo_lab.studies.definition.space import Start, read_space
+from ppo_lab.studies.definition.space import EnqueuedPoint, read_space
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 from tests.helpers.spaces import make_base
@@ -21,7 +21,7 @@ from tests.helpers.spaces import make_base
 SAMPLERS = sorted((CONF_DIR / "study" / "sampler").glob("*.yaml"))
 
 
-OUTSIDE = Start({}, is_inside=False)
+OUTSIDE = EnqueuedPoint({}, is_inside=False)
 
 
 def node(path):
@@ -248,7 +248,7 @@ def test_a_conditional_space_has_no_grid(base):
 
 
 def test_a_grid_completes_no_start(finite):
-    part = Start({"epsilon": 0.1}, is_inside=True)
+    part = EnqueuedPoint({"epsilon": 0.1}, is_inside=True)
     with pytest.raises(ConfigError, match="give every key of the space"):
         check_sampler(
             sampler_node("grid"), finite, num_trials=4, starts=[OUTSIDE, part], num_objectives=1

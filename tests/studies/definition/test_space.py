@@ -4,7 +4,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from ppo_lab.studies.definition.space import Start, read_space, split_overrides
+from ppo_lab.studies.definition.space import EnqueuedPoint, read_space, split_overrides
 from ppo_lab.utils.errors import ConfigError
 from tests.helpers.spaces import make_base, make_space
 
@@ -230,20 +230,22 @@ def test_the_defaults_are_the_base_configs_values(base):
     space = make_space(
         base, epsilon="interval(0.05, 0.5)", memory="choice(co_resident, shared_trunk)"
     )
-    assert space.defaults(base) == Start({"epsilon": 0.2, "memory": "co_resident"}, is_inside=True)
+    assert space.defaults(base) == EnqueuedPoint(
+        {"epsilon": 0.2, "memory": "co_resident"}, is_inside=True
+    )
 
 
 @pytest.mark.parametrize("epsilon", ["none", "0.7"])
 def test_defaults_outside_the_space_say_so(epsilon):
     base = make_base(f"epsilon={epsilon}")
     space = make_space(base, epsilon="interval(0.05, 0.5)")
-    assert space.defaults(base) == Start({}, is_inside=False)
+    assert space.defaults(base) == EnqueuedPoint({}, is_inside=False)
 
 
 def test_none_is_a_default_where_the_space_offers_it():
     base = make_base("epsilon=none")
     space = make_space(base, epsilon="choice(0.1, none)")
-    assert space.defaults(base) == Start({"epsilon": "none"}, is_inside=True)
+    assert space.defaults(base) == EnqueuedPoint({"epsilon": "none"}, is_inside=True)
 
 
 def test_a_default_between_the_steps_of_a_range_is_outside(base):

@@ -68,7 +68,7 @@ def test_the_command_finds_a_shipped_study_fit_at_every_corner(path, tmp_path, m
 def test_a_shipped_study_suits_another_task(path):
     study, fixed = read(path)
     base = make_base(*fixed, "env=pendulum")  # 4 environments, 64 minibatches
-    read_space(study["space"], study.get("when", {}), base).check(base)
+    read_space(study["space"], study.get("conditions", {}), base).check(base)
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
@@ -76,4 +76,4 @@ def test_the_defaults_lie_inside_a_shipped_space(path):
     # Then trial 0 teaches the sampler, too.
     study, fixed = read(path)
     base = make_base(*fixed)
-    assert read_space(study["space"], study.get("when", {}), base).defaults(base).is_inside
+    assert read_space(study["space"], study.get("conditions", {}), base).defaults(base).is_inside

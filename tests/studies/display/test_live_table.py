@@ -21,11 +21,11 @@ from ppo_lab.studies.display.events import (
 )
 from ppo_lab.studies.display.live_table import LiveTable, draw
 from ppo_lab.studies.display.log_lines import LineWatcher
-from ppo_lab.studies.display.progress import Best, Standing, headline
+from ppo_lab.studies.display.progress import Best, StudyProgress, headline
 from ppo_lab.studies.results.format import number_text, params_text, score_text
 from ppo_lab.studies.results.statistics import half_width
 from ppo_lab.studies.store.outcome import Counts
-from ppo_lab.workers.base import Mark, Note
+from ppo_lab.workers.base import TrialProgress, TrialReport
 
 OBJECTIVES = parse_objectives("final_return", None, Aggregate.mean, num_seeds=2)
 
@@ -45,7 +45,7 @@ def clock():
 @pytest.fixture
 def standing(clock):
     """A study of ten trials, four of them finished before this start."""
-    standing = Standing(OBJECTIVES, parse_constraints(["peak_host_gib <= 1"]), clock=clock)
+    standing = StudyProgress(OBJECTIVES, parse_constraints(["peak_host_gib <= 1"]), clock=clock)
     standing.handle(opened(Counts(complete=3, pruned=1, failed=0, running=0, total=10)))
     return standing
 
@@ -72,7 +72,7 @@ def ended(number, returns=(10.0, 14.0), state="COMPLETE", status="finished", **m
 
 
 def noted(number, step, *returns):
-    return TrialNoted(number, Note(step, returns, env_steps_per_s=12345.6, vram_gib=None))
+    return TrialNoted(number, TrialProgress(step, returns, env_steps_per_s=12345.6, vram_gib=None))
 
 
 def drawn(standing, width=80, height=24):
@@ -209,7 +209,7 @@ def test_no_line_is_wider_or_lower_than_the_terminal(standing, width):
 def test_vram_has_a_column_only_where_it_is_measured(standing):
     standing.handle(started(4))
     assert "VRAM" not in drawn(standing)
-    standing.handle(TrialNoted(4, Note(1, (1.0, 2.0), env_steps_per_s=1.0, vram_gib=1.25)))
+    standing.handle(TrialNoted(4, TrialProgress(1, (1.0, 2.0), env_steps_per_s=1.0, vram_gib=1.25)))
     assert "VRAM" in drawn(standing)
     assert "1.25 G" in drawn(standing)
 
@@ -240,7 +240,7 @@ def test_plain_lines_tell_starts_ends_and_the_best(standing):
     watcher = LineWatcher(standing, lines.append)
     watcher.handle(started(4, epsilon=0.2))
     watcher.handle(ended(4))
-    watcher.handle(TrialReported(5, Mark(10, (1.0,)), 1.0, None, None))  # a mark is no news
+    watcher.handle(TrialReported(5, TrialReport(10, (1.0,)), 1.0, None, None))  # a mark is no news
     watcher.handle(TrialRetried(5, "killed by SIGKILL", num_crashes=1, max_retries=2))
     assert lines == [
         "#4 begins  epsilon=0.2",

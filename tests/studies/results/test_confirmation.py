@@ -17,11 +17,11 @@ from ppo_lab.studies.results.confirmation import (
     confirmation_plan,
     read_confirmation,
 )
-from ppo_lab.studies.scheduler import Ending, Parent, Signals
+from ppo_lab.studies.scheduler import Ending, InterruptHandler, StudyScheduler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
-from ppo_lab.studies.store.retry import Patience
-from ppo_lab.studies.store.trial_store import Book
+from ppo_lab.studies.store.retry import RetryPolicy
+from ppo_lab.studies.store.trial_store import TrialStore
 from ppo_lab.utils.errors import ConfigError
 from tests.helpers.spaces import make_base, make_space
 
@@ -144,9 +144,9 @@ def test_the_studys_own_stop_file_stops_its_confirmation_too(plan, search, datab
     again = confirmation_plan(plan, search, database)
     assert again.confirms == plan.folder
     (plan.folder / "STOP").touch()
-    patience, signals = Patience(1.0), Signals(print)
-    book = Book(again, database, lease := Lease(database, 60.0))
-    parent = Parent(again, book, lease, NoExecutor(), patience, signals, [])
+    patience, signals = RetryPolicy(1.0), InterruptHandler(print)
+    book = TrialStore(again, database, lease := Lease(database, 60.0))
+    parent = StudyScheduler(again, book, lease, NoExecutor(), patience, signals, [])
     assert parent.run() is Ending.stopped
     assert book.counts().finished == 0
     lease.close()

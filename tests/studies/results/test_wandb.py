@@ -39,7 +39,7 @@ def runs(tmp_path_factory):
         started(
             folder, "study.num_trials=2", "study.num_seeds=2", "tracking=wandb",
             "tracking.mode=offline", "study.name=lr+wide", "epsilon=0.2",
-            "lr=choice(1e-3,1e30)", "study.start=[{lr:1e30}]", WANDB_MODE="offline",
+            "lr=choice(1e-3,1e30)", "study.enqueue=[{lr:1e30}]", WANDB_MODE="offline",
             HOME=str(folder), NETRC=os.devnull,
         )
     )  # fmt: skip

@@ -31,7 +31,7 @@ def database(server, folder):
 
 def test_two_machines_run_the_exact_total_though_the_server_is_away_in_the_middle(server, tmp_path):
     machines = [
-        started(tmp_path / name, "study.num_trials=8", "study.num_slots=1",
+        started(tmp_path / name, "study.num_trials=8", "study.num_workers=1",
                 PPO_LAB_STORAGE=server.url)
         for name in ("a", "b")
     ]  # fmt: skip

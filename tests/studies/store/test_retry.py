@@ -7,7 +7,7 @@ import pytest
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from ppo_lab.studies.store.retry import Patience, StorageLostError, is_outage
+from ppo_lab.studies.store.retry import RetryPolicy, StorageLostError, is_outage
 
 
 def outage():
@@ -29,7 +29,7 @@ class Storage:
 
 def test_an_outage_is_waited_out_and_told():
     told = []
-    patience = Patience(10.0, lambda what, waited_s: told.append(what))
+    patience = RetryPolicy(10.0, lambda what, waited_s: told.append(what))
     assert patience.call("read", Storage(2, outage())) == 3
     assert told == ["read", "read"]
 
@@ -45,19 +45,19 @@ def test_what_optuna_wraps_is_told_apart_by_its_cause():
 def test_a_mistake_is_raised_at_once():
     storage = Storage(1, ValueError("no such trial"))
     with pytest.raises(ValueError, match="no such trial"):
-        Patience(10.0).call("read", storage)
+        RetryPolicy(10.0).call("read", storage)
     assert storage.num_calls == 1
 
 
 def test_patience_ends_and_says_what_was_wanted():
     with pytest.raises(StorageLostError, match="tell"):
-        Patience(0.2).call("tell", Storage(1000, outage()))
+        RetryPolicy(0.2).call("tell", Storage(1000, outage()))
 
 
 def test_waiting_can_be_given_up():
     storage = Storage(1000, outage())
     with pytest.raises(StorageLostError):
-        Patience(600.0, is_given_up=lambda: storage.num_calls == 2).call("tell", storage)
+        RetryPolicy(600.0, is_given_up=lambda: storage.num_calls == 2).call("tell", storage)
     assert storage.num_calls == 2
 
 

@@ -8,12 +8,12 @@ import pytest
 from sqlalchemy import text
 
 from ppo_lab.studies.definition.storage_url import storage_url
-from ppo_lab.studies.scheduler import Ending, Signals
-from ppo_lab.studies.session import Session
+from ppo_lab.studies.scheduler import Ending, InterruptHandler
+from ppo_lab.studies.session import StudyRunner
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
-from ppo_lab.studies.store.retry import Patience
-from ppo_lab.studies.store.trial_store import Book
+from ppo_lab.studies.store.retry import RetryPolicy
+from ppo_lab.studies.store.trial_store import TrialStore
 from tests.helpers.engine import FormulaExecutor
 from tests.helpers.postgres_server import why_not
 from tests.helpers.studies import plan_of, trials_of
@@ -27,7 +27,7 @@ def run_parent(plan, folder, barrier):
     os.chdir(folder)
     barrier.wait()
     plan.folder.mkdir(parents=True, exist_ok=True)
-    session = Session(plan, FormulaExecutor(num_slots=3), Signals(print), print)
+    session = StudyRunner(plan, FormulaExecutor(num_slots=3), InterruptHandler(print), print)
     ending, _ = session.run(plan)
     session.close()
     assert ending is Ending.complete
@@ -36,7 +36,7 @@ def run_parent(plan, folder, barrier):
 @pytest.mark.parametrize("storage", ["sqlite", POSTGRES])
 def test_four_parents_at_once_run_the_exact_total(storage, tmp_path, request, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = plan_of(f"study.num_trials={NUM_TRIALS}", "study.num_marks=3", "study.name=together",
+    plan = plan_of(f"study.num_trials={NUM_TRIALS}", "study.num_reports=3", "study.name=together",
                    "study.sampler.n_startup_trials=5", "tracking.terminal=none")  # fmt: skip
     folders = [tmp_path] * NUM_PARENTS
     if storage == "postgresql":
@@ -74,7 +74,7 @@ def test_the_lock_of_a_claim_lost_with_its_connection_loses_and_doubles_nothing(
     plan = plan_of("study.num_trials=2", "study.name=cut")
     plan = dataclasses.replace(plan, url=storage_url(server.url, plan.folder))
     first, second = (Database(plan.url, tmp_path) for _ in range(2))
-    books = [Book(plan, database, Lease(database, 60.0)) for database in (first, second)]
+    books = [TrialStore(plan, database, Lease(database, 60.0)) for database in (first, second)]
     others = []
     ask = books[0].study.ask
 
@@ -88,7 +88,7 @@ def test_the_lock_of_a_claim_lost_with_its_connection_loses_and_doubles_nothing(
         return ask()
 
     monkeypatch.setattr(books[0].study, "ask", ask_while_cut_off)
-    assert Patience(10.0).call("claim", books[0].claim) is None
+    assert RetryPolicy(10.0).call("claim", books[0].claim) is None
     assert [claim.number for claim in others] == [0, 1]
     states = [trial.state.name for trial in books[0].study.trials]
     assert states == ["RUNNING", "RUNNING", "WAITING"]

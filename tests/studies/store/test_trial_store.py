@@ -11,13 +11,13 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from ppo_lab.studies.definition.space import Start
+from ppo_lab.studies.definition.space import EnqueuedPoint
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
-from ppo_lab.studies.store.retry import Patience
-from ppo_lab.studies.store.trial_store import Book
+from ppo_lab.studies.store.retry import RetryPolicy
+from ppo_lab.studies.store.trial_store import TrialStore
 from ppo_lab.utils.errors import ConfigError
-from ppo_lab.workers.base import Mark
+from ppo_lab.workers.base import TrialReport
 from ppo_lab.workers.result import Result
 from tests.helpers.studies import plan_of
 
@@ -35,7 +35,7 @@ def open_book(plan, tables, tmp_path, monkeypatch):
     database = Database(plan.url, tmp_path)
 
     def open_another(**variations):
-        return Book(dataclasses.replace(plan, **variations), database, Lease(database, 60.0))
+        return TrialStore(dataclasses.replace(plan, **variations), database, Lease(database, 60.0))
 
     return open_another
 
@@ -141,7 +141,7 @@ def test_what_could_not_run_is_pruned_and_ranks_below_all_that_could(open_book, 
     book = open_book()
     good, bad = book.claim(), book.claim()
     book.finish(good, finished(0, 1.0, 1.0))
-    book.report(bad, Mark(200, (400.0, 500.0)))  # it was far ahead before it broke
+    book.report(bad, TrialReport(200, (400.0, 500.0)))  # it was far ahead before it broke
     reason = "the reason"
     told = book.finish(
         bad, Result(1, status, reason, [summary(1, 400.0, status, reason), summary(2, 500.0)])
@@ -207,7 +207,7 @@ def test_a_start_that_is_added_to_a_study_runs_next_and_once(open_book, plan):
     first = open_book()
     for number in range(2):
         first.finish(first.claim(), finished(number, 1.0, 1.0))
-    starts = (*plan.starts, Start({"epsilon": 0.3}, is_inside=True))
+    starts = (*plan.starts, EnqueuedPoint({"epsilon": 0.3}, is_inside=True))
     second = open_book(starts=starts)
     added = second.claim()
     assert (added.number, added.role, added.params) == (2, "start", {"epsilon": 0.3})
@@ -334,10 +334,12 @@ def test_an_outage_at_any_write_loses_no_trial(open_book, plan, monkeypatch, fai
     writes = {name: flaky(name) for name in WRITES}
     for name, write in writes.items():
         monkeypatch.setattr(book.study._storage, name, write)
-    patience = Patience(10.0)
+    patience = RetryPolicy(10.0)
     num_told = 0
     while (claim := patience.call("claim", book.claim)) is not None:
-        patience.call("report", lambda claim=claim: book.report(claim, Mark(200, (1.0, 2.0))))
+        patience.call(
+            "report", lambda claim=claim: book.report(claim, TrialReport(200, (1.0, 2.0)))
+        )
         result = finished(claim.number, 1.0, 2.0)
         assert patience.call("tell", lambda claim=claim, result=result: book.finish(claim, result))
         num_told += 1
