@@ -72,7 +72,7 @@ import multiprocessing, os, pathlib, signal, time
 from multiprocessing import forkserver
 from ppo_lab.utils import forkserver as server
 if __name__ == "__main__":
-    server._OF_A_TRIAL = ("slow",)
+    server._PRELOADED = ("slow",)
     server.start_server(is_tracked=False)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     pid = forkserver._forkserver._forkserver_pid

@@ -1,4 +1,4 @@
-"""``hydra/launcher=stacked``: Hydra takes a launcher from this namespace only."""
+"""The launcher ``hydra/launcher=stacked``; Hydra finds launchers in this namespace only."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ __all__ = ["StackedLauncher"]
 
 
 class StackedLauncher(Launcher):
-    """Hands a grid's jobs over to ``ppo_lab.grids``, which is imported only then."""
+    """Run a grid's jobs with ``ppo_lab.grids``, which is imported on launch."""
 
     def __init__(self, num_workers: int | str, max_lanes: int | str) -> None:
-        """Keep the choices: numbers, or ``auto``."""
+        """Store the options: numbers, or ``auto``."""
         self._num_workers, self._max_lanes = num_workers, max_lanes
 
     def setup(
         self,
         *,
         hydra_context: HydraContext,
-        task_function: TaskFunction,  # noqa: ARG002 - it would train one job
+        task_function: TaskFunction,  # noqa: ARG002 - trains one job alone
         config: DictConfig,
     ) -> None:
-        """Keep what jobs are composed from."""
+        """Store what jobs are composed from."""
         self._context, self._config = hydra_context, config
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Train the jobs as lanes, and return what each came to."""
+        """Train the jobs as lanes and return their results in order."""
         from ppo_lab.grids.stacked import run_stacked_grid
 
         return run_stacked_grid(

@@ -1,4 +1,4 @@
-"""What the jobs of a grid came to, read from their folders: whichever launcher ran them."""
+"""Results of a grid, read from its jobs' folders; the same for every launcher."""
 
 from __future__ import annotations
 
@@ -15,34 +15,38 @@ __all__ = ["GridFolder", "grid_summaries"]
 
 
 class GridFolder(Callback):
-    """Remembers where Hydra put the grid; named in conf/config.yaml."""
+    """Hydra callback that records the grid's folder; registered in conf/config.yaml."""
 
     path: ClassVar[Path | None] = None
-    """The folder of this process's grid, once it has begun."""
+    """The folder of this process's grid, once it has started."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401, ARG002
-        """Take the folder from Hydra's own config; a study has one of its own."""
+        """Record the folder from Hydra's config, unless the command is a study."""
         if config.study is not None:
             return
         GridFolder.path = Path(config.hydra.sweep.dir)
-        # A launcher's job composes its config anew, in a process or on a machine of its own, and
-        # would find an unused folder of its own there. Its overrides are what it is given.
+        # A job may compose its config again in another process or on another machine, where the
+        # resolver would return another unused folder. Only overrides are passed on to it.
         quoted = str(GridFolder.path).replace("\\", r"\\").replace("'", r"\'")
         with read_write(config), open_dict(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
 
 
 def grid_summaries(folder: Path) -> list[dict[str, Any]]:
-    """Return each job's summary in order of its number; status ``lost`` where there is none.
+    """Return the summaries of a grid's jobs in order of their numbers.
 
-    A job that was killed, or whose machine was, has a folder with its config but no summary.
+    A job that was killed, or whose machine failed, has a folder with its config but no summary;
+    its status is ``lost``.
+
+    Args:
+        folder: The grid's folder.
     """
     jobs = [path.parent for path in folder.rglob(".hydra") if path.is_dir()]
     return [_summary(job) for job in sorted(jobs, key=_number_of)]
 
 
 def _number_of(job: Path) -> tuple[int, str]:
-    """Return the job's number in its grid, from what Hydra wrote beside its config."""
+    """Return a sort key: the job's number in ``.hydra/hydra.yaml``, then its folder."""
     saved = job / ".hydra" / "hydra.yaml"
     number = OmegaConf.select(OmegaConf.load(saved), "hydra.job.num") if saved.is_file() else None
     return (number if isinstance(number, int) else sys.maxsize, str(job))

@@ -1,16 +1,15 @@
-"""A grid whose jobs are lanes of stacks: what ``hydra/launcher=stacked`` does."""
+"""Run a grid's jobs as lanes of stacks: the implementation of ``hydra/launcher=stacked``."""
 
 from __future__ import annotations
 
-import math
+import itertools
 import signal
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, run_job
@@ -25,15 +24,19 @@ from ppo_lab.tracking import Terminal, read_summary
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.json_files import write_json
-from ppo_lab.workers import Exited
-from ppo_lab.workers.base import GridJob
-from ppo_lab.workers.slots import choose_lanes, choose_num_workers
-from ppo_lab.workers.stacked import StackedExecutor
+from ppo_lab.workers.base import Exited, Task, WorkerPool
+from ppo_lab.workers.stacked import make_stacked_pool
 
 __all__ = ["run_stacked_grid"]
 
 _TICK_S = 0.5
 _LINE_INTERVAL_S = 10.0
+
+
+class _GridJob(NamedTuple):
+    task: Task
+    returned: JobReturn
+    """Given back to Hydra; its return value is set when the job has ended."""
 
 
 def run_stacked_grid(
@@ -45,163 +48,132 @@ def run_stacked_grid(
     num_workers: int | str,
     max_lanes: int | str,
 ) -> list[JobReturn]:
-    """Train every job as a lane of a worker's stack; return each one's final return, in order.
+    """Train every job as a lane of a worker's stack; return the final returns in order.
 
-    Hydra makes each job's folder, and calls its callbacks, when the job is handed to a worker.
+    Hydra makes each job's folder and runs its callbacks when the job is sent to a worker.
     """
-    compose = _Composer(context, config)
-    waiting = deque(enumerate(job_overrides, first_number))
-    head = compose.job(*waiting[0])  # its folder is the grid's first
-    shared = head.job.config
-    workers, devices = choose_num_workers(num_workers, shared)
-    num_sharing = math.ceil(workers / len(devices)) if devices else 1
-    most = choose_lanes(max_lanes, shared, num_sharing=num_sharing)
-    lanes = min(most, math.ceil(len(job_overrides) / workers))
-    # All of a stack may end at once, and nothing is learnt from one job for the next.
-    executor = StackedExecutor(
-        workers, lanes, head.job.folder.parent, num_ahead=lanes, devices=devices
+    jobs = _compose_jobs(context, config, job_overrides, first_number)
+    first = next(jobs)  # its folder is the first in the grid's
+    (shared,) = first.task.configs
+    num_jobs = len(job_overrides)
+    # By default a full stack of jobs is ready ahead: all of a stack may end at once.
+    pool = make_stacked_pool(
+        shared,
+        first.task.folder.parent,
+        num_workers=num_workers,
+        max_lanes=max_lanes,
+        num_tasks=num_jobs,
     )
-    line = _Line(shared, len(job_overrides))
-    grid = _Grid(executor, compose, waiting, line, num_jobs=len(job_overrides))
-    grid.prepared.append(head)
-    waiting.popleft()
     try:
-        return grid.run()
+        return _run_jobs(pool, itertools.chain([first], jobs), _ProgressLine(shared, num_jobs))
     finally:
-        executor.close()
+        pool.close()
 
 
-@dataclass
-class _Prepared:
-    job: GridJob
-    returned: JobReturn
-
-
-class _Composer:
-    """Composes jobs as Hydra's own launcher does, and leaves the training to others."""
-
-    def __init__(self, context: HydraContext, config: DictConfig) -> None:
-        self._context = context
-        loader = context.config_loader
-        self._variants = ComposeCache(loader, lambda typed: loader.load_sweep_config(config, typed))
-
-    def job(self, number: int, overrides: Sequence[str]) -> _Prepared:
-        """Make a job's folder, with its config in it."""
-        cfg = self._variants.compose(overrides)
+def _compose_jobs(
+    context: HydraContext,
+    config: DictConfig,
+    job_overrides: Sequence[Sequence[str]],
+    first_number: int,
+) -> Iterator[_GridJob]:
+    """Compose jobs one by one as Hydra's own launcher does; each gets a folder with its config."""
+    loader = context.config_loader
+    cache = ComposeCache(loader, lambda typed: loader.load_sweep_config(config, typed))
+    for number, overrides in enumerate(job_overrides, first_number):
+        cfg = cache.compose(overrides)
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = number
-        jobs: list[GridJob] = []
-
-        def keep(task: DictConfig) -> None:
-            hydra = HydraConfig.get()
-            folder = Path(hydra.runtime.output_dir)
-            if (folder / METRICS_FILE).exists():
-                raise ConfigError("hydra.sweep.dir", folder, "holds a run already; choose another")
-            typed = tuple(hydra.overrides.task)
-            group = folder.parent.name
-            jobs.append(GridJob(number, folder, load(task), typed, group, num_left=0))
-
         returned = run_job(
-            keep,
+            _task,
             cfg,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
-            hydra_context=self._context,
-            configure_logging=False,  # the worker has a log of its own
+            hydra_context=context,
+            configure_logging=False,  # the worker has its own log
         )
-        if not jobs:
-            _ = returned.return_value  # raises what went wrong
-        return _Prepared(jobs[0], returned)
+        yield _GridJob(returned.return_value, returned)  # raises what went wrong
 
 
-@dataclass
-class _Grid:
-    """The jobs: those that wait, those that a worker has, and what has come of them."""
-
-    executor: StackedExecutor
-    compose: _Composer
-    waiting: deque[tuple[int, Sequence[str]]]
-    line: _Line
-    num_jobs: int
-    prepared: deque[_Prepared] = field(default_factory=deque)
-    running: dict[int, _Prepared] = field(default_factory=dict)
-    returned: dict[int, JobReturn] = field(default_factory=dict)
-
-    def run(self) -> list[JobReturn]:
-        """Return what every job came to, in order of their numbers."""
-        while self.prepared or self.waiting or self.running:
-            self._start_some()
-            for event in self.executor.wait(_TICK_S):
-                if isinstance(event, Exited):
-                    self._end(event)
-            self.line.show(len(self.returned), len(self.running))
-        return [self.returned[number] for number in sorted(self.returned)]
-
-    def _start_some(self) -> None:
-        while (self.prepared or self.waiting) and len(self.running) < self.executor.num_slots:
-            if not self.prepared:
-                self.prepared.append(self.compose.job(*self.waiting.popleft()))
-            chosen = self.prepared.popleft()
-            self.line.tell_why_alone(chosen.job.config)
-            num_left = len(self.prepared) + len(self.waiting)
-            planned_steps = self.num_jobs * chosen.job.config.total_steps
-            job = replace(chosen.job, num_left=num_left, planned_steps=planned_steps)
-            self.executor.start(job)
-            self.running[chosen.job.number] = chosen
-
-    def _end(self, event: Exited) -> None:
-        ended = self.running.pop(event.number)
-        path = ended.job.folder / SUMMARY_FILE
-        if not path.is_file():  # its worker died before the end
-            write_json(path, _lost(ended.job, event.exit_code))
-        summary = read_summary(path)
-        ended.returned.return_value = summary.get("final_return")
-        self.returned[event.number] = ended.returned
+def _task(cfg: DictConfig) -> Task:
+    """Return the task of the job that Hydra is running."""
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    if (folder / METRICS_FILE).exists():
+        raise ConfigError("hydra.sweep.dir", folder, "holds a run already; choose another")
+    overrides, group = tuple(hydra.overrides.task), folder.parent.name
+    return Task(hydra.job.num, folder, (load(cfg),), overrides, group, is_job=True)
 
 
-def _lost(job: GridJob, exit_code: int) -> dict[str, Any]:
-    """Return the summary of a job whose worker came to no good end."""
+def _run_jobs(pool: WorkerPool, jobs: Iterator[_GridJob], line: _ProgressLine) -> list[JobReturn]:
+    """Run all jobs; return their results in order."""
+    running: dict[int, _GridJob] = {}
+    returned: dict[int, JobReturn] = {}
+    num_left = line.num_jobs
+    while num_left or running:
+        for job in itertools.islice(jobs, pool.max_running - len(running)):
+            (config,) = job.task.configs
+            line.note_unstackable(config)
+            num_left -= 1
+            planned_steps = line.num_jobs * config.total_steps
+            pool.start(replace(job.task, num_left=num_left, planned_steps=planned_steps))
+            running[job.task.number] = job
+        for event in pool.wait(_TICK_S):
+            if isinstance(event, Exited):
+                job = running.pop(event.number)
+                job.returned.return_value = _final_return(job.task, event.exit_code)
+                returned[event.number] = job.returned
+        line.show(len(returned), len(running))
+    return [returned[number] for number in sorted(returned)]
+
+
+def _final_return(task: Task, exit_code: int) -> float | None:
+    """Return the job's final return; write the summary of a job whose worker died."""
+    path = task.folder / SUMMARY_FILE
+    if not path.is_file():
+        write_json(path, _failed_summary(task, exit_code))
+    final_return: float | None = read_summary(path).get("final_return")
+    return final_return
+
+
+def _failed_summary(task: Task, exit_code: int) -> dict[str, Any]:
     how = f"ended with status {exit_code}"
     if exit_code < 0:
         how = f"was killed by {signal.Signals(-exit_code).name}"
     return {
         "status": Status.failed.value,
         "reason": f"the process that trained it {how}",
-        "env": job.config.env.id,
-        "seed": job.config.seed,
-        "overrides": list(job.overrides),
-        "folder": str(job.folder),
+        "env": task.configs[0].env.id,
+        "seed": task.configs[0].seed,
+        "overrides": list(task.overrides),
+        "folder": str(task.folder),
     }
 
 
-class _Line:
-    """Says now and then on stderr how far the grid is."""
+class _ProgressLine:
+    """Prints a line about the grid's progress to stderr now and then."""
 
     def __init__(self, config: Config, num_jobs: int) -> None:
+        self.num_jobs = num_jobs
         self._is_silent = config.tracking.terminal is Terminal.none
-        self._num_jobs, self._shown_s = num_jobs, time.monotonic()
-        self._num_shown = 0
-        self._told: set[str] = set()
+        self._shown_s, self._num_shown = time.monotonic(), 0
+        self._unstackable: set[str] = set()
 
     def show(self, num_ended: int, num_running: int) -> None:
-        """Print a line when one is due: after ten seconds, and at the end."""
+        """Print a line if jobs have ended: at most every ten seconds, and at the end."""
         now_s = time.monotonic()
-        is_last = num_ended == self._num_jobs
-        if num_ended == self._num_shown or not (
-            is_last or now_s - self._shown_s >= _LINE_INTERVAL_S
-        ):
-            return
-        self._shown_s, self._num_shown = now_s, num_ended
-        self._print(f"{num_ended} of {self._num_jobs} jobs ended, {num_running} at work")
+        is_due = num_ended == self.num_jobs or now_s - self._shown_s >= _LINE_INTERVAL_S
+        if is_due and num_ended != self._num_shown:
+            self._shown_s, self._num_shown = now_s, num_ended
+            self._print(f"{num_ended} of {self.num_jobs} jobs ended, {num_running} running")
 
-    def tell_why_alone(self, config: Config) -> None:
-        """Say once of a memory strategy that it cannot be stacked."""
+    def note_unstackable(self, config: Config) -> None:
+        """Print once for each memory strategy that it cannot train several lanes."""
         strategy = resolve_memory(config).memory
-        if strategy.max_lanes is not None and strategy.name not in self._told:
-            self._told.add(strategy.name)
+        if strategy.max_lanes is not None and strategy.name not in self._unstackable:
+            self._unstackable.add(strategy.name)
             one = f"trains {strategy.max_lanes} lane"
             self._print(f"memory={strategy.name} {one}: its jobs run one at a time in each worker")
 
     def _print(self, line: str) -> None:
         if not self._is_silent:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - what the command says
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - output of the command

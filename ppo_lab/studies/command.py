@@ -1,8 +1,7 @@
-"""``python -m ppo_lab sweep=NAME`` for a study: from a composed command to its end."""
+"""Run a study from a composed command: search, confirmation, output files, summary."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import sys
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from ppo_lab.studies.scheduler import STOP_FILE, Ending, InterruptHandler
 from ppo_lab.studies.session import StudyRunner
 from ppo_lab.studies.store.retry import StorageLostError
 from ppo_lab.utils.errors import ConfigError
-from ppo_lab.workers import Executor
+from ppo_lab.workers.base import WorkerPool
 
 __all__ = ["check_study", "run_plan", "run_study"]
 
@@ -44,7 +43,7 @@ _EXIT_REFUSED = 2
 
 
 def check_study(command: DictConfig, loader: ConfigLoader) -> None:
-    """Check all that can be checked before anything is created.
+    """Check a study's command before anything is created.
 
     Raises:
         ConfigError: the study cannot run.
@@ -55,76 +54,76 @@ def check_study(command: DictConfig, loader: ConfigLoader) -> None:
 
 
 def run_study(command: DictConfig, loader: ConfigLoader) -> None:
-    """Run the study of a composed command; leave with a status unless it is complete."""
+    """Run the study of a composed command; exit with a status other than 0 unless it succeeds."""
     try:
         status = _EXITS[run_plan(make_plan(command, loader))]
-    except ConfigError as error:  # what only the study itself could tell, such as another space
+    except ConfigError as error:  # found only in the stored study, such as another space
         message = explain(error, list(command.hydra.overrides.task))
-        print(message, file=sys.stderr)  # noqa: T201 - what the command says
+        print(message, file=sys.stderr)  # noqa: T201 - output of the command
         status = _EXIT_REFUSED
     if status:
         sys.exit(status)
 
 
-def run_plan(plan: Plan, executor: Executor | None = None) -> Ending:
-    """Run the study's trials and its confirmation, leave its files, and return why that ended.
+def run_plan(plan: Plan, pool: WorkerPool | None = None) -> Ending:
+    """Run a study's trials and its confirmation, write its files, and return why it ended.
 
-    ``executor`` runs the trials, in place of the one that the plan asks for.
+    Args:
+        plan: The study.
+        pool: Runs the trials; by default the pool that ``plan`` asks for.
 
     Raises:
-        ConfigError: the study was begun otherwise, or is stopped by its STOP file.
+        ConfigError: the study exists with other settings, or has a STOP file.
     """
     stop = plan.folder / STOP_FILE
     if stop.exists():
         raise ConfigError("STOP", stop, "stops this study; remove the file to go on")
-    # Its server imports while we open the storage.
-    executor = executor or choose_executor(plan, _print)
-    signals = InterruptHandler(_print)
+    pool = pool or choose_executor(plan, _print)  # its server imports while the storage is opened
+    interrupts = InterruptHandler(_print)
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
-        with _log_file(plan), signals.installed():
-            session = StudyRunner(plan, executor, signals, _print)
-            with closing(session.database):
-                return _run(plan, session)
+        with _log_file(plan), interrupts.installed():
+            runner = StudyRunner(plan, pool, interrupts, _print)
+            with closing(runner.database):
+                return _run(plan, runner, interrupts)
     except StorageLostError as error:
         logging.getLogger(__name__).error("%s", error)
         return Ending.storage_lost
     finally:
-        executor.close()
+        pool.close()
 
 
-def _run(plan: Plan, session: StudyRunner) -> Ending:
-    ending, study = session.run(plan)
+def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> Ending:
+    ending, study = runner.run(plan)
     if ending is Ending.storage_lost:
         return ending
     confirmed: Confirmed | None = None
     try:
         if ending is Ending.complete:
-            ending, confirmed = _confirm(plan, study, session)
+            ending, confirmed = _confirm(plan, study, runner)
     finally:
         if ending is not Ending.storage_lost:
-            session.call("read", lambda: write_outputs(plan, study, confirmed))
+            runner.call("read", lambda: write_outputs(plan, study, confirmed))
             _show(plan, study, confirmed)
-            if session.had_work and not session.is_urgent:
-                _track(plan, study, confirmed, session)
-            session.close()  # else its trials stay ours, until the next start finds us dead
+            if runner.had_work and not interrupts.is_urgent:
+                _track(plan, study, confirmed, runner)
+            runner.close()  # else the trials stay reserved until the next start finds us dead
     return ending
 
 
-def _confirm(plan: Plan, study: Study, session: StudyRunner) -> tuple[Ending, Confirmed | None]:
-    """Run the best trials again; return what that says once it is complete."""
-    confirming = session.call("read", lambda: confirmation_plan(plan, study, session.database))
+def _confirm(plan: Plan, study: Study, runner: StudyRunner) -> tuple[Ending, Confirmed | None]:
+    """Run the best trials again with fresh seeds; return the result once it is complete."""
+    confirming = runner.call("read", lambda: confirmation_plan(plan, study, runner.database))
     if confirming is None:
         return Ending.complete, None
-    ending, fresh = session.run(confirming)
+    ending, fresh = runner.run(confirming)
     if ending is not Ending.complete:
         return ending, None
-    read = functools.partial(read_confirmation, plan, study, confirming, fresh)
-    return ending, session.call("read", read)
+    return ending, runner.call("read", lambda: read_confirmation(plan, study, confirming, fresh))
 
 
-def _track(plan: Plan, study: Study, confirmed: Confirmed | None, session: StudyRunner) -> None:
-    link = session.call("read", lambda: track_study(plan, study, confirmed))
+def _track(plan: Plan, study: Study, confirmed: Confirmed | None, runner: StudyRunner) -> None:
+    link = runner.call("read", lambda: track_study(plan, study, confirmed))
     if link is not None:
         Console().print(f"W&B        {link}", soft_wrap=True, highlight=False, markup=False)
 
@@ -137,7 +136,7 @@ def _show(plan: Plan, study: Study, confirmed: Confirmed | None) -> None:
 
 @contextmanager
 def _log_file(plan: Plan) -> Iterator[None]:
-    """Log into the study's folder, Optuna's own lines too."""
+    """Log into the study's folder, including Optuna's messages."""
     handler = logging.FileHandler(plan.folder / "log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     root = logging.getLogger()
@@ -155,4 +154,4 @@ def _log_file(plan: Plan) -> Iterator[None]:
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - what the command says
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - output of the command

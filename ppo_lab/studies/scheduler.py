@@ -1,8 +1,7 @@
-"""The parent of a study on one machine: claims trials, runs them in slots, books what they say."""
+"""Scheduler of a study on one machine: claims trials, runs them in a pool, stores their results."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import signal
 import time
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from types import FrameType
+from typing import ParamSpec, TypeVar
 
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.display.events import (
@@ -27,51 +27,61 @@ from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy, StorageLostError
 from ppo_lab.studies.store.trial_store import Claim, TrialStore
 from ppo_lab.utils.errors import ConfigError
-from ppo_lab.workers import Executor, Exited, Reported
-from ppo_lab.workers.base import Decision, Task, TrialProgress, TrialReport
+from ppo_lab.workers.base import (
+    Decision,
+    Exited,
+    Task,
+    TrialProgress,
+    TrialReport,
+    WorkerEvent,
+    WorkerPool,
+)
 from ppo_lab.workers.result import Result, read_result
 
-__all__ = ["Ending", "InterruptHandler", "StudyScheduler"]
+__all__ = ["STOP_FILE", "Ending", "InterruptHandler", "StudyScheduler"]
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _TICK_S = 0.5
 _IDLE_CLAIM_S = 2.0
-"""Pause between claims while all that is left runs on other machines."""
+"""Pause between claims while all remaining trials run on other machines."""
 STOP_FILE = "STOP"
 
 
 class Ending(Enum):
-    """Why a parent stopped."""
+    """Why a scheduler stopped."""
 
     complete = "complete"
     stopped = "stopped"  # by the STOP file or the study's attribute
-    interrupted = "interrupted"  # by Ctrl-C or a signal
+    interrupted = "interrupted"  # by Ctrl-C or SIGTERM
     storage_lost = "storage lost"
 
 
 class InterruptHandler:
-    """Counts Ctrl-C: once lets the running trials finish, twice ends them; SIGTERM ends at once."""
+    """Handles signals: Ctrl-C once lets running trials finish; twice, or SIGTERM, stops them."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        """Say through ``tell`` what a signal did."""
-        self._notify = tell
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        """Print through ``notify`` what a signal does."""
+        self._notify = notify
         self.num_interrupts = 0
         self.is_terminated = False
 
     @property
     def is_stopping(self) -> bool:
-        """Whether no new trial should begin."""
+        """Whether no new trial should start."""
         return self.num_interrupts > 0 or self.is_terminated
 
     @property
     def is_urgent(self) -> bool:
-        """Whether running trials should end now."""
+        """Whether running trials should be stopped now."""
         return self.num_interrupts > 1 or self.is_terminated
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Catch the two signals within this block."""
+        """Handle both signals within the block."""
         before = {
             number: signal.signal(number, self._handle)
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -95,80 +105,81 @@ class InterruptHandler:
 
 
 class StudyScheduler:
-    """Runs a study until its total is reached or something stops it."""
+    """Runs a study until it has all its trials or is stopped."""
 
     def __init__(
         self,
         plan: Plan,
-        book: TrialStore,
+        store: TrialStore,
         lease: Lease,
-        executor: Executor,
-        patience: RetryPolicy,
-        signals: InterruptHandler,
+        pool: WorkerPool,
+        retry: RetryPolicy,
+        interrupts: InterruptHandler,
         watchers: Sequence[Watcher],
     ) -> None:
-        """Take the parts; nothing happens before ``run``."""
-        self._plan, self._book, self._lease, self._executor = plan, book, lease, executor
-        self._patience, self._signals, self._watchers = patience, signals, watchers
-        self._claims: dict[int, Claim] = {}
-        self._folders: dict[int, Path] = {}
+        """Store the parts; nothing starts before ``run``."""
+        self._plan, self._store, self._lease, self._pool = plan, store, lease, pool
+        self._retry_policy, self._interrupts, self._watchers = retry, interrupts, watchers
+        self._running: dict[int, tuple[Claim, Path]] = {}
+        """Claim and folder of each running trial, by number."""
         self._next_claim_s = 0.0
         self._is_complete = self._is_stopped = False
 
     def run(self) -> Ending:
-        """Run the study; whatever happens, no trial of ours is left running."""
+        """Run the study and return why it ended; no trial is left running in any case."""
         try:
             ending = self._loop()
         except StorageLostError as error:
             log.error("the storage is lost: %s", error)
             ending = Ending.storage_lost
         finally:
-            self._executor.close()
+            self._pool.close()
         if ending is not Ending.storage_lost:
-            self._book_what_ended()
-            counts = self._patience.call("count", self._book.counts)
-            self._notify(StudyEnded(ending.value, counts))
+            self._store_stopped()
+            self._notify(StudyEnded(ending.value, self._call("count", self._store.counts)))
         return ending
+
+    def _call(self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the storage, with retries while it is not reachable."""
+        return self._retry_policy.call(what, lambda: function(*args, **kwargs))
 
     def _loop(self) -> Ending:
         while True:
-            self._patience.call("renew", self._lease.renew)
-            is_stopping = self._is_stopping()
-            if self._signals.is_urgent:
+            self._call("renew", self._lease.renew)
+            stopping = self._why_stopping()
+            if self._interrupts.is_urgent:
                 return Ending.interrupted
-            if not is_stopping:
-                self._fill_slots()
-            if not self._claims:
-                if is_stopping:
-                    return is_stopping
-                if self._is_complete:
-                    return Ending.complete
-            for event in self._executor.wait(_TICK_S):
+            if stopping is None:
+                self._fill_pool()
+            if not self._running and (stopping or self._is_complete):
+                return stopping or Ending.complete
+            for event in self._pool.wait(_TICK_S):
                 self._handle(event)
             for watcher in self._watchers:
                 watcher.tick()
 
-    def _is_stopping(self) -> Ending | None:
-        if self._signals.is_stopping:
+    def _why_stopping(self) -> Ending | None:
+        """Return why no new trial should start; None if trials should."""
+        if self._interrupts.is_stopping:
             return Ending.interrupted
         folders = [folder for folder in (self._plan.folder, self._plan.confirms) if folder]
         if not self._is_stopped and any((folder / STOP_FILE).exists() for folder in folders):
             self._is_stopped = True
-            self._patience.call("stop", self._book.stop)  # on every machine
+            self._call("stop", self._store.stop)  # on every machine
         return Ending.stopped if self._is_stopped else None
 
-    def _fill_slots(self) -> None:
-        """Start trials while there are slots and trials."""
-        while len(self._claims) < self._executor.num_slots and not self._signals.is_stopping:
+    def _fill_pool(self) -> None:
+        """Claim and start trials until the pool is full or none is left."""
+        while len(self._running) < self._pool.max_running and not self._interrupts.is_stopping:
             if time.monotonic() < self._next_claim_s:
                 return
-            self._is_stopped = self._patience.call("claim", lambda: self._book.is_stopped)
+            self._is_stopped = self._call("claim", lambda: self._store.is_stopped)
             if self._is_stopped:
                 return
-            claim = self._patience.call("claim", self._book.claim)
+            claim = self._call("claim", self._store.claim)
             if claim is None:
                 self._next_claim_s = time.monotonic() + _IDLE_CLAIM_S
-                counts = self._patience.call("count", self._book.counts)
+                counts = self._call("count", self._store.counts)
                 self._is_complete = counts.finished >= counts.total
                 return
             if claim.result is not None:
@@ -177,37 +188,36 @@ class StudyScheduler:
                 self._start(claim)
 
     def _start(self, claim: Claim) -> None:
+        plan, number = self._plan, claim.number
         try:
-            configs = self._plan.trial_configs(claim.params)
-        except ConfigError as error:  # between the corners that were tried before the study
-            self._finish(claim, Result(claim.number, "refused", str(error), []))
+            configs = plan.trial_configs(claim.params)
+        except ConfigError as error:  # the check before the study covers the space's corners only
+            self._finish(claim, Result(number, "refused", str(error), []))
             return
-        folder = self._patience.call("start", lambda: self._new_folder(claim.number))
-        self._patience.call("start", lambda: self._book.note_folder(claim, folder))
-        overrides = self._plan.trial_overrides(claim.params)
-        self._executor.start(
-            Task(
-                number=claim.number,
-                folder=folder,
-                configs=configs,
-                overrides=overrides,
-                marks=self._plan.marks,
-                group=self._plan.name,
-                is_forecast=self._plan.is_forecast,
-                run_id=self._book.run_id(claim),
-                planned_steps=self._plan.planned_steps(configs),
-                notes={"study": self._plan.name, "trial": claim.number, "attempt": claim.attempt},
-            )
+        folder = self._call("start", lambda: self._new_folder(number))
+        self._call("start", self._store.note_folder, claim, folder)
+        task = Task(
+            number=number,
+            folder=folder,
+            configs=configs,
+            overrides=plan.trial_overrides(claim.params),
+            group=plan.name,
+            report_steps=plan.marks,
+            run_id=self._store.run_id(claim),
+            is_forecast=plan.is_forecast,
+            notes={"study": plan.name, "trial": number, "attempt": claim.attempt},
+            planned_steps=plan.planned_steps(configs),
         )
-        self._claims[claim.number], self._folders[claim.number] = claim, folder
+        slot = self._pool.start(task)
+        self._running[number] = (claim, folder)
         self._notify(
             TrialStarted(
-                number=claim.number,
+                number=number,
                 attempt=claim.attempt,
-                slot=self._executor.slots()[claim.number],
+                slot=slot,
                 role=claim.role,
                 params=claim.params,
-                overrides=overrides,
+                overrides=task.overrides,
                 seeds=[config.seed for config in configs],
                 total_steps=configs[0].total_steps,
                 folder=folder,
@@ -215,7 +225,7 @@ class StudyScheduler:
         )
 
     def _new_folder(self, number: int) -> Path:
-        """Make the folder of an attempt; one that exists is never written into again."""
+        """Make and return a folder for an attempt; an existing one is never used again."""
         trial = self._plan.folder / "trials" / f"{number:04}"
         candidate, attempt = trial, 1
         while True:
@@ -227,53 +237,47 @@ class StudyScheduler:
             else:
                 return candidate
 
-    def _handle(self, event: Reported | Exited) -> None:
+    def _handle(self, event: WorkerEvent) -> None:
+        claim, folder = self._running[event.number]
         if isinstance(event, Exited):
-            self._handle_exit(event)
+            self._remove(claim)
+            self._handle_exit(claim, read_result(folder), event.exit_code)
         elif isinstance(event.message, TrialProgress):
             self._notify(TrialNoted(event.number, event.message))
         else:
-            self._handle_mark(event.number, event.message)
+            self._handle_report(claim, event.message)
 
-    def _handle_mark(self, number: int, mark: TrialReport) -> None:
-        claim = self._claims[number]
-        if not self._patience.call("report", lambda: self._book.is_ours(claim)):
-            self._executor.stop(number)
+    def _handle_report(self, claim: Claim, report: TrialReport) -> None:
+        if not self._call("report", self._store.is_ours, claim):
+            self._pool.stop(claim.number)
             return
-        report, stop = self._patience.call("report", lambda: self._book.report(claim, mark))
-        self._executor.tell(number, Decision(mark.step, stop))
-        mean = report.mean if report else None
-        error = report.standard_error if report else None
-        self._notify(TrialReported(number, mark, mean, error, stop))
+        means, stop = self._call("report", self._store.report, claim, report)
+        self._pool.send(claim.number, Decision(report.step, stop))
+        mean = means.mean if means else None
+        error = means.standard_error if means else None
+        self._notify(TrialReported(claim.number, report, mean, error, stop))
 
-    def _handle_exit(self, event: Exited) -> None:
-        claim, folder = self._claims[event.number], self._folders[event.number]
-        result = read_result(folder)
+    def _handle_exit(self, claim: Claim, result: Result | None, exit_code: int) -> None:
+        """Store a final result; else release the trial, or fail it after the last attempt."""
         if result is not None and result.is_final:
-            self._forget(claim)
             self._finish(claim, result)
-        else:
-            reason = _why(event.exit_code, result)
-            self._forget(claim)
-            self._retry(claim, reason, result)
-
-    def _retry(self, claim: Claim, reason: str, result: Result | None) -> None:
-        """Give the trial back for another attempt, or book it as failed after the last."""
-        if not self._patience.call("retry", lambda: self._book.is_ours(claim)):
+            return
+        if not self._call("retry", self._store.is_ours, claim):
             log.warning("trial %d was taken over by another machine", claim.number)
             return
-        num_crashes = self._patience.call("retry", lambda: self._book.count_crash(claim))
+        reason = _why(exit_code, result)
+        num_crashes = self._call("retry", self._store.count_crash, claim)
         max_retries = self._plan.study.max_retries
         if num_crashes > max_retries:
             summaries = result.summaries if result else []
             self._finish(claim, Result(claim.number, "failed", reason, summaries))
             return
         self._notify(TrialRetried(claim.number, reason, num_crashes, max_retries))
-        self._patience.call("retry", lambda: self._book.release(claim))
+        self._call("retry", self._store.release, claim)
 
     def _finish(self, claim: Claim, result: Result) -> None:
-        told = self._patience.call("tell", lambda: self._book.finish(claim, result))
-        if told is None:
+        outcome = self._call("tell", self._store.finish, claim, result)
+        if outcome is None:
             log.warning("trial %d was taken over by another machine", claim.number)
             return
         self._notify(
@@ -281,28 +285,28 @@ class StudyScheduler:
                 number=claim.number,
                 role=claim.role,
                 params=claim.params,
-                state=told.state.name,
-                status=told.status,
-                reason=told.reason,
-                values=told.values,
+                state=outcome.state.name,
+                status=outcome.status,
+                reason=outcome.reason,
+                values=outcome.values,
                 summaries=result.summaries,
-                counts=self._patience.call("count", self._book.counts),
+                counts=self._call("count", self._store.counts),
             )
         )
 
-    def _forget(self, claim: Claim) -> None:
-        self._next_claim_s = 0.0  # something has changed: there is more to do, or all is done
-        del self._claims[claim.number], self._folders[claim.number]
+    def _remove(self, claim: Claim) -> None:
+        del self._running[claim.number]
+        self._next_claim_s = 0.0  # there may be another trial to start, or none left at all
 
-    def _book_what_ended(self) -> None:
-        """Book the trials that were stopped with us: a result if there is one, else given back."""
-        for claim in list(self._claims.values()):
-            result = read_result(self._folders[claim.number])
-            self._forget(claim)
+    def _store_stopped(self) -> None:
+        """Store the final results of the trials that the pool stopped; release the others."""
+        for claim, folder in list(self._running.values()):
+            result = read_result(folder)
+            self._remove(claim)
             if result is not None and result.is_final:
                 self._finish(claim, result)
             else:
-                self._patience.call("release", functools.partial(self._book.release, claim))
+                self._call("release", self._store.release, claim)
 
     def _notify(self, event: Event) -> None:
         for watcher in self._watchers:
@@ -310,7 +314,7 @@ class StudyScheduler:
 
 
 def _why(exit_code: int, result: Result | None) -> str:
-    """Return in a few words why a trial's process came to no good end."""
+    """Return in a few words why an attempt at a trial failed."""
     if result is not None:
         return result.reason or result.status
     if exit_code < 0:

@@ -1,7 +1,4 @@
-"""One machine's part in a study: an opened storage, a sign of life, and what shows the progress.
-
-A study and its confirmation are run by the same session, one after the other.
-"""
+"""Run studies on this machine: an open storage, a lease, and the display of their progress."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from rich.console import Console
 
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.storage_url import masked
-from ppo_lab.studies.display.events import StorageAway, StudyOpened, Watcher
+from ppo_lab.studies.display.events import Event, StorageAway, StudyOpened, Watcher
 from ppo_lab.studies.display.live_table import LiveTable
 from ppo_lab.studies.display.log_lines import LineWatcher
 from ppo_lab.studies.display.progress import Best, StudyProgress
@@ -24,7 +21,7 @@ from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy
 from ppo_lab.studies.store.trial_store import TrialStore
 from ppo_lab.tracking import Terminal
-from ppo_lab.workers import Executor
+from ppo_lab.workers.base import WorkerPool
 
 __all__ = ["StudyRunner"]
 
@@ -32,92 +29,89 @@ T = TypeVar("T")
 
 
 class StudyRunner:
-    """Runs plans on this machine, in the storage of the first."""
+    """Runs a study and then its confirmation, in the storage of the first."""
 
     def __init__(
         self,
         plan: Plan,
-        executor: Executor,
-        signals: InterruptHandler,
+        pool: WorkerPool,
+        interrupts: InterruptHandler,
         write: Callable[[str], None],
     ) -> None:
-        """Open the storage of ``plan``; plain lines of progress go to ``write``.
+        """Open the storage of ``plan``; ``write`` prints lines about the progress.
 
         Raises:
-            StorageLostError: it does not answer.
+            StorageLostError: the storage is not reachable.
         """
-        self._executor, self._signals, self._write = executor, signals, write
+        self._pool, self._interrupts, self._write = pool, interrupts, write
         self._watchers: list[Watcher] = []
         self.had_work = False
-        """Whether a plan had trials missing when it was run."""
-        self._patience = RetryPolicy(
-            plan.study.storage_timeout_s, self._tell_outage, lambda: signals.is_urgent
+        """Whether a study had trials left to run."""
+        self._retry = RetryPolicy(
+            plan.study.storage_timeout_s,
+            lambda what, waited_s: self._notify(StorageAway(what, waited_s)),
+            lambda: interrupts.is_urgent,
         )
         self.database = self.call("open", lambda: Database(plan.url, plan.folder))
         self._lease = self.call("open", lambda: Lease(self.database, plan.study.lease_s))
         self.call("open", self._lease.renew)
 
-    @property
-    def is_urgent(self) -> bool:
-        """Whether a person, or the machine, wants this to end now."""
-        return self._signals.is_urgent
-
     def call(self, what: str, function: Callable[[], T]) -> T:
-        """Return what ``function`` reads from or writes to the storage, waiting out its outages.
+        """Call ``function``, which uses the storage, with retries while it is not reachable.
 
         Raises:
-            StorageLostError: the storage stayed away.
+            StorageLostError: the storage stayed unreachable.
         """
-        return self._patience.call(what, function)
+        return self._retry.call(what, function)
 
     def run(self, plan: Plan) -> tuple[Ending, Study]:
-        """Run the trials of ``plan`` that are missing; return why that ended, and the study.
+        """Run the trials that ``plan`` still lacks; return why that ended, and the study.
 
         Raises:
-            ConfigError: the study was begun otherwise.
-            StorageLostError: the storage stayed away before a trial had begun.
+            ConfigError: the study exists with other settings.
+            StorageLostError: the storage was unreachable before a trial had started.
         """
-        book = self.call("open", lambda: TrialStore(plan, self.database, self._lease))
-        counts = self.call("count", book.counts)
+        store = self.call("open", lambda: TrialStore(plan, self.database, self._lease))
+        counts = self.call("count", store.counts)
         self.had_work |= counts.finished < counts.total
-        rows = self.call("read", lambda: finished_trials(book.study, plan.objectives))
+        rows = self.call("read", lambda: finished_trials(store.study, plan.objectives))
         row = best_row(rows, plan.objectives[0]) if len(plan.objectives) == 1 else None
-        standing = StudyProgress(plan.objectives, plan.constraints)
+        progress = StudyProgress(plan.objectives, plan.constraints)
         if row is not None and row.values[0] is not None:
-            standing.best = Best(row.number, row.values[0], row.half_width, row.params)
-        self._watchers = _watchers(plan.config.tracking.terminal, standing, self._write)
-        opened = StudyOpened(
-            plan.name, plan.folder, masked(plan.url), counts, self._executor.num_slots
-        )
+            progress.best = Best(row.number, row.values[0], row.half_width, row.params)
+        self._watchers = _watchers(plan.config.tracking.terminal, progress, self._write)
         try:
-            for watcher in self._watchers:
-                watcher.handle(opened)
-            parent = StudyScheduler(
-                plan, book, self._lease, self._executor, self._patience, self._signals,
+            self._notify(
+                StudyOpened(
+                    plan.name, plan.folder, masked(plan.url), counts, self._pool.max_running
+                )
+            )
+            scheduler = StudyScheduler(
+                plan, store, self._lease, self._pool, self._retry, self._interrupts,
                 self._watchers,
             )  # fmt: skip
-            return parent.run(), book.study
+            return scheduler.run(), store.study
         finally:
             for watcher in self._watchers:
                 watcher.close()
             self._watchers = []
 
     def close(self) -> None:
-        """End this machine's part; its trials must have been given back."""
+        """Release the lease; the trials must have been released."""
         self.call("close", self._lease.close)
 
-    def _tell_outage(self, what: str, waited_s: float) -> None:
+    def _notify(self, event: Event) -> None:
         for watcher in self._watchers:
-            watcher.handle(StorageAway(what, waited_s))
+            watcher.handle(event)
 
 
 def _watchers(
-    style: Terminal, standing: StudyProgress, write: Callable[[str], None]
+    style: Terminal, progress: StudyProgress, write: Callable[[str], None]
 ) -> list[Watcher]:
-    """Return what shows the progress: a live table on a terminal, else lines, or nothing."""
+    """Return what shows the progress: a live table in a terminal, else lines, or nothing."""
     console = Console(stderr=True)
     if style is Terminal.auto:
         style = Terminal.live if console.is_terminal else Terminal.plain
     if style is Terminal.live:
-        return [LiveTable(standing, console)]
-    return [LineWatcher(standing, write)] if style is Terminal.plain else []
+        return [LiveTable(progress, console)]
+    return [LineWatcher(progress, write)] if style is Terminal.plain else []

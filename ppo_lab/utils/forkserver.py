@@ -1,7 +1,7 @@
-"""The server that a study's trials are forked from: multiprocessing's, with everything imported.
+"""Start multiprocessing's fork server with everything that a worker needs already imported.
 
-This module needs nothing of ours, so that a study can start the server before anything else: then
-it imports what a trial needs, torch above all, while the study does the same.
+This module imports no other of the package, so that a command can start the server first: torch is
+then imported in the server and in the command at the same time.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from multiprocessing import forkserver
 
 __all__ = ["start_server"]
 
-_OF_A_TRIAL = ("ppo_lab.workers.trial", "gymnasium")
-_OF_WANDB = ("wandb", "wandb.sdk.launch.inputs.internal")  # the second by wandb.init: 0.4 s
+_PRELOADED = ("ppo_lab.workers.worker", "gymnasium")
+_PRELOADED_WANDB = ("wandb", "wandb.sdk.launch.inputs.internal")  # wandb.init imports the second
 
 
 def start_server(*, is_tracked: bool) -> None:
-    """Start the server if it does not run; it imports meanwhile, wandb too if trials track."""
-    multiprocessing.set_forkserver_preload([*_OF_A_TRIAL, *(_OF_WANDB if is_tracked else ())])
+    """Start the server unless it is running; it imports in parallel, wandb too if tracked."""
+    wandb = _PRELOADED_WANDB if is_tracked else ()
+    multiprocessing.set_forkserver_preload([*_PRELOADED, *wandb])
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb reads it when it is imported
-    # A Ctrl-C is ours to handle; the server ignores it, but by itself only once it has imported.
+    # The server ignores Ctrl-C, but by itself only after its imports.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         forkserver.ensure_running()

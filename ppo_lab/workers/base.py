@@ -1,4 +1,9 @@
-"""The contract between a study's parent and whatever runs its trials."""
+"""The contract between a scheduler and its worker pool, and the messages they exchange.
+
+A pool is given tasks. It yields a trial's progress, its reports at fixed steps, and its exit; a
+report is answered by a decision. Another kind of pool, such as a cluster's, implements
+``WorkerPool``.
+"""
 
 from __future__ import annotations
 
@@ -12,136 +17,62 @@ from ppo_lab.config.run import Config
 
 __all__ = [
     "Decision",
-    "Event",
-    "Executor",
     "Exited",
-    "GridJob",
     "Reported",
     "Task",
     "TrialProgress",
     "TrialReport",
+    "WorkerEvent",
+    "WorkerMessage",
+    "WorkerPool",
 ]
 
 
 @dataclass(frozen=True)
-class Reported:
-    """A running trial said something."""
-
-    number: int
-    message: TrialReport | TrialProgress
-
-
-@dataclass(frozen=True)
-class Exited:
-    """A trial runs no longer; its result, if it came to one, is in its folder."""
-
-    number: int
-    exit_code: int
-    """Negative: killed by that signal."""
-
-
-Event = Reported | Exited
-
-
-class Executor(ABC):
-    """Runs trials, as many at a time as it has slots; trials are known by their number."""
-
-    @property
-    @abstractmethod
-    def num_slots(self) -> int:
-        """Trials that can run at a time."""
-
-    @abstractmethod
-    def slots(self) -> dict[int, int]:
-        """Return each running trial's slot."""
-
-    @abstractmethod
-    def start(self, task: Task) -> None:
-        """Start ``task`` in a free slot; there must be one."""
-
-    @abstractmethod
-    def tell(self, number: int, verdict: Decision) -> None:
-        """Pass a verdict on; a trial that has ended meanwhile needs none."""
-
-    @abstractmethod
-    def wait(self, timeout_s: float) -> list[Event]:
-        """Return what has happened, as soon as something has; nothing after ``timeout_s``.
-
-        A trial's reports come before its exit.
-        """
-
-    @abstractmethod
-    def stop(self, number: int) -> None:
-        """Ask a trial to end now; its exit follows, unless it has been told, within seconds."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """End all that still runs and wait until it is gone."""
-
-
-@dataclass(frozen=True)
 class Task:
-    """One attempt at a trial, all that its process needs to know."""
+    """One attempt at a trial, or one job of a grid: all that its worker needs to know."""
 
     number: int
-    """Of the trial in its study."""
+    """Number of the trial in its study, or of the job in its grid."""
     folder: Path
-    """This attempt's own; exists already."""
+    """Belongs to this attempt alone; exists already."""
     configs: tuple[Config, ...]
-    """One per seed."""
+    """One per seed; a job has one."""
     overrides: tuple[str, ...]
-    marks: tuple[int, ...] = ()
-    """Environment steps at which the trial reports, ascending."""
     group: str | None = None
-    """What trackers group runs by: the study."""
+    """The study or grid, by which trackers group runs."""
+    is_job: bool = False
+    """Whether this is a job of a grid: a run in ``folder`` itself, without reports or result.json;
+    a trial has a subfolder per seed."""
+    report_steps: tuple[int, ...] = ()
+    """Environment steps at which the trial reports, ascending."""
     run_id: str = "trial"
-    """What trackers know the attempt by; a seed is added to it."""
+    """Prefix of the trackers' run ids; the seed is appended."""
     is_forecast: bool = False
-    """Whether the study asks for forecast memory, on whatever device it runs."""
+    """Whether summaries include the memory forecast on every device."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Added to each seed's summary."""
     planned_steps: int | None = None
-    """Environment steps of all trials of the study; None for those of this one."""
-
-
-@dataclass(frozen=True)
-class GridJob:
-    """One job of a grid, all that the process which runs it needs to know."""
-
-    number: int
-    """Of the job in its grid."""
-    folder: Path
-    """Its own; exists already."""
-    config: Config
-    overrides: tuple[str, ...]
-    group: str
-    """What trackers group runs by: the grid."""
-    num_left: int
-    """Jobs of the grid that nobody has yet."""
-    planned_steps: int | None = None
-    """Environment steps of all jobs of the grid; None for those of this one."""
-
-    @property
-    def configs(self) -> tuple[Config]:
-        """Its only run."""
-        return (self.config,)
+    """Environment steps of all tasks of the study or grid; None: of this one."""
+    num_left: int | None = None
+    """Tasks that will follow this one; None: unknown."""
 
 
 @dataclass(frozen=True)
 class TrialProgress:
-    """Trial to parent, now and then: how it stands."""
+    """Worker to scheduler, about twice a second: the current state of a trial."""
 
     step: int
     """Environment steps of the seed that is furthest behind."""
     returns: tuple[float | None, ...]
-    """Latest mean return of each seed; None where no episode has ended."""
+    """Latest mean return of each seed; None before its first episode has ended."""
     env_steps_per_s: float | None
     vram_gib: float | None
 
 
 @dataclass(frozen=True)
 class TrialReport:
-    """Trial to parent: every seed has passed the mark ``step``."""
+    """Worker to scheduler: every seed of a trial has passed ``step``, one of its report steps."""
 
     step: int
     returns: tuple[float | None, ...]
@@ -149,8 +80,72 @@ class TrialReport:
 
 @dataclass(frozen=True)
 class Decision:
-    """Parent to trial: whether to go on after the mark ``step``."""
+    """Scheduler to worker: the answer to the report at ``step``."""
 
     step: int
     stop: str | None
-    """The reason to end here; None to go on."""
+    """The reason to stop the trial; None to continue."""
+
+
+@dataclass(frozen=True)
+class WorkerMessage:
+    """Scheduler to worker: concerns a task that the worker has."""
+
+    number: int
+    decision: Decision | None
+    """None to stop the task now."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A running task sent a message."""
+
+    number: int
+    message: TrialReport | TrialProgress
+
+
+@dataclass(frozen=True)
+class Exited:
+    """A task has ended; its result, if there is one, is in its folder."""
+
+    number: int
+    exit_code: int
+    """Negative: killed by that signal."""
+
+
+WorkerEvent = Reported | Exited
+
+
+class WorkerPool(ABC):
+    """Runs tasks, each identified by its number, in worker processes."""
+
+    @property
+    @abstractmethod
+    def max_running(self) -> int:
+        """Tasks that the pool accepts at a time."""
+
+    @abstractmethod
+    def start(self, task: Task) -> int:
+        """Start ``task`` and return its slot: the lowest index that no running task has.
+
+        Fewer than ``max_running`` tasks must be running.
+        """
+
+    @abstractmethod
+    def send(self, number: int, decision: Decision) -> None:
+        """Send a decision to a task; ignored if the task has ended."""
+
+    @abstractmethod
+    def wait(self, timeout_s: float) -> list[WorkerEvent]:
+        """Return new events as soon as there are any; an empty list after ``timeout_s``.
+
+        A task's reports precede its exit.
+        """
+
+    @abstractmethod
+    def stop(self, number: int) -> None:
+        """Stop a task; its ``Exited`` follows within seconds. Ignored if it has ended."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop all tasks and wait until the workers are gone."""

@@ -1,141 +1,194 @@
-"""Each trial is a process of its own, forked from a server that has imported everything.
+"""Pool of local worker processes, forked from a server that has imported everything.
 
 The server (multiprocessing's) is started once, holds no CUDA context and no thread of ours, and
-dies with the parent; a trial dies with the server. So nothing outlives a parent that is killed.
+exits with this process; a worker is killed when the server exits. So no process outlives a
+scheduler that is killed.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from ppo_lab.config.lanes import stack_key
 from ppo_lab.utils.forkserver import start_server
-from ppo_lab.workers.base import Decision, Event, Executor, Exited, Reported, Task
-from ppo_lab.workers.trial import trial_main
+from ppo_lab.workers.base import Decision, Exited, Task, WorkerEvent, WorkerMessage, WorkerPool
+from ppo_lab.workers.worker import worker_main
 
-__all__ = ["ProcessExecutor"]
+__all__ = ["ProcessPool"]
 
-_GRACE_S = 10.0  # from SIGTERM, in which a run closes its trackers, to SIGKILL
+_GRACE_S = 10.0  # from SIGTERM, on which runs close their trackers, to SIGKILL
+
+
+class _Running(NamedTuple):
+    """A task that a worker has."""
+
+    slot: int
+    key: str
+    """Equal for tasks that can share a stack."""
 
 
 @dataclass
-class _Running:
+class _WorkerHandle:
     process: ForkServerProcess
     connection: Connection
-    slot: int
-    killed_after_s: float | None = None
-    """On the monotonic clock; None as long as nobody asked it to end."""
+    tasks: dict[int, _Running] = field(default_factory=dict)
+    kill_s: float = math.inf
+    """Time of its SIGKILL on the monotonic clock, once it was sent SIGTERM."""
 
 
-class ProcessExecutor(Executor):
-    """Slots of this machine; see the module."""
+class ProcessPool(WorkerPool):
+    """Runs each task in a process of its own, so that a crash costs that task only."""
 
-    def __init__(self, num_slots: int, devices: Sequence[str] = ()) -> None:
-        """Start the server; slot i sees the device i modulo their number, by CUDA's own names."""
-        self._num_slots, self._devices = num_slots, list(devices)
-        self._running: dict[int, _Running] = {}
+    _tasks_each = 1
+    """Tasks that a worker accepts at a time."""
+
+    def __init__(self, num_workers: int, devices: Sequence[str] = ()) -> None:
+        """Start the fork server unless it is running.
+
+        Args:
+            num_workers: Processes at a time.
+            devices: CUDA devices by CUDA's own names; worker i sees device i modulo their number.
+        """
+        self._num_workers, self._devices = num_workers, list(devices)
+        self._workers: dict[int, _WorkerHandle] = {}
         self._context = multiprocessing.get_context("forkserver")
-        start_server(is_tracked=False)  # unless it runs already
+        start_server(is_tracked=False)
 
     @property
-    def num_slots(self) -> int:
-        """Trials that can run at a time."""
-        return self._num_slots
+    def max_running(self) -> int:
+        """Tasks that the pool accepts at a time."""
+        return self._num_workers * self._tasks_each
 
-    def slots(self) -> dict[int, int]:
-        """Return each running trial's slot."""
-        return {number: running.slot for number, running in self._running.items()}
-
-    def start(self, task: Task) -> None:
-        """Fork a process for ``task``."""
-        taken = set(self.slots().values())
+    def start(self, task: Task) -> int:
+        """Send ``task`` to the most suitable worker; see ``WorkerPool``."""
+        running = [
+            running for worker in self._workers.values() for running in worker.tasks.values()
+        ]
+        taken = {slot for slot, _ in running}
         slot = next(i for i in itertools.count() if i not in taken)
-        assert slot < self._num_slots, "no slot is free"
+        assert slot < self.max_running, "the pool is full"
+        key = stack_key(task.configs[0])
+        index = self._choose(key)
+        if index not in self._workers:
+            self._start_worker(index, task)
+        worker = self._workers[index]
+        worker.tasks[task.number] = _Running(slot, key)
+        _send(worker, task)
+        return slot
+
+    def _choose(self, key: str) -> int:
+        """Return the worker with the fewest tasks, preferably among those of the same program."""
+
+        def cost(index: int) -> tuple[bool, bool, int]:
+            has = self._workers[index].tasks.values() if index in self._workers else ()
+            is_other = bool(has) and all(running.key != key for running in has)
+            return (len(has) >= self._tasks_each, is_other, len(has))
+
+        return min(range(self._num_workers), key=cost)
+
+    def _start_worker(self, index: int, task: Task) -> None:
+        """Fork worker ``index``, whose first task is ``task``."""
+        self._fork(index, task.folder / "log", len(task.configs), is_single=True)
+
+    def _fork(self, index: int, log_file: Path, max_lanes: int, *, is_single: bool) -> None:
         ours, theirs = self._context.Pipe()
+        device = self._devices[index % len(self._devices)] if self._devices else None
         process = self._context.Process(
-            target=_forked, args=(task, theirs, self._device_of(slot)), name=f"trial {task.number}"
+            target=worker_main,
+            args=(theirs, log_file, device, max_lanes),
+            kwargs={"is_single": is_single},
+            name=f"worker {index}",
         )
         process.start()
         theirs.close()
-        self._running[task.number] = _Running(process, ours, slot)
+        self._workers[index] = _WorkerHandle(process, ours)
 
-    def _device_of(self, slot: int) -> str | None:
-        return self._devices[slot % len(self._devices)] if self._devices else None
+    def send(self, number: int, decision: Decision) -> None:
+        """Send a decision to a task; ignored if the task has ended."""
+        self._send(WorkerMessage(number, decision))
 
-    def tell(self, number: int, verdict: Decision) -> None:
-        """Send a verdict; one for a trial that has ended is dropped."""
-        running = self._running.get(number)
-        if running is None:
-            return
-        try:
-            running.connection.send(verdict)
-        except (BrokenPipeError, ConnectionResetError):
-            return  # it ends in this moment; its exit is the next event
+    def _send(self, message: WorkerMessage) -> None:
+        if (worker := self._worker_of(message.number)) is not None:
+            _send(worker, message)
 
-    def wait(self, timeout_s: float) -> list[Event]:
-        """Return messages and exits; see ``Executor``."""
+    def _worker_of(self, number: int) -> _WorkerHandle | None:
+        return next((w for w in self._workers.values() if number in w.tasks), None)
+
+    def wait(self, timeout_s: float) -> list[WorkerEvent]:
+        """Return messages and exits; see ``WorkerPool``."""
         by_source: dict[Any, int] = {}
-        for number, running in self._running.items():
-            by_source[running.process.sentinel] = number
-            if not running.connection.closed:
-                by_source[running.connection] = number
+        for index, worker in self._workers.items():
+            by_source[worker.process.sentinel] = index
+            if not worker.connection.closed:
+                by_source[worker.connection] = index
         if not by_source:
             time.sleep(timeout_s)
             return []
         ready = {by_source[source] for source in connection.wait(list(by_source), timeout_s)}
-        self._kill_overdue()
-        return [event for number in sorted(ready) for event in self._read(number)]
+        for worker in self._workers.values():
+            if time.monotonic() > worker.kill_s:
+                worker.process.kill()
+        return [event for index in sorted(ready) for event in self._read(index)]
 
-    def _read(self, number: int) -> list[Event]:
-        running = self._running[number]
-        # Asked first: what is in the pipe by then is all that a process which has ended ever sent.
-        has_ended = not running.process.is_alive()
-        events: list[Event] = []
+    def _read(self, index: int) -> list[WorkerEvent]:
+        worker = self._workers[index]
+        # Checked first: the pipe then holds everything that an ended process ever sent.
+        has_ended = not worker.process.is_alive()
+        events: list[WorkerEvent] = []
         try:
-            while not running.connection.closed and running.connection.poll():
-                events.append(Reported(number, running.connection.recv()))
+            while not worker.connection.closed and worker.connection.poll():
+                events.append(worker.connection.recv())
         except (EOFError, ConnectionResetError):
-            running.connection.close()
-        if has_ended:
-            running.process.join()
-            exit_code = running.process.exitcode
-            assert exit_code is not None
-            running.connection.close()
-            running.process.close()
-            del self._running[number]
-            events.append(Exited(number, exit_code))
-        return events
+            worker.connection.close()
+            has_ended |= self._tasks_each > 1  # joined now, lest it is sent another task
+        for event in events:
+            if isinstance(event, Exited):
+                del worker.tasks[event.number]
+        return events + self._remove(index) if has_ended else events
+
+    def _remove(self, index: int) -> list[WorkerEvent]:
+        """Remove a worker that has ended and return the exits of its tasks."""
+        worker = self._workers.pop(index)
+        worker.process.join()
+        exit_code = worker.process.exitcode
+        assert exit_code is not None
+        worker.connection.close()
+        worker.process.close()
+        return [Exited(number, exit_code) for number in worker.tasks]
 
     def stop(self, number: int) -> None:
-        """Send SIGTERM, and SIGKILL when ten seconds did not suffice."""
-        running = self._running.get(number)
-        if running is not None and running.killed_after_s is None:
-            running.killed_after_s = time.monotonic() + _GRACE_S
-            running.process.terminate()
-
-    def _kill_overdue(self) -> None:
-        for running in self._running.values():
-            if running.killed_after_s is not None and time.monotonic() > running.killed_after_s:
-                running.process.kill()
+        """Send SIGTERM to the task's process, and SIGKILL after ten seconds."""
+        if (worker := self._worker_of(number)) is not None:
+            _terminate(worker)
 
     def close(self) -> None:
-        """Stop every trial and wait for it."""
-        for number in list(self._running):
-            self.stop(number)
-        while self._running:
+        """Send SIGTERM to every worker, SIGKILL after ten seconds, and wait until it is gone."""
+        for worker in self._workers.values():
+            _terminate(worker)
+        while self._workers:
             self.wait(0.2)
 
 
-def _forked(task: Task, connection: Connection, devices: str | None) -> None:
-    """Run in the new process."""
-    if devices is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices  # CUDA has not been touched in this process
-    trial_main(task, connection)
+def _terminate(worker: _WorkerHandle) -> None:
+    if worker.kill_s == math.inf:
+        worker.kill_s = time.monotonic() + _GRACE_S
+        worker.process.terminate()
+
+
+def _send(worker: _WorkerHandle, message: Task | WorkerMessage) -> None:
+    """Send to a worker; if it is ending, the exits of its tasks are the next events."""
+    try:
+        if not worker.connection.closed:
+            worker.connection.send(message)
+    except (BrokenPipeError, ConnectionResetError):
+        return

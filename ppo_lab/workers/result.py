@@ -1,4 +1,4 @@
-"""What came of an attempt at a trial: a file first, so no outage of the storage can lose it."""
+"""The result of a trial, written to a file first so that no storage outage can lose it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 RESULT_FILE = "result.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_PAUSE_S, _LONGEST_FULL_S = 5.0, 3600.0
-"""A run of hours is worth waiting an hour for somebody to make room."""
+"""A full disk is retried for up to an hour: the run may have taken longer."""
 
-# What a trial's seeds come to together: the first of these that any of them ended with.
+# A trial's status is the first of these that any of its seeds has.
 _WORST_FIRST = (
     "interrupted",
     "failed",
@@ -37,22 +37,26 @@ _WORST_FIRST = (
 
 @dataclass(frozen=True)
 class Result:
-    """A trial that ended by itself."""
+    """How one attempt at a trial ended."""
 
     number: int
     status: str
-    """Of the seed that decides the outcome; one of ``run.Status``."""
+    """Of the seed with the worst status; a value of ``runner.run_record.Status``."""
     reason: str | None
     summaries: list[dict[str, Any]]
-    """One per seed, as in their summary.json; a seed that never began has none."""
+    """Content of each seed's summary.json; a seed that never began has none."""
 
     @property
     def is_final(self) -> bool:
-        """Whether another attempt could not be expected to end otherwise."""
+        """Whether another attempt would end the same way."""
         return self.status not in ("failed", "interrupted")
 
     def write(self, folder: Path) -> None:
-        """Write ``result.json`` into the attempt's folder, whole; wait for room on a full disk."""
+        """Write ``result.json`` atomically into the attempt's folder; retry while the disk is full.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         failed_s = time.monotonic()
         while True:
             try:
@@ -67,12 +71,18 @@ class Result:
 
 
 def read_result(folder: Path) -> Result | None:
-    """Return the result in an attempt's folder; None if it never got so far."""
+    """Return the result in an attempt's folder; None if there is none."""
     path = folder / RESULT_FILE
     return Result(**restore(json.loads(path.read_bytes()))) if path.is_file() else None
 
 
 def worst_status(summaries: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
-    """Return status and reason of the seed that decides a trial's outcome."""
+    """Return status and reason of the seed with the worst status.
+
+    Example:
+        >>> seeds = [("finished", None), ("diverged", "loss is nan")]
+        >>> worst_status([{"status": status, "reason": reason} for status, reason in seeds])
+        ('diverged', 'loss is nan')
+    """
     worst = min(summaries, key=lambda summary: _WORST_FIRST.index(summary["status"]))
     return worst["status"], worst["reason"]

@@ -1,138 +1,149 @@
-"""A trial's own process: its seeds in lockstep, reporting to the parent and told when to stop.
-
-The parent forks it from a server that has imported all this already. Whatever happens here, a
-crash, a full memory or a SIGKILL, costs this trial only.
-"""
+"""A task in its worker: the seeds of a trial in lockstep, their reports, and their result."""
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import logging
-import os
 import select
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from ppo_lab.config.run import Config
-from ppo_lab.config.study import STORAGE_VARIABLE
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.runner.entry import GroupView, RunGroup
-from ppo_lab.runner.run import RunOutput, run_stack
+from ppo_lab.runner.run_record import RunOutput
+from ppo_lab.runner.stack import Stack
 from ppo_lab.tracking import Terminal
 from ppo_lab.utils.json_files import atomic_write
-from ppo_lab.workers.base import Decision, Task, TrialProgress, TrialReport
+from ppo_lab.workers.base import Decision, Reported, Task, TrialProgress, TrialReport
 from ppo_lab.workers.result import Result, worst_status
 
-__all__ = ["TrialEntry", "become_child", "log_to", "run_trial", "trial_main", "without_terminal"]
+__all__ = ["Mailbox", "TaskRun"]
 
 log = logging.getLogger(__name__)
 
-_VERDICT_WAIT_S = 1.0
-"""A trial goes on after this long without a verdict: the parent may be waiting for its storage."""
-_NOTE_INTERVAL_S = 0.5
-_PR_SET_PDEATHSIG = 1
-_EXIT_TERMINATED = 128 + signal.SIGTERM
+_DECISION_WAIT_S = 1.0
+"""A trial continues after this time without a decision: the storage may not be reachable."""
+_PROGRESS_INTERVAL_S = 0.5
 
 
-def trial_main(task: Task, connection: Connection) -> None:
-    """Run ``task`` as a process of its own."""
-    become_child()
-    log_to(task.folder / "log")
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    log.info("trial %d, process %d, CUDA_VISIBLE_DEVICES=%s", task.number, os.getpid(), devices)
-    run_trial(task, connection)
+class Mailbox:
+    """A trial's part of the pipe between its worker and the pool."""
+
+    def __init__(
+        self, number: int, connection: Connection, read: Callable[[float], bool] | None
+    ) -> None:
+        """Send for trial ``number``; ``read`` waits for a message, None where nothing may wait."""
+        self._number, self._connection, self._read = number, connection, read
+        self.decisions: deque[Decision] = deque()
+        """Received, but not used yet."""
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the pipe has room."""
+        return bool(select.select([], [self._connection], [], 0.0)[1])
+
+    def send(self, message: TrialReport | TrialProgress) -> None:
+        """Send ``message`` to the scheduler."""
+        self._connection.send(Reported(self._number, message))
+
+    def receive(self, wait_s: float = 0.0) -> Decision | None:
+        """Return the next decision; None if there is none within ``wait_s``."""
+        if not self.decisions and self._read is not None:
+            self._read(wait_s)
+        return self.decisions.popleft() if self.decisions else None
 
 
-def become_child() -> None:
-    """Let the parent decide over this process: what Ctrl-C means, and when it ends."""
-    _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _exit)
-    os.environ.pop(STORAGE_VARIABLE, None)  # it may hold a password, and is not needed here
+class TaskRun:
+    """A task's seeds in the lanes of a stack: all at once, or as many as the strategy can hold."""
 
+    def __init__(
+        self, task: Task, stack: Stack, mailbox: Mailbox, on_end: Callable[[int], None]
+    ) -> None:
+        """Prepare the run; ``on_end`` gets an exit code once the result is written."""
+        self._task, self._stack, self._on_end = task, stack, on_end
+        self._configs = [resolve_memory(_without_terminal(config)) for config in task.configs]
+        self._reporter = None if task.is_job else _Reporter(task, mailbox)
+        self.group: RunGroup
+        """The seeds that wait or train now."""
+        self.summaries: list[dict[str, Any]] = []
+        """Of the seeds that have ended."""
 
-def run_trial(task: Task, connection: Connection) -> Result:
-    """Train every seed, write ``result.json``, and return it."""
-    reporter = _Reporter(task, connection, verdict_wait_s=_VERDICT_WAIT_S)
-    summaries = []
-    seeds = [resolve_memory(without_terminal(config)) for config in task.configs]
-    for lanes in _stacks(seeds):
-        reporter.begin(lanes)
-        configs = [seeds[lane] for lane in lanes]
-        destinations = [_destination(task, config) for config in configs]
-        summaries += run_stack(
+    def begin(self) -> None:
+        """Put the next seeds into the stack, each with a folder."""
+        first = len(self.summaries)
+        size = self._configs[0].memory.max_lanes or len(self._configs)
+        configs = self._configs[first : first + size]
+        self._seeds = range(first, first + len(configs))
+        self.group = _CallbackGroup(
             configs,
-            destinations,
-            reporter.after_iteration,
-            is_forecast=task.is_forecast,
-            planned_steps=task.planned_steps,
+            [_output(self._task, config) for config in configs],
+            self._should_stop,
+            self._on_finish,
+            is_forecast=self._task.is_forecast,
+            planned_steps=self._task.planned_steps,
         )
-        if worst_status(summaries)[0] != "finished":
-            break
-    return _write_result(task, summaries)
+        self._stack.put(self.group)
+
+    def _should_stop(self, view: GroupView) -> str | None:
+        return None if self._reporter is None else self._reporter.after_iteration(view, self._seeds)
+
+    def _on_finish(self, summaries: list[dict[str, Any]]) -> None:
+        """Begin the next seeds, or write the result once all have ended or one did not finish."""
+        self.summaries += summaries
+        status, reason = worst_status(self.summaries)
+        if status == "finished" and len(self.summaries) < len(self._configs):
+            self.begin()
+            return
+        exit_code = 0
+        if not self._task.is_job:
+            try:
+                Result(self._task.number, status, reason, self.summaries).write(self._task.folder)
+            except OSError:
+                log.exception("trial %d has ended, but its result is lost", self._task.number)
+                exit_code = 1
+        self._on_end(exit_code)
 
 
-def _write_result(task: Task, summaries: list[dict[str, Any]]) -> Result:
-    status, reason = worst_status(summaries)
-    result = Result(task.number, status, reason, summaries)
-    result.write(task.folder)
-    return result
+class _CallbackGroup(RunGroup):
+    """A run group that calls two functions."""
 
-
-class TrialEntry(RunGroup):
-    """A trial's seeds as lanes of a stack that it shares with others."""
-
-    def __init__(self, task: Task, connection: TrialConnection, on_end: Callable[[], None]) -> None:
-        """Make a folder for each seed; ``on_end`` is called once the result is written."""
-        configs = [without_terminal(config) for config in task.configs]
-        destinations = [_destination(task, config) for config in configs]
-        super().__init__(
-            configs,
-            destinations,
-            is_forecast=task.is_forecast,
-            planned_steps=task.planned_steps,
-        )
-        self._task, self._on_end = task, on_end
-        # A stack does not wait: a verdict that comes later is taken later.
-        self._reporter = _Reporter(task, connection, verdict_wait_s=0.0)
+    def __init__(
+        self,
+        configs: Sequence[Config],
+        outputs: Sequence[RunOutput],
+        should_stop: Callable[[GroupView], str | None],
+        on_finish: Callable[[list[dict[str, Any]]], None],
+        *,
+        is_forecast: bool,
+        planned_steps: int | None,
+    ) -> None:
+        super().__init__(configs, outputs, is_forecast=is_forecast, planned_steps=planned_steps)
+        self._should_stop, self._on_finish = should_stop, on_finish
 
     def should_stop(self, standing: GroupView) -> str | None:
-        """See ``RunGroup``: the parent's verdict, or a seed that diverged."""
-        if standing.iteration == 1:
-            self._reporter.begin(range(len(self.configs)))
-        return self._reporter.after_iteration(standing)
+        return self._should_stop(standing)
 
     def finish(self, summaries: list[dict[str, Any]]) -> None:
-        """See ``RunGroup``."""
         super().finish(summaries)
-        _write_result(self._task, summaries)
-        self._on_end()
+        self._on_finish(summaries)
 
 
-def _stacks(configs: Sequence[Config]) -> Iterator[range]:
-    """Return the seeds that train together: all at once, or as many as the strategy can hold."""
-    size = configs[0].memory.max_lanes or len(configs)
-    for begin in range(0, len(configs), size):
-        yield range(begin, min(begin + size, len(configs)))
-
-
-def without_terminal(config: Config) -> Config:
-    """Return ``config`` for a process that has none: the parent shows how it stands."""
+def _without_terminal(config: Config) -> Config:
+    """Return ``config`` for a process that shows nothing itself."""
     tracking = dataclasses.replace(config.tracking, terminal=Terminal.none)
     return dataclasses.replace(config, tracking=tracking)
 
 
-def _destination(task: Task, config: Config) -> RunOutput:
-    """Make a seed's folder, with its config as Hydra would leave it."""
+def _output(task: Task, config: Config) -> RunOutput:
+    """Return where a seed leaves its results; a trial's seed gets a folder with its config."""
+    if task.is_job:
+        return RunOutput(task.folder, task.overrides, task.group)
     folder = task.folder / f"seed_{config.seed}"
     (folder / ".hydra").mkdir(parents=True)
     overrides = [*task.overrides, f"seed={config.seed}"]
@@ -143,133 +154,72 @@ def _destination(task: Task, config: Config) -> RunOutput:
     return RunOutput(folder, overrides, task.group, task.notes, run_id, job_type="trial")
 
 
-class TrialConnection(Protocol):
-    """A trial's end of the pipe to the parent, or its share of one."""
-
-    def send(self, message: TrialReport | TrialProgress, /) -> None:
-        """Tell the parent."""
-
-    def poll(self, timeout: float = 0.0, /) -> bool:
-        """Return whether there is a verdict; wait for it until ``timeout`` (s)."""
-
-    def recv(self) -> Decision:
-        """Return the next verdict; EOFError when the parent is gone."""
-
-    def fileno(self) -> int:
-        """Return the pipe's file descriptor."""
-
-
 class _Reporter:
-    """Tells the parent how the seeds stand, and takes its verdicts."""
+    """Sends a trial's progress and reports, and receives the decisions."""
 
-    def __init__(self, task: Task, connection: TrialConnection, *, verdict_wait_s: float) -> None:
-        self._connection, self._verdict_wait_s = connection, verdict_wait_s
-        self._marks = task.marks
-        self._returns: list[list[float | None]] = [
-            [None] * len(task.configs) for _ in task.marks
-        ]  # by mark and seed
-        self._latest: list[float | None] = [None] * len(task.configs)
+    def __init__(self, task: Task, mailbox: Mailbox) -> None:
+        self._mailbox, self._steps = mailbox, task.report_steps
         self._num_seeds = len(task.configs)
-        self._lanes = range(0)
-        self._next_mark = self._num_reported = 0
-        self._noted_s = 0.0
+        self._returns: list[list[float | None]] = [
+            [None] * self._num_seeds for _ in task.report_steps
+        ]  # by report and seed
+        self._latest: list[float | None] = [None] * self._num_seeds
+        self._next = self._num_sent = 0
+        """Reports that the training seeds have passed, and those sent."""
+        self._progress_s = 0.0
 
-    def begin(self, lanes: range) -> None:
-        """Turn to the seeds ``lanes``, which train together."""
-        self._lanes, self._next_mark = lanes, 0
-
-    def after_iteration(self, standing: GroupView) -> str | None:
-        """Report what has become due; return the reason to stop, if there is one."""
-        for lane, seed in enumerate(self._lanes):
-            if (number := standing.diverged(lane)) is not None:
-                return f"{number} (seed {standing.config(lane).seed})"
-            history = standing.history(lane)
-            self._latest[seed] = history.final_return
-        config = standing.config(0)
-        step = standing.iteration * config.num_rows
-        self._note(standing, step)
+    def after_iteration(self, view: GroupView, seeds: range) -> str | None:
+        """Send what is due for the training ``seeds``; return the reason to stop, if any."""
+        if view.iteration == 1:
+            self._next = 0
+        for run, seed in enumerate(seeds):
+            if (number := view.diverged(run)) is not None:
+                return f"{number} (seed {view.config(run).seed})"
+            self._latest[seed] = view.history(run).final_return
+        config = view.config(0)
+        step, is_last = view.iteration * config.num_rows, view.iteration == config.num_iterations
+        self._send_progress(view, step)
         stop = None
-        is_last = standing.iteration == config.num_iterations
-        while self._is_mark_due(step) and stop is None:
-            for seed in self._lanes:
-                self._returns[self._next_mark][seed] = self._latest[seed]
-            is_complete = self._lanes.stop == self._num_seeds  # all seeds are past the mark
-            # One that was reported before the stack failed, and the trial began again, stands.
-            if is_complete and not is_last and self._next_mark == self._num_reported:
-                stop = self._report(self._next_mark)
-                self._num_reported += 1
-            self._next_mark += 1
-        return stop or (None if is_last else self._late_verdict())
-
-    def _is_mark_due(self, step: int) -> bool:
-        return self._next_mark < len(self._marks) and step >= self._marks[self._next_mark]
+        while self._next < len(self._steps) and step >= self._steps[self._next] and stop is None:
+            for seed in seeds:
+                self._returns[self._next][seed] = self._latest[seed]
+            is_complete = seeds.stop == self._num_seeds  # all seeds have passed this step
+            # None is sent twice where a failed stack made the trial begin again.
+            if is_complete and not is_last and self._next == self._num_sent:
+                stop = self._report(self._next)
+                self._num_sent += 1
+            self._next += 1
+        return stop or (None if is_last else self._late_decision())
 
     def _report(self, index: int) -> str | None:
-        """Report a mark and wait a moment for what the parent thinks of it."""
-        mark = TrialReport(self._marks[index], tuple(self._returns[index]))
-        self._connection.send(mark)
-        deadline_s = time.monotonic() + self._verdict_wait_s
-        while self._connection.poll(max(deadline_s - time.monotonic(), 0.0)):
-            verdict = self._receive()
-            if verdict.stop is not None or verdict.step == mark.step:
-                return verdict.stop
+        """Send a report and wait briefly for the decision; return the reason to stop, if any."""
+        step = self._steps[index]
+        self._mailbox.send(TrialReport(step, tuple(self._returns[index])))
+        deadline_s = time.monotonic() + _DECISION_WAIT_S
+        while decision := self._mailbox.receive(max(deadline_s - time.monotonic(), 0.0)):
+            if decision.stop is not None or decision.step == step:
+                return decision.stop
         return None
 
-    def _late_verdict(self) -> str | None:
-        while self._connection.poll():
-            if (verdict := self._receive()).stop is not None:
-                return verdict.stop
+    def _late_decision(self) -> str | None:
+        while decision := self._mailbox.receive():
+            if decision.stop is not None:
+                return decision.stop
         return None
 
-    def _receive(self) -> Decision:
-        try:
-            return self._connection.recv()
-        except EOFError:  # the parent is gone, and this trial with it
-            sys.exit(1)
-
-    def _note(self, standing: GroupView, step: int) -> None:
-        now_s, trainer = time.monotonic(), standing.trainer
-        share = len(standing.lanes) / len(trainer.configs)
-        if now_s - self._noted_s < _NOTE_INTERVAL_S:
+    def _send_progress(self, view: GroupView, step: int) -> None:
+        now_s, trainer = time.monotonic(), view.trainer
+        # A scheduler that retries its storage does not read; a full pipe must not stop training.
+        if now_s - self._progress_s < _PROGRESS_INTERVAL_S or not self._mailbox.is_writable:
             return
-        # A parent that waits for its storage reads nothing; a full pipe must not stop the training.
-        _, writable, _ = select.select([], [self._connection], [], 0.0)
-        if writable:
-            self._noted_s = now_s
-            memory = trainer.meters.memory.read()
-            self._connection.send(
-                TrialProgress(
-                    step=step,
-                    returns=tuple(self._latest),
-                    # Of the stack's speed, this trial's part.
-                    env_steps_per_s=share * trainer.num_live_steps / max(trainer.elapsed_s, 1e-9),
-                    vram_gib=None if memory is None else memory.gib().get("peak_reserved_gib"),
-                )
+        self._progress_s = now_s
+        memory = trainer.meters.memory.read()
+        share = len(view.lanes) / len(trainer.configs)  # of the stack's speed
+        self._mailbox.send(
+            TrialProgress(
+                step=step,
+                returns=tuple(self._latest),
+                env_steps_per_s=share * trainer.num_live_steps / max(trainer.elapsed_s, 1e-9),
+                vram_gib=None if memory is None else memory.gib().get("peak_reserved_gib"),
             )
-
-
-def _end_with_parent() -> None:
-    """Have the kernel kill this process when the one it was forked from dies."""
-    forked_from = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if forked_from == 1 or os.getppid() != forked_from:  # it died before that
-        sys.exit(1)
-
-
-def log_to(path: Path) -> None:
-    """Send logging, and all that libraries print, into the attempt's own file."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    os.dup2(file, sys.stdout.fileno())
-    os.dup2(file, sys.stderr.fileno())
-    os.close(file)
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        force=True,
-    )
-
-
-def _exit(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    sys.exit(_EXIT_TERMINATED)
+        )

@@ -1,180 +1,170 @@
-"""A process that keeps one stack full with what the parent hands it.
+"""A worker process: receives tasks from its pool and trains them in one stack of lanes.
 
-Trials and jobs of grids are known by their number. Between two iterations the worker reads what
-the parent has sent; it waits for it only when there is nothing to do, and a moment after an end.
+A single worker takes one task and exits after it. Any other keeps its stack full until it is
+terminated: it reads the pipe between iterations, and waits only while it has nothing to do and
+briefly after a task has ended.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
+import sys
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import NoReturn
 
-from ppo_lab.runner.entry import RunGroup
-from ppo_lab.runner.run_record import RunOutput
+from ppo_lab.config.study import STORAGE_VARIABLE
 from ppo_lab.runner.stack import Stack
-from ppo_lab.workers.base import (
-    Decision,
-    Exited,
-    GridJob,
-    Reported,
-    Task,
-    TrialProgress,
-    TrialReport,
-)
-from ppo_lab.workers.trial import TrialEntry, become_child, log_to, without_terminal
+from ppo_lab.workers.base import Exited, Task, WorkerMessage
+from ppo_lab.workers.trial import Mailbox, TaskRun
 
-__all__ = ["WorkerMessage", "stop_order", "worker_main"]
+__all__ = ["worker_main"]
 
 log = logging.getLogger(__name__)
 
 _REFILL_WAIT_S = 0.05
-"""After an end, the parent has this long to fill the free lanes: about an iteration's time."""
+"""Wait for tasks that fill the lanes of one that has ended: about an iteration's time."""
 _FIRST_WAIT_S = 1.0
-"""Before anything runs, each further trial has this long to come: then all lanes begin at once."""
+"""Wait for each further task before the first iteration, so that all lanes begin at once."""
+_PR_SET_PDEATHSIG = 1
+_EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
-@dataclass(frozen=True)
-class WorkerMessage:
-    """Parent to worker: what concerns one trial that the worker has."""
-
-    number: int
-    verdict: Decision | None
-    """None to end it now."""
-
-
-def stop_order(number: int) -> WorkerMessage:
-    """Return what ends a trial now."""
-    return WorkerMessage(number, None)
-
-
-def worker_main(connection: Connection, max_lanes: int, log_file: Path) -> None:
-    """Run as a process of its own, until SIGTERM or the parent's end."""
-    become_child()
-    log_to(log_file)
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    log.info("process %d, %d lanes, CUDA_VISIBLE_DEVICES=%s", os.getpid(), max_lanes, devices)
-    _Worker(connection, max_lanes, log_file).run()
+def worker_main(
+    connection: Connection, log_file: Path, device: str | None, max_lanes: int, *, is_single: bool
+) -> None:
+    """Run in the new process, which sees the CUDA device ``device`` only; None: all of them."""
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device  # CUDA is not initialized in this process yet
+    _set_up_process()
+    _redirect_output(log_file)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    log.info("process %d, %d lanes, CUDA_VISIBLE_DEVICES=%s", os.getpid(), max_lanes, visible)
+    _Worker(connection, log_file, max_lanes, is_single=is_single).run()
 
 
 class _Worker:
-    """The loop, and the entries by their number."""
+    """The loop of a worker process, and its tasks by number."""
 
-    def __init__(self, connection: Connection, max_lanes: int, log_file: Path) -> None:
-        self._connection, self._stack, self._log_file = connection, Stack(max_lanes), log_file
-        self._entries: dict[int, RunGroup] = {}
-        self._mail: dict[int, _Mail] = {}
-        self._has_lane_to_fill = False
+    def __init__(
+        self, connection: Connection, log_file: Path, max_lanes: int, *, is_single: bool
+    ) -> None:
+        self._connection, self._log_file, self._is_single = connection, log_file, is_single
+        self._stack = Stack(max_lanes)
+        self._tasks: dict[int, tuple[TaskRun, Mailbox]] = {}
+        self._is_refill_due = False
+        self._exit_code = 0
 
     def run(self) -> None:
-        """Take what comes and train, until the parent is gone."""
+        """Train what arrives; return after its task if it is single."""
         try:
-            while self._read():
+            while True:
+                self._receive()
                 self._stack.step()
+                if self._is_single and not self._tasks:
+                    break
         finally:
             self._stack.close()
             share = self._stack.occupancy.busy_frac
             log.info("%.1f %% of the lanes were busy until the last run began", 100.0 * share)
+        if self._exit_code:
+            sys.exit(self._exit_code)
 
-    def _read(self) -> bool:
-        """Take what the parent has sent; wait for it if there is nothing to do.
-
-        Returns:
-            Whether the parent is still there.
-        """
-        try:
-            if not self._stack.has_work:
-                self._take(self._connection.recv())
-                while self._expects_more() and self._connection.poll(_FIRST_WAIT_S):
-                    self._take(self._connection.recv())
-            deadline_s = time.monotonic() + (_REFILL_WAIT_S if self._has_lane_to_fill else 0.0)
-            self._has_lane_to_fill = False
-            while self._connection.poll(
-                max(0.0, deadline_s - time.monotonic()) if self._expects_more() else 0.0
-            ):
-                self._take(self._connection.recv())
-        except (EOFError, ConnectionResetError):
-            return False
-        return True
+    def _receive(self) -> None:
+        """Handle the messages in the pipe; wait for more while lanes can be filled."""
+        if not self._stack.has_work:
+            self._read_one(None)
+            while self._expects_more() and self._read_one(_FIRST_WAIT_S):
+                pass
+        deadline_s = time.monotonic() + (_REFILL_WAIT_S if self._is_refill_due else 0.0)
+        self._is_refill_due = False
+        while self._read_one(
+            max(0.0, deadline_s - time.monotonic()) if self._expects_more() else 0.0
+        ):
+            pass
 
     def _expects_more(self) -> bool:
-        """Return whether a lane may stay free that the parent has something for."""
+        """Return whether the pool may have tasks for lanes that are free."""
         return self._stack.num_wanted < self._stack.num_free and self._stack.num_more != 0
 
-    def _take(self, message: Task | GridJob | WorkerMessage) -> None:
-        if not isinstance(message, WorkerMessage):
+    def _read_one(self, wait_s: float | None) -> bool:
+        """Handle one message and return True; return False if none arrives within ``wait_s``."""
+        try:
+            if not self._connection.poll(wait_s):
+                return False
+            message: Task | WorkerMessage = self._connection.recv()
+        except (EOFError, ConnectionResetError):  # the pool's process is gone
+            sys.exit(1)
+        if isinstance(message, Task):
             self._begin(message)
-            return
-        entry = self._entries.get(message.number)
-        if entry is None:
-            return  # it has ended meanwhile
-        if message.verdict is not None:
-            self._mail[message.number].verdicts.append(message.verdict)
-            return
-        self._stack.abort(entry)
-        if message.number in self._entries:  # it waited, and has nothing to finish
-            self._end(message.number)
+        else:
+            self._handle(message)
+        return True
 
-    def _begin(self, task: Task | GridJob) -> None:
-        ours = os.path.relpath(self._log_file, task.folder)
-        (task.folder / "log").write_text(f"trained as lanes of a stack; see {ours}\n")
+    def _begin(self, task: Task) -> None:
+        if not self._is_single:
+            ours = os.path.relpath(self._log_file, task.folder)
+            (task.folder / "log").write_text(f"trained as lanes of a stack; see {ours}\n")
         log.info("%d arrives: %s", task.number, " ".join(task.overrides))
-        number = task.number
+        # In a stack with others a trial does not wait for its decisions.
+        read = self._read_one if self._is_single else None
+        mailbox = Mailbox(task.number, self._connection, read)
+        self._stack.num_more = 0 if self._is_single else task.num_left
+        run = TaskRun(task, self._stack, mailbox, lambda code: self._end(task.number, code))
+        self._tasks[task.number] = (run, mailbox)
+        run.begin()
 
-        def on_end() -> None:
-            self._end(number)
+    def _handle(self, message: WorkerMessage) -> None:
+        if message.number not in self._tasks:
+            return  # it has just ended
+        run, mailbox = self._tasks[message.number]
+        if message.decision is not None:
+            mailbox.decisions.append(message.decision)
+            return
+        self._stack.abort(run.group)
+        if message.number in self._tasks:  # it had no lanes yet, and leaves no result
+            self._end(message.number, 0)
 
-        mail = self._mail[number] = _Mail(number, self._connection)
-        entry = (
-            TrialEntry(task, mail, on_end) if isinstance(task, Task) else _JobEntry(task, on_end)
-        )
-        self._entries[number] = entry
-        if isinstance(task, GridJob):
-            self._stack.num_more = task.num_left
-        self._stack.put(entry)
-
-    def _end(self, number: int) -> None:
-        entry = self._entries.pop(number)
-        del self._mail[number]
-        self._has_lane_to_fill = True
-        log.info("%d: %s", number, ", ".join(s["status"] for s in entry.summaries) or "not begun")
-        self._connection.send(Exited(number, 0))
-
-
-class _JobEntry(RunGroup):
-    """A grid's job as a lane of a stack that it shares with others."""
-
-    def __init__(self, job: GridJob, on_end: Callable[[], None]) -> None:
-        to = RunOutput(job.folder, job.overrides, job.group)
-        super().__init__([without_terminal(job.config)], [to], planned_steps=job.planned_steps)
-        self._on_end = on_end
-
-    def finish(self, summaries: list[dict[str, Any]]) -> None:
-        super().finish(summaries)
-        self._on_end()
+    def _end(self, number: int, exit_code: int) -> None:
+        run, _ = self._tasks.pop(number)
+        self._is_refill_due = True
+        log.info("%d: %s", number, ", ".join(s["status"] for s in run.summaries) or "not begun")
+        if self._is_single:
+            self._exit_code = exit_code  # the end of the process is the task's exit
+        else:
+            self._connection.send(Exited(number, exit_code))
 
 
-class _Mail:
-    """A trial's share of the pipe: it sends with its number, and reads what came for it."""
+def _set_up_process() -> None:
+    """Have the kernel kill this process with the fork server, and handle signals."""
+    server = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if server == 1 or os.getppid() != server:  # it died before the call
+        sys.exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the scheduler decides what Ctrl-C means
+    signal.signal(signal.SIGTERM, _exit)
+    os.environ.pop(STORAGE_VARIABLE, None)  # may hold a password, and is not needed here
 
-    def __init__(self, number: int, connection: Connection) -> None:
-        self._number, self._connection = number, connection
-        self.verdicts: deque[Decision] = deque()
 
-    def send(self, message: TrialReport | TrialProgress, /) -> None:
-        self._connection.send(Reported(self._number, message))
+def _redirect_output(path: Path) -> None:
+    """Append logging and all output of libraries to ``path``."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    os.dup2(file, sys.stdout.fileno())
+    os.dup2(file, sys.stderr.fileno())
+    os.close(file)
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        force=True,
+    )
 
-    def poll(self, timeout: float = 0.0, /) -> bool:  # noqa: ARG002 - a stack does not wait
-        return bool(self.verdicts)
 
-    def recv(self) -> Decision:
-        return self.verdicts.popleft()
-
-    def fileno(self) -> int:
-        return self._connection.fileno()
+def _exit(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    sys.exit(_EXIT_TERMINATED)

@@ -1,4 +1,4 @@
-"""What a stacked grid says while it runs, and of what it could not run as lanes."""
+"""The progress line of a stacked grid."""
 
 import dataclasses
 
@@ -8,17 +8,17 @@ from tests.helpers.studies import plan_of
 
 
 def line_of(config, num_jobs, monkeypatch):
-    """Return a grid's line, and the clock it goes by, in seconds."""
+    """Return a progress line, and its clock in seconds."""
     clock = [0.0]
     monkeypatch.setattr(stacked_grid.time, "monotonic", lambda: clock[0])
-    return stacked_grid._Line(config, num_jobs), clock
+    return stacked_grid._ProgressLine(config, num_jobs), clock
 
 
 def test_a_strategy_of_one_lane_is_told_once(monkeypatch, capsys):
     stacked, alone = plan_of().config, plan_of("memory=offloaded_optimizer").config
     line, _ = line_of(stacked, 3, monkeypatch)
     for config in (stacked, alone, alone):
-        line.tell_why_alone(config)
+        line.note_unstackable(config)
     assert capsys.readouterr().err == (
         "memory=offloaded_optimizer trains 1 lane: its jobs run one at a time in each worker\n"
     )

@@ -1,4 +1,4 @@
-"""A whole study without its training: what runs trials answers at once, from a formula."""
+"""A study without training: a worker pool whose trials return values of a formula."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ from ppo_lab.studies import command
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.scheduler import Ending
 from ppo_lab.utils.paths import CONF_DIR
-from ppo_lab.workers import Event, Executor, Exited, Reported
-from ppo_lab.workers.base import Decision, Task, TrialReport
+from ppo_lab.workers.base import (
+    Decision,
+    Exited,
+    Reported,
+    Task,
+    TrialReport,
+    WorkerEvent,
+    WorkerPool,
+)
 from ppo_lab.workers.result import Result, worst_status
 
-__all__ = ["FormulaExecutor", "carried", "commanded", "learn"]
+__all__ = ["FormulaPool", "carried", "commanded", "learn"]
 
 
 def commanded(monkeypatch, *overrides: str) -> int:
-    """Give a study's command in this process, to the formula; return its exit status."""
-    monkeypatch.setattr(command, "choose_executor", lambda *_: FormulaExecutor())
+    """Run a study's command in this process with a ``FormulaPool``; return its exit status."""
+    monkeypatch.setattr(command, "choose_executor", lambda *_: FormulaPool())
     register()
     try:
         check_jobs(
@@ -35,16 +42,16 @@ def commanded(monkeypatch, *overrides: str) -> int:
     return 0
 
 
-def carried(plan: Plan, executor: Executor) -> Ending:
-    """Carry a study on as far as it goes, as the command would; return why that ended."""
+def carried(plan: Plan, pool: WorkerPool) -> Ending:
+    """Run a study as the command would; return why it ended."""
     with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-        return command.run_plan(plan, executor)
+        return command.run_plan(plan, pool)
 
 
 def learn(config: Config, share: float) -> float | str:
-    """Return the return after ``share`` of a run, or the status that it ends with there.
+    """Return the mean return after ``share`` of a run, or the status that the run ends with.
 
-    The clip is best at 0.15 and useless above 0.4, where the run breaks; seeds differ by a little.
+    It is highest at epsilon 0.15; above 0.4 the run fails. Seeds differ by at most 2.
     """
     if config.epsilon > 0.4:
         return "out_of_memory"
@@ -52,52 +59,50 @@ def learn(config: Config, share: float) -> float | str:
     return 100.0 * share * math.exp(-distance) + config.seed % 3
 
 
-class FormulaExecutor(Executor):
-    """Takes tasks, reports every mark and obeys the verdicts, as a trial's process would."""
+class FormulaPool(WorkerPool):
+    """Sends every report and follows the decisions, as a worker would; without training."""
 
     def __init__(
-        self, formula: Callable[[Config, float], float | str] = learn, num_slots: int = 2
+        self, formula: Callable[[Config, float], float | str] = learn, max_running: int = 2
     ) -> None:
-        self._formula, self._num_slots = formula, num_slots
+        self._formula, self._max_running = formula, max_running
         self._running: dict[int, tuple[Task, deque[int]]] = {}
         self._stopped: dict[int, str] = {}
         self.tasks: list[Task] = []
 
     @property
-    def num_slots(self):
-        return self._num_slots
-
-    def slots(self):
-        return {number: slot for slot, number in enumerate(self._running)}
+    def max_running(self):
+        return self._max_running
 
     def start(self, task):
-        assert len(self._running) < self._num_slots
+        assert len(self._running) < self._max_running
         self.tasks.append(task)
-        self._running[task.number] = (task, deque(task.marks))
+        self._running[task.number] = (task, deque(task.report_steps))
+        return len(self._running) - 1
 
-    def tell(self, number, verdict: Decision):
-        if verdict.stop is not None:
-            self._stopped[number] = verdict.stop
+    def send(self, number, decision: Decision):
+        if decision.stop is not None:
+            self._stopped[number] = decision.stop
 
-    def wait(self, timeout_s) -> list[Event]:
-        """Advance every trial by a mark, those that have passed their last to the end."""
+    def wait(self, timeout_s) -> list[WorkerEvent]:
+        """Advance every trial to its next report, or to its end after the last."""
         return [self._step(*running) for running in list(self._running.values())]
 
-    def _step(self, task: Task, marks: deque[int]) -> Event:
+    def _step(self, task: Task, steps: deque[int]) -> WorkerEvent:
         number = task.number
-        step = marks[0] if marks else task.configs[0].total_steps
+        step = steps[0] if steps else task.configs[0].total_steps
         share = step / task.configs[0].total_steps
         learned = [self._formula(config, share) for config in task.configs]
         broken = next((status for status in learned if isinstance(status, str)), None)
-        if marks and broken is None and number not in self._stopped:
-            return Reported(number, TrialReport(marks.popleft(), tuple(learned)))
+        if steps and broken is None and number not in self._stopped:
+            return Reported(number, TrialReport(steps.popleft(), tuple(learned)))
         stop = self._stopped.pop(number, None)
         status = broken or ("pruned" if stop else "finished")
         del self._running[number]
         try:
             self._leave(task, status, stop or broken, learned, step)
         except OSError:
-            return Exited(number, 1)  # a process would end of it
+            return Exited(number, 1)  # a worker would fail, too
         return Exited(number, 0)
 
     def _leave(self, task, status, reason, learned, step):

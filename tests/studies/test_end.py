@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from ppo_lab.config import compose
 from ppo_lab.config.compose import check_jobs
 from ppo_lab.studies.scheduler import Ending
-from tests.helpers.engine import FormulaExecutor, carried, commanded
+from tests.helpers.engine import FormulaPool, carried, commanded
 from tests.helpers.studies import QUICK, left_by, plan_of, started, trials_of
 
 CONFIRMED = ("study.num_trials=3", "study.num_seeds=2", "study.confirm={top:1,seeds:2}")
@@ -124,13 +124,14 @@ def test_a_finished_study_prints_its_result_and_runs_nothing(study, monkeypatch,
 def carry_until_killed(plan):
     """Run a study whose machine goes down when the first trial of its confirmation starts."""
 
-    class Killed(FormulaExecutor):
+    class Killed(FormulaPool):
         def start(self, task):
-            super().start(task)
+            slot = super().start(task)
             if "confirm" in task.group:
                 os.kill(os.getpid(), signal.SIGKILL)
+            return slot
 
-    carried(plan, Killed(num_slots=1))
+    carried(plan, Killed(max_running=1))
 
 
 def test_a_confirmation_killed_in_the_middle_goes_on_with_the_same_command(tmp_path, monkeypatch):
@@ -142,7 +143,7 @@ def test_a_confirmation_killed_in_the_middle_goes_on_with_the_same_command(tmp_p
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert not (plan.folder / "confirm.json").exists()
-    assert carried(plan, FormulaExecutor()) is Ending.complete
+    assert carried(plan, FormulaPool()) is Ending.complete
     url = plan.url.render_as_string()
     search = trials_of(tmp_path)
     names = optuna.get_all_study_names(url)

@@ -15,7 +15,7 @@ from ppo_lab.studies.store.retry import StorageLostError
 from ppo_lab.utils.json_files import write_json
 from ppo_lab.workers import result
 from ppo_lab.workers.result import Result, read_result
-from tests.helpers.engine import FormulaExecutor, carried
+from tests.helpers.engine import FormulaPool, carried
 from tests.helpers.studies import plan_of
 
 
@@ -54,23 +54,23 @@ def test_a_result_waits_for_room_on_its_disk(tmp_path, monkeypatch):
 def test_a_trial_begins_when_the_disk_has_room_again(plan, monkeypatch):
     full = FullDisk(StudyScheduler._new_folder, 2)
     monkeypatch.setattr(StudyScheduler, "_new_folder", lambda *arguments: full(*arguments))
-    assert carried(plan, FormulaExecutor()) is Ending.complete
+    assert carried(plan, FormulaPool()) is Ending.complete
     assert full.num_left == 0
     assert len(list(plan.folder.glob("trials/*/result.json"))) == 4
 
 
-class Deleting(FormulaExecutor):
+class Deleting(FormulaPool):
     """Deletes a folder once, when the third trial starts."""
 
     def __init__(self, folder):
-        super().__init__(num_slots=1)
+        super().__init__(max_running=1)
         self._folder = folder
 
     def start(self, task):
         if task.number == 2 and self._folder is not None:
             shutil.rmtree(self._folder)
             self._folder = None
-        super().start(task)
+        return super().start(task)
 
 
 def test_a_deleted_folder_of_an_ended_trial_costs_its_files_only(plan):
@@ -80,15 +80,16 @@ def test_a_deleted_folder_of_an_ended_trial_costs_its_files_only(plan):
 
 
 def test_a_running_trial_whose_folder_is_deleted_runs_again_in_another(plan):
-    class DeletesItsOwn(FormulaExecutor):
+    class DeletesItsOwn(FormulaPool):
         def start(self, task):
-            super().start(task)
+            slot = super().start(task)
             if task.folder.name == "0002":
                 shutil.rmtree(task.folder)
+            return slot
 
-    executor = DeletesItsOwn(num_slots=1)
-    assert carried(plan, executor) is Ending.complete
-    folders = [task.folder.relative_to(plan.folder / "trials") for task in executor.tasks]
+    pool = DeletesItsOwn(max_running=1)
+    assert carried(plan, pool) is Ending.complete
+    folders = [task.folder.relative_to(plan.folder / "trials") for task in pool.tasks]
     # Three attempts, each deleted: the name is free again each time.
     assert [str(folder) for folder in folders] == ["0000", "0001", *["0002"] * 3, "0003"]
     with (plan.folder / "trials.csv").open() as file:
@@ -98,8 +99,8 @@ def test_a_running_trial_whose_folder_is_deleted_runs_again_in_another(plan):
 
 def test_a_study_whose_folder_is_deleted_ends_and_says_so(plan, caplog):
     study = dataclasses.replace(plan.study, storage_timeout_s=0.1)
-    executor = Deleting(plan.folder)
-    ending = carried(dataclasses.replace(plan, study=study), executor)
+    pool = Deleting(plan.folder)
+    ending = carried(dataclasses.replace(plan, study=study), pool)
     assert ending is Ending.storage_lost
     assert "the storage is lost" in caplog.text
 

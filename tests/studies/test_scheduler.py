@@ -11,7 +11,7 @@ import yaml
 from ppo_lab.studies.scheduler import Ending
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
-from tests.helpers.engine import FormulaExecutor, carried, learn
+from tests.helpers.engine import FormulaPool, carried, learn
 from tests.helpers.studies import plan_of, trials_of
 
 SAMPLERS = [path.stem for path in sorted((CONF_DIR / "study" / "sampler").glob("*.yaml"))]
@@ -38,7 +38,7 @@ def run(tmp_path, monkeypatch):
     def run(plan, num_trials, formula=learn):
         study = dataclasses.replace(plan.study, num_trials=num_trials)
         plan = dataclasses.replace(plan, study=study)
-        assert carried(plan, FormulaExecutor(formula)) is Ending.complete
+        assert carried(plan, FormulaPool(formula)) is Ending.complete
         return trials_of(tmp_path, study=plan.name)
 
     return run
@@ -140,21 +140,22 @@ def test_a_search_that_goes_on_and_is_stopped_has_no_confirmation_of_before(run,
     run(plan, 4)
     assert json.loads(left("confirm.json").read_text())["trials_searched"] == 4
 
-    class StopsInTheMiddle(FormulaExecutor):
+    class StopsInTheMiddle(FormulaPool):
         def start(self, task):
-            super().start(task)
+            slot = super().start(task)
             left("STOP").touch()
+            return slot
 
     more = dataclasses.replace(plan, study=dataclasses.replace(plan.study, num_trials=8))
     assert carried(more, StopsInTheMiddle()) is Ending.stopped
     assert not left("confirm.json").exists()
     assert yaml.safe_load(left("best.yaml").read_text())
     with pytest.raises(ConfigError, match="remove the file"):
-        carried(more, FormulaExecutor())
+        carried(more, FormulaPool())
     left("STOP").unlink()
-    executor = FormulaExecutor()
-    assert carried(more, executor) is Ending.complete
+    pool = FormulaPool()
+    assert carried(more, pool) is Ending.complete
     assert json.loads(left("confirm.json").read_text())["trials_searched"] == 8
-    again = [task.run_id for task in executor.tasks if "confirm" in task.group]
+    again = [task.run_id for task in pool.tasks if "confirm" in task.group]
     # The defaults and the winner of before have their fresh runs already.
     assert len(again) <= 1

@@ -1,4 +1,4 @@
-"""Trials as lanes of workers' stacks: what is told, what a death costs, what runs where."""
+"""Trials as lanes of workers' stacks: reports, decisions, killed workers, choice of a worker."""
 
 import dataclasses
 import os
@@ -15,12 +15,13 @@ from ppo_lab.studies.choose_executor import choose_executor, why_not_stacked
 from ppo_lab.tracking import read_metrics, read_summary
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError
-from ppo_lab.workers import Exited, ProcessExecutor, Reported, slots
-from ppo_lab.workers.base import Decision, Task, TrialReport
+from ppo_lab.workers import resources
+from ppo_lab.workers.base import Decision, Exited, Reported, Task, TrialReport
+from ppo_lab.workers.processes import ProcessPool
+from ppo_lab.workers.resources import choose_lanes
 from ppo_lab.workers.result import read_result
-from ppo_lab.workers.slots import choose_lanes
-from ppo_lab.workers.stacked import StackedExecutor
-from ppo_lab.workers.trial import TrialEntry
+from ppo_lab.workers.stacked import StackedPool
+from ppo_lab.workers.trial import TaskRun
 from tests.helpers.studies import left_by, plan_of, started, trials_of
 
 STACKED = "study.executor=stacked"
@@ -32,60 +33,64 @@ def plan():
                    "compile=never")  # fmt: skip
 
 
-def task_of(plan, folder, number=0, *, marks=(), **changes):
+def task_of(plan, folder, number=0, *, report_steps=(), **changes):
     folder = folder / f"{number:04}"
     folder.mkdir(parents=True)
     configs = tuple(dataclasses.replace(c, **changes) for c in plan.trial_configs({"epsilon": 0.2}))
-    return Task(number, folder, configs, ("epsilon=0.2",), marks=marks, group="quick")
+    return Task(number, folder, configs, ("epsilon=0.2",), "quick", report_steps=report_steps)
 
 
 @pytest.fixture
-def executor(tmp_path, monkeypatch):
+def pool(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    running = StackedExecutor(1, 4, tmp_path, num_seeds=2)
+    running = StackedPool(1, 4, tmp_path, num_seeds=2)
     yield running
     running.close()
 
 
-def until_exits(executor, count, answer=None, timeout_s=120.0):
-    """Return what the executor tells, up to ``count`` exits; marks are answered by ``answer``."""
+def tasks_of(pool):
+    return [number for worker in pool._workers.values() for number in worker.tasks]
+
+
+def until_exits(pool, count, answer=None, timeout_s=120.0):
+    """Return the events up to ``count`` exits; ``answer`` decides on each report."""
     events, deadline = [], time.monotonic() + timeout_s
     while sum(isinstance(event, Exited) for event in events) < count:
         assert time.monotonic() < deadline, events
-        for event in executor.wait(0.5):
+        for event in pool.wait(0.5):
             events.append(event)
             if isinstance(event, Reported) and isinstance(event.message, TrialReport) and answer:
-                executor.tell(event.number, Decision(event.message.step, answer(event)))
+                pool.send(event.number, Decision(event.message.step, answer(event)))
     return events
 
 
-def test_trials_share_a_stack_and_each_reports_its_marks_and_then_its_end(plan, tmp_path, executor):
-    assert executor.num_slots == 3  # two trials of two seeds in four lanes, and one that waits
+def test_trials_share_a_stack_and_each_sends_its_reports_and_then_its_exit(plan, tmp_path, pool):
+    assert pool.max_running == 3  # two trials of two seeds in four lanes, and one that waits
     for number in range(3):
-        executor.start(task_of(plan, tmp_path, number, marks=(500, 1000)))
-    assert sorted(executor.slots().values()) == [0, 1, 2]
-    events = until_exits(executor, 3, answer=lambda event: None)
+        task = task_of(plan, tmp_path, number, report_steps=(500, 1000))
+        assert pool.start(task) == number
+    events = until_exits(pool, 3, answer=lambda event: None)
     for number in range(3):
         mine = [event for event in events if event.number == number]
-        marks = [
+        reports = [
             e.message
             for e in mine
             if isinstance(e, Reported) and isinstance(e.message, TrialReport)
         ]
-        assert [mark.step for mark in marks] == [500, 1000]
-        assert len(marks[0].returns) == 2
+        assert [report.step for report in reports] == [500, 1000]
+        assert len(reports[0].returns) == 2
         assert mine[-1] == Exited(number, 0)
         result = read_result(tmp_path / f"{number:04}")
         assert result.status == "finished"
         assert [summary["seed"] for summary in result.summaries] == [1, 2]
         assert result.summaries[0]["stack"]["num_lanes"] == 4
-    assert executor.slots() == {}
+    assert tasks_of(pool) == []
 
 
-def test_a_verdict_ends_its_trial_and_the_next_takes_its_lanes(plan, tmp_path, executor):
+def test_a_decision_ends_its_trial_and_the_next_takes_its_lanes(plan, tmp_path, pool):
     for number in range(3):
-        executor.start(task_of(plan, tmp_path, number, marks=(500,), total_steps=20_480))
-    events = until_exits(executor, 3, answer=lambda e: "behind" if e.number == 1 else None)
+        pool.start(task_of(plan, tmp_path, number, report_steps=(500,), total_steps=20_480))
+    events = until_exits(pool, 3, answer=lambda e: "behind" if e.number == 1 else None)
     ends = [event.number for event in events if isinstance(event, Exited)]
     assert ends[0] == 1
     results = [read_result(tmp_path / f"{number:04}") for number in range(3)]
@@ -95,58 +100,57 @@ def test_a_verdict_ends_its_trial_and_the_next_takes_its_lanes(plan, tmp_path, e
     assert [s["stack"]["lane"] for s in results[2].summaries] == [2, 3]  # those of trial 1
 
 
-def test_a_trial_that_is_stopped_ends_alone(plan, tmp_path, executor):
-    executor.start(task_of(plan, tmp_path, 0, total_steps=10**9))
-    executor.start(task_of(plan, tmp_path, 1))
-    while not executor.wait(0.5):  # until one of them is under way
+def test_a_trial_that_is_stopped_ends_alone(plan, tmp_path, pool):
+    pool.start(task_of(plan, tmp_path, 0, total_steps=10**9))
+    pool.start(task_of(plan, tmp_path, 1))
+    while not pool.wait(0.5):  # until one of them is under way
         pass
-    executor.stop(0)
-    until_exits(executor, 2)
+    pool.stop(0)
+    until_exits(pool, 2)
     assert read_result(tmp_path / "0000").status == "interrupted"
     assert read_result(tmp_path / "0001").status == "finished"
 
 
 def test_a_killed_worker_costs_its_trials_only_and_the_next_trial_starts_another(
-    plan, tmp_path, executor
+    plan, tmp_path, pool
 ):
     for number in (0, 1):
-        executor.start(task_of(plan, tmp_path, number, total_steps=10**9))
-    os.kill(executor._workers[0].process.pid, signal.SIGKILL)
-    exits = [event for event in until_exits(executor, 2) if isinstance(event, Exited)]
+        pool.start(task_of(plan, tmp_path, number, total_steps=10**9))
+    os.kill(pool._workers[0].process.pid, signal.SIGKILL)
+    exits = [event for event in until_exits(pool, 2) if isinstance(event, Exited)]
     assert exits == [Exited(0, -signal.SIGKILL), Exited(1, -signal.SIGKILL)]
     assert read_result(tmp_path / "0000") is None
-    executor.start(task_of(plan, tmp_path, 2))
-    assert until_exits(executor, 1)[-1] == Exited(2, 0)
+    pool.start(task_of(plan, tmp_path, 2))
+    assert until_exits(pool, 1)[-1] == Exited(2, 0)
     assert read_result(tmp_path / "0002").status == "finished"
 
 
-def test_closing_ends_what_runs_with_its_folders_complete(plan, tmp_path, executor):
-    executor.start(task_of(plan, tmp_path, 0, total_steps=10**9))
-    while not executor.wait(0.5):
+def test_closing_ends_what_runs_with_its_folders_complete(plan, tmp_path, pool):
+    pool.start(task_of(plan, tmp_path, 0, total_steps=10**9))
+    while not pool.wait(0.5):
         pass
-    executor.close()
-    assert executor.slots() == {}
+    pool.close()
+    assert tasks_of(pool) == []
     summary = read_summary(tmp_path / "0000" / "seed_1" / "summary.json")
     assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by a signal")
 
 
-class Pipe:
-    """Keeps what a trial sends; there is never a verdict."""
+class NoDecisions:
+    """A mailbox that keeps what is sent and never receives anything."""
+
+    is_writable = True
 
     def __init__(self):
         self.sent = []
 
-    def send(self, message, /):
+    def send(self, message):
         self.sent.append(message)
 
-    def poll(self, timeout=0.0, /):
-        return False
-
-    def fileno(self):
-        return 1  # always writable, as far as select can tell
+    def receive(self, wait_s=0.0):
+        return None
 
 
-def test_a_trial_whose_stack_failed_runs_again_and_reports_no_mark_twice(
+def test_a_trial_whose_stack_failed_runs_again_and_sends_no_report_twice(
     plan, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -158,18 +162,18 @@ def test_a_trial_whose_stack_failed_runs_again_and_reports_no_mark_twice(
         return update(trainer, rows)
 
     monkeypatch.setattr(Trainer, "update", fails_beside_another)
-    stack, pipes, ended = Stack(4), [Pipe(), Pipe()], []
-    for number, pipe in enumerate(pipes):
-        # Iterations of 256 steps: the stack fails between the two marks.
-        task = task_of(plan, tmp_path, number, marks=(500, 1500))
-        stack.put(TrialEntry(task, pipe, lambda number=number: ended.append(number)))
+    stack, mailboxes, ended = Stack(4), [NoDecisions(), NoDecisions()], []
+    for number, mailbox in enumerate(mailboxes):
+        # Iterations of 256 steps: the stack fails between the two reports.
+        task = task_of(plan, tmp_path, number, report_steps=(500, 1500))
+        TaskRun(task, stack, mailbox, ended.append).begin()
     while stack.has_work:
         stack.step()
     stack.close()
-    assert ended == [0, 1]
-    for number, pipe in enumerate(pipes):
-        marks = [message.step for message in pipe.sent if isinstance(message, TrialReport)]
-        assert marks == [500, 1500]
+    assert ended == [0, 0]  # exit codes
+    for number, mailbox in enumerate(mailboxes):
+        reports = [message.step for message in mailbox.sent if isinstance(message, TrialReport)]
+        assert reports == [500, 1500]
         result = read_result(tmp_path / f"{number:04}")
         assert result.status == "finished"
         rows = read_metrics(tmp_path / f"{number:04}" / "seed_1" / "metrics.jsonl")
@@ -177,19 +181,12 @@ def test_a_trial_whose_stack_failed_runs_again_and_reports_no_mark_twice(
 
 
 def test_trials_of_one_program_share_a_worker_where_there_are_several(plan, tmp_path):
-    executor = StackedExecutor(2, 4, tmp_path, num_seeds=2)
-    keys = {}
-
-    def keep(index):
-        worker = keys.setdefault(index, dataclasses.make_dataclass("Worker", ["tasks"])({}))
-        executor._workers[index] = worker
-        return worker
-
-    executor._start_worker = keep
+    pool = StackedPool(2, 4, tmp_path, num_seeds=2)
     sent = []
     for number, key in enumerate("abaabb"):  # three each: as many as a worker takes
-        index = executor._choose(key)
-        keep(index).tasks[number] = key
+        index = pool._choose(key)
+        worker = pool._workers.setdefault(index, SimpleNamespace(tasks={}))
+        worker.tasks[number] = SimpleNamespace(key=key)
         sent.append(index)
     assert sent == [0, 1, 0, 0, 1, 1]
 
@@ -210,15 +207,15 @@ def test_what_a_stack_cannot_run_runs_as_processes_and_says_why(overrides, reaso
     told = []
     plan = plan_of(STACKED, *overrides)
     found = why_not_stacked(plan)
-    executor = choose_executor(plan, told.append)
-    executor.close()
+    pool = choose_executor(plan, told.append)
+    pool.close()
     if reason is None:
         assert found is None
-        assert isinstance(executor, StackedExecutor)
+        assert isinstance(pool, StackedPool)
         assert told == []
     else:
         assert found.startswith(reason)
-        assert isinstance(executor, ProcessExecutor)
+        assert isinstance(pool, ProcessPool)
         assert told == [f"study.executor=stacked runs as processes here: {found}"]
 
 
@@ -231,7 +228,7 @@ def test_a_stack_has_no_more_lanes_than_there_are_runs_and_eight_on_a_cpu():
     # A grid may begin with a strategy of one lane and go on with others.
     assert choose_lanes("auto", plan_of("memory=offloaded_optimizer").config) == 8
     few = choose_executor(plan_of(STACKED, "study.num_trials=5", "study.num_seeds=2"), print)
-    assert few.num_slots == 2 * (3 + 1)  # 3 trials for each of two workers, and one that waits
+    assert few.max_running == 2 * (3 + 1)  # 3 trials for each of two workers, and one that waits
     few.close()
 
 
@@ -245,8 +242,8 @@ def test_a_gpu_gets_as_many_lanes_as_fit_by_forecast(monkeypatch, lane_gib, num_
     own = SimpleNamespace(num_bytes=gib // 4)
     peak = SimpleNamespace(total=lane_gib * gib)
     planned = SimpleNamespace(peak=peak, context=own, workspace=own)
-    monkeypatch.setattr(slots, "forecast", lambda config: planned)
-    monkeypatch.setattr(slots, "budget_bytes", lambda config: 10 * gib)
+    monkeypatch.setattr(resources, "forecast", lambda config: planned)
+    monkeypatch.setattr(resources, "budget_bytes", lambda config: 10 * gib)
     config = plan_of().config
     monkeypatch.setattr(Config, "torch_device", torch.device("cuda"))
     assert choose_lanes("auto", config, num_sharing=num_sharing) == lanes

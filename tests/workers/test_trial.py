@@ -1,4 +1,4 @@
-"""A trial's own process: its seeds, its reports, its end; and the parent that reads them."""
+"""A trial in a process of its own: seeds, reports, exit; and the scheduler's retries."""
 
 import dataclasses
 import multiprocessing
@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from ppo_lab.runner.stack import Stack
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.display.events import TrialEnded, TrialRetried
 from ppo_lab.studies.scheduler import Ending, InterruptHandler, StudyScheduler
@@ -16,10 +17,18 @@ from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy
 from ppo_lab.studies.store.trial_store import TrialStore
 from ppo_lab.utils.errors import ConfigError
-from ppo_lab.workers import Executor, Exited, ProcessExecutor, Reported
-from ppo_lab.workers.base import Decision, Task, TrialProgress, TrialReport
+from ppo_lab.workers.base import (
+    Decision,
+    Exited,
+    Reported,
+    Task,
+    TrialProgress,
+    TrialReport,
+    WorkerPool,
+)
+from ppo_lab.workers.processes import ProcessPool
 from ppo_lab.workers.result import Result, read_result
-from ppo_lab.workers.trial import run_trial
+from ppo_lab.workers.trial import TaskRun
 from tests.helpers.studies import plan_of
 
 WEIRD = """
@@ -54,10 +63,10 @@ def plan():
                    "compile=never")  # fmt: skip
 
 
-def task_of(plan, folder, *, marks=(), **changes):
+def task_of(plan, folder, *, report_steps=(), **changes):
     folder.mkdir(parents=True, exist_ok=True)
     configs = tuple(dataclasses.replace(c, **changes) for c in plan.trial_configs({"epsilon": 0.2}))
-    return Task(0, folder, configs, ("epsilon=0.2",), marks=marks, group="quick")
+    return Task(0, folder, configs, ("epsilon=0.2",), "quick", report_steps=report_steps)
 
 
 @pytest.fixture
@@ -74,8 +83,10 @@ def weird(tmp_path, monkeypatch):
     return env
 
 
-class Pipe:
-    """The parent's end, answering each mark from a list of verdicts."""
+class Answering:
+    """A mailbox that receives a decision for each report that is sent."""
+
+    is_writable = True
 
     def __init__(self, stop_at=None):
         self.sent, self.stop_at, self._replies = [], stop_at, []
@@ -86,36 +97,41 @@ class Pipe:
             stop = "behind" if message.step == self.stop_at else None
             self._replies.append(Decision(message.step, stop))
 
-    def poll(self, timeout=0.0):
-        return bool(self._replies)
-
-    def recv(self):
-        return self._replies.pop(0)
-
-    def fileno(self):
-        return 1  # always writable, as far as select can tell
+    def receive(self, wait_s=0.0):
+        return self._replies.pop(0) if self._replies else None
 
 
-def test_marks_are_reported_once_each_with_every_seeds_return(plan, tmp_path, monkeypatch):
+def run_trial(task, mailbox):
+    """Train a trial as a worker does, and return its result."""
+    stack, exits = Stack(len(task.configs)), []
+    TaskRun(task, stack, mailbox, exits.append).begin()
+    while stack.has_work:
+        stack.step()
+    stack.close()
+    assert exits == [0]
+    return read_result(task.folder)
+
+
+def test_reports_are_sent_once_each_with_every_seeds_return(plan, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pipe = Pipe()
-    # Iterations end at 1,024 and 2,048 steps. The first is past two marks; the last reports none.
-    task = task_of(plan, tmp_path / "0000", marks=(500, 1000, 1500))
-    result = run_trial(task, pipe)
-    marks = [message for message in pipe.sent if isinstance(message, TrialReport)]
-    assert [mark.step for mark in marks] == [500, 1000]
-    assert all(len(mark.returns) == 2 and None not in mark.returns for mark in marks)
+    mailbox = Answering()
+    # Iterations end at 1,024 and 2,048 steps; after the last none is sent.
+    task = task_of(plan, tmp_path / "0000", report_steps=(500, 1000, 1500))
+    result = run_trial(task, mailbox)
+    reports = [message for message in mailbox.sent if isinstance(message, TrialReport)]
+    assert [report.step for report in reports] == [500, 1000]
+    assert all(len(report.returns) == 2 and None not in report.returns for report in reports)
     assert result.status == "finished"
-    assert read_result(tmp_path / "0000") == result
-    notes = [message for message in pipe.sent if isinstance(message, TrialProgress)]
+    assert [summary["seed"] for summary in result.summaries] == [1, 2]
+    notes = [message for message in mailbox.sent if isinstance(message, TrialProgress)]
     assert notes[0].step == 1024
     assert notes[0].env_steps_per_s > 0
 
 
-def test_a_verdict_ends_the_trial_in_all_its_seeds(plan, tmp_path, monkeypatch):
+def test_a_decision_ends_the_trial_in_all_its_seeds(plan, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    task = task_of(plan, tmp_path / "0000", marks=(500, 1000, 1500))
-    result = run_trial(task, Pipe(stop_at=500))
+    task = task_of(plan, tmp_path / "0000", report_steps=(500, 1000, 1500))
+    result = run_trial(task, Answering(stop_at=500))
     assert (result.status, result.reason) == ("pruned", "behind")
     assert [summary["env_steps"] for summary in result.summaries] == [1024, 1024]
 
@@ -123,11 +139,11 @@ def test_a_verdict_ends_the_trial_in_all_its_seeds(plan, tmp_path, monkeypatch):
 def test_seeds_run_one_after_the_other_where_a_strategy_holds_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan = plan_of("memory=offloaded_optimizer", "study.num_seeds=2")
-    pipe = Pipe()
-    result = run_trial(task_of(plan, tmp_path / "0000", marks=(1000,)), pipe)
+    mailbox = Answering()
+    result = run_trial(task_of(plan, tmp_path / "0000", report_steps=(1000,)), mailbox)
     assert [summary["seed"] for summary in result.summaries] == [1, 2]
-    (mark,) = (message for message in pipe.sent if isinstance(message, TrialReport))
-    assert None not in mark.returns  # told only once both seeds are past it
+    (report,) = (message for message in mailbox.sent if isinstance(message, TrialReport))
+    assert None not in report.returns  # sent only once both seeds are past it
 
 
 @pytest.mark.parametrize(
@@ -144,68 +160,64 @@ def test_nan_a_full_memory_and_an_error_end_the_trial_with_their_reason(
     # One update: after an OOM the forecasts of what would fit count every one of them.
     short = {"num_epochs": 1, "num_minibatches": 1}
     task = task_of(plan, tmp_path / "0000", env=weird(fault), **short)
-    result = run_trial(task, Pipe())
+    result = run_trial(task, Answering())
     assert result.status == status
     assert reason in result.reason
 
 
 @pytest.fixture
-def executor():
-    running = ProcessExecutor(2, devices=["7"])
+def pool():
+    running = ProcessPool(2, devices=["7"])
     yield running
     running.close()
 
 
-def until_exit(executor, timeout_s=60.0):
-    """Return what the executor tells, up to the first exit."""
+def until_exit(pool, timeout_s=60.0):
+    """Return the events up to the first exit."""
     events, deadline = [], time.monotonic() + timeout_s
     while not any(isinstance(event, Exited) for event in events):
         assert time.monotonic() < deadline, events
-        events += executor.wait(0.5)
+        events += pool.wait(0.5)
     return events
 
 
-def test_a_process_reports_before_its_exit_and_sees_the_device_of_its_slot(
-    plan, tmp_path, monkeypatch, executor
+def test_a_process_reports_before_its_exit_and_sees_the_device_of_its_worker(
+    plan, tmp_path, monkeypatch, pool
 ):
     monkeypatch.chdir(tmp_path)
-    executor.start(task_of(plan, tmp_path / "0000", marks=(1000,)))
-    assert executor.slots() == {0: 0}
-    pid = executor._running[0].process.pid
-    events = until_exit(executor)
+    assert pool.start(task_of(plan, tmp_path / "0000", report_steps=(1000,))) == 0
+    pid = pool._workers[0].process.pid
+    events = until_exit(pool)
     assert isinstance(events[0], Reported)
     assert events[-1] == Exited(0, 0)
-    assert executor.slots() == {}
-    executor.tell(0, Decision(1000, "too late"))  # a verdict for who has gone is no error
-    executor.stop(0)
+    assert pool._workers == {}
+    pool.send(0, Decision(1000, "too late"))  # a decision for a trial that has ended is no error
+    pool.stop(0)
     assert pid not in [child.pid for child in multiprocessing.active_children()]
     log = (tmp_path / "0000" / "log").read_text()
     assert "CUDA_VISIBLE_DEVICES=7" in log
 
 
-def test_a_killed_process_costs_its_trial_only(plan, tmp_path, monkeypatch, executor):
+def test_a_killed_process_costs_its_trial_only(plan, tmp_path, monkeypatch, pool):
     monkeypatch.chdir(tmp_path)
-    executor.start(task_of(plan, tmp_path / "0000", total_steps=10**9))
-    executor.start(dataclasses.replace(task_of(plan, tmp_path / "0001"), number=1))
-    os.kill(executor._running[0].process.pid, signal.SIGKILL)
-    exits = [event for event in until_exit(executor) if isinstance(event, Exited)]
+    pool.start(task_of(plan, tmp_path / "0000", total_steps=10**9))
+    pool.start(dataclasses.replace(task_of(plan, tmp_path / "0001"), number=1))
+    os.kill(pool._workers[0].process.pid, signal.SIGKILL)
+    exits = [event for event in until_exit(pool) if isinstance(event, Exited)]
     assert exits == [Exited(0, -signal.SIGKILL)]
-    assert until_exit(executor)[-1] == Exited(1, 0)
+    assert until_exit(pool)[-1] == Exited(1, 0)
     assert read_result(tmp_path / "0000") is None
     assert read_result(tmp_path / "0001").status == "finished"
 
 
-class Scripted(Executor):
+class Scripted(WorkerPool):
     """Ends each attempt at a trial as its script says: with a status, or None for a crash."""
 
-    num_slots = 1
+    max_running = 1
 
     def __init__(self, script):
         self.script = {number: list(outcomes) for number, outcomes in script.items()}
         self.exits = []
-
-    def slots(self):
-        return {number: 0 for number, _ in self.exits}
 
     def start(self, task):
         status = self.script[task.number].pop(0)
@@ -213,8 +225,9 @@ class Scripted(Executor):
             summaries = [{"seed": 1, "status": status, "reason": "so", "final_return": 3.0}]
             Result(task.number, status, "so", summaries).write(task.folder)
         self.exits.append((task.number, 0 if status else -signal.SIGSEGV))
+        return 0
 
-    def tell(self, number, verdict):
+    def send(self, number, decision):
         raise AssertionError("nothing is reported here")
 
     def wait(self, timeout_s):
@@ -229,7 +242,7 @@ class Scripted(Executor):
 
 
 class Seen(list):
-    """A watcher that keeps what it is told."""
+    """A watcher that keeps the events."""
 
     handle = list.append
 

@@ -33,7 +33,7 @@ class StudyOpened:
     storage: str
     """Without a password."""
     counts: Counts
-    num_slots: int
+    max_running: int
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,9 @@ class LineWatcher:
 
     def _line(self, event: Event) -> str | None:
         match event:
-            case StudyOpened(name=name, num_slots=num_slots, folder=folder):
+            case StudyOpened(name=name, max_running=max_running, folder=folder):
                 state = headline(self._standing)
-                return f"study {name}: {state}  {num_slots} at a time, in {folder}"
+                return f"study {name}: {state}  {max_running} at a time, in {folder}"
             case TrialStarted(number=number, attempt=attempt):
                 again = f"  attempt {attempt}" if attempt > 1 else ""
                 return f"#{number} begins  {_named(event.params, event.role)}{again}"

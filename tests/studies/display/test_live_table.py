@@ -51,7 +51,7 @@ def standing(clock):
 
 
 def opened(counts):
-    return StudyOpened("epsilon", "outputs/studies/epsilon", "sqlite", counts, num_slots=2)
+    return StudyOpened("epsilon", "outputs/studies/epsilon", "sqlite", counts, max_running=2)
 
 
 def started(number, **params):

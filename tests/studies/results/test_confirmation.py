@@ -57,7 +57,7 @@ def database(plan):
     database.close()
 
 
-class NoExecutor:
+class NoPool:
     """Must not be asked for anything but to end."""
 
     def close(self):
@@ -146,7 +146,7 @@ def test_the_studys_own_stop_file_stops_its_confirmation_too(plan, search, datab
     (plan.folder / "STOP").touch()
     patience, signals = RetryPolicy(1.0), InterruptHandler(print)
     book = TrialStore(again, database, lease := Lease(database, 60.0))
-    parent = StudyScheduler(again, book, lease, NoExecutor(), patience, signals, [])
+    parent = StudyScheduler(again, book, lease, NoPool(), patience, signals, [])
     assert parent.run() is Ending.stopped
     assert book.counts().finished == 0
     lease.close()

@@ -14,7 +14,7 @@ from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy
 from ppo_lab.studies.store.trial_store import TrialStore
-from tests.helpers.engine import FormulaExecutor
+from tests.helpers.engine import FormulaPool
 from tests.helpers.postgres_server import why_not
 from tests.helpers.studies import plan_of, trials_of
 
@@ -27,7 +27,7 @@ def run_parent(plan, folder, barrier):
     os.chdir(folder)
     barrier.wait()
     plan.folder.mkdir(parents=True, exist_ok=True)
-    session = StudyRunner(plan, FormulaExecutor(num_slots=3), InterruptHandler(print), print)
+    session = StudyRunner(plan, FormulaPool(max_running=3), InterruptHandler(print), print)
     ending, _ = session.run(plan)
     session.close()
     assert ending is Ending.complete

@@ -1,0 +1,65 @@
+"""Resources of this machine: the number of workers, their CUDA devices, the lanes of a stack."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+
+from ppo_lab.config.run import Config
+from ppo_lab.forecast.budget import budget_bytes, resolve_memory
+from ppo_lab.forecast.forecast import forecast
+
+__all__ = ["choose_lanes", "choose_num_workers"]
+
+_CPU_LANES = 8
+"""Their activations fit in a core's cache; more lanes are no faster."""
+_MOST_LANES = 4096
+_USED_FRAC = 0.9  # of the free device memory; the rest is reserve for the allocator
+
+
+def choose_num_workers(num_workers: int | str, config: Config) -> tuple[int, list[str]]:
+    """Return the number of worker processes and the CUDA devices to distribute among them.
+
+    Args:
+        num_workers: A number, or ``auto``: one per GPU, or one per core that this process may use
+            where ``config`` trains on the CPU.
+        config: The run that the workers train.
+    """
+    devices = _devices() if config.torch_device.type == "cuda" else []
+    if isinstance(num_workers, int):
+        return num_workers, devices
+    return len(devices) or len(os.sched_getaffinity(0)), devices
+
+
+def choose_lanes(
+    max_lanes: int | str, config: Config, *, num_sharing: int = 1, num_seeds: int = 1
+) -> int:
+    """Return the most lanes of each stack of runs like ``config``.
+
+    Args:
+        max_lanes: A number, or ``auto``: on a CPU eight, rounded up to a multiple of ``num_seeds``;
+            on a GPU as many as fit into its free memory by forecast.
+        config: A run of the stack.
+        num_sharing: Stacks that share a GPU.
+        num_seeds: Lanes that a trial takes together.
+    """
+    config = resolve_memory(config)
+    if isinstance(max_lanes, int):
+        return max_lanes
+    if config.torch_device.type == "cpu":
+        return math.ceil(_CPU_LANES / num_seeds) * num_seeds
+    budget, planned = budget_bytes(config), forecast(config)
+    if budget is None:
+        return _MOST_LANES
+    free = budget / num_sharing - planned.context.num_bytes - planned.workspace.num_bytes
+    return max(1, min(_MOST_LANES, int(_USED_FRAC * free / planned.peak.total)))
+
+
+def _devices() -> list[str]:
+    """Return the names of the GPUs this process may use, as CUDA_VISIBLE_DEVICES lists them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return visible.split(",")
+    return [str(index) for index in range(torch.cuda.device_count())]
