@@ -71,10 +71,8 @@ class ProcessPool(WorkerPool):
 
     def start(self, task: Task) -> int:
         """Send ``task`` to the most suitable worker; see ``WorkerPool``."""
-        running = [
-            running for worker in self._workers.values() for running in worker.tasks.values()
-        ]
-        taken = {slot for slot, _ in running}
+        held = itertools.chain.from_iterable(w.tasks.values() for w in self._workers.values())
+        taken = {running.slot for running in held}
         slot = next(i for i in itertools.count() if i not in taken)
         assert slot < self.max_running, "the pool is full"
         key = stack_key(task.configs[0])

@@ -66,6 +66,7 @@ class TaskRun:
         self, task: Task, stack: Stack, mailbox: Mailbox, on_end: Callable[[int], None]
     ) -> None:
         """Prepare the run; ``on_end`` gets an exit code once the result is written."""
+        self.mailbox = mailbox
         self._task, self._stack, self._on_end = task, stack, on_end
         self._configs = [resolve_memory(_without_terminal(config)) for config in task.configs]
         self._reporter = None if task.is_job else _Reporter(task, mailbox)

@@ -49,14 +49,15 @@ def worker_main(
 
 
 class _Worker:
-    """The loop of a worker process, and its tasks by number."""
+    """The loop of a worker process."""
 
     def __init__(
         self, connection: Connection, log_file: Path, max_lanes: int, *, is_single: bool
     ) -> None:
         self._connection, self._log_file, self._is_single = connection, log_file, is_single
         self._stack = Stack(max_lanes)
-        self._tasks: dict[int, tuple[TaskRun, Mailbox]] = {}
+        self._runs: dict[int, TaskRun] = {}
+        """By number of the task."""
         self._is_refill_due = False
         self._exit_code = 0
 
@@ -66,7 +67,7 @@ class _Worker:
             while True:
                 self._receive()
                 self._stack.step()
-                if self._is_single and not self._tasks:
+                if self._is_single and not self._runs:
                     break
         finally:
             self._stack.close()
@@ -116,22 +117,22 @@ class _Worker:
         mailbox = Mailbox(task.number, self._connection, read)
         self._stack.num_more = 0 if self._is_single else task.num_left
         run = TaskRun(task, self._stack, mailbox, lambda code: self._end(task.number, code))
-        self._tasks[task.number] = (run, mailbox)
+        self._runs[task.number] = run
         run.begin()
 
     def _handle(self, message: WorkerMessage) -> None:
-        if message.number not in self._tasks:
+        run = self._runs.get(message.number)
+        if run is None:
             return  # it has just ended
-        run, mailbox = self._tasks[message.number]
         if message.decision is not None:
-            mailbox.decisions.append(message.decision)
+            run.mailbox.decisions.append(message.decision)
             return
         self._stack.abort(run.group)
-        if message.number in self._tasks:  # it had no lanes yet, and leaves no result
+        if message.number in self._runs:  # it had no lanes yet, and leaves no result
             self._end(message.number, 0)
 
     def _end(self, number: int, exit_code: int) -> None:
-        run, _ = self._tasks.pop(number)
+        run = self._runs.pop(number)
         self._is_refill_due = True
         log.info("%d: %s", number, ", ".join(s["status"] for s in run.summaries) or "not begun")
         if self._is_single:

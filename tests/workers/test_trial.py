@@ -101,15 +101,30 @@ class Answering:
         return self._replies.pop(0) if self._replies else None
 
 
-def run_trial(task, mailbox):
-    """Train a trial as a worker does, and return its result."""
-    stack, exits = Stack(len(task.configs)), []
-    TaskRun(task, stack, mailbox, exits.append).begin()
+def exit_code_of(task, mailbox):
+    """Train a trial as a worker does."""
+    stack, exit_codes = Stack(len(task.configs)), []
+    TaskRun(task, stack, mailbox, exit_codes.append).begin()
     while stack.has_work:
         stack.step()
     stack.close()
-    assert exits == [0]
+    (exit_code,) = exit_codes
+    return exit_code
+
+
+def run_trial(task, mailbox):
+    assert exit_code_of(task, mailbox) == 0
     return read_result(task.folder)
+
+
+def test_a_trial_whose_result_cannot_be_written_has_failed(plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(result, folder):
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(Result, "write", write)
+    assert exit_code_of(task_of(plan, tmp_path / "0000"), Answering()) == 1
 
 
 def test_reports_are_sent_once_each_with_every_seeds_return(plan, tmp_path, monkeypatch):
