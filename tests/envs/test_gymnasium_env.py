@@ -128,4 +128,4 @@ def test_infinite_boxes_do_not_clip():
     env, _ = build("Pendulum-v1", seeds=(1,), num_envs=2)
     env._low, env._high = np.float32([-np.inf]), np.float32([np.inf])
     actions = torch.tensor([[[-7e6], [7e6]]])
-    assert np.array_equal(env._as_gymnasium_takes(actions), np.float32([[-7e6], [7e6]]))
+    assert np.array_equal(env._env_actions(actions), np.float32([[-7e6], [7e6]]))
