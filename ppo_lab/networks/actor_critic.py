@@ -1,4 +1,4 @@
-"""The policy and the value function, for every lane at once.
+"""The policy and value networks of all lanes.
 
 Shapes: L = lanes, B = rows per lane, O = observation size, P = distribution parameters per row.
 """
@@ -19,14 +19,14 @@ __all__ = ["ActorCritic", "PolicyAndValues"]
 
 
 class PolicyAndValues(NamedTuple):
-    """Both networks' answers."""
+    """Outputs of both networks."""
 
     policy_parameters: Tensor  # (L, B, P)
     values: Tensor  # (L, B)
 
 
 class ActorCritic(nn.Module):
-    """Two trunks with a head each, or one trunk with both heads."""
+    """Actor and critic: two trunks with one head each, or one shared trunk with both heads."""
 
     actor: Trunk
     critic: Trunk  # the same module as ``actor`` when the trunk is shared
@@ -44,7 +44,16 @@ class ActorCritic(nn.Module):
         compute_dtype: torch.dtype | None = None,
         checkpoints_activations: bool = False,
     ) -> None:
-        """Build for ``spec``; ``compute_dtype`` is autocast's, None for the weights' own."""
+        """Build networks for ``spec``.
+
+        Args:
+            network: Options of the trunks.
+            spec: Sizes of observations and actions.
+            initializer: Draws the weights, on its own device.
+            shares_trunk: Whether actor and critic share one trunk.
+            compute_dtype: Autocast's dtype; None computes in the weights' own.
+            checkpoints_activations: Whether the backward pass recomputes activations.
+        """
         super().__init__()
         self.distribution: Distribution = distribution_for(spec.actions)
         self.shares_trunk = shares_trunk
@@ -58,7 +67,7 @@ class ActorCritic(nn.Module):
         num_outputs = self.distribution.num_parameters
         if self.distribution.has_free_std:
             num_outputs //= 2
-        # Gains: a policy that starts almost uniform, a value of ordinary size.
+        # Gains: an almost uniform initial policy, and values of order one.
         self.policy_head = _head(network, initializer, self.actor, num_outputs, gain=0.01)
         self.value_head = _head(network, initializer, self.critic, 1, gain=1.0)
         self.log_std = (
@@ -84,7 +93,7 @@ class ActorCritic(nn.Module):
             return self._values_of(self.critic(observations))
 
     def forward(self, observations: Tensor) -> PolicyAndValues:
-        """Return both; a shared trunk runs once."""
+        """Return both for ``observations`` (L, B, O); a shared trunk runs once."""
         if not self.shares_trunk:
             return PolicyAndValues(self.policy(observations), self.values(observations))
         with torch.autocast(
@@ -96,7 +105,7 @@ class ActorCritic(nn.Module):
             return PolicyAndValues(self._policy_of(features), self._values_of(features))
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return every parameter once, under ``actor``, ``critic`` or, where shared, ``trunk``."""
+        """Return each parameter once, by group: ``actor``, ``critic`` and, if shared, ``trunk``."""
         policy_side = list(self.policy_head.parameters())
         policy_side += [] if self.log_std is None else [self.log_std]
         value_side = list(self.value_head.parameters())
