@@ -5,13 +5,14 @@ Shapes: L = lanes, B = rows per lane, O = observation size, P = distribution par
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ppo_lab.envs.base import EnvSpec
-from ppo_lab.networks.base import Initialization, NetworkConfig, Trunk
+from ppo_lab.networks.base import NetworkConfig, Trunk
 from ppo_lab.networks.distributions import Distribution, distribution_for
 from ppo_lab.networks.layers import Initializer, LaneLinear
 
@@ -64,43 +65,29 @@ class ActorCritic(nn.Module):
         )
         for trunk in (self.actor, self.critic):
             trunk.checkpoints_activations = checkpoints_activations
-        num_outputs = self.distribution.num_parameters
-        if self.distribution.has_free_std:
-            num_outputs //= 2
+        size = self.distribution.num_parameters // (2 if self.distribution.has_free_std else 1)
         # Gains: an almost uniform initial policy, and values of order one.
-        self.policy_head = _head(network, initializer, self.actor, num_outputs, gain=0.01)
-        self.value_head = _head(network, initializer, self.critic, 1, gain=1.0)
-        self.log_std = (
-            nn.Parameter(
-                self.policy_head.bias.detach().new_zeros(len(self.policy_head.bias), 1, num_outputs)
-            )
-            if self.distribution.has_free_std
-            else None
-        )
+        self.policy_head = network.linear(initializer, self.actor.num_features, size, gain=0.01)
+        self.value_head = network.linear(initializer, self.critic.num_features, 1, gain=1.0)
+        self.log_std = None
+        if self.distribution.has_free_std:
+            self.log_std = nn.Parameter(torch.zeros_like(self.policy_head.bias))
 
     def policy(self, observations: Tensor) -> Tensor:
         """Return the distribution parameters (L, B, P) for ``observations`` (L, B, O)."""
-        if self._compute_dtype is None:
-            return self._policy_of(self.actor(observations))
-        with torch.autocast(observations.device.type, self._compute_dtype):
+        with self._autocast(observations):
             return self._policy_of(self.actor(observations))
 
     def values(self, observations: Tensor) -> Tensor:
         """Return the values (L, B) of ``observations`` (L, B, O)."""
-        if self._compute_dtype is None:
-            return self._values_of(self.critic(observations))
-        with torch.autocast(observations.device.type, self._compute_dtype):
+        with self._autocast(observations):
             return self._values_of(self.critic(observations))
 
     def forward(self, observations: Tensor) -> PolicyAndValues:
         """Return both for ``observations`` (L, B, O); a shared trunk runs once."""
         if not self.shares_trunk:
             return PolicyAndValues(self.policy(observations), self.values(observations))
-        with torch.autocast(
-            observations.device.type,
-            self._compute_dtype,
-            enabled=self._compute_dtype is not None,
-        ):
+        with self._autocast(observations):
             features = self.actor(observations)
             return PolicyAndValues(self._policy_of(features), self._values_of(features))
 
@@ -117,6 +104,11 @@ class ActorCritic(nn.Module):
             "critic": list(self.critic.parameters()) + value_side,
         }
 
+    def _autocast(self, observations: Tensor) -> AbstractContextManager[object]:
+        if self._compute_dtype is None:
+            return nullcontext()
+        return torch.autocast(observations.device.type, self._compute_dtype)
+
     def _policy_of(self, features: Tensor) -> Tensor:
         parameters = self.policy_head(features)
         if self.log_std is None:
@@ -126,11 +118,3 @@ class ActorCritic(nn.Module):
 
     def _values_of(self, features: Tensor) -> Tensor:
         return self.value_head(features).squeeze(-1).to(self.value_head.weight.dtype)
-
-
-def _head(
-    network: NetworkConfig, initializer: Initializer, trunk: Trunk, num_outputs: int, *, gain: float
-) -> LaneLinear:
-    if network.init is Initialization.orthogonal:
-        return LaneLinear(initializer.orthogonal(trunk.num_features, num_outputs, gain))
-    return LaneLinear(initializer.uniform(trunk.num_features, num_outputs))

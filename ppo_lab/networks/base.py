@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ppo_lab.networks.layers import Initializer
+from ppo_lab.networks.layers import Initializer, LaneLinear
 
 __all__ = ["Initialization", "NetworkConfig", "Trunk"]
 
@@ -73,6 +73,14 @@ class NetworkConfig(ABC):
     init: Initialization = Initialization.orthogonal
     """orthogonal: gain sqrt(2) in the trunk, 0.01 on the policy head, 1 on the value head, biases
     0 ("The 37 implementation details", core detail 2); default: torch's uniform initialisation."""
+
+    def linear(
+        self, initializer: Initializer, num_inputs: int, num_outputs: int, *, gain: float
+    ) -> LaneLinear:
+        """Return a layer with new weights; ``gain`` applies to orthogonal ones."""
+        if self.init is Initialization.orthogonal:
+            return LaneLinear(initializer.orthogonal(num_inputs, num_outputs, gain))
+        return LaneLinear(initializer.uniform(num_inputs, num_outputs))
 
     @abstractmethod
     def build_trunk(self, observation_size: int, initializer: Initializer) -> Trunk:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ppo_lab.networks.base import Initialization, NetworkConfig, Trunk
+from ppo_lab.networks.base import NetworkConfig, Trunk
 from ppo_lab.networks.layers import Initializer, LaneLinear, quick_tanh
 from ppo_lab.utils.errors import ConfigError
 
@@ -78,13 +78,8 @@ class MlpConfig(NetworkConfig):
 
     def build_trunk(self, observation_size: int, initializer: Initializer) -> Mlp:
         """Return the trunk: one layer per hidden width, with new weights."""
-        layers = []
-        for num_inputs, num_outputs in pairwise([observation_size, *self.hidden]):
-            if self.init is Initialization.orthogonal:
-                weight = initializer.orthogonal(num_inputs, num_outputs, math.sqrt(2.0))
-            else:
-                weight = initializer.uniform(num_inputs, num_outputs)
-            layers.append(LaneLinear(weight))
+        sizes = pairwise([observation_size, *self.hidden])
+        layers = [self.linear(initializer, *size, gain=math.sqrt(2.0)) for size in sizes]
         return Mlp(layers, self.activation)
 
     def num_trunk_parameters(self, observation_size: int) -> int:

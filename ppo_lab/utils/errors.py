@@ -44,16 +44,8 @@ def check_number(
 ) -> float | None:
     """Check a number from the config.
 
-    Args:
-        key: The setting's name, for the message.
-        value: Its value.
-        above: Exclusive lower bound.
-        at_least: Inclusive lower bound.
-        at_most: Inclusive upper bound.
-        off: Whether ``none`` is allowed.
-
     Returns:
-        The number; None for ``none``.
+        The number; None for ``none``, which ``off`` allows.
 
     Raises:
         ConfigError: Not a finite number, or out of range.
