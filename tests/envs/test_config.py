@@ -1,4 +1,4 @@
-"""What EnvConfig refuses, what it says then, and what it never imports."""
+"""EnvConfig: wrong settings, their messages, and imports."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The gymnasium backend on an environment that tells the time."""
+"""The gymnasium backend on an environment with known numbers."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_only_the_rows_that_ended_have_another_last_observation():
     assert mixed > 5
 
 
-def test_what_was_returned_is_never_written_into():
+def test_returned_tensors_are_never_written():
     env, _ = build()
     kept = []
     kept.append((env.reset(), torch.zeros(2, 3, 2)))

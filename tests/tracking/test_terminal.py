@@ -1,4 +1,4 @@
-"""What a person sees: progress lines, the summary panel, the grid's table."""
+"""Progress lines, the summary panel and the table of a grid."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SUMMARY: dict[str, Any] = {
 
 
 class Clock:
-    """A clock that stands still until told."""
+    """A clock that advances only by assignment."""
 
     now_s = 0.0
 
