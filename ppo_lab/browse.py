@@ -1,4 +1,4 @@
-"""``python -m ppo_lab.browse outputs/...``: W&B's own terminal page for the runs on this disk."""
+"""Browse local W&B runs in W&B's terminal interface: ``python -m ppo_lab.browse outputs/...``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ __all__ = ["find_runs_folder", "main"]
 def find_runs_folder(start: Path) -> Path | None:
     """Return the folder that directly contains W&B runs: ``start``, its ``wandb``, or a parent's.
 
-    ``wandb leet`` does not search below the folder it is given. Every run of this project lies in
-    ``outputs/wandb``, so that any folder under ``outputs`` leads there.
+    ``wandb leet`` does not search subfolders. All runs of this project are in ``outputs/wandb``, so
+    any folder below ``outputs`` leads there.
+
+    Args:
+        start: Where to begin, such as a run's folder.
+
+    Returns:
+        The folder, or None if there are no W&B runs.
     """
     start = start.resolve()
     candidates = [start, *(folder / "wandb" for folder in (start, *start.parents))]
@@ -23,13 +29,15 @@ def find_runs_folder(start: Path) -> Path | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:  # noqa: RET503 - exec ends it
-    """Replace this process by ``wandb leet``; return 2 when there is nothing to browse."""
+    """Replace this process by ``wandb leet``; return 2 if there are no runs."""
     parser = argparse.ArgumentParser(prog="python -m ppo_lab.browse", description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs"))
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("outputs"), help="default outputs"
+    )
     folder = parser.parse_args(arguments).folder
     runs = find_runs_folder(folder)
     if runs is None:
-        sys.stderr.write(f"no W&B runs at or above {folder}; train one: python -m ppo_lab\n")
+        sys.stderr.write(f"no W&B runs in or above {folder}; start one with python -m ppo_lab\n")
         return 2
     command = [sys.executable, "-m", "wandb", "leet", str(runs)]
     os.execv(command[0], command)

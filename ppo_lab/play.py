@@ -1,7 +1,7 @@
-"""Evaluates a saved policy: ``python -m ppo_lab.play outputs/runs/...``.
+"""Evaluate a saved policy: ``python -m ppo_lab.play outputs/runs/...``.
 
-Every episode starts from its own seed and runs to its end; the policy is deterministic unless told
-otherwise. Prints eval_return, mean and standard deviation over the episodes.
+Every episode has its own seed and runs to its end; actions are deterministic by default. Prints
+eval_return, mean and standard deviation over the episodes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,23 @@ def evaluate(
     deterministic: bool,
     max_steps: int,
 ) -> list[float]:
-    """Return each episode's return; one environment per episode, all stepped together.
+    """Run a policy for whole episodes, one environment per episode, all stepped together.
+
+    Args:
+        policy: A policy from ``load_policy``; it normalises observations itself.
+        env_config: The environment it was trained in.
+        num_episodes: Number of episodes.
+        seed: Seed of the episodes' initial states and, unless deterministic, of the actions.
+        deterministic: Take the most likely action instead of sampling.
+        max_steps: Longest episode allowed.
+
+    Returns:
+        Each episode's undiscounted return, in the environment's own units.
 
     Raises:
-        TimeoutError: an episode did not end within ``max_steps``.
+        TimeoutError: An episode did not end within ``max_steps``.
     """
-    # The policy normalises what it sees, with the statistics it was trained on.
+    # The policy normalises observations with the statistics of its training.
     raw = dataclasses.replace(env_config, normalize_observations=False, normalize_rewards=False)
     env = raw.build(
         seeds=torch.tensor([seed], dtype=torch.int64),
@@ -54,29 +65,31 @@ def evaluate(
     returns = torch.zeros(num_episodes, dtype=torch.float64)
     is_running = torch.ones(num_episodes, dtype=torch.bool)
     for _ in range(max_steps):
-        seen = observations[0].reshape(num_episodes, *shape).numpy()
-        actions = policy.act(seen, deterministic=deterministic, seed=seed) - start
+        batch = observations[0].reshape(num_episodes, *shape).numpy()
+        actions = policy.act(batch, deterministic=deterministic, seed=seed) - start
         step = env.step(torch.as_tensor(actions).unsqueeze(0))
         returns += torch.where(is_running, step.env_rewards[0].double(), 0.0)
         is_running &= ~(step.terminated | step.truncated)[0]
         observations = step.observations
         if not is_running.any():
-            env.close()
-            return returns.tolist()
+            break
     env.close()
-    running = int(is_running.sum())
-    raise TimeoutError(f"{running} of {num_episodes} episodes did not end within {max_steps} steps")
+    if running := int(is_running.sum()):
+        raise TimeoutError(
+            f"{running} of {num_episodes} episodes did not end within {max_steps} steps"
+        )
+    return returns.tolist()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate the run named on the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ppo_lab.play", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run's folder")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--episodes", type=_positive, default=20, help="default 20")
-    parser.add_argument("--seed", type=int, default=1_000_000, help="of the episodes' starts")
-    parser.add_argument("--max-steps", type=_positive, default=100_000, help="of an episode")
-    parser.add_argument("--stochastic", action="store_true", help="sample actions, as in training")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--seed", type=int, default=1_000_000, help="default 1000000")
+    parser.add_argument("--max-steps", type=_positive, default=100_000, help="per episode")
+    parser.add_argument("--stochastic", action="store_true", help="sample actions as in training")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
     parsed = parser.parse_args(arguments)
     try:
         policy = load_policy(parsed.run)
@@ -89,12 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             max_steps=parsed.max_steps,
         )
     except (FileNotFoundError, ValueError, TimeoutError) as error:
-        print(f"ppo_lab.play: {error}", file=sys.stderr)  # noqa: T201 - what the command says
+        sys.stderr.write(f"ppo_lab.play: {error}\n")
         return 2
     mean, deviation = float(np.mean(returns)), float(np.std(returns))
     if parsed.json:
         result = {"eval_return": mean, "eval_return_std": deviation, "returns": returns}
-        print(json.dumps(result))  # noqa: T201
+        sys.stdout.write(json.dumps(result) + "\n")
     else:
         Console().print(
             f"eval_return {mean:,.1f} ± {deviation:,.1f} "

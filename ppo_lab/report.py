@@ -1,7 +1,7 @@
-"""Draws finished runs: ``python -m ppo_lab.report outputs/grids/... -o returns.png``.
+"""Plot finished runs: ``python -m ppo_lab.report outputs/grids/... -o returns.png``.
 
-Return against environment steps, one colour per setting, every seed thin behind its setting's
-mean. Reads only the runs' own files: no account, no network.
+Plots return against environment steps: one colour per setting, a thin line per seed and a thick one
+for their mean. Reads only the runs' own files; needs no account and no network.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo_lab.tracking import read_metrics, read_summary
+from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
+from ppo_lab.tracking.tables import override_values, varying_keys
 
 __all__ = ["Curve", "draw_returns", "find_curves", "main"]
 
@@ -29,7 +31,7 @@ class Curve:
     """One run's return over its environment steps."""
 
     setting: str
-    """What distinguishes the run from the others, apart from its seed."""
+    """The overrides that distinguish the run from the others, except its seed."""
     steps: NDArray[np.float64]
     returns: NDArray[np.float64]
     """Mean of the last 100 episodes, in the environment's own units."""
@@ -37,39 +39,41 @@ class Curve:
 
 
 def find_curves(folders: Sequence[Path]) -> list[Curve]:
-    """Return the curve of every run at or below ``folders``, settings in order of their numbers.
+    """Read the return curves of all runs in or below some folders.
 
-    Runs in which no episode ended have no curve and are left out.
+    Args:
+        folders: Folders of runs, of grids, or of any of these.
+
+    Returns:
+        One curve per run in which an episode ended, sorted by setting; numbers in settings sort by
+        value. Runs with an unreadable summary are skipped with a message.
 
     Raises:
-        FileNotFoundError: there is no run.
+        FileNotFoundError: The folders contain no run.
     """
     found = [
-        path for folder in folders for path in sorted(folder.rglob("summary.json"), key=_natural)
+        path
+        for folder in folders
+        for path in sorted(folder.rglob(SUMMARY_FILE), key=lambda path: _natural(str(path)))
     ]
     if not found:
-        raise FileNotFoundError(f"no summary.json in or below {', '.join(map(str, folders))}")
-    found = [path for path in found if _is_whole(path)]
-    summaries = [read_summary(path) for path in found]
-    chosen = [_settings(summary) for summary in summaries]
-    varying = [
-        key
-        for key in dict.fromkeys(key for settings in chosen for key in settings)
-        if len({settings.get(key) for settings in chosen}) > 1
-    ]
+        raise FileNotFoundError(f"no {SUMMARY_FILE} in or below {', '.join(map(str, folders))}")
+    summaries = {path: summary for path in found if (summary := _read(path)) is not None}
+    settings = [_settings(summary) for summary in summaries.values()]
+    varying = varying_keys(settings)
     curves = []
-    for path, summary, settings in zip(found, summaries, chosen):
-        rows = [row for row in read_metrics(path.parent / "metrics.jsonl") if _RETURN in row]
+    for (path, summary), values in zip(summaries.items(), settings):
+        rows = [row for row in read_metrics(path.parent / METRICS_FILE) if _RETURN in row]
         if rows:
-            label = ", ".join(f"{key} {settings.get(key, '(default)')}" for key in varying)
+            label = ", ".join(f"{key} {values.get(key, '(default)')}" for key in varying)
             steps = np.array([row["global_step"] for row in rows], dtype=np.float64)
             returns = np.array([row[_RETURN] for row in rows], dtype=np.float64)
             curves.append(Curve(label or "all runs", steps, returns, summary["env"]))
-    return sorted(curves, key=lambda curve: _natural_text(curve.setting))
+    return sorted(curves, key=lambda curve: _natural(curve.setting))
 
 
 def draw_returns(curves: Sequence[Curve], output: Path) -> None:
-    """Write the chart to ``output``; its ending names the format (png, svg, pdf)."""
+    """Write the plot to ``output``, whose suffix decides the format (png, svg, pdf)."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -79,7 +83,7 @@ def draw_returns(curves: Sequence[Curve], output: Path) -> None:
     axes = figure.add_subplot()
     for setting, color in zip(settings, colors):
         group = [curve for curve in curves if curve.setting == setting]
-        if setting.endswith(" none"):  # no clip at all: the odd one out
+        if setting.endswith(" none"):  # no clipping: set it apart
             color = "crimson"
         for curve in group:
             axes.plot(curve.steps, curve.returns, color=color, linewidth=0.7, alpha=0.4)
@@ -100,27 +104,31 @@ def draw_returns(curves: Sequence[Curve], output: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the runs named on the command line; return the exit status."""
+    """Plot the runs named on the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ppo_lab.report", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, help="runs, grids, or folders of them")
-    parser.add_argument("-o", "--output", type=Path, default=None, help="the picture's file")
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of runs or grids")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="image file; default returns.png in the first folder"
+    )
     parsed = parser.parse_args(arguments)
+    output = parsed.output or parsed.folders[0] / "returns.png"
     try:
         curves = find_curves(parsed.folders)
     except FileNotFoundError as error:
-        print(f"ppo_lab.report: {error}", file=sys.stderr)  # noqa: T201 - what the command says
-        return 2
+        return _fail(str(error))
     if not curves:
-        print("ppo_lab.report: no episode ended in these runs", file=sys.stderr)  # noqa: T201
-        return 2
-    output = parsed.output or parsed.folders[0] / "returns.png"
+        return _fail("no episode ended in these runs")
     try:
         draw_returns(curves, output)
-    except (OSError, ValueError) as error:  # no such folder; a format nobody can write
-        print(f"ppo_lab.report: {output}: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    print(output)  # noqa: T201
+    except (OSError, ValueError) as error:  # a missing folder, or an unknown format
+        return _fail(f"{output}: {error}")
+    sys.stdout.write(f"{output}\n")
     return 0
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"ppo_lab.report: {message}\n")
+    return 2
 
 
 def _mean_curve(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -131,28 +139,22 @@ def _mean_curve(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[n
     return steps, np.mean([np.interp(steps, c.steps, c.returns) for c in curves], axis=0)
 
 
-def _is_whole(path: Path) -> bool:
-    """Return whether a run's summary can be read; say so if not."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return a run's summary, or None after a message if it cannot be parsed."""
     try:
-        read_summary(path)
+        return read_summary(path)
     except ValueError as error:
-        print(f"ppo_lab.report: left out {path}: {error}", file=sys.stderr)  # noqa: T201
-        return False
-    return True
+        sys.stderr.write(f"ppo_lab.report: skipped {path}: {error}\n")
+        return None
 
 
 def _settings(summary: Mapping[str, Any]) -> dict[str, str]:
     """Return a run's overrides by key, without its seed."""
-    pairs = (str(override).partition("=") for override in summary["overrides"])
-    return {key.lstrip("+"): value for key, _, value in pairs if key.lstrip("+") != "seed"}
+    return {key: value for key, value in override_values(summary).items() if key != "seed"}
 
 
-def _natural(path: Path) -> list[tuple[int, float, str]]:
-    return _natural_text(str(path))
-
-
-def _natural_text(text: str) -> list[tuple[int, float, str]]:
-    """Return a sort key under which numbers stand in order of size, before words."""
+def _natural(text: str) -> list[tuple[int, float, str]]:
+    """Return a sort key that orders numbers by value and before words."""
     key = []
     for word in text.replace("/", " ").replace(",", " ").split():
         try:

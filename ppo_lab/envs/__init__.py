@@ -1,6 +1,6 @@
-"""Environments: what steps L * N of them at once and returns tensors on the trainer's device.
+"""Vectorised environments that return tensors on the training device.
 
-A native environment is known by its Gymnasium id: to add one, add its line here.
+To add a native environment, add one line with its Gymnasium id here.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Acrobot-v1 as tensor operations: swing a two-link arm above a line, driving only its elbow.
+"""Acrobot-v1 as tensor operations: swing a two-link arm above a line by driving its elbow.
 
 Dynamics: Sutton and Barto, "Reinforcement Learning" (1998), example 11.3 ("book", not "nips"),
 fourth-order Runge-Kutta; constants as in gymnasium 1.4 envs/classic_control/acrobot.py, where
-links weigh 1 kg, are 1 m long, have their mass at 0.5 m and a moment of inertia of 1 kg m^2. Those
-numbers are put into the formulas, beside which the general form stands.
+links weigh 1 kg, are 1 m long, have their mass at 0.5 m and a moment of inertia of 1 kg m^2. The
+formulas contain these numbers; comments give the general form.
 
 Shapes: L = lanes, N = environments per lane; a state is (theta1, theta2, omega1, omega2), in rad.
 """
@@ -47,19 +47,17 @@ def _derivative(state: Tensor, torque: Tensor) -> Tensor:
 
 
 class Acrobot(NativeEnv):
-    """Acrobot-v1: reward -1 a step and 0 at the goal, which is the end; cut off after 500."""
+    """Acrobot-v1: reward -1 per step; 0 at the goal, which terminates; truncated after 500."""
 
     spec = EnvSpec(observation_size=6, actions=DiscreteActions(3))
     time_limit = 500
-    shortest_episode = (
-        5  # the goal takes 2.5 m g = 24.5 J; a step gives 1 N m * 9 pi * 0.2 s at most
-    )
+    shortest_episode = 5  # the goal takes 2.5 m g = 24.5 J, a step adds <= 1 N m * 9 pi * 0.2 s
     start_low = (-0.1,) * 4
     start_high = (0.1,) * 4
 
     def _place_constants(self) -> None:
-        """Put what ``transition`` needs on the device: no operation then waits for a copy."""
-        # A turn for each angle, none for each speed: an infinite one, of which nothing is part.
+        """Create the constants of ``transition`` on the device, so that no step copies them."""
+        # One turn for each angle; 0 for each speed, which then does not wrap.
         turn = 2.0 * math.pi
         self._turns = self._constant((turn, turn, 0.0, 0.0))
         self._per_turn = self._constant((1.0 / turn, 1.0 / turn, 0.0, 0.0))
@@ -78,7 +76,7 @@ class Acrobot(NativeEnv):
         k4 = _derivative(torch.add(state, k3, alpha=_STEP_S), torque)
         total = torch.add(k1 + k4, k2 + k3, alpha=2.0)
         moved = torch.add(state, total, alpha=_STEP_S / 6.0)
-        # Angles back to [-pi, pi]: an angle already there is not even rounded.
+        # Wrap angles to [-pi, pi]; one already inside is unchanged to the bit.
         wrapped = torch.addcmul(moved, (moved * self._per_turn).round_(), self._turns, value=-1.0)
         new_state = wrapped.clamp_(self._minus_bounds, self._bounds)
         theta1, theta2, _, _ = new_state.unbind(-1)

@@ -1,4 +1,4 @@
-"""What an environment is to the trainer: L * N of them, stepped at once, tensors in and out.
+"""Interface of environments: L * N are stepped together, with tensors in and out.
 
 Shapes: L = lanes, N = environments per lane, O = observation size, A = action size.
 """
@@ -22,7 +22,7 @@ class DiscreteActions:
 
     num_actions: int
     start: int = 0
-    """What the environment itself calls action 0."""
+    """The environment's own number of action 0."""
 
 
 @dataclass(frozen=True)
@@ -39,35 +39,34 @@ class ContinuousActions:
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What a network must know to fit an environment."""
+    """Sizes that a network needs to match an environment."""
 
     observation_size: int
     """O, after flattening."""
     actions: DiscreteActions | ContinuousActions
     observation_shape: tuple[int, ...] | None = None
-    """As the environment itself gives them; None for a vector (O,)."""
+    """The environment's own shape; None for a vector (O,)."""
 
 
 class Step(NamedTuple):
-    """What one step of all environments returns, on the trainer's device.
+    """Result of one step of all environments, on the training device.
 
-    Autoreset is in the same step: where an episode ended, ``observations`` already belong to the
-    next one and ``last_observations`` hold the true last observation of the one that ended. Where
-    both are the very same tensor, no episode has ended.
-    The tensors are read-only: an environment may return one it keeps, but never writes into one it
-    has returned.
+    Autoreset happens in the same step: where an episode ended, ``observations`` are the first of
+    the next episode and ``last_observations`` the true last ones of the ended episode. If both are
+    the same tensor object, no episode has ended.
+    The tensors are read-only: an environment may keep a tensor it returned, but never writes to it.
     """
 
-    observations: Tensor  # (L, N, O) what to act on next
-    rewards: Tensor  # (L, N) what to learn from, normalised if the config says so
+    observations: Tensor  # (L, N, O) for the next action
+    rewards: Tensor  # (L, N) for learning, normalised if the config says so
     env_rewards: Tensor  # (L, N) in the environment's own units, for episode returns
-    terminated: Tensor  # (L, N) bool: the world ended; never true together with truncated
-    truncated: Tensor  # (L, N) bool: we stopped watching, the value goes on
+    terminated: Tensor  # (L, N) bool: a terminal state; never true together with truncated
+    truncated: Tensor  # (L, N) bool: cut off, so the value is bootstrapped
     last_observations: Tensor  # (L, N, O) equal to ``observations`` where no episode ended
 
 
 class Env(ABC):
-    """L * N environments stepped together; lane l's numbers depend on its own seed alone."""
+    """L * N environments stepped together; a lane's numbers depend only on its own seed."""
 
     spec: EnvSpec
     num_lanes: int  # L
@@ -76,31 +75,39 @@ class Env(ABC):
 
     @abstractmethod
     def reset(self) -> Tensor:
-        """Begin anew, from the seeds alone, and return the first observations (L, N, O)."""
+        """Start all episodes from the seeds; return the first observations (L, N, O)."""
 
     @abstractmethod
     def step(self, actions: Tensor) -> Step:
-        """Advance by one step; actions are int64 (L, N) or float (L, N, A)."""
+        """Advance all environments by one step.
+
+        Args:
+            actions: int64 (L, N) or float (L, N, A), on ``device``.
+        """
 
     @abstractmethod
     def reset_lane(self, lane: int, seed: int) -> Tensor:
-        """Begin one lane anew as if it had been built with ``seed``; others are not touched.
+        """Restart one lane as if it had been built with ``seed``; the others are unchanged.
 
         Returns:
-            The observations of all lanes to act on next, (L, N, O).
+            The observations of all lanes for the next action, (L, N, O).
         """
 
     def close(self) -> None:  # noqa: B027 (a default, not an omission)
-        """Free what the environments hold outside this process's tensors (windows, workers)."""
+        """Release resources outside this process's tensors (windows, workers); none by default."""
 
     def freeze(self) -> None:  # noqa: B027 (the same)
-        """Stop statistics from advancing, as an evaluation needs; nothing where there are none."""
+        """Stop updating statistics, for evaluation; there are none by default."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return copies of the statistics that a saved policy needs; empty where there are none."""
+        """Return copies of the statistics that a saved policy needs; empty by default."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over statistics that ``state_dict`` returned."""
+        """Restore statistics from ``state_dict``.
+
+        Raises:
+            ValueError: ``state`` holds statistics, but this environment has none.
+        """
         if state:
             raise ValueError(f"this environment keeps no statistics, but was given {sorted(state)}")

@@ -31,7 +31,7 @@ _THETA_LIMIT = 12.0 * 2.0 * math.pi / 360.0  # rad
 
 
 class CartPole(NativeEnv):
-    """CartPole-v1: reward 1 a step, the end at 2.4 m or 12 degrees, cut off after 500 steps."""
+    """CartPole-v1: reward 1 per step, terminated at 2.4 m or 12 degrees, truncated after 500."""
 
     spec = EnvSpec(observation_size=4, actions=DiscreteActions(2))
     time_limit = 500
@@ -40,7 +40,7 @@ class CartPole(NativeEnv):
     start_high = (0.05,) * 4
 
     def _place_constants(self) -> None:
-        """Put what ``transition`` needs on the device: no operation then waits for a copy."""
+        """Create the constants of ``transition`` on the device, so that no step copies them."""
         self._limits = self._constant((_X_LIMIT, math.inf, _THETA_LIMIT, math.inf))
         self._push_left = self._constant(-_FORCE / _TOTAL_MASS)
         self._gravity = self._constant(_GRAVITY)

@@ -1,4 +1,4 @@
-"""Which environment a run trains in, how it is checked, and how it is built."""
+"""Options of the config group ``env``: which environment, and how it is checked and built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs import NATIVE_ENVS
 from ppo_lab.envs.base import Env, EnvSpec
-from ppo_lab.envs.gymnasium_env import GymnasiumEnv, StandInEnv, check_gymnasium
+from ppo_lab.envs.gymnasium_env import DryEnv, GymnasiumEnv
+from ppo_lab.envs.gymnasium_spec import check_gymnasium
 from ppo_lab.envs.normalized import NormalizedEnv
 from ppo_lab.utils.errors import ConfigError
 
@@ -21,66 +22,77 @@ __all__ = ["Backend", "EnvConfig"]
 
 
 class Backend(Enum):
-    """What steps the environments."""
+    """Implementation of the environments."""
 
-    auto = "auto"  # torch where there is a native version and no kwargs, else gymnasium
-    torch = "torch"  # native: tensor operations where the policy runs, no copies
-    gymnasium = "gymnasium"  # any id, one after the other on the host
+    auto = "auto"  # torch if there is a native version and no kwargs, else gymnasium
+    torch = "torch"  # native: tensor operations on the training device, no copies
+    gymnasium = "gymnasium"  # any id, stepped one after the other on the host
 
 
 @dataclass(kw_only=True)
 class EnvConfig:
-    """The choices of the group ``env``."""
+    """Options of an environment."""
 
     id: str = MISSING
-    """Gymnasium's name, such as CartPole-v1, or ``module:Name-v0``: the module is imported first
-    and registers the name."""
+    """Gymnasium id such as CartPole-v1, or ``module:Name-v0``: the module is imported first to
+    register the id."""
 
     backend: Backend = Backend.auto
-    """What steps the environments; the native ones are held to Gymnasium's, step by step."""
+    """Implementation; the native ones are tested against Gymnasium's, step by step."""
 
     normalize_observations: bool = False
-    """Subtract the running mean and divide by the running deviation, clipped to +-10. Needed where
-    components differ in scale (MuJoCo); takes away what an absolute scale would tell."""
+    """Subtract the running mean and divide by the running standard deviation, clipped to +-10.
+    Needed where components differ in scale (MuJoCo); removes the information in their scale."""
 
     normalize_rewards: bool = False
-    """Divide by the running deviation of the discounted return, clipped to +-10. Needed where
-    returns are far from order one; reported returns stay in the environment's units."""
+    """Divide by the running standard deviation of the discounted return, clipped to +-10. Needed
+    where returns are far from order one; reported returns stay in the environment's units."""
 
     max_episode_steps: int | None = None
-    """Steps after which an episode is cut off (truncated, not terminated); left out, the
-    environment's own. Smaller gives more and shorter episodes."""
+    """Steps after which an episode is truncated; None: the environment's own limit. Smaller gives
+    more and shorter episodes."""
 
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """What gymnasium.make is given beside the name, such as ``{continuous: true}``."""
+    """Arguments of gymnasium.make besides the id, such as ``{continuous: true}``."""
 
     random_return: float | None = None
-    """Mean episode return of uniformly random actions: where a run begins, and what a collapse
-    falls back to."""
+    """Mean episode return of uniformly random actions: the level at which a run starts, and to
+    which a collapse returns."""
 
     target_return: float | None = None
-    """Episode return of a good policy: with ``random_return`` the range that a drop is measured
+    """Episode return of a good policy; with ``random_return`` the range that a collapse is measured
     against."""
 
     returns_for: str | None = None
-    """The id whose returns these are: with another ``env.id`` on the command line they say nothing
-    and are left out. None takes them for whatever ``id`` is."""
+    """The id to which the two returns apply: with another ``env.id`` they are ignored. None: any
+    id."""
 
     def score_range(self) -> tuple[float, float] | None:
-        """Return random_return and target_return, None unless both are known for this ``id``."""
+        """Return random_return and target_return; None unless both are known for this ``id``."""
         is_another = self.returns_for is not None and self.returns_for != self.id
         if is_another or self.random_return is None or self.target_return is None:
             return None
         return self.random_return, self.target_return
 
     def resolved_backend(self) -> Backend:
-        """Return what ``auto`` stands for here; never ``auto`` itself."""
+        """Return the backend, with ``auto`` resolved."""
         if self.backend is not Backend.auto:
             return self.backend
         return Backend.torch if self.id in NATIVE_ENVS and not self.kwargs else Backend.gymnasium
 
     def check(self) -> EnvSpec:
-        """Return what a network must know, or raise ``ConfigError``; nothing stays open."""
+        """Check the options; builds no environment that stays open.
+
+        Returns:
+            The sizes that a network needs.
+
+        Raises:
+            ConfigError: The options cannot be used; the message names the key and the remedy.
+
+        Example:
+            >>> EnvConfig(id="CartPole-v1").check().actions
+            DiscreteActions(num_actions=2, start=0)
+        """
         if self.id in ("", MISSING):
             raise ConfigError("env.id", self.id, "name one, for example env.id=CartPole-v1")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:
@@ -109,13 +121,13 @@ class EnvConfig:
         """Return L * N environments on ``placement.device``; call ``reset`` next.
 
         Args:
-            seeds: (L,) int64 on the host; each lane's numbers depend on its own seed alone.
+            seeds: (L,) int64 on the host; a lane's numbers depend only on its own seed.
             num_envs: N.
-            gamma: (L,) discount factors on the device, read at each step when rewards are
-                normalised and never copied.
-            placement: The device, and what moves tensors to it.
+            gamma: (L,) discount factors on the device; read at each step if rewards are
+                normalised, never copied.
+            placement: The device, and the transfers to it.
             dtype: Of observations and rewards.
-            is_dry: Build what needs no environment: tensors of the right sizes and places.
+            is_dry: Build Gymnasium's tensors and transfers without its environments.
         """
         env: Env
         if self.resolved_backend() is Backend.torch:
@@ -126,7 +138,7 @@ class EnvConfig:
                 max_episode_steps=self.max_episode_steps,
             )
         elif is_dry:
-            env = StandInEnv(
+            env = DryEnv(
                 self.check(),
                 num_lanes=len(seeds),
                 num_envs=num_envs,

@@ -1,11 +1,11 @@
-"""Environments whose dynamics are tensor operations: all L * N advance in one program, anywhere.
+"""Environments whose dynamics are tensor operations on the training device.
 
-A new one states its constants, writes ``transition`` (and ``observe``, if the state is not what the
-policy sees) and adds one line to ``ppo_lab.envs.NATIVE_ENVS``. Time limits, autoreset and the
-starts of episodes are here.
+A new one defines its constants, ``transition`` (and ``observe``, if the observation is not the
+state) and is added to ``ppo_lab.envs.NATIVE_ENVS``. Time limits, autoreset and initial states are
+implemented here.
 
 Shapes: L = lanes, N = environments per lane, S = state size, O = observation size, K = steps whose
-starts are drawn at once.
+initial states are drawn at once.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from ppo_lab.utils.rng import Stream, lane_keys, uniform
 __all__ = ["NativeEnv"]
 
 _MAX_BLOCK_STEPS = 128
-"""Hashing costs about 25 operations; over 128 steps that is nothing beside a step's own 25."""
+"""Hashing takes about 25 operations; shared by 128 steps that is little beside a step's own 25."""
 
 _MAX_BLOCK_NUMBERS = 1 << 18
-"""About so many numbers are hashed at once: 2 MiB as int64, which stays in a CPU's cache."""
+"""Numbers hashed at once: 2 MiB as int64, which fits into a CPU's cache."""
 
 
 class NativeEnv(Env):
-    """What all native environments share: starts, time limits and the reset in the same step.
+    """Base of native environments: initial states, time limits, and reset in the same step.
 
-    A start is uniform in a box and a pure function of (lane seed, steps the lane has made,
-    environment, component): no generator is kept, no environment waits for another. New numbers
-    are drawn every ``shortest_episode`` steps, which is as often as an episode can end: hashing is
-    most of the work when N is large (CPU, N = 16384: 1.4 of 2.0 ms a step if drawn every step).
+    Initial states are uniform in a box, a pure function of (lane seed, steps of the lane,
+    environment, component) without generator state. New ones are drawn every ``shortest_episode``
+    steps, as often as an episode can end: hashing dominates when N is large (CPU, N = 16384: 1.4
+    of 2.0 ms per step if drawn every step).
     """
 
     spec: EnvSpec
     time_limit: ClassVar[int]  # steps; Gymnasium's registered max_episode_steps
-    shortest_episode: ClassVar[int]  # steps no episode ends before; 1 is always right
+    shortest_episode: ClassVar[int]  # a lower bound in steps; 1 is always correct
     start_low: ClassVar[tuple[float, ...]]  # (S,)
     start_high: ClassVar[tuple[float, ...]]  # (S,)
 
@@ -59,7 +59,7 @@ class NativeEnv(Env):
         self._low = self._constant(self.start_low)  # (S,)
         self._span = self._constant(self.start_high) - self._low  # (S,)
         self._lanes = torch.arange(self.num_lanes, device=self.device)
-        self._window = min(self.shortest_episode, self._limit)  # steps that share their starts
+        self._window = min(self.shortest_episode, self._limit)  # steps that share initial states
         numbers = self.num_lanes * num_envs * len(self.start_low)  # in one window
         block_steps = self._window * (_MAX_BLOCK_NUMBERS // numbers)
         self._steps = torch.arange(  # (K, 1)
@@ -73,21 +73,21 @@ class NativeEnv(Env):
         self._place_constants()
 
     def _place_constants(self) -> None:
-        """Put on the device what ``transition`` needs beside its arguments, if anything."""
+        """Create the constants of ``transition`` on the device, if any."""
 
     @abstractmethod
     def transition(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the new state (L, N, S), rewards (L, N) and terminated (L, N) of one step.
 
-        Pure: it depends on its arguments and on constants, and writes nothing.
+        Pure: a function of its arguments and of constants.
         """
 
     def observe(self, state: Tensor) -> Tensor:
-        """Return what the policy sees (..., O) of ``state`` (..., S); pure."""
+        """Return the observations (..., O) of ``state`` (..., S); pure."""
         return state
 
     def reset(self) -> Tensor:
-        """Begin anew, from the seeds alone, and return the first observations (L, N, O)."""
+        """Start all episodes from the seeds; return the first observations (L, N, O)."""
         self._clock = 0
         self._births.zero_()
         self._deadlines = torch.full_like(self._deadlines, self._limit)
@@ -118,10 +118,17 @@ class NativeEnv(Env):
         start: tuple[Tensor, Tensor],
         actions: Tensor,
     ) -> tuple[Tensor, Tensor, Step]:
-        """Return state (L, N, S) and deadlines (L, N) after one step, and what it returned; pure.
+        """Advance by one step; pure.
 
-        ``clock`` is that after the step; ``start`` the state (L, N, S) and the first observation
-        (L, N, O) of an episode that begins now.
+        Args:
+            state: (L, N, S).
+            deadlines: (L, N) clock at which the episode is truncated.
+            clock: Steps since reset, including this one.
+            start: State (L, N, S) and observation (L, N, O) of an episode that starts now.
+            actions: int64 (L, N) or float (L, N, A).
+
+        Returns:
+            The new state and deadlines, and the step.
         """
         first_state, first_observations = start
         new_state, rewards, terminated = self.transition(state, actions)
@@ -131,23 +138,23 @@ class NativeEnv(Env):
         choose_start = ended.unsqueeze(-1)
         next_state = torch.where(choose_start, first_state, new_state)
         observations = next_state
-        if last_observations is not new_state:  # else the state is what is seen: one choice less
+        if last_observations is not new_state:  # else they are the state: one `where` less
             observations = torch.where(choose_start, first_observations, last_observations)
         deadlines = deadlines.masked_fill(ended, clock + self._limit)
-        truncated = at_limit > terminated  # at the limit, and not terminated as well
+        truncated = at_limit > terminated  # at the limit, but not terminated
         step = Step(observations, rewards, rewards, terminated, truncated, last_observations)
         return next_state, deadlines, step
 
     @property
     def max_block_steps(self) -> int:
-        """Steps whose starts are drawn at once, and which can be made in one block."""
+        """K, the longest block of steps; their initial states are drawn at once."""
         return self._steps.shape[0]
 
     def begin_block(self, num_steps: int) -> list[Tensor]:
-        """Return what the next ``num_steps`` calls of ``advance`` take beside the actions.
+        """Return the inputs of the next ``num_steps`` calls of ``advance``, except the actions.
 
-        State (L, N, S), deadlines (L, N), the clock before them (), and for each of them start
-        states (num_steps, L, N, S) and first observations (num_steps, L, N, O).
+        State (L, N, S), deadlines (L, N), the clock before them (), initial states
+        (num_steps, L, N, S) and first observations (num_steps, L, N, O) of each step.
         """
         if self._clock + num_steps >= self._block_end:
             self._draw_starts(self._clock + 1)
@@ -157,25 +164,25 @@ class NativeEnv(Env):
         return [self._state, self._deadlines, clock, *starts]
 
     def end_block(self, num_steps: int, state: Tensor, deadlines: Tensor) -> None:
-        """Take over what came of them."""
+        """Store the state (L, N, S) and deadlines (L, N) after ``num_steps`` steps."""
         self._clock += num_steps
         self._state, self._deadlines = state, deadlines
 
     def reset_lane(self, lane: int, seed: int) -> Tensor:
-        """Begin one lane anew as if it had been built with ``seed``; return all observations."""
+        """Restart one lane as if built with ``seed``; return all observations (L, N, O)."""
         seeds = torch.full((1,), seed, dtype=torch.int64, device=self.device)
         self._keys[lane] = lane_keys(seeds, Stream.ENV)[0]
         self._births[lane] = self._clock
         self._deadlines[lane] = self._clock + self._limit
         self._draw_starts(self._clock)
-        self._state = self._state.clone()  # what was returned is never written into
+        self._state = self._state.clone()  # returned tensors are never written
         self._state[lane] = self._starts[0][lane]
         return self.observe(self._state)
 
     def _draw_starts(self, clock: int) -> None:
-        """Draw the start states and first observations of K steps, the first one at ``clock``.
+        """Draw initial states and first observations of K steps, the first one at ``clock``.
 
-        They are drawn whether or not an episode ends: to ask would mean to wait for the device.
+        They are drawn whether or not an episode ends: checking would synchronise with the device.
         """
         num_steps, state_size = self._steps.shape[0], len(self.start_low)
         num_windows = (num_steps - 1) // self._window + 2  # the block may begin within a window
@@ -189,10 +196,10 @@ class NativeEnv(Env):
         windows = (lane_steps + self._steps) // self._window - first_windows  # (K, L)
         starts = torch.addcmul(self._low, numbers, self._span)[self._lanes, windows]  # (K, L, N, S)
         self._blocks = (starts, self.observe(starts))
-        # K views now cost less than one indexing a step.
+        # K views at once cost less than indexing in each step.
         self._starts, self._first_observations = (block.unbind(0) for block in self._blocks)
         self._block_begin, self._block_end = clock, clock + num_steps
 
     def _constant(self, value: float | tuple[float, ...]) -> Tensor:
-        """Return a constant on the device: cheaper in an operation than a Python number."""
+        """Return a constant on the device, which operations use faster than a Python number."""
         return torch.tensor(value, dtype=self.dtype, device=self.device)

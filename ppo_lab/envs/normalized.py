@@ -1,8 +1,8 @@
 """An environment whose observations and rewards are normalised by their running statistics.
 
-Statistics advance once per environment step, on the trainer's device, lane by lane. What is
-returned was normalised with the statistics of its own step and is stored as it is: the update sees
-the numbers the policy acted on.
+The statistics are updated once per environment step, on the trainer's device, separately for each
+lane. A step is normalised by the statistics that include it and stored that way: the update sees
+the numbers that the policy acted on.
 
 Shapes: L = lanes, N = environments per lane, O = observation size.
 """
@@ -14,21 +14,22 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from ppo_lab.envs.base import Env, Step
-from ppo_lab.envs.running_stats import Normalizer, RunningMoments
+from ppo_lab.envs.running_stats import Normalizer
 
 __all__ = ["Advance", "NormalizedEnv"]
 
 Advance = Callable[[Step], tuple[Tensor, Tensor]]
-"""Counts a step as it comes; returns its observations (L, N, O) and rewards (L, N) normalised."""
+"""Updates the statistics; returns normalised observations (L, N, O) and rewards (L, N)."""
 
 
 class NormalizedEnv(Env):
-    """Another environment, seen through normalised observations, normalised rewards, or both."""
+    """Wraps an environment and normalises its observations, its rewards, or both."""
 
     def __init__(
         self, env: Env, *, observations: bool, rewards: bool, gamma: Tensor | None = None
     ) -> None:
-        """Wrap ``env``; ``gamma`` (L,) lies on its device and is needed for rewards alone."""
+        """Wrap ``env``; ``gamma`` (L,), on its device, is needed to normalise rewards."""
+        assert gamma is not None or not rewards
         self._env = env
         self.spec, self.device = env.spec, env.device
         self.num_lanes, self.num_envs = env.num_lanes, env.num_envs
@@ -42,16 +43,15 @@ class NormalizedEnv(Env):
         )
         """The statistics."""
         self.compiled_advance: Advance | None = None
-        """Takes the place of ``advance`` where it is compiled."""
-        assert gamma is not None or not rewards
+        """Replaces ``advance`` when it is compiled."""
 
     def reset(self) -> Tensor:
-        """Begin anew and return the first observations (L, N, O); they count, statistics stay."""
+        """Start new episodes; return and count the first observations (L, N, O)."""
         observations = self._env.reset()
-        if self.normalizer.returns is not None:
-            self.normalizer.returns.reset()
-        if not self._is_frozen:
-            self.normalizer.count_observations(observations)
+        self.normalizer.reset_returns()
+        moments = self.normalizer.observations
+        if moments is not None and not self._is_frozen:
+            moments.update(observations)
         return self.normalizer.normalize(observations)
 
     def step(self, actions: Tensor) -> Step:
@@ -72,17 +72,17 @@ class NormalizedEnv(Env):
 
     def advance(self, step: Step) -> tuple[Tensor, Tensor]:
         """See ``Advance``."""
-        has_ended = step.last_observations is not step.observations  # or nothing has
-        ended = step.terminated | step.truncated if has_ended else None
+        may_have_ended = step.last_observations is not step.observations
+        ended = step.terminated | step.truncated if may_have_ended else None
         return self.normalizer.advance(step.observations, step.rewards, ended)
 
     def reset_lane(self, lane: int, seed: int) -> Tensor:
-        """Begin one lane anew, its statistics too; return all observations (L, N, O)."""
+        """Restart one lane and its statistics; return all observations (L, N, O)."""
         observations = self._env.reset_lane(lane, seed)
         self.normalizer.reset_lane(lane)
-        moments = self.normalizer.observations
+        moments, one = self.normalizer.observations, slice(lane, lane + 1)
         if moments is not None and not self._is_frozen:
-            moments.update_lane(lane, observations[lane])
+            moments[one].update(observations[one])
         return self.normalizer.normalize(observations)
 
     def close(self) -> None:
@@ -90,27 +90,13 @@ class NormalizedEnv(Env):
         self._env.close()
 
     def freeze(self) -> None:
-        """Stop the statistics from advancing, as an evaluation needs."""
+        """Stop updating the statistics, for evaluation."""
         self._is_frozen = True
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies: observation_mean, _var (L, O), return_mean, _var and both _count (L,)."""
-        return {
-            f"{name}_{key}": value
-            for name, moments in self._all_moments().items()
-            for key, value in moments.state_dict().items()
-        }
+        return self.normalizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over statistics that ``state_dict`` returned."""
-        for name, moments in self._all_moments().items():
-            moments.load_state_dict({key: state[f"{name}_{key}"] for key in moments.state_dict()})
-
-    def _all_moments(self) -> dict[str, RunningMoments]:
-        """Return the statistics that exist, by the name they have in ``state_dict``."""
-        moments = {}
-        if self.normalizer.observations is not None:
-            moments["observation"] = self.normalizer.observations
-        if self.normalizer.returns is not None:
-            moments["return"] = self.normalizer.returns.moments
-        return moments
+        """Copy statistics that ``state_dict`` returned."""
+        self.normalizer.load_state_dict(state)

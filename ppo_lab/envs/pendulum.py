@@ -1,4 +1,4 @@
-"""Pendulum-v1 as tensor operations: swing a pendulum up and hold it, with too weak a motor.
+"""Pendulum-v1 as tensor operations: swing up a pendulum and balance it with a weak motor.
 
 Dynamics and reward as in gymnasium 1.4 envs/classic_control/pendulum.py.
 
@@ -25,7 +25,7 @@ _TORQUE_GAIN = 3.0 / (1.0 * 1.0**2)  # 3 / (m l^2)
 
 
 class Pendulum(NativeEnv):
-    """Pendulum-v1: the reward is minus a cost of angle, speed and torque; cut off after 200."""
+    """Pendulum-v1: reward minus a cost of angle, speed and torque; truncated after 200 steps."""
 
     spec = EnvSpec(
         observation_size=3, actions=ContinuousActions(low=(-_MAX_TORQUE,), high=(_MAX_TORQUE,))
@@ -36,7 +36,7 @@ class Pendulum(NativeEnv):
     start_high = (math.pi, 1.0)
 
     def _place_constants(self) -> None:
-        """Put what ``transition`` needs on the device: no operation then waits for a copy."""
+        """Create the constants of ``transition`` on the device, so that no step copies them."""
         self._never = torch.zeros(
             self.num_lanes, self.num_envs, dtype=torch.bool, device=self.device
         )

@@ -1,4 +1,4 @@
-"""Networks: what maps observations to a policy and a value."""
+"""Networks: they map observations to a policy and a value."""
 
 from ppo_lab.networks.actor_critic import ActorCritic, PolicyAndValues
 from ppo_lab.networks.base import NetworkConfig
@@ -17,5 +17,5 @@ __all__ = [
     "distribution_for",
 ]
 
-# Schema name to config class: a new kind of network is one line here, one module and one YAML.
+# Config classes by name. A new kind of network is one line here, one module and one YAML.
 NETWORKS: dict[str, type[NetworkConfig]] = {"mlp": MlpConfig}

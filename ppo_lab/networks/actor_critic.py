@@ -1,17 +1,18 @@
-"""The policy and the value function, for every lane at once.
+"""The policy and value networks of all lanes.
 
 Shapes: L = lanes, B = rows per lane, O = observation size, P = distribution parameters per row.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ppo_lab.envs.base import EnvSpec
-from ppo_lab.networks.base import Initialization, NetworkConfig, Trunk
+from ppo_lab.networks.base import NetworkConfig, Trunk
 from ppo_lab.networks.distributions import Distribution, distribution_for
 from ppo_lab.networks.layers import Initializer, LaneLinear
 
@@ -19,14 +20,14 @@ __all__ = ["ActorCritic", "PolicyAndValues"]
 
 
 class PolicyAndValues(NamedTuple):
-    """Both networks' answers."""
+    """Outputs of both networks."""
 
     policy_parameters: Tensor  # (L, B, P)
     values: Tensor  # (L, B)
 
 
 class ActorCritic(nn.Module):
-    """Two trunks with a head each, or one trunk with both heads."""
+    """Actor and critic: two trunks with one head each, or one shared trunk with both heads."""
 
     actor: Trunk
     critic: Trunk  # the same module as ``actor`` when the trunk is shared
@@ -44,7 +45,16 @@ class ActorCritic(nn.Module):
         compute_dtype: torch.dtype | None = None,
         checkpoints_activations: bool = False,
     ) -> None:
-        """Build for ``spec``; ``compute_dtype`` is autocast's, None for the weights' own."""
+        """Build networks for ``spec``.
+
+        Args:
+            network: Options of the trunks.
+            spec: Sizes of observations and actions.
+            initializer: Draws the weights, on its own device.
+            shares_trunk: Whether actor and critic share one trunk.
+            compute_dtype: Autocast's dtype; None computes in the weights' own.
+            checkpoints_activations: Whether the backward pass recomputes activations.
+        """
         super().__init__()
         self.distribution: Distribution = distribution_for(spec.actions)
         self.shares_trunk = shares_trunk
@@ -55,48 +65,34 @@ class ActorCritic(nn.Module):
         )
         for trunk in (self.actor, self.critic):
             trunk.checkpoints_activations = checkpoints_activations
-        num_outputs = self.distribution.num_parameters
+        size = self.distribution.num_parameters // (2 if self.distribution.has_free_std else 1)
+        # Gains: an almost uniform initial policy, and values of order one.
+        self.policy_head = network.linear(initializer, self.actor.num_features, size, gain=0.01)
+        self.value_head = network.linear(initializer, self.critic.num_features, 1, gain=1.0)
+        self.log_std = None
         if self.distribution.has_free_std:
-            num_outputs //= 2
-        # Gains: a policy that starts almost uniform, a value of ordinary size.
-        self.policy_head = _head(network, initializer, self.actor, num_outputs, gain=0.01)
-        self.value_head = _head(network, initializer, self.critic, 1, gain=1.0)
-        self.log_std = (
-            nn.Parameter(
-                self.policy_head.bias.detach().new_zeros(len(self.policy_head.bias), 1, num_outputs)
-            )
-            if self.distribution.has_free_std
-            else None
-        )
+            self.log_std = nn.Parameter(torch.zeros_like(self.policy_head.bias))
 
     def policy(self, observations: Tensor) -> Tensor:
         """Return the distribution parameters (L, B, P) for ``observations`` (L, B, O)."""
-        if self._compute_dtype is None:
-            return self._policy_of(self.actor(observations))
-        with torch.autocast(observations.device.type, self._compute_dtype):
+        with self._autocast(observations):
             return self._policy_of(self.actor(observations))
 
     def values(self, observations: Tensor) -> Tensor:
         """Return the values (L, B) of ``observations`` (L, B, O)."""
-        if self._compute_dtype is None:
-            return self._values_of(self.critic(observations))
-        with torch.autocast(observations.device.type, self._compute_dtype):
+        with self._autocast(observations):
             return self._values_of(self.critic(observations))
 
     def forward(self, observations: Tensor) -> PolicyAndValues:
-        """Return both; a shared trunk runs once."""
+        """Return both for ``observations`` (L, B, O); a shared trunk runs once."""
         if not self.shares_trunk:
             return PolicyAndValues(self.policy(observations), self.values(observations))
-        with torch.autocast(
-            observations.device.type,
-            self._compute_dtype,
-            enabled=self._compute_dtype is not None,
-        ):
+        with self._autocast(observations):
             features = self.actor(observations)
             return PolicyAndValues(self._policy_of(features), self._values_of(features))
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return every parameter once, under ``actor``, ``critic`` or, where shared, ``trunk``."""
+        """Return each parameter once, by group: ``actor``, ``critic`` and, if shared, ``trunk``."""
         policy_side = list(self.policy_head.parameters())
         policy_side += [] if self.log_std is None else [self.log_std]
         value_side = list(self.value_head.parameters())
@@ -108,6 +104,11 @@ class ActorCritic(nn.Module):
             "critic": list(self.critic.parameters()) + value_side,
         }
 
+    def _autocast(self, observations: Tensor) -> AbstractContextManager[object]:
+        if self._compute_dtype is None:
+            return nullcontext()
+        return torch.autocast(observations.device.type, self._compute_dtype)
+
     def _policy_of(self, features: Tensor) -> Tensor:
         parameters = self.policy_head(features)
         if self.log_std is None:
@@ -117,11 +118,3 @@ class ActorCritic(nn.Module):
 
     def _values_of(self, features: Tensor) -> Tensor:
         return self.value_head(features).squeeze(-1).to(self.value_head.weight.dtype)
-
-
-def _head(
-    network: NetworkConfig, initializer: Initializer, trunk: Trunk, num_outputs: int, *, gain: float
-) -> LaneLinear:
-    if network.init is Initialization.orthogonal:
-        return LaneLinear(initializer.orthogonal(trunk.num_features, num_outputs, gain))
-    return LaneLinear(initializer.uniform(trunk.num_features, num_outputs))

@@ -1,4 +1,7 @@
-"""What a network is to PPO: a trunk that turns observations into features, with heads on it."""
+"""Interface of networks: a trunk maps observations to features, heads map features to outputs.
+
+Shapes: L = lanes, B = rows per lane, O = observation size, F = features per row.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +15,36 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ppo_lab.networks.layers import Initializer
+from ppo_lab.networks.layers import Initializer, LaneLinear
 
 __all__ = ["Initialization", "NetworkConfig", "Trunk"]
 
 
 class Initialization(Enum):
-    """How weights start."""
+    """Initialisation of the weights."""
 
     orthogonal = "orthogonal"
     default = "default"
 
 
 class Trunk(nn.Module, ABC):
-    """Maps observations (L, B, O) to features (L, B, F), in stages one after the other."""
+    """Maps observations (L, B, O) to features (L, B, F) in consecutive stages."""
 
-    num_features: int
+    num_features: int  # F
     num_stages: int
     checkpoints_activations: bool = False
-    """Whether the backward pass computes stages again instead of keeping what they left."""
+    """Whether the backward pass recomputes stages instead of storing their activations."""
 
     @abstractmethod
     def run_stages(self, x: Tensor, begin: int, end: int) -> Tensor:
-        """Apply the stages from ``begin`` to ``end`` to the output of the one before them."""
+        """Apply stages ``begin`` to ``end`` (exclusive) to the output of the stage before."""
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Return the features.
+        """Return the features (L, B, F) of ``observations`` (L, B, O).
 
-        Checkpointed, only the outputs at the borders of segments of about sqrt(stages) are kept
-        (arXiv:1604.06174, section 4.1). The last segment is kept whole: its backward pass comes
-        first, when nothing has been freed yet that computing it again could use.
+        With activation checkpointing, only the outputs at the borders of segments of about
+        sqrt(stages) are stored (arXiv:1604.06174, section 4.1). The last segment is stored whole:
+        its backward pass comes first, before any memory is freed that recomputing could use.
         """
         if not (self.checkpoints_activations and torch.is_grad_enabled()):
             return self.run_stages(observations, 0, self.num_stages)
@@ -65,19 +68,36 @@ class Trunk(nn.Module, ABC):
 
 @dataclass(kw_only=True)
 class NetworkConfig(ABC):
-    """A kind of network; its options are fields, what it builds are methods."""
+    """Options of a kind of network, and the trunk they build."""
 
     init: Initialization = Initialization.orthogonal
     """orthogonal: gain sqrt(2) in the trunk, 0.01 on the policy head, 1 on the value head, biases
     0 ("The 37 implementation details", core detail 2); default: torch's uniform initialisation."""
 
+    def linear(
+        self, initializer: Initializer, num_inputs: int, num_outputs: int, *, gain: float
+    ) -> LaneLinear:
+        """Return a layer with new weights; ``gain`` applies to orthogonal ones."""
+        if self.init is Initialization.orthogonal:
+            return LaneLinear(initializer.orthogonal(num_inputs, num_outputs, gain))
+        return LaneLinear(initializer.uniform(num_inputs, num_outputs))
+
     @abstractmethod
     def build_trunk(self, observation_size: int, initializer: Initializer) -> Trunk:
-        """Return a new trunk with its weights on the initializer's device."""
+        """Build a trunk with new weights.
+
+        Args:
+            observation_size: O.
+            initializer: Draws the weights, on its own device.
+        """
 
     @abstractmethod
     def check(self) -> None:
-        """Raise ``ConfigError`` for options that no network can be built from."""
+        """Check the options.
+
+        Raises:
+            ConfigError: No network can be built from them.
+        """
 
     @abstractmethod
     def num_trunk_parameters(self, observation_size: int) -> int:

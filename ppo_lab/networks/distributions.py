@@ -1,7 +1,7 @@
-"""Action distributions as functions of the numbers a policy head returns.
+"""Action distributions, as functions of a policy head's outputs.
 
-Shapes: … = any leading axes, the first or second of which are lanes; P = parameters per row,
-A = actions or action dimensions.
+Shapes: L = lanes, … = any leading axes, P = distribution parameters per row, A = actions or action
+dimensions.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ __all__ = ["Categorical", "DiagonalGaussian", "Distribution", "distribution_for"
 
 
 class Distribution(ABC):
-    """What the update and the rollout ask of a policy; holds sizes, no tensors."""
+    """A family of distributions; its instances hold sizes, no tensors."""
 
     num_parameters: int
-    """P, the width of a row of ``parameters``."""
+    """P, the parameters of one distribution."""
     noise_size: int
-    """Random numbers one action takes."""
+    """Random numbers per action."""
     has_free_std: ClassVar[bool]
     """Whether half of the parameters are a learned log standard deviation."""
 
     @abstractmethod
     def noise(self, keys: Tensor, num_draws: int, dtype: torch.dtype) -> Tensor:
-        """Return (L, num_draws, noise_size) of what ``sample`` needs, from lane ``keys`` (L,)."""
+        """Return noise (L, num_draws, noise_size) for ``sample`` from lane ``keys`` (L,)."""
 
     @abstractmethod
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
@@ -39,24 +39,24 @@ class Distribution(ABC):
 
     @abstractmethod
     def mode(self, parameters: Tensor) -> Tensor:
-        """Return the most likely actions: what a deterministic policy does."""
+        """Return the most likely actions, those of a deterministic policy."""
 
     @abstractmethod
     def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
-        """Return the log probability (or density) of ``actions``, (…)."""
+        """Return the log probabilities (or densities) (…) of ``actions``."""
 
     @abstractmethod
     def entropy(self, parameters: Tensor) -> Tensor:
         """Return the entropy in nats, (…)."""
 
     def log_prob_and_entropy(self, parameters: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both at once, which an update needs."""
+        """Return both, for the update."""
         return self.log_prob(parameters, actions), self.entropy(parameters)
 
     @property
     @abstractmethod
     def max_entropy(self) -> float | None:
-        """The largest possible entropy in nats; None where there is none."""
+        """The largest possible entropy in nats; None if there is none."""
 
 
 class Categorical(Distribution):
@@ -65,11 +65,11 @@ class Categorical(Distribution):
     has_free_std = False
 
     def __init__(self, num_actions: int) -> None:
-        """Choose among ``num_actions``."""
+        """Set A to ``num_actions``."""
         self.num_parameters = self.noise_size = num_actions
 
     def noise(self, keys: Tensor, num_draws: int, dtype: torch.dtype) -> Tensor:
-        """Return Gumbel noise: logits plus it are largest at an action with its probability."""
+        """Return Gumbel noise: the argmax of logits plus noise is a sample (Gumbel-max trick)."""
         u = rng.uniform(keys, num_draws * self.noise_size, dtype=dtype)
         return u.log_().neg_().log_().neg_().unflatten(-1, (num_draws, self.noise_size))
 
@@ -90,13 +90,13 @@ class Categorical(Distribution):
         return _entropy(parameters.log_softmax(-1))
 
     def log_prob_and_entropy(self, parameters: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both; the softmax is taken once."""
+        """Return both from one softmax."""
         log_probs = parameters.log_softmax(-1)
         return _pick(log_probs, actions), _entropy(log_probs)
 
     @property
     def max_entropy(self) -> float | None:
-        """Log A, the entropy of the uniform policy; None where there is nothing to choose."""
+        """Log A, the entropy of the uniform policy; None for a single action."""
         return math.log(self.num_parameters) if self.num_parameters > 1 else None
 
 
@@ -106,7 +106,7 @@ class DiagonalGaussian(Distribution):
     has_free_std = True
 
     def __init__(self, num_dimensions: int) -> None:
-        """Act in ``num_dimensions``."""
+        """Set A to ``num_dimensions``."""
         self.num_parameters = 2 * num_dimensions
         self.noise_size = num_dimensions
 
@@ -137,7 +137,7 @@ class DiagonalGaussian(Distribution):
 
     @property
     def max_entropy(self) -> None:
-        """A density has no largest entropy."""
+        """None: a density's entropy is unbounded."""
         return
 
 
@@ -150,7 +150,12 @@ def _entropy(log_probs: Tensor) -> Tensor:
 
 
 def distribution_for(actions: DiscreteActions | ContinuousActions) -> Distribution:
-    """Return the distribution over an action space."""
+    """Return the distribution for an action space.
+
+    Example:
+        >>> distribution_for(DiscreteActions(2)).entropy(torch.zeros(1, 2))
+        tensor([0.6931])
+    """
     if isinstance(actions, DiscreteActions):
         return Categorical(actions.num_actions)
     return DiagonalGaussian(len(actions.low))

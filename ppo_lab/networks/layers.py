@@ -1,4 +1,4 @@
-"""Layers whose weights carry a lane axis: one network per lane, computed as one batched product.
+"""Layers whose weights have a lane axis: all lanes' networks run as one batched product.
 
 Shapes: L = lanes, B = rows per lane, I = inputs, O = outputs.
 """
@@ -17,13 +17,12 @@ from ppo_lab.utils.tracing import is_tracing
 
 __all__ = ["Initializer", "LaneLinear", "quick_tanh"]
 
-
 _MIN_NUMBERS = 1 << 15
-"""From here, 512 rows of 64, the library's tanh costs more than a Python function beside it."""
+"""512 rows of 64: from this size on, torch.tanh costs more than a Python autograd function."""
 
 
 class _QuickTanh(torch.autograd.Function):
-    """tanh(x) = 2 s(2x) - 1 with the logistic function s, in one piece of memory."""
+    """tanh(x) = 2 s(2x) - 1 with the logistic function s, computed in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
@@ -39,10 +38,10 @@ class _QuickTanh(torch.autograd.Function):
 
 
 def quick_tanh(x: Tensor) -> Tensor:
-    """Return tanh(x) of (L, B, H), for many numbers in float32 on a CPU to 2e-7.
+    """Return tanh(x), elementwise; of large float32 tensors on a CPU with an error below 2e-7.
 
-    There the library's function takes several times as long as its exponential, and longer than
-    the products of a layer of 64. Programs have ``compiler.decompositions.fast_tanh``.
+    There torch.tanh takes several times as long as its exponential, and longer than the matrix
+    products of a layer of 64. Compiled programs use ``compiler.decompositions.fast_tanh`` instead.
     """
     is_slow = x.numel() >= _MIN_NUMBERS and x.device.type == "cpu" and x.dtype is torch.float32
     if not is_slow or is_tracing():
@@ -51,10 +50,10 @@ def quick_tanh(x: Tensor) -> Tensor:
 
 
 class Initializer:
-    """Draws initial weights: each lane's from its own seed, each layer's from its own counter."""
+    """Draws initial weights as a function of the lane's seed and the layer's number."""
 
     def __init__(self, seeds: Tensor, device: torch.device, dtype: torch.dtype) -> None:
-        """Start with ``seeds`` (L,); weights are made on ``device``."""
+        """Start at the first layer; ``seeds`` is (L,), weights are created on ``device``."""
         self.num_lanes = len(seeds)
         self.device, self.dtype = device, dtype
         keys = rng.lane_keys(seeds.to(device), rng.Stream.INIT)
@@ -63,8 +62,8 @@ class Initializer:
     def orthogonal(self, num_inputs: int, num_outputs: int, gain: float) -> Tensor:
         """Return (L, I, O) with orthonormal rows or columns times ``gain`` (arXiv:1312.6120).
 
-        The sign of each column follows R's diagonal, so that the result is uniform over orthogonal
-        matrices (arXiv:math-ph/0609050, section 5).
+        Multiplying Q's columns by the signs of R's diagonal makes the result uniform over
+        orthogonal matrices (arXiv:math-ph/0609050, section 5).
         """
         rows, columns = max(num_inputs, num_outputs), min(num_inputs, num_outputs)
         gaussian = rng.normal(next(self._layer_keys), rows * columns)
@@ -74,24 +73,24 @@ class Initializer:
         return (weight * gain).to(self.dtype).contiguous()
 
     def uniform(self, num_inputs: int, num_outputs: int) -> Tensor:
-        """Return (L, I, O) uniform in ±1 / sqrt(I), torch.nn.Linear's default."""
+        """Return (L, I, O) uniform in ±1 / sqrt(I), the default of torch.nn.Linear."""
         u = rng.uniform(next(self._layer_keys), num_inputs * num_outputs)
         bound = 1.0 / math.sqrt(num_inputs)
         return ((2.0 * u - 1.0) * bound).unflatten(-1, (num_inputs, num_outputs)).to(self.dtype)
 
 
 class LaneLinear(nn.Module):
-    """y = x W + b for each lane: (L, B, I) to (L, B, O)."""
+    """Maps (L, B, I) to (L, B, O) by y = x W + b, with each lane's own W and b."""
 
     weight: nn.Parameter  # (L, I, O)
     bias: nn.Parameter  # (L, 1, O)
 
     def __init__(self, weight: Tensor) -> None:
-        """Take initial weights (L, I, O); biases start at 0."""
+        """Use initial weights (L, I, O); biases start at 0."""
         super().__init__()
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(weight.new_zeros(weight.shape[0], 1, weight.shape[2]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output for ``x`` (L, B, I)."""
+        """Return y (L, B, O) for ``x`` (L, B, I)."""
         return torch.baddbmm(self.bias, x, self.weight)

@@ -1,4 +1,7 @@
-"""The multilayer perceptron: what PPO on vector observations uses."""
+"""The multilayer perceptron, for vector observations.
+
+Shapes: L = lanes, B = rows per lane.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ppo_lab.networks.base import Initialization, NetworkConfig, Trunk
+from ppo_lab.networks.base import NetworkConfig, Trunk
 from ppo_lab.networks.layers import Initializer, LaneLinear, quick_tanh
 from ppo_lab.utils.errors import ConfigError
 
@@ -35,10 +38,10 @@ class Mlp(Trunk):
     """Linear layers, each followed by the activation."""
 
     def __init__(self, layers: list[LaneLinear], activation: Activation) -> None:
-        """Stack ``layers``."""
+        """Apply ``layers`` in order."""
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self._stages = list(layers)  # faster to go through than a ModuleList
+        self._stages = list(layers)  # faster to iterate than a ModuleList
         self.num_features = layers[-1].weight.shape[-1]
         self.num_stages = len(layers)
         self._activate = _FUNCTIONS[activation]
@@ -46,40 +49,40 @@ class Mlp(Trunk):
     def run_stages(self, x: Tensor, begin: int, end: int) -> Tensor:
         """Apply the layers from ``begin`` to ``end``, each with its activation."""
         for layer in self._stages[begin:end]:
-            # Not layer(x): what torch does around a call costs as much as a small product.
+            # Not layer(x): the overhead of Module.__call__ equals a small matrix product.
             x = self._activate(layer.forward(x))
         return x
 
 
 @dataclass(kw_only=True)
 class MlpConfig(NetworkConfig):
-    """A stack of fully connected layers."""
+    """Options of a multilayer perceptron.
+
+    Example:
+        >>> MlpConfig(hidden=[64, 64]).num_trunk_parameters(4)  # (4 + 1) * 64 + (64 + 1) * 64
+        4480
+    """
 
     hidden: list[int] = field(default_factory=lambda: [64, 64])
-    """Width of each hidden layer, of the actor and of the critic each (or of their shared trunk).
-    [64, 64] suits classic control and MuJoCo; wider is slower and seldom better there."""
+    """Widths of the hidden layers, for actor and critic each (or for their shared trunk).
+    [64, 64] suits classic control and MuJoCo; wider is slower and rarely better there."""
     activation: Activation = Activation.tanh
-    """tanh is PPO's classic for vector observations; relu is usual for wide networks."""
+    """tanh is PPO's usual choice for vector observations; relu is common in wide networks."""
 
     def check(self) -> None:
-        """Raise ``ConfigError`` unless there is at least one layer and every width is positive."""
+        """Raise ``ConfigError`` unless there is at least one layer and all widths are positive."""
         if not self.hidden or any(width < 1 for width in self.hidden):
             raise ConfigError(
                 "network.hidden", self.hidden, "must be a list of one or more widths >= 1"
             )
 
     def build_trunk(self, observation_size: int, initializer: Initializer) -> Mlp:
-        """Return the layers from ``observation_size`` through every hidden width."""
-        layers = []
-        for num_inputs, num_outputs in pairwise([observation_size, *self.hidden]):
-            if self.init is Initialization.orthogonal:
-                weight = initializer.orthogonal(num_inputs, num_outputs, math.sqrt(2.0))
-            else:
-                weight = initializer.uniform(num_inputs, num_outputs)
-            layers.append(LaneLinear(weight))
+        """Return the trunk: one layer per hidden width, with new weights."""
+        sizes = pairwise([observation_size, *self.hidden])
+        layers = [self.linear(initializer, *size, gain=math.sqrt(2.0)) for size in sizes]
         return Mlp(layers, self.activation)
 
     def num_trunk_parameters(self, observation_size: int) -> int:
-        """Return the sum of weights and biases."""
+        """Return the number of weights and biases."""
         sizes = [observation_size, *self.hidden]
         return sum((num_inputs + 1) * num_outputs for num_inputs, num_outputs in pairwise(sizes))

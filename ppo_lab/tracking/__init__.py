@@ -1,4 +1,4 @@
-"""Where a run's numbers go: its own files, Weights & Biases, and the terminal."""
+"""Tracking of a run's metrics: its own files, Weights & Biases, and the terminal."""
 
 from ppo_lab.tracking.base import Histogram, Record, RunInfo, Sink
 from ppo_lab.tracking.config import Terminal, TrackingConfig, TrackingMode
@@ -7,7 +7,6 @@ from ppo_lab.tracking.tables import grid_table, places, reasons, summary_panel
 from ppo_lab.tracking.terminal import Progress, TerminalSink
 from ppo_lab.tracking.tracker import SafeSink, Tracker
 from ppo_lab.tracking.wandb_sink import WandbSink
-from ppo_lab.utils.json_files import restore, strict
 
 __all__ = [
     "Histogram",
@@ -28,7 +27,5 @@ __all__ = [
     "read_metrics",
     "read_summary",
     "reasons",
-    "restore",
-    "strict",
     "summary_panel",
 ]

@@ -1,7 +1,7 @@
-"""What the trainer emits, and what a sink does with it.
+"""Interface between the trainer and the places where its metrics are recorded.
 
-A *record* is one lane's iteration in numbers. Sinks write records where a person will look. They
-can neither stop nor slow a run: whatever a sink raises is counted and reported once, not raised.
+A *record* holds one lane's metrics of one iteration; a *sink* writes records somewhere. A failing
+sink never stops a run: see ``SafeSink``.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Record:
-    """One lane's numbers after one iteration."""
+    """Metrics of one lane after one iteration."""
 
     global_step: int
     """Environment steps this lane has taken."""
     iteration: int
     """Iterations finished, counted from 1."""
     metrics: Mapping[str, float]
-    """Name (``family/name``, as in the README's table) to value; absent: not measurable here."""
+    """Values by name (``family/name``, as in the README's table); unavailable ones are absent."""
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What identifies a run; the same for every sink."""
+    """Identity and config of a run; the same for every sink."""
 
     folder: Path
     """The run's own folder; exists already."""
@@ -49,26 +49,26 @@ class RunInfo:
     group: str | None
     """The grid or study this run belongs to."""
     tags: tuple[str, ...]
-    """Short atoms, each at most 64 characters: environment, memory strategy, commit."""
+    """At most 64 characters each: environment, memory strategy, commit."""
     total_steps: int
-    """Environment steps the run will take, for progress and time left."""
+    """Environment steps the run will take, for progress and remaining time."""
     config: Mapping[str, Any]
-    """The resolved config, plus versions and overrides; holds no secrets."""
+    """The resolved config, plus versions and overrides; contains no secrets."""
     job_type: str = "train"
     """train; trial for a run of a study; study for the study itself."""
 
 
 class Sink(ABC):
-    """Where records go. Methods are called from the trainer's thread, in this order."""
+    """A destination of records; the trainer's thread calls the methods in this order."""
 
     @abstractmethod
     def start(self, run: RunInfo) -> None:
-        """Open what is needed for ``run``."""
+        """Open whatever ``run`` needs."""
 
     @abstractmethod
     def record(self, record: Record) -> None:
-        """Take one iteration's numbers."""
+        """Write one iteration's metrics."""
 
     @abstractmethod
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        """Take the run's summary and close; ``exit_code`` is 0 when the run ended well."""
+        """Write the run's summary and close; ``exit_code`` is 0 when the run ended well."""

@@ -1,4 +1,4 @@
-"""What a person can choose about tracking: where records go besides the run's own folder."""
+"""Options of the config group ``tracking``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["Terminal", "TrackingConfig", "TrackingMode"]
 
-# Limits of wandb 0.31, which refuses a run that passes them.
+# Limits of wandb 0.31, which rejects a run that exceeds them.
 _MAX_TAG_CHARS = 64
 _MAX_PROJECT_CHARS = 128
 _FORBIDDEN_IN_PROJECT = "/\\#?%:"
 
 
 class TrackingMode(StrEnum):
-    """Whether W&B records the run, and whether it uploads while it does."""
+    """Whether W&B records the run, and whether it uploads it."""
 
     auto = "auto"
     online = "online"
@@ -35,36 +35,36 @@ class Terminal(StrEnum):
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    """The tracking group; ``metrics.jsonl`` and ``summary.json`` are written whatever it says."""
+    """Options of tracking; ``metrics.jsonl`` and ``summary.json`` are always written."""
 
     mode: TrackingMode = TrackingMode.auto
-    """``auto``: WANDB_MODE if set, else online with a key and an answering server, else offline;
-    ``online``: try the server even against WANDB_MODE; ``offline``: record for ``wandb sync``;
-    ``disabled``: no W&B at all."""
+    """``auto``: WANDB_MODE if set, else online with a key and a responding server, else offline;
+    ``online``: try the server regardless of WANDB_MODE; ``offline``: record for ``wandb sync``;
+    ``disabled``: no W&B."""
     project: str = "ppo_lab"
-    """W&B project, made on first use."""
+    """W&B project, created on first use."""
     entity: str | None = None
-    """W&B user or team; None is the account's default."""
+    """W&B user or team; None: the account's default."""
     group: str | None = None
-    """What W&B groups runs by; None is the grid's or study's name."""
+    """W&B group; None: the name of the grid or study."""
     tags: list[str] = field(default_factory=list)
-    """Added to the run's own tags; each 1 to 64 characters."""
+    """Added to the run's own tags; 1 to 64 characters each."""
     notes: str | None = None
-    """A sentence shown beside the run in W&B."""
+    """Note shown with the run in W&B."""
     init_timeout_s: float = 4.0
-    """Seconds the server may take to accept a run, at most 60; longer suits a slow network, shorter
-    loses less when the server is away. Paid once: afterwards the process stays offline."""
+    """Seconds the server may take to accept a run, at most 60. Longer suits a slow network, shorter
+    loses less time without a server. Spent once: afterwards the process stays offline."""
     finish_timeout_s: float = 5.0
-    """Seconds the last upload may take, at most 600; what is left then waits for ``wandb sync``.
-    With ``init_timeout_s`` this bounds what a broken server costs a run to about 10 s."""
+    """Seconds the final upload may take, at most 600; ``wandb sync`` uploads the rest later.
+    Together with ``init_timeout_s``, a broken server delays a run by about 10 s at most."""
     save_code: bool = False
-    """Upload the git commit, uncommitted changes, the machine's data, and the started script if it
-    lies in the repository; off, since a diff can hold secrets. Our commit is in the config."""
+    """Upload the git commit, uncommitted changes, machine data, and the started script if it is in
+    the repository. Off, since a diff can contain secrets; the config includes the commit anyway."""
     terminal: Terminal = Terminal.auto
-    """Progress on stderr: ``live`` line, ``plain`` lines, ``none``; ``auto`` is live on a tty."""
+    """Progress on stderr: ``live`` line, ``plain`` lines, ``none``; ``auto``: live on a tty."""
 
     def check(self) -> None:
-        """Raise ConfigError for a value W&B would refuse later, in the middle of a start."""
+        """Raise ``ConfigError`` for a value that W&B would reject only when the run starts."""
         for tag in self.tags:
             if not 0 < len(tag) <= _MAX_TAG_CHARS:
                 allowed = f"a tag has 1 to {_MAX_TAG_CHARS} characters"

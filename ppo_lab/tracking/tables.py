@@ -1,4 +1,4 @@
-"""What a person sees at the end: a panel for one run, a table for the jobs of a grid."""
+"""Results on the terminal: a panel for one run, a table for the jobs of a grid."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["grid_table", "places", "reasons", "summary_panel"]
+from ppo_lab.tracking.terminal import format_duration
+
+__all__ = ["grid_table", "override_values", "places", "reasons", "summary_panel", "varying_keys"]
 
 _BAR_CELLS = 24
 _ABSENT = "-"
-# Sums of other entries: beside their parts they would be counted twice.
+# Sums of other entries, which would be counted twice.
 _TIME_TOTALS = frozenset({"total_s", "elapsed_s"})
 
 
 def summary_panel(summary: Mapping[str, Any]) -> RenderableType:
-    """Return one run's result: its return, where time and memory went."""
-    status = summary.get("status", "finished")
-    title = f"{status} in {_duration(summary.get('wall_time_s'))}"
+    """Return a panel of one run's result: its return, and where its time and memory went."""
+    status = _status(summary)
     parts: list[RenderableType] = []
     if reason := summary.get("reason"):
         parts.append(Text(str(reason), "red"))
     if "final_return" in summary:
-        parts.append(_headline(summary))
+        parts.append(_returns(summary))
     parts += [*_time_bars(summary), *_device_bars(summary), *_memory_bars(summary)]
-    border = "green" if status == "finished" else "red"
-    return Panel(Group(*parts), title=Text(title), border_style=border, expand=False)
+    title = Text(f"{status} in {_duration(summary.get('wall_time_s'))}")
+    return Panel(Group(*parts), title=title, border_style=status.style, expand=False)
 
 
 def grid_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Return one line per job: what varies between them, and what came of it.
+    """Return a table with one row per job: the settings that vary, and the results.
 
-    ``rows`` are summaries; a key that a failed job lacks is shown as a dash.
+    Args:
+        rows: The jobs' summaries; a value that a failed job lacks is shown as a dash.
     """
-    overrides = [_override_values(row) for row in rows]
-    varying = _varying(overrides)
+    overrides = [override_values(row) for row in rows]
+    varying = varying_keys(overrides) if len(rows) != 1 else [*overrides[0]]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right")
     for key in varying:
@@ -48,13 +50,54 @@ def grid_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     for heading in ("return", "best", "collapsed", "steps/s", "time"):
         table.add_column(heading, justify="right")
     table.add_column("status", no_wrap=True)
-    for number, (row, chosen) in enumerate(zip(rows, overrides, strict=True)):
-        cells = [str(number), *(chosen.get(key, _ABSENT) for key in varying), *_result_cells(row)]
-        table.add_row(*(Text(cell) for cell in cells), _status(row))
+    for number, (row, values) in enumerate(zip(rows, overrides)):
+        cells = [str(number), *(values.get(key, _ABSENT) for key in varying), *_result_cells(row)]
+        table.add_row(*map(Text, cells), _status(row))
     return table
 
 
-def _headline(summary: Mapping[str, Any]) -> Text:
+def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return why jobs did not finish, one line each; empty when all did."""
+    return "\n".join(
+        f"job {number} {row['status']}: {row['reason']}"
+        for number, row in enumerate(rows)
+        if row.get("reason")
+    )
+
+
+def places(summary: Mapping[str, Any]) -> str:
+    """Return the run's folder and W&B link, one line each, relative to the current folder."""
+    here = f"{Path.cwd()}/"
+    return "\n".join(
+        f"{label:<8}{str(summary[key]).replace(here, '')}"
+        for label, key in (("folder", "folder"), ("W&B", "wandb"))
+        if summary.get(key)
+    )
+
+
+def override_values(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return a summary's command-line overrides by key.
+
+    Example:
+        >>> override_values({"overrides": ["env=cartpole", "+env.kwargs.g=9.8"]})
+        {'env': 'cartpole', 'env.kwargs.g': '9.8'}
+    """
+    pairs = (str(override).partition("=") for override in summary.get("overrides") or ())
+    return {key.lstrip("+"): value for key, _, value in pairs}
+
+
+def varying_keys(overrides: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the keys whose values differ between jobs, in order of first appearance.
+
+    Example:
+        >>> varying_keys([{"env": "cartpole", "seed": "1"}, {"env": "cartpole", "seed": "2"}])
+        ['seed']
+    """
+    keys = dict.fromkeys(key for values in overrides for key in values)
+    return [key for key in keys if len({values.get(key) for values in overrides}) > 1]
+
+
+def _returns(summary: Mapping[str, Any]) -> Text:
     final, best = _number(summary.get("final_return")), _number(summary.get("best_return"))
     text = Text.assemble("return  ", (final, "bold"), " final, ", (best, "bold"), " best")
     if "env_steps_per_s" in summary:
@@ -64,85 +107,69 @@ def _headline(summary: Mapping[str, Any]) -> Text:
     return text
 
 
-def _time_bars(summary: Mapping[str, Any]) -> list[RenderableType]:
-    phases = {
-        key.removesuffix("_s").replace("_", " "): float(seconds)
-        for key, seconds in (summary.get("time") or {}).items()
+def _time_bars(summary: Mapping[str, Any]) -> list[Table]:
+    seconds = {
+        key.removesuffix("_s").replace("_", " "): float(phase_s)
+        for key, phase_s in (summary.get("time") or {}).items()
         if key not in _TIME_TOTALS
     }
-    if not phases:
+    if not seconds:
         return []
-    rest = float(summary.get("wall_time_s") or 0.0) - sum(phases.values())
-    total = sum(phases.values()) + max(rest, 0.0)
-    if total > 0 and rest > 0.005 * total:  # below half a percent it would only be a distraction
-        phases["rest"] = rest
-    shares = {name: seconds / total if total else 0.0 for name, seconds in phases.items()}
-    bars = {name: (share, f"{share:4.0%}  {phases[name]:,.2f} s") for name, share in shares.items()}
-    return [_bars("where the time went", bars)]
+    rest_s = max(float(summary.get("wall_time_s") or 0.0) - sum(seconds.values()), 0.0)
+    total_s = sum(seconds.values()) + rest_s
+    if rest_s > 0.005 * total_s:  # less than half a percent is not worth a row
+        seconds["rest"] = rest_s
+    table = _block("where the time went")
+    for name, phase_s in seconds.items():
+        share = phase_s / total_s if total_s else 0.0
+        table.add_row(Text(name), _bar(share), f"{share:4.0%}  {phase_s:,.2f} s")
+    return [table]
 
 
-def _device_bars(summary: Mapping[str, Any]) -> list[RenderableType]:
+def _device_bars(summary: Mapping[str, Any]) -> list[Table]:
     """Return how the device spent the profiled window."""
     perf = summary.get("perf")
     if not perf:
         return []
-    shares = {
-        "works": perf["kernel_busy_frac"],
-        "waits for the bus": perf["exposed_copy_frac"],
-        "waits for the host": perf["idle_no_copy_frac"],
-    }
-    bars = {name: (share, f"{share:4.0%}") for name, share in shares.items()}
-    return [_bars(f"what the device did in {perf['window_s']:,.2f} s of it", bars)]
+    table = _block(f"device time, profiled for {perf['window_s']:,.2f} s")
+    for name, key in (
+        ("busy", "kernel_busy_frac"),
+        ("waits for the bus", "exposed_copy_frac"),
+        ("waits for the host", "idle_no_copy_frac"),
+    ):
+        table.add_row(Text(name), _bar(perf[key]), f"{perf[key]:4.0%}")
+    return [table]
 
 
-def _memory_bars(summary: Mapping[str, Any]) -> list[RenderableType]:
-    """Return what held the memory at its peak: by category where counted, and as measured."""
+def _memory_bars(summary: Mapping[str, Any]) -> list[Table]:
+    """Return peak memory: forecast and counted by category, and as measured."""
     memory = summary.get("memory") or {}
-    forecast, counted = (_categories(memory.get(key)) for key in ("forecast", "ledger"))
+    columns = {
+        heading: {**memory[key]["categories_gib"], "total": memory[key]["peak_gib"]}
+        for heading, key in (("forecast", "forecast"), ("counted", "ledger"))
+        if memory.get(key)
+    }
     measured = {
-        key.removesuffix("_gib").replace("_", " "): float(gib)
+        key.removesuffix("_gib").replace("_", " "): gib
         for key, gib in (memory.get("measured") or {}).items()
         if isinstance(gib, float)
     }
-    columns = {"forecast": forecast, "counted": counted}
-    columns = {head: sizes for head, sizes in columns.items() if sizes}
-    host_gib = measured.pop("host", None)  # the whole process: Python and torch are most of it
-    sizes_gib = [*forecast.values(), *counted.values(), *measured.values()]
-    largest = max(sizes_gib, default=0.0) or 1.0
+    host_gib = measured.pop("host", None)  # the whole process: mostly Python and torch
+    sizes_gib = [gib for column in (*columns.values(), measured) for gib in column.values()]
+    longest_gib = max(sizes_gib, default=0.0) or 1.0
     table = _block("where the memory went (peak)")
     if columns:
-        table.add_row("", "", *(Text(head, "dim", justify="right") for head in columns))
-    for name in forecast or counted:
+        table.add_row("", "", *(Text(heading, "dim", justify="right") for heading in columns))
+    for name in next(iter(columns.values()), ()):
         sizes = [column[name] for column in columns.values()]
         if any(sizes):
-            table.add_row(Text(name), _bar(max(sizes) / largest), *map(_size, sizes))
-    empty = [""] * (len(columns) - 1)
+            table.add_row(Text(name), _bar(max(sizes) / longest_gib), *map(_size, sizes))
+    blank = [""] * (len(columns) - 1)
     for name, gib in measured.items():
-        table.add_row(Text(name), _bar(gib / largest), *empty, _size(gib))
+        table.add_row(Text(name), _bar(gib / longest_gib), *blank, _size(gib))
     if host_gib is not None:
-        table.add_row(Text("host"), _bar(0.0 if sizes_gib else 1.0), *empty, _size(host_gib))
+        table.add_row(Text("host"), _bar(0.0 if sizes_gib else 1.0), *blank, _size(host_gib))
     return [table] if table.row_count else []
-
-
-def _categories(section: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return GiB by category, the sum as total; empty where memory was not counted that way."""
-    if not section:
-        return {}
-    return {**section["categories_gib"], "total": section["peak_gib"]}
-
-
-def _size(gib: float) -> Text:
-    """Return a size as a person reads it."""
-    text = f"{gib:,.2f} GiB" if gib >= 1.0 else f"{gib * 1024:,.1f} MiB"
-    return Text(text, justify="right")
-
-
-def _bars(title: str, bars: Mapping[str, tuple[float, str]]) -> Table:
-    """Return a titled block of bars; each value is a share in [0, 1] and its text."""
-    table = _block(title)
-    for name, (share, text) in bars.items():
-        table.add_row(Text(name), _bar(share), text)
-    return table
 
 
 def _block(title: str) -> Table:
@@ -155,37 +182,9 @@ def _bar(share: float) -> Text:
     return Text("█" * round(_BAR_CELLS * min(share, 1.0)), "cyan")
 
 
-def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return why jobs did not finish, a line each; empty when all did."""
-    return "\n".join(
-        f"job {number} {row['status']}: {row['reason']}"
-        for number, row in enumerate(rows)
-        if row.get("reason")
-    )
-
-
-def places(summary: Mapping[str, Any]) -> str:
-    """Return where to look next, a line each, paths relative to the current folder."""
-    here = f"{Path.cwd()}/"
-    lines = [
-        f"{label:<8}{str(summary[key]).replace(here, '')}"
-        for label, key in (("folder", "folder"), ("W&B", "wandb"))
-        if summary.get(key)
-    ]
-    return "\n".join(lines)
-
-
-def _override_values(row: Mapping[str, Any]) -> dict[str, str]:
-    pairs = (str(override).partition("=") for override in row.get("overrides") or ())
-    return {key: value for key, _, value in pairs}
-
-
-def _varying(overrides: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the keys whose values differ between jobs, in order of appearance; all for one job."""
-    keys = list(dict.fromkeys(key for chosen in overrides for key in chosen))
-    if len(overrides) == 1:
-        return keys
-    return [key for key in keys if len({chosen.get(key) for chosen in overrides}) > 1]
+def _size(gib: float) -> Text:
+    text = f"{gib:,.2f} GiB" if gib >= 1.0 else f"{gib * 1024:,.1f} MiB"
+    return Text(text, justify="right")
 
 
 def _result_cells(row: Mapping[str, Any]) -> list[str]:
@@ -199,19 +198,16 @@ def _result_cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _status(row: Mapping[str, Any]) -> Text:
-    status = str(row.get("status", "finished"))
+def _status(summary: Mapping[str, Any]) -> Text:
+    status = str(summary.get("status", "finished"))
     return Text(status, "green" if status == "finished" else "red")
 
 
-def _number(value: Any, num_digits: int = 1) -> str:  # noqa: ANN401 - a summary's value
+def _number(value: float | None, num_digits: int = 1) -> str:
     return _ABSENT if value is None else f"{float(value):,.{num_digits}f}"
 
 
-def _duration(seconds: Any) -> str:  # noqa: ANN401 - a summary's value
+def _duration(seconds: float | None) -> str:
     if seconds is None:
         return _ABSENT
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, second = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
+    return f"{seconds:.1f} s" if seconds < 60 else format_duration(seconds)

@@ -1,7 +1,6 @@
-"""Progress while a run trains: one live line on a terminal, now and then a line in a log.
+"""Progress of training on stderr: a live line on a terminal, occasional lines in a log.
 
-Everything goes to stderr, stdout stays free. The lanes of a stack share one ``Progress``, and so
-one line.
+The lanes of a stack share one ``Progress`` and one line.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from ppo_lab.tracking.config import Terminal
 
 __all__ = ["LaneProgress", "Progress", "TerminalSink", "format_duration", "progress_line"]
 
-# A plain line is due after 10 % of the steps, but not within 10 s of the last one, so that short
-# runs stay short in a log; and after 5 minutes in any case, so that long ones look alive. The
-# first record and the end always get a line.
+# A plain line is printed after 10 % of the steps, but at most every 10 s, so that short runs print
+# few; and at least every 5 minutes, so that long runs are seen to be alive. The first record and
+# the end are always printed.
 _PLAIN_SHARE = 0.1
 _PLAIN_MIN_S = 10.0
 _PLAIN_MAX_S = 300.0
@@ -32,8 +31,20 @@ _REFRESH_PER_S = 4.0
 _BAR_CELLS = 20
 
 
+@dataclass
+class LaneProgress:
+    """Progress and latest metrics of one run."""
+
+    total_steps: int
+    global_step: int = 0
+    steps_before: int = 0
+    """Steps taken before this process resumed the run; excluded from its speed."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    is_open: bool = True
+
+
 class Progress:
-    """What the terminal shows for the runs that train at the same time in this process."""
+    """Progress display of the runs that train at the same time in this process."""
 
     def __init__(
         self,
@@ -41,7 +52,7 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Choose the style; ``console`` is stderr, and decides what ``auto`` means."""
+        """Choose the style; ``auto`` depends on ``console``, by default stderr."""
         self._console = console or Console(stderr=True)
         if style is Terminal.auto:
             style = Terminal.live if self._console.is_terminal else Terminal.plain
@@ -56,7 +67,7 @@ class Progress:
             self._started_s = self._clock()
         self._lanes[run.id] = LaneProgress(run.total_steps)
         if self._style is Terminal.live and self._live is None:
-            # Its own thread redraws, so that a record costs the trainer nothing.
+            # Live redraws in its own thread, so that a record costs the trainer nothing.
             self._live = Live(
                 console=self._console,
                 get_renderable=self._draw,
@@ -67,7 +78,7 @@ class Progress:
             self._live.start()
 
     def update(self, run_id: str, record: Record) -> None:
-        """Take a run's newest numbers; print them when a plain line is due."""
+        """Take a run's latest record; print a plain line when one is due."""
         lane = self._lanes[run_id]
         if not lane.global_step and record.iteration > 1:  # resumed
             share_before = (record.iteration - 1) / record.iteration
@@ -77,7 +88,7 @@ class Progress:
             self._print_line()
 
     def close(self, run_id: str) -> None:
-        """Take a run off; after the last one a plain line remains."""
+        """Remove a run; after the last one print a final plain line."""
         self._lanes[run_id].is_open = False
         if any(lane.is_open for lane in self._lanes.values()):
             return
@@ -101,12 +112,12 @@ class Progress:
         return steps / max(sum(lane.total_steps for lane in tuple(self._lanes.values())), 1)
 
     def _is_line_due(self) -> bool:
-        waited_s = self._clock() - self._printed_s
+        since_s = self._clock() - self._printed_s
         share = self._share(self._count_steps() - self._printed_steps)
-        return waited_s >= _PLAIN_MAX_S or (waited_s >= _PLAIN_MIN_S and share >= _PLAIN_SHARE)
+        return since_s >= _PLAIN_MAX_S or (since_s >= _PLAIN_MIN_S and share >= _PLAIN_SHARE)
 
     def _line(self) -> Text:
-        lanes = tuple(self._lanes.values())  # the redrawing thread must not see the dict grow
+        lanes = tuple(self._lanes.values())  # copied: the redraw thread iterates while runs open
         return Text(progress_line(lanes, self._clock() - self._started_s))
 
     def _print_line(self) -> None:
@@ -114,7 +125,7 @@ class Progress:
         self._printed_s, self._printed_steps = self._clock(), self._count_steps()
 
     def _draw(self) -> Text:
-        """Return the live line: a bar as long as there is room for, then the numbers."""
+        """Return the live line: a bar in the space that the numbers leave, then the numbers."""
         line = self._line()
         cells = max(min(self._console.width - line.cell_len - 1, _BAR_CELLS), 0)
         done = round(cells * min(self._share(self._count_steps()), 1.0))
@@ -125,7 +136,7 @@ class Progress:
 
 
 class TerminalSink(Sink):
-    """Shows one run through a ``Progress`` that other runs may share."""
+    """Shows one run on a ``Progress``, which several runs may share."""
 
     def __init__(self, progress: Progress) -> None:
         """Show on ``progress``."""
@@ -133,7 +144,7 @@ class TerminalSink(Sink):
         self._run_id = ""
 
     def start(self, run: RunInfo) -> None:
-        """Add the run to what is shown."""
+        """Add the run to the display."""
         self._run_id = run.id
         self._progress.open(run)
 
@@ -142,42 +153,32 @@ class TerminalSink(Sink):
         self._progress.update(self._run_id, record)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:  # noqa: ARG002
-        """Take the run off."""
+        """Remove the run from the display."""
         self._progress.close(self._run_id)
 
 
-@dataclass
-class LaneProgress:
-    """How far one run is, and its newest numbers."""
+def progress_line(lanes: Sequence[LaneProgress], elapsed_s: float) -> str:
+    """Return steps, return, epsilon, clip fraction, VRAM and speed in one line.
 
-    total_steps: int
-    global_step: int = 0
-    steps_before: int = 0
-    """Steps taken before this process resumed the run; they do not count for its speed."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    is_open: bool = True
+    Steps are summed over all lanes, metrics averaged over the open ones; epsilon is a range and
+    VRAM the maximum, which is the process's. Metrics that no lane has are omitted.
 
-
-def progress_line(lanes: Sequence[LaneProgress], took_s: float) -> str:
-    """Return steps, returns, clip and speed: sums of steps, means over the lanes still open.
-
-    VRAM is the largest, since a process has one, and so is ε's range shown rather than its mean.
-    Numbers that no lane has are left out.
+    Example:
+        >>> progress_line([LaneProgress(1000, 100, metrics={"ppo/epsilon": 0.2})], elapsed_s=0.5)
+        '100/1,000  ε 0.2  200 steps/s  ETA 0:04'
     """
-    still_open = [lane for lane in lanes if lane.is_open]
+    open_lanes = [lane for lane in lanes if lane.is_open]
     steps = sum(lane.global_step for lane in lanes)
     total = sum(lane.total_steps for lane in lanes)
-    parts = [f"{len(still_open or lanes)} lanes"] if len(lanes) > 1 else []
+    parts = [f"{len(open_lanes or lanes)} lanes"] if len(lanes) > 1 else []
     parts.append(f"{steps:,}/{total:,}")
-    parts += _metric_parts(still_open or lanes)
+    parts += _metric_parts(open_lanes or lanes)
     new_steps = steps - sum(lane.steps_before for lane in lanes)
-    if new_steps > 0 and took_s > 0:
-        per_s = new_steps / took_s
-        left = sum(max(lane.total_steps - lane.global_step, 0) for lane in still_open)
-        parts.append(f"{per_s:,.0f} steps/s")
-        parts.append(
-            f"ETA {format_duration(left / per_s)}" if left else f"in {format_duration(took_s)}"
-        )
+    if new_steps > 0 and elapsed_s > 0:
+        per_s = new_steps / elapsed_s
+        left = sum(max(lane.total_steps - lane.global_step, 0) for lane in open_lanes)
+        eta = f"ETA {format_duration(left / per_s)}"
+        parts += [f"{per_s:,.0f} steps/s", eta if left else f"in {format_duration(elapsed_s)}"]
     return "  ".join(parts)
 
 
@@ -186,7 +187,7 @@ def _metric_parts(lanes: Sequence[LaneProgress]) -> list[str]:
         return [float(lane.metrics[name]) for lane in lanes if name in lane.metrics]
 
     parts = []
-    # The last 100 episodes' mean is there even when none ended in this iteration.
+    # The mean of the last 100 episodes exists even if no episode ended in this iteration.
     returns = values("charts/episodic_return_last100") or values("charts/episodic_return")
     if returns:
         parts.append(f"return {_mean(returns):.1f}")
@@ -207,7 +208,12 @@ def _mean(values: list[float]) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Return ``1:02:03`` or ``2:03``."""
+    """Return a duration as hours, minutes and seconds.
+
+    Example:
+        >>> format_duration(123), format_duration(3723)
+        ('2:03', '1:02:03')
+    """
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

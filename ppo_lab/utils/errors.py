@@ -1,4 +1,4 @@
-"""The one error a user sees for a wrong setting, and the checks that raise it."""
+"""The error for a wrong setting, and helpers that check settings."""
 
 from __future__ import annotations
 
@@ -10,37 +10,45 @@ from typing import Any
 __all__ = ["REDACTED", "ConfigError", "check_number", "closest_match"]
 
 REDACTED = "..."
-"""Stands for a value that must not be repeated."""
+"""Replaces a value that must not be printed."""
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used: the key as typed, its value, and what is allowed."""
+    """A setting that cannot be used.
+
+    Example:
+        >>> str(ConfigError("gamma", 2, "must be a number <= 1"))
+        'gamma=2: must be a number <= 1'
+    """
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
-        """Say that ``key=value`` is wrong and that ``allowed`` would be right."""
+        """Report ``key=value`` and which values are ``allowed``."""
         self.key, self.value, self.allowed = key, value, allowed
         super().__init__(f"{key}={value}: {allowed}")
 
 
 def closest_match(name: str, valid: Iterable[str]) -> str | None:
-    """Return the valid name most like ``name``, or None when nothing is close."""
+    """Return the valid name most similar to ``name``, or None if none is close."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
 def check_number(
     key: str,
-    value: Any,  # noqa: ANN401 - whatever was typed
+    value: Any,  # noqa: ANN401 - user input
     *,
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
     off: bool = False,
 ) -> float | None:
-    """Return the number given for ``key``, None for ``none`` where it may be ``off``.
+    """Check a number from the config.
+
+    Returns:
+        The number; None for ``none``, which ``off`` allows.
 
     Raises:
-        ConfigError: not a finite number, or out of range.
+        ConfigError: Not a finite number, or out of range.
     """
     if off and (value is None or (isinstance(value, str) and value.lower() == "none")):
         return None

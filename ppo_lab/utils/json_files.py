@@ -1,4 +1,4 @@
-"""Writing files whole, and values as strict JSON."""
+"""Strictly valid JSON, and files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_write", "restore", "strict", "to_jsonable", "write_json"]
+__all__ = ["atomic_write", "from_jsonable", "to_jsonable", "write_json"]
+
+# "inf" is an earlier spelling in settings; both are read.
+_NON_FINITE = {"NaN": math.nan} | {
+    sign + word: float(sign + word) for word in ("Infinity", "inf") for sign in ("", "-")
+}
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` whole or not at all (temporary name, fsync, rename)."""
+    """Replace ``path`` by ``content`` atomically (temporary file, fsync, rename)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -27,61 +32,55 @@ def atomic_write(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)  # gone already if all went well
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` as indented, strictly valid JSON (no NaN or Infinity), whole."""
-    text = json.dumps(content, indent=2, allow_nan=False, default=str)
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` to ``path`` atomically, as indented JSON; see ``to_jsonable``."""
+    text = json.dumps(to_jsonable(content), indent=2, allow_nan=False)
     atomic_write(path, (text + "\n").encode())
 
 
-def to_jsonable(value: Any) -> Any:  # noqa: ANN401 - any nesting of settings
-    """Return ``value`` as JSON can hold it: enums as their values, infinity as "inf"."""
+def to_jsonable(value: Any) -> Any:  # noqa: ANN401 - any nesting
+    """Convert a value to JSON types.
+
+    Args:
+        value: Any nesting of mappings, sequences, sets, enums, arrays and scalars.
+
+    Returns:
+        The same with enums as their values, arrays and tensors as lists, NaN and infinity as the
+        strings "NaN", "Infinity" and "-Infinity", and anything else as its ``str``.
+
+    Example:
+        >>> to_jsonable({"loss": float("nan"), "hidden": (64, 64)})
+        {'loss': 'NaN', 'hidden': [64, 64]}
+    """
     if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {key: to_jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_jsonable(item) for item in value]
-    if isinstance(value, float) and math.isinf(value):
-        return str(value)
-    return value
-
-
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-def strict(value: Any) -> Any:  # noqa: ANN401 - JSON in, JSON out
-    """Return ``value`` as JSON types only; what has no JSON form becomes its ``str``."""
+        return to_jsonable(value.value)
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, str):
-        return str(value)
     if isinstance(value, Mapping):
-        return {str(key): strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [strict(item) for item in value]
+        return {str(key): to_jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_jsonable(item) for item in value]
     if hasattr(value, "tolist"):  # NumPy's arrays and scalars, tensors
-        return strict(value.tolist())
+        return to_jsonable(value.tolist())
     if isinstance(value, Integral):
         return int(value)
-    if isinstance(value, Real):
-        return _strict_float(float(value))
-    return str(value)
-
-
-def _strict_float(number: float) -> float | str:
+    if not isinstance(value, Real):
+        return str(value)
+    number = float(value)
     if math.isfinite(number):
         return number
-    if math.isnan(number):
-        return "NaN"
-    return "Infinity" if number > 0 else "-Infinity"
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
 
 
-def restore(value: Any) -> Any:  # noqa: ANN401 - JSON in, JSON out
-    """Return parsed JSON with the non-finite numbers that ``strict`` wrote as strings."""
+def from_jsonable(value: Any) -> Any:  # noqa: ANN401 - parsed JSON
+    """Return parsed JSON with the non-finite numbers that ``to_jsonable`` wrote as strings.
+
+    Example:
+        >>> from_jsonable({"loss": "NaN", "bounds": ["-Infinity", 1.0]})
+        {'loss': nan, 'bounds': [-inf, 1.0]}
+    """
     if isinstance(value, dict):
-        return {key: restore(item) for key, item in value.items()}
+        return {key: from_jsonable(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [restore(item) for item in value]
-    if isinstance(value, str):
-        return _NON_FINITE.get(value, value)
-    return value
+        return [from_jsonable(item) for item in value]
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Where the YAML lives: beside the package in a checkout, inside it in an installed wheel."""
+"""Folders of the YAML files: beside the package in a checkout, inside it in an installed wheel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a result depends on beside its config: versions, the machine, the commit."""
+"""Provenance of a result besides its config: versions, machine, commit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("ppo_lab", "torch", "gymnasium", "hydra-core", "omegaconf", "wandb"
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages a run uses, where installed."""
+    """Return the versions of Python and of the installed packages that a run uses."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Return what the run trains on; names hardware, never the host."""
+    """Return device and platform, without the host's name."""
     found = {"device": str(device), "platform": platform.system() + "-" + platform.machine()}
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
@@ -35,7 +35,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any]:
-    """Return the checkout's commit and whether files differ from it; empty outside a checkout."""
+    """Return the checkout's commit and whether files differ from it; {} outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return {}
@@ -43,7 +43,7 @@ def git_state() -> dict[str, Any]:
         commit = _git(root, "rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
-        return {}  # no git here, or a repository without a commit
+        return {}  # git is not installed, or the repository has no commit
 
 
 def _git(root: Path, *arguments: str) -> str:

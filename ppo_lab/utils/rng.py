@@ -1,7 +1,7 @@
 """Random numbers as a pure function of (lane seed, stream, counter).
 
-Every lane's numbers are the same whether it trains alone or in a stack, and any of them can be
-drawn again from its counter alone: there is no generator state to save, share or synchronise.
+A lane draws the same numbers alone and in a stack, and any number can be recomputed from its
+counter: there is no generator state to save, share or synchronise.
 The generator is SplitMix64 used as a counter-based hash: a 64-bit key per lane and stream, a Weyl
 sequence over the counter, and Stafford's "Mix13" finaliser (Steele, Lea and Flood 2014,
 "Fast splittable pseudorandom number generators", section 5; constants from there).
@@ -31,7 +31,7 @@ _MIX_2 = _signed(0x94D049BB133111EB)
 
 
 class Stream(IntEnum):
-    """What the numbers are for; streams of one lane never meet."""
+    """Purpose of the numbers; the streams of a lane are independent."""
 
     INIT = 1
     ACTION = 2
@@ -53,12 +53,12 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _on_device(number: Tensor | int, keys: Tensor) -> Tensor:
-    """Return ``number`` beside ``keys``; a fill, where a copy would wait for the device."""
+    """Return ``number`` on the device of ``keys``, by a fill: a copy would synchronise."""
     return keys.new_full((), number) if isinstance(number, int) else number
 
 
 def fold_in(keys: Tensor, data: Tensor | int) -> Tensor:
-    """Return new keys (L,) that depend on ``keys`` (L,) and ``data`` ((L,) or a number)."""
+    """Derive new keys (L,) from ``keys`` (L,) and ``data``, (L,) or a number."""
     return _mix(_mix(keys + _GOLDEN_GAMMA) ^ _mix(_on_device(data, keys) + 1))
 
 
@@ -78,7 +78,7 @@ def uniform(
 ) -> Tensor:
     """Return (L, K) numbers uniform in the open interval (0, 1), on a grid of 2^-23.
 
-    The grid is offset by half a step, so that neither 0 nor 1 comes up and logarithms are finite;
+    The grid is offset by half a step, so that neither 0 nor 1 occurs and logarithms are finite;
     its 2^23 points and their offset are exact in float32 (24 bits of significand).
     """
     return (_shift_right(bits(keys, count, start), 41).to(dtype) + 0.5) * 2.0**-23
@@ -92,5 +92,12 @@ def normal(
 
 
 def permutation(keys: Tensor, count: int) -> Tensor:
-    """Return (L, K) int64: for each lane its own permutation of 0 .. K-1."""
+    """Return one permutation of 0 .. K-1 per lane, (L, K) int64.
+
+    Example:
+        >>> keys = lane_keys(torch.tensor([1, 2]), Stream.SHUFFLE)
+        >>> permutation(keys, 4).sort(-1).values
+        tensor([[0, 1, 2, 3],
+                [0, 1, 2, 3]])
+    """
     return bits(keys, count).argsort(-1)

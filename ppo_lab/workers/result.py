@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.tracking import restore, strict
-from ppo_lab.utils.json_files import write_json
+from ppo_lab.utils.json_files import from_jsonable, write_json
 
 __all__ = ["RESULT_FILE", "Result", "read_result", "worst_status"]
 
@@ -60,7 +59,7 @@ class Result:
         failed_s = time.monotonic()
         while True:
             try:
-                write_json(folder / RESULT_FILE, strict(asdict(self)))
+                write_json(folder / RESULT_FILE, asdict(self))
             except OSError as error:
                 if error.errno not in _FULL or time.monotonic() - failed_s > _LONGEST_FULL_S:
                     raise
@@ -73,7 +72,7 @@ class Result:
 def read_result(folder: Path) -> Result | None:
     """Return the result in an attempt's folder; None if there is none."""
     path = folder / RESULT_FILE
-    return Result(**restore(json.loads(path.read_bytes()))) if path.is_file() else None
+    return Result(**from_jsonable(json.loads(path.read_bytes()))) if path.is_file() else None
 
 
 def worst_status(summaries: Sequence[dict[str, Any]]) -> tuple[str, str | None]:

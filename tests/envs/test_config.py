@@ -1,14 +1,16 @@
-"""What EnvConfig refuses, what it says then, and what it never imports."""
+"""EnvConfig: wrong settings, their messages, and imports."""
 
 import subprocess
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 from omegaconf import OmegaConf
 
 import tests.helpers.clock_env  # noqa: F401 (registers Clock-v0 and Strange-v0)
+from ppo_lab.envs import gymnasium_spec
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
 from ppo_lab.envs.config import Backend, EnvConfig
 from ppo_lab.utils.errors import ConfigError
@@ -92,11 +94,22 @@ def test_a_module_is_imported_for_its_environment():
     [("LunarLander-v3", "Box2D", "box2d"), ("Hopper-v5", "mujoco", "mujoco")],
 )
 def test_a_missing_package_is_named_with_its_extra(env_id, package, extra, monkeypatch):
+    monkeypatch.setattr(gymnasium_spec, "_SPECS", {})
     for name in [name for name in sys.modules if name.startswith(f"gymnasium.envs.{extra}")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"pip install 'ppo_lab\[{extra}\]'"):
         EnvConfig(id=env_id).check()
+
+
+def test_an_environment_is_built_once_for_all_checks_with_the_same_kwargs(monkeypatch):
+    monkeypatch.setattr(gymnasium_spec, "_SPECS", {})
+    make, made = gymnasium.make, []
+    monkeypatch.setattr(gymnasium, "make", lambda *a, **b: (made.append(b), make(*a, **b))[1])
+    for shape in ([2], [2], [3]):  # as YAML gives them
+        config = EnvConfig(id="Clock-v0", kwargs={"shape": shape})
+        assert config.check().observation_size == shape[0]
+    assert made == [{"shape": [2]}, {"shape": [3]}]
 
 
 def test_auto_is_torch_for_native_environments_without_kwargs():

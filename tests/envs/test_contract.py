@@ -1,4 +1,4 @@
-"""What every native environment and every YAML of conf/env promises."""
+"""Contract of every native environment and every YAML of conf/env."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The gymnasium backend on an environment that tells the time."""
+"""The gymnasium backend on an environment with known numbers."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_only_the_rows_that_ended_have_another_last_observation():
     assert mixed > 5
 
 
-def test_what_was_returned_is_never_written_into():
+def test_returned_tensors_are_never_written():
     env, _ = build()
     kept = []
     kept.append((env.reset(), torch.zeros(2, 3, 2)))
@@ -128,4 +128,4 @@ def test_infinite_boxes_do_not_clip():
     env, _ = build("Pendulum-v1", seeds=(1,), num_envs=2)
     env._low, env._high = np.float32([-np.inf]), np.float32([np.inf])
     actions = torch.tensor([[[-7e6], [7e6]]])
-    assert np.array_equal(env._as_gymnasium_takes(actions), np.float32([[-7e6], [7e6]]))
+    assert np.array_equal(env._env_actions(actions), np.float32([[-7e6], [7e6]]))

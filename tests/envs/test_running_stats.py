@@ -6,7 +6,7 @@ import torch
 
 from ppo_lab.envs.base import ContinuousActions, Env, EnvSpec, Step
 from ppo_lab.envs.normalized import NormalizedEnv
-from ppo_lab.envs.running_stats import DiscountedReturns, RunningMoments, normalize
+from ppo_lab.envs.running_stats import Normalizer, RunningMoments, normalize
 
 CPU = torch.device("cpu")
 NUM_STEPS, L, N, SIZE = 30, 2, 5, 3
@@ -135,7 +135,7 @@ def test_thirty_steps_equal_vecnormalize(dtype):
 def test_one_batch_by_hand():
     # 1e-4 samples of mean 0 and variance 1, then 1 and 3 (mean 2, variance 1): count 2.0001,
     # mean 2 * 2 / 2.0001, variance (1e-4 * 1 + 2 * 1 + 4 * 1e-4 * 2 / 2.0001) / 2.0001.
-    moments = RunningMoments(1, device=CPU)
+    moments = RunningMoments.initial(1, device=CPU)
     moments.update(torch.tensor([[1.0, 3.0]]))
     state = moments.state_dict()
     assert state["count"].tolist() == pytest.approx([2.0001], rel=1e-12)
@@ -147,7 +147,7 @@ def test_one_batch_by_hand():
 def test_many_batches_equal_the_moments_of_all_samples():
     # Far from zero, where float32 sums would lose the variance altogether.
     samples = torch.randn(500, 1, 8, 2, dtype=torch.float64) + 1e4
-    moments = RunningMoments(1, (2,), device=CPU)
+    moments = RunningMoments.initial(1, (2,), device=CPU)
     for batch in samples:
         moments.update(batch)
     rows = samples.flatten(0, 2)
@@ -158,7 +158,7 @@ def test_many_batches_equal_the_moments_of_all_samples():
 
 
 def test_a_constant_feature_becomes_zero_and_not_nan():
-    moments = RunningMoments(1, (1,), device=CPU)
+    moments = RunningMoments.initial(1, (1,), device=CPU)
     for _ in range(3):
         moments.update(torch.full((1, 4, 1), 5.0))
     values = normalize(torch.full((1, 4, 1), 5.0), var=moments.var, mean=moments.mean)
@@ -167,19 +167,28 @@ def test_a_constant_feature_becomes_zero_and_not_nan():
 
 
 def test_returns_by_hand_with_a_gamma_per_lane():
-    # Lane 0, gamma 0.5: 1, then 0.5 + 2 = 2.5, episode ends, then 3. Lane 1, gamma 0: the rewards.
+    # Lane 0, gamma 0.5: 1, then 0.5 + 2 = 2.5, then 0.5 * 2.5 + 4 = 5.25, which ends the episode,
+    # then 3. Lane 1, gamma 0: the rewards.
     gamma = torch.tensor([0.5, 0.0])
-    at_zero = torch.zeros(2, 1, dtype=torch.float64)
-    returns = DiscountedReturns(gamma, RunningMoments(2, device=CPU), at_zero)
+    normalizer = Normalizer.begin(2, 1, 0, gamma=gamma, device=CPU)
     seen = []
-    for reward, ended in ((1.0, False), (2.0, True), (3.0, False)):
-        returns.advance(torch.full((2, 1), reward))
-        seen.append(returns.returns.flatten().tolist())
-        returns.end_episodes(torch.full((2, 1), ended))
-    assert seen == [[1.0, 1.0], [2.5, 2.0], [3.0, 3.0]]
+
+    def advance(reward, ended=None):
+        flags = None if ended is None else torch.full((2, 1), ended)
+        normalizer.advance(torch.zeros(2, 1, 3), torch.full((2, 1), reward), flags)
+        seen.append(normalizer.latest_returns.flatten().tolist())
+
+    advance(1.0)
+    advance(2.0, ended=False)
+    advance(4.0, ended=True)
+    advance(3.0)
+    assert seen == [[1.0, 1.0], [2.5, 2.0], [0.0, 0.0], [3.0, 3.0]]
+    # The return that ended was counted: 1, 2.5, 5.25, 3 and 1, 2, 4, 3, beside 1e-4 zeros.
+    sums = torch.tensor([11.75, 10.0], dtype=torch.float64)
+    torch.testing.assert_close(normalizer.returns.mean.flatten(), sums / 4.0001)
     gamma[1] = 1.0  # a lane is replaced: its gamma is read, not copied
-    returns.advance(torch.full((2, 1), 1.0))
-    assert returns.returns.flatten().tolist() == [2.5, 4.0]
+    advance(1.0)
+    assert seen[-1] == [2.5, 4.0]
 
 
 def build(observations=True, rewards=True):

@@ -1,4 +1,4 @@
-"""A Gymnasium environment that tells the time: every number of a step can be foretold."""
+"""A Gymnasium environment whose observations and rewards are known in advance."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Clock(gymnasium.Env):
 
 
 class Strange(gymnasium.Env):
-    """An environment of which only the spaces matter."""
+    """An environment with given spaces and no dynamics."""
 
     metadata = {"render_modes": []}  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""A W&B server on 127.0.0.1 that misbehaves as told; it ends with the ``with`` block."""
+"""A W&B server on 127.0.0.1 with a chosen fault, open during a ``with`` block."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StubServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing when a client has given up waiting."""
+        """Ignore clients that closed the connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,7 +1,7 @@
-"""A little trainer for a process of its own: ``wandb_program.py OUTPUTS ROUNDS LANES``.
+"""A minimal trainer in a separate process: ``wandb_program.py OUTPUTS ROUNDS LANES``.
 
 Each round starts LANES W&B sinks, records three rows on each, and finishes them with exit code
-equal to the round's number. Prints one JSON line per run: what it took and where it went.
+equal to the round's number. Prints one JSON line per run: its time and its link.
 """
 
 import json

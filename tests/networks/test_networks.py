@@ -1,4 +1,4 @@
-"""Networks: how they start, what they answer, and action distributions against torch's own."""
+"""Networks: initialisation and outputs; action distributions against torch's own."""
 
 import dataclasses
 import math

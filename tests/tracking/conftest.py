@@ -1,4 +1,4 @@
-"""Runs W&B in processes of their own, since what it knows is known per process."""
+"""Fixtures that run W&B in separate processes, since its state is per process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tracking group's choices, and the command that browses what they left on disk."""
+"""Options of tracking, and the command that browses local W&B runs."""
 
 from __future__ import annotations
 
@@ -73,6 +73,6 @@ def test_browse_says_in_one_line_that_there_is_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert browse.main([str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert str(tmp_path) in told
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(tmp_path) in error

@@ -1,4 +1,4 @@
-"""The run's own files: what is written comes back, whatever happened to the process."""
+"""The run's own files can be read back, whatever happened to the process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_metrics_come_back_as_logged_and_the_file_is_strict_json(tmp_path: Path)
     sink.start(describe(tmp_path))
     half: Any = np.float32(0.5)
     metrics = {"a/nan": math.nan, "a/inf": math.inf, "a/low": -math.inf, "a/np": half}
-    counts: Any = np.array([1, 2])  # what a trainer may well hand over
+    counts: Any = np.array([1, 2])  # as a trainer may pass them
     sink.record(Record(7, 1, metrics, {"ppo/ratio": Histogram(counts, (0.0, 1.0, 2.0))}))
     path = tmp_path / "metrics.jsonl"
     (row,) = read_metrics(path)  # before finish: every record is flushed
@@ -95,7 +95,7 @@ def test_a_resumed_run_cuts_the_torn_line_and_replaces_repeated_iterations(tmp_p
 
 
 class Broken(Sink):
-    """Raises where it is told to, and counts calls."""
+    """Raises in the named methods, and records calls."""
 
     def __init__(self, *broken: str, error: type[BaseException] = OSError) -> None:
         self.broken, self.error = broken, error
@@ -123,7 +123,7 @@ def use(guard: SafeSink, folder: Path) -> None:
     guard.finish({}, 0)
 
 
-def test_failing_records_are_counted_told_once_and_given_up_after_three(
+def test_failing_records_are_counted_logged_once_and_dropped_after_three(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = Broken("record")
@@ -136,7 +136,7 @@ def test_failing_records_are_counted_told_once_and_given_up_after_three(
     assert "Broken failed" in caplog.text
 
 
-def test_a_sink_that_did_not_start_is_left_alone(tmp_path: Path) -> None:
+def test_a_sink_that_failed_to_start_is_not_called_again(tmp_path: Path) -> None:
     sink = Broken("start")
     guard = SafeSink(sink)
     use(guard, tmp_path)
@@ -151,7 +151,7 @@ def test_a_failing_finish_is_counted(tmp_path: Path) -> None:
     assert guard.reason == "finish: OSError: no space left"
 
 
-def test_an_interrupt_passes_the_guard(tmp_path: Path) -> None:
+def test_an_interrupt_propagates(tmp_path: Path) -> None:
     guard = SafeSink(Broken("record", error=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         use(guard, tmp_path)

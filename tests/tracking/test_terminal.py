@@ -1,4 +1,4 @@
-"""What a person sees: progress lines, the summary panel, the grid's table."""
+"""Progress lines, the summary panel and the table of a grid."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SUMMARY: dict[str, Any] = {
 
 
 class Clock:
-    """A clock that stands still until told."""
+    """A clock that advances only by assignment."""
 
     now_s = 0.0
 
@@ -195,7 +195,7 @@ def test_the_panel_says_what_the_device_waited_for() -> None:
         "window_s": 1.5,
     }
     text = text_of(summary_panel(SUMMARY | {"perf": perf}))
-    assert "what the device did in 1.50 s of it" in text
+    assert "device time, profiled for 1.50 s" in text
     rows = [line.strip("│ ").split() for line in text.splitlines() if "waits for" in line]
     assert rows == [["waits", "for", "the", side, "█" * 6, "25%"] for side in ("bus", "host")]
     assert "waits for" not in text_of(summary_panel(SUMMARY))

@@ -22,7 +22,6 @@ from ppo_lab.studies.results import statistics as analysis
 from ppo_lab.studies.results.statistics import CONFIDENCE
 from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials
 from ppo_lab.studies.store.database import Database
-from ppo_lab.tracking import strict
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.json_files import write_json
 
@@ -83,7 +82,7 @@ class Confirmed:
             "default": _plain(self.default),
             "candidates": [_plain(candidate) for candidate in self.candidates],
         }
-        write_json(plan.folder / CONFIRM_FILE, strict(content))
+        write_json(plan.folder / CONFIRM_FILE, content)
 
 
 def check_confirmation(plan: Plan) -> None:

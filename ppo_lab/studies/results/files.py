@@ -17,7 +17,6 @@ from ppo_lab.studies.results.confirmation import CONFIRM_FILE, Confirmed
 from ppo_lab.studies.results.format import score_text
 from ppo_lab.studies.results.statistics import importance, pareto
 from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials
-from ppo_lab.tracking import strict
 from ppo_lab.utils.json_files import atomic_write, to_jsonable, write_json
 
 __all__ = ["importances", "space_of", "trial_table", "write_outputs"]
@@ -39,7 +38,7 @@ def write_outputs(plan: Plan, study: Study, confirmed: Confirmed | None) -> None
     writer.writerows(table)
     atomic_write(plan.folder / "trials.csv", text.getvalue().encode())
     atomic_write(plan.folder / "space.yaml", OmegaConf.to_yaml(space_of(plan)).encode())
-    write_json(plan.folder / "importance.json", strict(importances(plan, study)))
+    write_json(plan.folder / "importance.json", importances(plan, study))
     if confirmed is not None:
         confirmed.write(plan)
     else:

@@ -17,7 +17,8 @@ from ppo_lab.studies.results.confirmation import Confirmed
 from ppo_lab.studies.results.files import importances, space_of, trial_table
 from ppo_lab.studies.results.trial_table import best_row, finished_trials, labels
 from ppo_lab.studies.store.trial_store import run_id_stem
-from ppo_lab.tracking import RunInfo, SafeSink, WandbSink, strict
+from ppo_lab.tracking import RunInfo, SafeSink, WandbSink
+from ppo_lab.utils.json_files import to_jsonable
 
 __all__ = ["track_study"]
 
@@ -34,7 +35,7 @@ class _StudySink(WandbSink):
             import wandb
 
             columns: list[str | int] = list(self._table[0])
-            data = [[strict(row[str(column)]) for column in columns] for row in self._table]
+            data = [[to_jsonable(row[str(column)]) for column in columns] for row in self._table]
             self._run.log({"trials": wandb.Table(columns=columns, data=data)})
         super().finish(summary, exit_code)
 
