@@ -14,14 +14,14 @@ from types import FrameType
 
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.display.events import (
-    Event,
     StudyEnded,
+    StudyEvent,
+    StudyObserver,
     TrialEnded,
     TrialNoted,
     TrialReported,
     TrialRetried,
     TrialStarted,
-    Watcher,
 )
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy, StorageLostError
@@ -105,7 +105,7 @@ class StudyScheduler:
         executor: Executor,
         patience: RetryPolicy,
         signals: InterruptHandler,
-        watchers: Sequence[Watcher],
+        watchers: Sequence[StudyObserver],
     ) -> None:
         """Take the parts; nothing happens before ``run``."""
         self._plan, self._book, self._lease, self._executor = plan, book, lease, executor
@@ -207,10 +207,8 @@ class StudyScheduler:
                 slot=self._executor.slots()[claim.number],
                 role=claim.role,
                 params=claim.params,
-                overrides=overrides,
                 seeds=[config.seed for config in configs],
                 total_steps=configs[0].total_steps,
-                folder=folder,
             )
         )
 
@@ -240,11 +238,9 @@ class StudyScheduler:
         if not self._patience.call("report", lambda: self._book.is_ours(claim)):
             self._executor.stop(number)
             return
-        report, stop = self._patience.call("report", lambda: self._book.report(claim, mark))
+        stop = self._patience.call("report", lambda: self._book.report(claim, mark))
         self._executor.tell(number, Decision(mark.step, stop))
-        mean = report.mean if report else None
-        error = report.standard_error if report else None
-        self._notify(TrialReported(number, mark, mean, error, stop))
+        self._notify(TrialReported(number, mark, stop))
 
     def _handle_exit(self, event: Exited) -> None:
         claim, folder = self._claims[event.number], self._folders[event.number]
@@ -276,19 +272,8 @@ class StudyScheduler:
         if told is None:
             log.warning("trial %d was taken over by another machine", claim.number)
             return
-        self._notify(
-            TrialEnded(
-                number=claim.number,
-                role=claim.role,
-                params=claim.params,
-                state=told.state.name,
-                status=told.status,
-                reason=told.reason,
-                values=told.values,
-                summaries=result.summaries,
-                counts=self._patience.call("count", self._book.counts),
-            )
-        )
+        counts = self._patience.call("count", self._book.counts)
+        self._notify(TrialEnded(claim.number, claim.role, claim.params, told, counts))
 
     def _forget(self, claim: Claim) -> None:
         self._next_claim_s = 0.0  # something has changed: there is more to do, or all is done
@@ -304,7 +289,7 @@ class StudyScheduler:
             else:
                 self._patience.call("release", functools.partial(self._book.release, claim))
 
-    def _notify(self, event: Event) -> None:
+    def _notify(self, event: StudyEvent) -> None:
         for watcher in self._watchers:
             watcher.handle(event)
 

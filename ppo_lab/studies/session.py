@@ -12,12 +12,11 @@ from optuna.study import Study
 from rich.console import Console
 
 from ppo_lab.studies.definition.plan import Plan
-from ppo_lab.studies.definition.storage_url import masked
-from ppo_lab.studies.display.events import StorageAway, StudyOpened, Watcher
+from ppo_lab.studies.display.events import StorageAway, StudyObserver, StudyOpened
 from ppo_lab.studies.display.live_table import LiveTable
-from ppo_lab.studies.display.log_lines import LineWatcher
-from ppo_lab.studies.display.progress import Best, StudyProgress
-from ppo_lab.studies.results.trial_table import best_row, finished_trials
+from ppo_lab.studies.display.log_lines import LogLines
+from ppo_lab.studies.display.progress import StudyProgress
+from ppo_lab.studies.results.trial_table import best_trial, finished_trials
 from ppo_lab.studies.scheduler import Ending, InterruptHandler, StudyScheduler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
@@ -47,7 +46,7 @@ class StudyRunner:
             StorageLostError: it does not answer.
         """
         self._executor, self._signals, self._write = executor, signals, write
-        self._watchers: list[Watcher] = []
+        self._watchers: list[StudyObserver] = []
         self.had_work = False
         """Whether a plan had trials missing when it was run."""
         self._patience = RetryPolicy(
@@ -81,14 +80,9 @@ class StudyRunner:
         counts = self.call("count", book.counts)
         self.had_work |= counts.finished < counts.total
         rows = self.call("read", lambda: finished_trials(book.study, plan.objectives))
-        row = best_row(rows, plan.objectives[0]) if len(plan.objectives) == 1 else None
-        standing = StudyProgress(plan.objectives, plan.constraints)
-        if row is not None and row.values[0] is not None:
-            standing.best = Best(row.number, row.values[0], row.half_width, row.params)
+        standing = StudyProgress(plan.objectives, best_trial(rows, plan.objectives))
         self._watchers = _watchers(plan.config.tracking.terminal, standing, self._write)
-        opened = StudyOpened(
-            plan.name, plan.folder, masked(plan.url), counts, self._executor.num_slots
-        )
+        opened = StudyOpened(plan.name, plan.folder, counts, self._executor.num_slots)
         try:
             for watcher in self._watchers:
                 watcher.handle(opened)
@@ -113,11 +107,11 @@ class StudyRunner:
 
 def _watchers(
     style: Terminal, standing: StudyProgress, write: Callable[[str], None]
-) -> list[Watcher]:
+) -> list[StudyObserver]:
     """Return what shows the progress: a live table on a terminal, else lines, or nothing."""
     console = Console(stderr=True)
     if style is Terminal.auto:
         style = Terminal.live if console.is_terminal else Terminal.plain
     if style is Terminal.live:
         return [LiveTable(standing, console)]
-    return [LineWatcher(standing, write)] if style is Terminal.plain else []
+    return [LogLines(standing, write)] if style is Terminal.plain else []

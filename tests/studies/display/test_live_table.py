@@ -5,10 +5,11 @@ import logging
 import math
 
 import pytest
+from optuna.trial import TrialState
 from rich.console import Console
 
 from ppo_lab.config.study import Aggregate
-from ppo_lab.studies.definition.objective import parse_constraints, parse_objectives
+from ppo_lab.studies.definition.objective import parse_objectives
 from ppo_lab.studies.display.events import (
     StorageAway,
     StudyEnded,
@@ -20,11 +21,12 @@ from ppo_lab.studies.display.events import (
     TrialStarted,
 )
 from ppo_lab.studies.display.live_table import LiveTable, draw
-from ppo_lab.studies.display.log_lines import LineWatcher
-from ppo_lab.studies.display.progress import Best, StudyProgress, headline
+from ppo_lab.studies.display.log_lines import LogLines
+from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.format import number_text, params_text, score_text
 from ppo_lab.studies.results.statistics import half_width
-from ppo_lab.studies.store.outcome import Counts
+from ppo_lab.studies.results.trial_table import TrialSummary
+from ppo_lab.studies.store.outcome import Counts, TrialOutcome
 from ppo_lab.workers.base import TrialProgress, TrialReport
 
 OBJECTIVES = parse_objectives("final_return", None, Aggregate.mean, num_seeds=2)
@@ -45,30 +47,29 @@ def clock():
 @pytest.fixture
 def standing(clock):
     """A study of ten trials, four of them finished before this start."""
-    standing = StudyProgress(OBJECTIVES, parse_constraints(["peak_host_gib <= 1"]), clock=clock)
+    standing = StudyProgress(OBJECTIVES, clock=clock)
     standing.handle(opened(Counts(complete=3, pruned=1, failed=0, running=0, total=10)))
     return standing
 
 
 def opened(counts):
-    return StudyOpened("epsilon", "outputs/studies/epsilon", "sqlite", counts, num_slots=2)
+    return StudyOpened("epsilon", "outputs/studies/epsilon", counts, num_slots=2)
 
 
 def started(number, **params):
     return TrialStarted(
-        number=number, attempt=1, slot=number % 2, role="search", params=params, overrides=(),
-        seeds=(1, 2), total_steps=1000, folder="trials",
+        number=number, attempt=1, slot=number % 2, role="search", params=params,
+        seeds=(1, 2), total_steps=1000,
     )  # fmt: skip
 
 
-def ended(number, returns=(10.0, 14.0), state="COMPLETE", status="finished", **more):
-    summaries = [{"final_return": value, "env_steps": 960} | more for value in returns]
+def ended(number, returns=(10.0, 14.0), state="COMPLETE", status="finished", violations=()):
+    seeds = [{"final_return": value, "env_steps": 960} for value in returns]
     values = [sum(returns) / len(returns)] if state == "COMPLETE" else None
     reason = None if status == "finished" else "why"
     counts = Counts(complete=4, pruned=1, failed=0, running=1, total=10)
-    return TrialEnded(
-        number, "search", {"epsilon": 0.2}, state, status, reason, values, summaries, counts
-    )
+    outcome = TrialOutcome(TrialState[state], status, reason, values, dict(violations), seeds)
+    return TrialEnded(number, "search", {"epsilon": 0.2}, outcome, counts)
 
 
 def noted(number, step, *returns):
@@ -119,7 +120,7 @@ def test_parameters_drop_the_groups_above_them():
 
 
 def test_a_resumed_study_starts_with_its_counts(standing):
-    assert headline(standing) == "4/10 trials  3 kept  1 pruned"
+    assert standing.headline == "4/10 trials  3 kept  1 pruned"
 
 
 def test_the_time_left_follows_this_starts_own_pace(standing, clock):
@@ -144,7 +145,7 @@ def test_a_running_trial_shows_return_and_interval_over_its_seeds(standing):
 def test_a_return_is_shown_once_every_seed_has_one(standing):
     standing.handle(started(4))
     standing.handle(noted(4, 250, 10.0, None))
-    assert standing.running[4].score(Aggregate.mean) == (None, None)
+    assert standing.running[4].mean_return(Aggregate.mean) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -156,24 +157,23 @@ def test_a_return_is_shown_once_every_seed_has_one(standing):
 def test_an_ended_trial_says_what_became_of_it(standing, state, status, label):
     standing.handle(started(4))
     standing.handle(ended(4, state=state, status=status))
-    assert standing.ended[-1].state == label
+    assert standing.ended[-1].label == label
     assert label in drawn(standing)
 
 
 def test_a_trial_beyond_a_limit_is_never_the_best(standing):
-    memory = {"memory": {"measured": {"host_gib": 2.0}}}
-    standing.handle(ended(4, returns=(500.0, 500.0), **memory))
+    standing.handle(ended(4, returns=(500.0, 500.0), violations={"peak_host_gib<=1": 1.0}))
     assert standing.best is None
-    assert standing.ended[-1].state == "over limit"
+    assert standing.ended[-1].label == "over limit"
     assert standing.ended[-1].reason == "peak_host_gib<=1 is broken"
 
 
 def test_the_best_is_the_largest_so_far_also_of_earlier_starts(standing):
-    standing.best = Best(1, 11.0, None, {"epsilon": 0.3})
+    standing.best = TrialSummary(1, "search", {"epsilon": 0.3}, label="kept", values=[11.0])
     standing.handle(ended(4, returns=(8.0, 9.0)))
     assert standing.best.number == 1
     standing.handle(ended(5, returns=(12.0, 13.0)))
-    assert (standing.best.number, standing.best.value) == (5, 12.5)
+    assert (standing.best.number, standing.best.values) == (5, (12.5,))
     assert "best  #5  12.5" in drawn(standing)
 
 
@@ -237,10 +237,10 @@ def test_the_live_table_leaves_the_screen_and_gives_handlers_their_stream_back(s
 
 def test_plain_lines_tell_starts_ends_and_the_best(standing):
     lines = []
-    watcher = LineWatcher(standing, lines.append)
+    watcher = LogLines(standing, lines.append)
     watcher.handle(started(4, epsilon=0.2))
     watcher.handle(ended(4))
-    watcher.handle(TrialReported(5, TrialReport(10, (1.0,)), 1.0, None, None))  # a mark is no news
+    watcher.handle(TrialReported(5, TrialReport(10, (1.0,)), None))  # a mark is no news
     watcher.handle(TrialRetried(5, "killed by SIGKILL", num_crashes=1, max_retries=2))
     assert lines == [
         "#4 begins  epsilon=0.2",
@@ -252,7 +252,7 @@ def test_plain_lines_tell_starts_ends_and_the_best(standing):
 
 def test_an_outage_gets_a_line_now_and_then_and_not_at_every_try(standing):
     lines = []
-    watcher = LineWatcher(standing, lines.append)
+    watcher = LogLines(standing, lines.append)
     for waited_s in (0.0, 0.2, 5.0, 29.0, 31.0, 40.0):
         watcher.handle(StorageAway("claim", waited_s))
     assert len(lines) == 2
