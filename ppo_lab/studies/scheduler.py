@@ -23,6 +23,7 @@ from ppo_lab.studies.display.events import (
     TrialRetried,
     TrialStarted,
 )
+from ppo_lab.studies.results.trial_table import TrialSummary
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy, StorageLostError
 from ppo_lab.studies.store.trial_store import Claim, TrialStore
@@ -200,17 +201,15 @@ class StudyScheduler:
             )
         )
         self._claims[claim.number], self._folders[claim.number] = claim, folder
-        self._notify(
-            TrialStarted(
-                number=claim.number,
-                attempt=claim.attempt,
-                slot=self._executor.slots()[claim.number],
-                role=claim.role,
-                params=claim.params,
-                seeds=[config.seed for config in configs],
-                total_steps=configs[0].total_steps,
-            )
+        trial = TrialSummary(
+            claim.number,
+            claim.role,
+            claim.params,
+            slot=self._executor.slots()[claim.number],
+            num_seeds=len(configs),
+            total_steps=configs[0].total_steps,
         )
+        self._notify(TrialStarted(trial, claim.attempt))
 
     def _new_folder(self, number: int) -> Path:
         """Make the folder of an attempt; one that exists is never written into again."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ppo_lab.studies.results.trial_table import TrialSummary
 from ppo_lab.studies.store.outcome import Counts, TrialOutcome
 from ppo_lab.workers.base import TrialProgress, TrialReport
 
@@ -24,8 +25,12 @@ __all__ = [
 ]
 
 
+class StudyEvent:
+    """Base of all events."""
+
+
 @dataclass(frozen=True)
-class StudyOpened:
+class StudyOpened(StudyEvent):
     """The study was created or resumed."""
 
     name: str
@@ -35,21 +40,15 @@ class StudyOpened:
 
 
 @dataclass(frozen=True)
-class TrialStarted:
+class TrialStarted(StudyEvent):
     """An attempt at a trial started."""
 
-    number: int
+    trial: TrialSummary
     attempt: int
-    slot: int
-    role: str
-    """baseline, start or search."""
-    params: Mapping[str, Any]
-    seeds: Sequence[int]
-    total_steps: int
 
 
 @dataclass(frozen=True)
-class TrialNoted:
+class TrialNoted(StudyEvent):
     """A trial sent its progress."""
 
     number: int
@@ -57,7 +56,7 @@ class TrialNoted:
 
 
 @dataclass(frozen=True)
-class TrialReported:
+class TrialReported(StudyEvent):
     """A trial reported its returns at a step where it may be pruned."""
 
     number: int
@@ -67,7 +66,7 @@ class TrialReported:
 
 
 @dataclass(frozen=True)
-class TrialEnded:
+class TrialEnded(StudyEvent):
     """A trial's outcome was stored."""
 
     number: int
@@ -78,7 +77,7 @@ class TrialEnded:
 
 
 @dataclass(frozen=True)
-class TrialRetried:
+class TrialRetried(StudyEvent):
     """An attempt crashed; another follows."""
 
     number: int
@@ -88,7 +87,7 @@ class TrialRetried:
 
 
 @dataclass(frozen=True)
-class StorageAway:
+class StorageAway(StudyEvent):
     """The storage is unavailable; running trials continue."""
 
     what: str
@@ -96,24 +95,12 @@ class StorageAway:
 
 
 @dataclass(frozen=True)
-class StudyEnded:
+class StudyEnded(StudyEvent):
     """The study ended on this machine."""
 
     reason: str
     """complete, stopped, interrupted or storage lost."""
     counts: Counts
-
-
-StudyEvent = (
-    StudyOpened
-    | TrialStarted
-    | TrialNoted
-    | TrialReported
-    | TrialEnded
-    | TrialRetried
-    | StorageAway
-    | StudyEnded
-)
 
 
 class StudyObserver:

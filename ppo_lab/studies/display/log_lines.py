@@ -45,9 +45,9 @@ class LogLines(StudyObserver):
             case StudyOpened():
                 slots = f"{event.num_slots} at a time, in {event.folder}"
                 return f"study {event.name}: {progress.headline}  {slots}"
-            case TrialStarted(number=number, attempt=attempt):
+            case TrialStarted(trial=trial, attempt=attempt):
                 again = f"  attempt {attempt}" if attempt > 1 else ""
-                return f"#{number} begins  {progress.running[number].setting}{again}"
+                return f"#{trial.number} begins  {trial.setting}{again}"
             case TrialEnded(number=number):
                 is_best = progress.best is not None and progress.best.number == number
                 best = "  best so far" if is_best else ""

@@ -55,7 +55,10 @@ class StudyProgress:
                 self.name, self.counts = event.name, event.counts
                 self._finished_before, self._opened_s = event.counts.finished, self.clock()
             case TrialStarted():
-                self._start(event)
+                number = event.trial.number
+                self._started_s[number] = self.clock()
+                label = self._retries.get(number, event.trial.label)
+                self.running[number] = replace(event.trial, label=label)
             case TrialNoted(note=note) if trial := self.running.get(event.number):
                 self.running[event.number] = replace(
                     trial,
@@ -76,18 +79,6 @@ class StudyProgress:
                 self._end(event)
             case StorageAway():
                 self.storage_away = event
-
-    def _start(self, event: TrialStarted) -> None:
-        self._started_s[event.number] = self.clock()
-        self.running[event.number] = TrialSummary(
-            event.number,
-            event.role,
-            event.params,
-            label=self._retries.get(event.number, "running"),
-            slot=event.slot,
-            num_seeds=len(event.seeds),
-            total_steps=event.total_steps,
-        )
 
     def _end(self, event: TrialEnded) -> None:
         self.counts = event.counts

@@ -48,19 +48,30 @@ _NO_PRUNER = {"_target_": "optuna.pruners.NopPruner"}
 class Candidate:
     """One setting over the fresh seeds."""
 
-    trial: int | None
-    """Its number in the search; None if the search has no such trial within limits."""
-    params: Mapping[str, Any]
-    found: float | None
-    """Its value in the search."""
-    status: str
-    """``TrialSummary.label``."""
-    values: Sequence[float | None]
-    """One per fresh seed."""
-    value: float | None
-    half_width: float | None
+    fresh: TrialSummary
+    """Over the fresh seeds."""
+    found: TrialSummary | None
+    """In the search; None if it has no such trial within limits."""
     gain: Gain | None
     """Over the defaults; None for the defaults themselves."""
+
+    @property
+    def number(self) -> int | None:
+        """Its number in the search."""
+        return self.found.number if self.found else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the candidate as it stands in confirm.json."""
+        return {
+            "trial": self.number,
+            "params": self.fresh.params,
+            "found": self.found.values[0] if self.found else None,
+            "status": self.fresh.label,
+            "values": self.fresh.seed_values,
+            "value": self.fresh.values[0],
+            "half_width": self.fresh.half_width,
+            "gain": asdict(self.gain) if self.gain else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -84,9 +95,9 @@ class Confirmed:
             "interval_of_gain": "Welch's t at 1 - (1 - confidence) / candidates",
             "seeds": self.seeds,
             "trials_searched": self.num_searched,
-            "winner": None if self.winner is None else asdict(self.winner),
-            "default": asdict(self.default),
-            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "winner": self.winner.as_dict() if self.winner else None,
+            "default": self.default.as_dict(),
+            "candidates": [candidate.as_dict() for candidate in self.candidates],
         }
         write_json(plan.folder / CONFIRM_FILE, strict(content))
 
@@ -151,7 +162,7 @@ def confirmation_plan(plan: Plan, study: Study, database: Database) -> Plan | No
 
 def _stored_params(database: Database, name: str) -> list[Mapping[str, Any]]:
     """Return the settings enqueued in an earlier confirmation, in their order."""
-    if name not in database.study_names():
+    if name not in optuna.get_all_study_names(database.storage):
         return []
     fresh = optuna.load_study(study_name=name, storage=database.storage)
     return [
@@ -175,10 +186,11 @@ def read_confirmation(plan: Plan, study: Study, confirming: Plan, fresh: Study) 
     )
     searched = finished_trials(study, plan.objectives)
     candidates = {
-        number: _candidate(trial, searched, gains[number]) for number, trial in others.items()
+        number: Candidate(trial, _find(trial, searched), gains[number])
+        for number, trial in others.items()
     }
     ranked = sorted(candidates.values(), key=_rank)
-    baseline = _candidate(default, searched, None)
+    baseline = Candidate(default, _find(default, searched), None)
     winner: Candidate | None = baseline
     if default.label != "kept":  # then any candidate that is within limits is better
         best = best_trial([*others.values()], plan.objectives)
@@ -200,27 +212,12 @@ def _returns(trial: TrialSummary, *labels: str) -> Sequence[float | None]:
     return trial.seed_values if trial.label in labels else (None,)
 
 
-def _candidate(
-    trial: TrialSummary, searched: Sequence[TrialSummary], gain: Gain | None
-) -> Candidate:
-    is_default = trial.role == "baseline"
-    same = (
-        found
-        for found in searched
-        if found.label == "kept"
-        and (found.role == "baseline" if is_default else found.params == trial.params)
-    )
-    found = next(same, None)
-    return Candidate(
-        trial=found.number if found else None,
-        params=trial.params,
-        found=found.values[0] if found else None,
-        status=trial.label,
-        values=trial.seed_values,
-        value=trial.values[0],
-        half_width=trial.half_width,
-        gain=gain,
-    )
+def _find(trial: TrialSummary, searched: Sequence[TrialSummary]) -> TrialSummary | None:
+    """Return the search's first trial within limits that has the setting of ``trial``."""
+    kept = [found for found in searched if found.label == "kept"]
+    if trial.role == "baseline":  # its parameters may lie outside the space
+        return next((found for found in kept if found.role == "baseline"), None)
+    return next((found for found in kept if found.params == trial.params), None)
 
 
 def _rank(candidate: Candidate) -> float:

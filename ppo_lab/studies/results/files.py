@@ -11,8 +11,7 @@ from omegaconf import OmegaConf
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.storage_url import masked
 from ppo_lab.studies.results.best_config import write_best
-from ppo_lab.studies.results.confirmation import CONFIRM_FILE, Confirmed
-from ppo_lab.studies.results.format import score_text
+from ppo_lab.studies.results.confirmation import CONFIRM_FILE
 from ppo_lab.studies.results.study_result import StudyResult
 from ppo_lab.studies.results.trial_table import TrialSummary, trial_table
 from ppo_lab.tracking import strict
@@ -40,25 +39,18 @@ def write_outputs(result: StudyResult) -> None:
         confirmed.write(plan)
     else:
         (plan.folder / CONFIRM_FILE).unlink(missing_ok=True)
-    if confirmed is not None and confirmed.winner is not None:
-        write_best(plan, confirmed.winner.params, _winner_title(plan, confirmed))
+    if confirmed is not None and (winner := confirmed.winner) is not None:
+        name = "The defaults" if winner is confirmed.default else f"Trial {winner.number}"
+        seeds = f" over {len(confirmed.seeds)} fresh seeds"
+        write_best(plan, winner.fresh.params, f"{name} {_scores(plan, winner.fresh)}{seeds}.")
     elif best := result.best or next(iter(result.front), None):
-        write_best(plan, best.params, _title(plan, best))
+        seeds = f" over {plan.study.num_seeds} seeds" if plan.study.num_seeds > 1 else ""
+        write_best(plan, best.params, f"Trial {best.number} {_scores(plan, best)}{seeds}.")
 
 
-def _title(plan: Plan, trial: TrialSummary) -> str:
+def _scores(plan: Plan, trial: TrialSummary) -> str:
     scores = [f"{objective.key} {score}" for objective, score in zip(plan.objectives, trial.scores)]
-    seeds = f" over {plan.study.num_seeds} seeds" if plan.study.num_seeds > 1 else ""
-    return f"Trial {trial.number} of study {plan.name}: {', '.join(scores)}{seeds}."
-
-
-def _winner_title(plan: Plan, confirmed: Confirmed) -> str:
-    winner = confirmed.winner
-    assert winner is not None
-    name = "The defaults" if winner is confirmed.default else f"Trial {winner.trial}"
-    score = score_text(winner.value, winner.half_width)
-    seeds = f"{len(confirmed.seeds)} fresh seeds"
-    return f"{name} of study {plan.name}: {plan.objectives[0].key} {score} over {seeds}."
+    return f"of study {plan.name}: {', '.join(scores)}"
 
 
 def space_of(plan: Plan) -> dict[str, Any]:

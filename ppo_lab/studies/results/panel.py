@@ -118,13 +118,13 @@ def _confirmation(confirmed: Confirmed) -> RenderableType:
     table.add_column("parameters", overflow="fold")
     for candidate in (*confirmed.candidates, confirmed.default):
         is_default = candidate is confirmed.default
-        has_value = candidate.value is not None
+        fresh, found = candidate.fresh, candidate.found
         table.add_row(
-            "defaults" if is_default else f"#{candidate.trial}",
-            score_text(candidate.found, None),
-            score_text(candidate.value, candidate.half_width) if has_value else candidate.status,
+            "defaults" if is_default else f"#{candidate.number}",
+            score_text(found.values[0] if found else None, None),
+            fresh.scores[0] if fresh.scores else fresh.label,
             "" if is_default else _gain_text(candidate),
-            Text(params_text(candidate.params)),
+            Text(params_text(fresh.params)),
             style="bold" if candidate is confirmed.winner else "",
         )
     return Group(table, Text(_conclusion(confirmed)))
@@ -144,9 +144,9 @@ def _conclusion(confirmed: Confirmed) -> str:
         )
     if winner is default:
         return "No trial is better than the defaults: best.yaml holds the defaults."
-    name = f"trial #{winner.trial}"
-    if winner.gain is None or default.status != "kept":
-        return f"Winner: {name}; the defaults are not eligible ({default.status})."
+    name, label = f"trial #{winner.number}", default.fresh.label
+    if winner.gain is None or label != "kept":
+        return f"Winner: {name}; the defaults are not eligible ({label})."
     if winner.gain.low > 0:
         return f"Winner: {name}, better than the defaults at {CONFIDENCE:.0%} confidence."
     return f"Winner: {name}, but its gain may be chance (its interval includes 0)."

@@ -71,7 +71,8 @@ class TrialSummary:
         """Return the summary of the trial after it ended with ``outcome``."""
         first, seeds = objectives[0], outcome.seeds
         seed_values = [seed.get(first.key) for seed in seeds]
-        ended = replace(
+        steps = min((int(seed.get("env_steps") or 0) for seed in seeds), default=self.step)
+        return replace(
             self,
             label=outcome.label,
             reason=outcome.explanation,
@@ -81,17 +82,12 @@ class TrialSummary:
             violations=outcome.violations,
             seeds=seeds,
             measured=outcome.measured,
-        )
-        if not seeds:  # it crashed: show its last report
-            return ended
-        steps = min(int(seed.get("env_steps") or 0) for seed in seeds)
-        return replace(
-            ended,
             # The last iteration of a finished trial may end short of total_steps.
             step=self.total_steps if outcome.status == "finished" else steps,
-            returns=[seed.get("final_return") for seed in seeds],
-            env_steps_per_s=outcome.measured.get("env_steps_per_s"),
-            vram_gib=outcome.measured.get("peak_vram_gib"),
+            # A crashed trial has no seeds: it keeps its last progress.
+            returns=[seed.get("final_return") for seed in seeds] or self.returns,
+            env_steps_per_s=outcome.measured.get("env_steps_per_s") or self.env_steps_per_s,
+            vram_gib=outcome.measured.get("peak_vram_gib") or self.vram_gib,
         )
 
     @property

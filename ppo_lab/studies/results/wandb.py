@@ -6,7 +6,6 @@ Logged once the study has ended and through ``SafeSink``, so that W&B can neithe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def track_study(result: StudyResult) -> str | None:
     if best is not None:
         summary["best"] = {"trial": best.number, "value": best.values[0], **best.params}
     if result.confirmed is not None and result.confirmed.winner is not None:
-        winner = asdict(result.confirmed.winner)
+        winner = result.confirmed.winner.as_dict()
         kept = {key: winner[key] for key in ("trial", "value", "gain")}
         summary["winner"] = kept | winner["params"]
     summary["importance"] = dict(result.importances)

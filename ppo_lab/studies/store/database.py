@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.storages import RDBStorage
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.engine import URL
@@ -79,10 +78,6 @@ class Database:
         assert self._engine is not None, "SQLite has none: see lease.py"
         with self._engine.begin() as connection:
             yield connection
-
-    def study_names(self) -> list[str]:
-        """Return the names of the stored studies."""
-        return optuna.get_all_study_names(self.storage)
 
     def close(self) -> None:
         """Close all connections."""

@@ -57,10 +57,8 @@ def opened(counts):
 
 
 def started(number, **params):
-    return TrialStarted(
-        number=number, attempt=1, slot=number % 2, role="search", params=params,
-        seeds=(1, 2), total_steps=1000,
-    )  # fmt: skip
+    trial = TrialSummary(number, "search", params, slot=number % 2, num_seeds=2, total_steps=1000)
+    return TrialStarted(trial, attempt=1)
 
 
 def ended(number, returns=(10.0, 14.0), state="COMPLETE", status="finished", violations=()):

@@ -184,11 +184,12 @@ def test_the_winner_is_chosen_on_the_fresh_seeds_alone(plan, search, database):
     worse, better = [205.0, 195.0, 200.0, 204.0], [300.0, 310.0, 290.0, 300.0]
     said = confirmed(plan, search, database, (0.1, worse), (0.3, better))
     assert said.seeds == (8, 9, 10, 11)
-    assert said.winner.params == {"epsilon": 0.3}
-    assert (said.winner.trial, said.winner.found, said.winner.value) == (4, 100.0, 300.0)
+    assert said.winner.fresh.params == {"epsilon": 0.3}
+    assert (said.winner.number, said.winner.found.values) == (4, (100.0,))
+    assert said.winner.fresh.values == (300.0,)
     assert said.winner.gain.mean == pytest.approx(100.0)
     assert said.winner.gain.low > 0
-    assert [candidate.trial for candidate in said.candidates] == [4, 1]
+    assert [candidate.number for candidate in said.candidates] == [4, 1]
     assert said.default.gain is None
 
 
@@ -205,7 +206,7 @@ def test_a_candidate_that_broke_down_on_a_fresh_seed_cannot_win(plan, search, da
     confirming = confirmation_plan(plan, search, database)
     said = read_confirmation(plan, search, confirming, fresh)
     assert said.winner is said.default
-    assert (said.candidates[0].status, said.candidates[0].gain) == ("diverged", None)
+    assert (said.candidates[0].fresh.label, said.candidates[0].gain) == ("diverged", None)
 
 
 def test_a_baseline_outside_the_space_is_compared_with_too(plan, search, database):
@@ -213,7 +214,7 @@ def test_a_baseline_outside_the_space_is_compared_with_too(plan, search, databas
     add(fresh, None, [200.0, 210.0], role="baseline")
     add(fresh, 0.1, [300.0, 310.0], role="start")
     said = read_confirmation(plan, search, confirmation_plan(plan, search, database), fresh)
-    assert said.default.value == 205.0
+    assert said.default.fresh.values == (205.0,)
     assert said.winner.gain.mean == pytest.approx(100.0)
 
 
@@ -223,7 +224,7 @@ def test_where_the_defaults_break_down_the_best_candidate_wins(plan, search, dat
     add(fresh, 0.1, [10.0, 12.0], role="start")
     add(fresh, 0.3, [20.0, 22.0], role="start")
     said = read_confirmation(plan, search, confirmation_plan(plan, search, database), fresh)
-    assert said.winner.params == {"epsilon": 0.3}
+    assert said.winner.fresh.params == {"epsilon": 0.3}
     assert said.winner.gain is None
 
 
@@ -233,7 +234,7 @@ def test_where_nothing_runs_well_nobody_wins(plan, search, database):
     add(fresh, 0.1, [10.0, 12.0], role="start", status="over_budget")
     said = read_confirmation(plan, search, confirmation_plan(plan, search, database), fresh)
     assert said.winner is None
-    assert (said.default.status, said.candidates[0].status) == ("OOM", "over budget")
+    assert (said.default.fresh.label, said.candidates[0].fresh.label) == ("OOM", "over budget")
     said.write(plan)
     assert json.loads((plan.folder / "confirm.json").read_text())["winner"] is None
 
