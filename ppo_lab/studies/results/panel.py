@@ -72,7 +72,7 @@ def _facts(result: StudyResult) -> Table:
         facts.add_row(best_name, Text.assemble((best.scores[0], "bold"), about))
         facts.add_row("", Text(best.setting))
     elif len(objectives) == 1:
-        facts.add_row(best_name, Text("no trial ended well", "red"))
+        facts.add_row(best_name, Text("no trial finished within limits", "red"))
     counts = count_labels(result.trials)
     trials = ", ".join(f"{number} {label}" for label, number in counts.items()) or "none"
     if num_retried := sum(trial.attempts > 1 for trial in result.trials):

@@ -5,6 +5,9 @@ dies. Between machines it also renews a row in the database: a parent is dead if
 changed for a whole lease, while ours was renewed without a gap. The times in the rows are never
 compared with a clock, so neither a clock that jumps nor an outage of the database (after which
 every row is old and observation starts anew) can declare a parent dead.
+
+Optuna's heartbeat is not used: it compares times by the database's clock, and fails the trials of a
+dead process instead of resuming them under their numbers.
 """
 
 from __future__ import annotations

@@ -99,25 +99,21 @@ def to_outcome(plan: Plan, result: Result, *, is_inside: bool) -> TrialOutcome:
     """
     summaries, status, reason = result.summaries, result.status, result.reason
     values = {objective.key: objective.value(summaries) for objective in plan.objectives}
-    limits = {constraint.text: constraint.violation(summaries) for constraint in plan.constraints}
+    limits = {limit.text: limit.violation(summaries) for limit in plan.constraints}
     missing = [key for key, value in values.items() if value is None]
-    missing += [
-        constraint.key for constraint in plan.constraints if limits[constraint.text] is None
-    ]
+    missing += [limit.key for limit in plan.constraints if limits[limit.text] is None]
     if status == "finished" and missing:
         status, reason = "no_result", f"a seed has no {missing[0]}"
     violations = {text: value for text, value in limits.items() if value is not None}
     if status in _NOT_RUNNABLE:
         violations[_RAN] = 1.0
-    known: list[float] | None = [value for value in values.values() if value is not None] or None
-    if status == "failed":
-        state, known = TrialState.FAIL, None
-    elif not is_inside:
-        state = TrialState.FAIL  # its values are kept, but no sampler can place the point
-    elif status == "finished":
-        state = TrialState.COMPLETE
+    if status == "failed" or not is_inside:  # samplers cannot place a point outside the space
+        state = TrialState.FAIL
     else:
-        state, known = TrialState.PRUNED, None
+        state = TrialState.COMPLETE if status == "finished" else TrialState.PRUNED
+    known = [value for value in values.values() if value is not None]
+    if status == "failed" or state is TrialState.PRUNED:
+        known = []
     first = summaries[0] if summaries else {}
     seeds = [
         {key: summary.get(key) for key in _SEED_KEYS}
@@ -126,7 +122,7 @@ def to_outcome(plan: Plan, result: Result, *, is_inside: bool) -> TrialOutcome:
     ]
     measured = {key: first.get(key) for key in ("machine", "versions")}
     measured |= {key: quantity(first, key) for key in _MEASURED}
-    return TrialOutcome(state, status, reason, known, violations, seeds, measured)
+    return TrialOutcome(state, status, reason, known or None, violations, seeds, measured)
 
 
 @dataclass(frozen=True)
