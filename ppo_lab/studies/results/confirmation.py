@@ -127,12 +127,8 @@ def confirmation_plan(plan: Plan, study: Study, database: Database) -> Plan | No
         return None
     default = plan.starts[0]
     chosen: list[Mapping[str, Any]] = []
-    trials = finished_trials(study, plan.objectives)
-    for trial in rank_trials(trials, plan.objectives[0]):
-        is_default = trial.role == "baseline" or (
-            default.is_inside and trial.params == default.params
-        )
-        if not is_default and trial.params not in chosen:
+    for trial in rank_trials(finished_trials(study, plan.objectives), plan.objectives[0]):
+        if trial.params not in (default.params, *chosen):
             chosen.append(trial.params)
     # Seeds of the search are seed, seed + 1, ...; these follow them.
     base = plan.base.fixing(f"seed={plan.config.seed + plan.study.num_seeds}")
