@@ -24,6 +24,7 @@ from ppo_lab.studies.results.confirmation import (
 )
 from ppo_lab.studies.results.files import write_outputs
 from ppo_lab.studies.results.panel import commands, study_panel
+from ppo_lab.studies.results.study_result import StudyResult, read_study
 from ppo_lab.studies.results.wandb import track_study
 from ppo_lab.studies.scheduler import STOP_FILE, Ending, InterruptHandler
 from ppo_lab.studies.session import StudyRunner
@@ -103,10 +104,11 @@ def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> Endin
             ending, confirmed = _confirm(plan, study, runner)
     finally:
         if ending is not Ending.storage_lost:
-            runner.call("read", lambda: write_outputs(plan, study, confirmed))
-            _show(plan, study, confirmed)
+            result = runner.call("read", lambda: read_study(plan, study, confirmed))
+            runner.call("write", lambda: write_outputs(result))
+            _show(result)
             if runner.had_work and not interrupts.is_urgent:
-                _track(plan, study, confirmed, runner)
+                _track(result)
             runner.close()  # else the trials stay reserved until the next start finds us dead
     return ending
 
@@ -122,16 +124,16 @@ def _confirm(plan: Plan, study: Study, runner: StudyRunner) -> tuple[Ending, Con
     return ending, runner.call("read", lambda: read_confirmation(plan, study, confirming, fresh))
 
 
-def _track(plan: Plan, study: Study, confirmed: Confirmed | None, runner: StudyRunner) -> None:
-    link = runner.call("read", lambda: track_study(plan, study, confirmed))
+def _track(result: StudyResult) -> None:
+    link = track_study(result)
     if link is not None:
         Console().print(f"W&B        {link}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _show(plan: Plan, study: Study, confirmed: Confirmed | None) -> None:
+def _show(result: StudyResult) -> None:
     console = Console()
-    console.print(study_panel(plan, study, confirmed))
-    console.print(commands(plan), soft_wrap=True, highlight=False, markup=False)
+    console.print(study_panel(result))
+    console.print(commands(result.plan), soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager

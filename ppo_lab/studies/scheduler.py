@@ -14,15 +14,16 @@ from typing import ParamSpec, TypeVar
 
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.display.events import (
-    Event,
     StudyEnded,
+    StudyEvent,
+    StudyObserver,
     TrialEnded,
     TrialNoted,
     TrialReported,
     TrialRetried,
     TrialStarted,
-    Watcher,
 )
+from ppo_lab.studies.results.trial_table import TrialSummary
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy, StorageLostError
 from ppo_lab.studies.store.trial_store import Claim, TrialStore
@@ -115,7 +116,7 @@ class StudyScheduler:
         pool: WorkerPool,
         retry: RetryPolicy,
         interrupts: InterruptHandler,
-        watchers: Sequence[Watcher],
+        watchers: Sequence[StudyObserver],
     ) -> None:
         """Store the parts; nothing starts before ``run``."""
         self._plan, self._store, self._lease, self._pool = plan, store, lease, pool
@@ -210,19 +211,15 @@ class StudyScheduler:
         )
         slot = self._pool.start(task)
         self._running[number] = (claim, folder)
-        self._notify(
-            TrialStarted(
-                number=number,
-                attempt=claim.attempt,
-                slot=slot,
-                role=claim.role,
-                params=claim.params,
-                overrides=task.overrides,
-                seeds=[config.seed for config in configs],
-                total_steps=configs[0].total_steps,
-                folder=folder,
-            )
+        trial = TrialSummary(
+            number,
+            claim.role,
+            claim.params,
+            slot=slot,
+            num_seeds=len(configs),
+            total_steps=configs[0].total_steps,
         )
+        self._notify(TrialStarted(trial, claim.attempt))
 
     def _new_folder(self, number: int) -> Path:
         """Make and return a folder for an attempt; an existing one is never used again."""
@@ -251,11 +248,9 @@ class StudyScheduler:
         if not self._call("report", self._store.is_ours, claim):
             self._pool.stop(claim.number)
             return
-        means, stop = self._call("report", self._store.report, claim, report)
+        stop = self._call("report", self._store.report, claim, report)
         self._pool.send(claim.number, Decision(report.step, stop))
-        mean = means.mean if means else None
-        error = means.standard_error if means else None
-        self._notify(TrialReported(claim.number, report, mean, error, stop))
+        self._notify(TrialReported(claim.number, report, stop))
 
     def _handle_exit(self, claim: Claim, result: Result | None, exit_code: int) -> None:
         """Store a final result; else release the trial, or fail it after the last attempt."""
@@ -280,19 +275,8 @@ class StudyScheduler:
         if outcome is None:
             log.warning("trial %d was taken over by another machine", claim.number)
             return
-        self._notify(
-            TrialEnded(
-                number=claim.number,
-                role=claim.role,
-                params=claim.params,
-                state=outcome.state.name,
-                status=outcome.status,
-                reason=outcome.reason,
-                values=outcome.values,
-                summaries=result.summaries,
-                counts=self._call("count", self._store.counts),
-            )
-        )
+        counts = self._call("count", self._store.counts)
+        self._notify(TrialEnded(claim.number, claim.role, claim.params, outcome, counts))
 
     def _remove(self, claim: Claim) -> None:
         del self._running[claim.number]
@@ -308,7 +292,7 @@ class StudyScheduler:
             else:
                 self._call("release", self._store.release, claim)
 
-    def _notify(self, event: Event) -> None:
+    def _notify(self, event: StudyEvent) -> None:
         for watcher in self._watchers:
             watcher.handle(event)
 

@@ -9,12 +9,11 @@ from optuna.study import Study
 from rich.console import Console
 
 from ppo_lab.studies.definition.plan import Plan
-from ppo_lab.studies.definition.storage_url import masked
-from ppo_lab.studies.display.events import Event, StorageAway, StudyOpened, Watcher
+from ppo_lab.studies.display.events import StorageAway, StudyObserver, StudyOpened
 from ppo_lab.studies.display.live_table import LiveTable
-from ppo_lab.studies.display.log_lines import LineWatcher
-from ppo_lab.studies.display.progress import Best, StudyProgress
-from ppo_lab.studies.results.trial_table import best_row, finished_trials
+from ppo_lab.studies.display.log_lines import LogLines
+from ppo_lab.studies.display.progress import StudyProgress
+from ppo_lab.studies.results.trial_table import best_trial, finished_trials
 from ppo_lab.studies.scheduler import Ending, InterruptHandler, StudyScheduler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
@@ -44,7 +43,7 @@ class StudyRunner:
             StorageLostError: the storage is not reachable.
         """
         self._pool, self._interrupts, self._write = pool, interrupts, write
-        self._watchers: list[Watcher] = []
+        self._watchers: list[StudyObserver] = []
         self.had_work = False
         """Whether a study had trials left to run."""
         self._retry = RetryPolicy(
@@ -75,17 +74,10 @@ class StudyRunner:
         counts = self.call("count", store.counts)
         self.had_work |= counts.finished < counts.total
         rows = self.call("read", lambda: finished_trials(store.study, plan.objectives))
-        row = best_row(rows, plan.objectives[0]) if len(plan.objectives) == 1 else None
-        progress = StudyProgress(plan.objectives, plan.constraints)
-        if row is not None and row.values[0] is not None:
-            progress.best = Best(row.number, row.values[0], row.half_width, row.params)
+        progress = StudyProgress(plan.objectives, best_trial(rows, plan.objectives))
         self._watchers = _watchers(plan.config.tracking.terminal, progress, self._write)
         try:
-            self._notify(
-                StudyOpened(
-                    plan.name, plan.folder, masked(plan.url), counts, self._pool.max_running
-                )
-            )
+            self._notify(StudyOpened(plan.name, plan.folder, counts, self._pool.max_running))
             scheduler = StudyScheduler(
                 plan, store, self._lease, self._pool, self._retry, self._interrupts,
                 self._watchers,
@@ -100,18 +92,18 @@ class StudyRunner:
         """Release the lease; the trials must have been released."""
         self.call("close", self._lease.close)
 
-    def _notify(self, event: Event) -> None:
+    def _notify(self, event: StudyEvent) -> None:
         for watcher in self._watchers:
             watcher.handle(event)
 
 
 def _watchers(
     style: Terminal, progress: StudyProgress, write: Callable[[str], None]
-) -> list[Watcher]:
+) -> list[StudyObserver]:
     """Return what shows the progress: a live table in a terminal, else lines, or nothing."""
     console = Console(stderr=True)
     if style is Terminal.auto:
         style = Terminal.live if console.is_terminal else Terminal.plain
     if style is Terminal.live:
         return [LiveTable(progress, console)]
-    return [LineWatcher(progress, write)] if style is Terminal.plain else []
+    return [LogLines(progress, write)] if style is Terminal.plain else []

@@ -131,7 +131,7 @@ def test_defaults_out_of_memory_are_no_obstacle_to_a_confirmed_winner(run, capsy
     assert told["default"]["status"] == "OOM"
     assert told["winner"]["params"]["num_envs"] == 4
     assert yaml.safe_load(left("best.yaml").read_text())["num_envs"] == 4
-    assert "the defaults are no choice (OOM)" in capsys.readouterr().out
+    assert "the defaults are not eligible (OOM)" in capsys.readouterr().out
 
 
 def test_a_search_that_goes_on_and_is_stopped_has_no_confirmation_of_before(run, monkeypatch):

@@ -287,7 +287,7 @@ def test_a_crash_is_run_again_in_a_folder_of_its_own_until_retries_are_spent(
     assert ending is Ending.complete
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "PRUNED"]
     ended = [event for event in seen if isinstance(event, TrialEnded)]
-    assert [event.reason for event in ended] == ["so", "killed by SIGSEGV", "so"]
+    assert [event.outcome.reason for event in ended] == ["so", "killed by SIGSEGV", "so"]
     assert sum(isinstance(event, TrialRetried) for event in seen) == 1 + 2 + 1
     folders = sorted(
         str(path.relative_to(tmp_path / plan.folder / "trials"))
@@ -319,5 +319,5 @@ def test_parameters_that_no_run_can_have_end_their_trial_and_not_the_study(
     assert ending is Ending.complete
     assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "PRUNED"]
     assert trials[1].constraints == {"ran": 1.0}
-    reasons = [event.reason for event in seen if isinstance(event, TrialEnded)]
+    reasons = [event.outcome.reason for event in seen if isinstance(event, TrialEnded)]
     assert "must be 0.2" in reasons[1]

@@ -1,1 +1,1 @@
-"""What a person sees while a study runs."""
+"""The progress of a study while it runs: a live table or log lines."""

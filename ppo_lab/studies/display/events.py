@@ -1,96 +1,84 @@
-"""What a study's parent tells those who watch it: the live table, the log, a tracker."""
+"""Events of a running study, and the interface of what observes them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from ppo_lab.studies.store.outcome import Counts
+from ppo_lab.studies.results.trial_table import TrialSummary
+from ppo_lab.studies.store.outcome import Counts, TrialOutcome
 from ppo_lab.workers.base import TrialProgress, TrialReport
 
 __all__ = [
-    "Event",
     "StorageAway",
     "StudyEnded",
+    "StudyEvent",
+    "StudyObserver",
     "StudyOpened",
     "TrialEnded",
     "TrialNoted",
     "TrialReported",
     "TrialRetried",
     "TrialStarted",
-    "Watcher",
 ]
 
 
+class StudyEvent:
+    """Base of all events."""
+
+
 @dataclass(frozen=True)
-class StudyOpened:
-    """The study was created, or goes on."""
+class StudyOpened(StudyEvent):
+    """The study was created or resumed."""
 
     name: str
     folder: Path
-    storage: str
-    """Without a password."""
     counts: Counts
     max_running: int
 
 
 @dataclass(frozen=True)
-class TrialStarted:
-    """An attempt began."""
+class TrialStarted(StudyEvent):
+    """An attempt at a trial started."""
 
-    number: int
+    trial: TrialSummary
     attempt: int
-    slot: int
-    role: str
-    """baseline, start or search."""
-    params: Mapping[str, Any]
-    overrides: Sequence[str]
-    seeds: Sequence[int]
-    total_steps: int
-    folder: Path
 
 
 @dataclass(frozen=True)
-class TrialNoted:
-    """A trial stands there."""
+class TrialNoted(StudyEvent):
+    """A trial sent its progress."""
 
     number: int
     note: TrialProgress
 
 
 @dataclass(frozen=True)
-class TrialReported:
-    """A trial passed a mark."""
+class TrialReported(StudyEvent):
+    """A trial reported its returns at a step where it may be pruned."""
 
     number: int
     mark: TrialReport
-    mean: float | None
-    standard_error: float | None
-    """Of the mean; None with one seed."""
     stop: str | None
-    """The reason it was told to end; None if it goes on."""
+    """Why it is pruned; None if it continues."""
 
 
 @dataclass(frozen=True)
-class TrialEnded:
-    """A trial is told: COMPLETE, PRUNED or FAIL."""
+class TrialEnded(StudyEvent):
+    """A trial's outcome was stored."""
 
     number: int
     role: str
     params: Mapping[str, Any]
-    state: str
-    status: str
-    reason: str | None
-    values: Sequence[float] | None
-    summaries: Sequence[Mapping[str, Any]]
+    outcome: TrialOutcome
     counts: Counts
 
 
 @dataclass(frozen=True)
-class TrialRetried:
-    """An attempt died; another follows."""
+class TrialRetried(StudyEvent):
+    """An attempt crashed; another follows."""
 
     number: int
     reason: str
@@ -99,42 +87,30 @@ class TrialRetried:
 
 
 @dataclass(frozen=True)
-class StorageAway:
-    """The storage does not answer; trials go on meanwhile."""
+class StorageAway(StudyEvent):
+    """The storage is unavailable; running trials continue."""
 
     what: str
     waited_s: float
 
 
 @dataclass(frozen=True)
-class StudyEnded:
-    """The parent stops."""
+class StudyEnded(StudyEvent):
+    """The study ended on this machine."""
 
     reason: str
-    """complete, stop file, interrupted, storage lost."""
+    """complete, stopped, interrupted or storage lost."""
     counts: Counts
 
 
-Event = (
-    StudyOpened
-    | TrialStarted
-    | TrialNoted
-    | TrialReported
-    | TrialEnded
-    | TrialRetried
-    | StorageAway
-    | StudyEnded
-)
+class StudyObserver:
+    """Base of what observes a study; called from the scheduler's loop, so it must be quick."""
 
-
-class Watcher(Protocol):
-    """Sees a study go on; called from the parent's loop, so it must be quick."""
-
-    def handle(self, event: Event) -> None:
-        """Take one event."""
+    def handle(self, event: StudyEvent) -> None:
+        """Handle one event."""
 
     def tick(self) -> None:
-        """Draw, perhaps; called about twice a second."""
+        """Refresh; called about twice a second."""
 
     def close(self) -> None:
-        """Leave the screen as it was; also after an error, without ``StudyEnded``."""
+        """Restore the screen; called after an error too, without ``StudyEnded``."""

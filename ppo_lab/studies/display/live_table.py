@@ -1,27 +1,35 @@
-"""A study on a terminal: what runs, what has just ended, the best so far and the time left.
+"""The progress of a study as a live table: running and recent trials, the best, the time left.
 
-It is drawn from the parent's own loop, twice a second and when a trial starts or ends, so that no
-second thread reads what the parent writes.
+It is drawn from the scheduler's loop, twice a second and when a trial starts or ends, so no second
+thread reads what the scheduler writes.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ppo_lab.studies.display.events import Event, StudyEnded, StudyOpened, TrialNoted, TrialReported
-from ppo_lab.studies.display.progress import Row, StudyProgress, headline
-from ppo_lab.studies.results.format import number_text, params_text, plain_table, score_text
+from ppo_lab.studies.display.events import (
+    StudyEnded,
+    StudyEvent,
+    StudyObserver,
+    StudyOpened,
+    TrialNoted,
+    TrialReported,
+)
+from ppo_lab.studies.display.progress import StudyProgress
+from ppo_lab.studies.results.format import number_text, plain_table, score_text
+from ppo_lab.studies.results.trial_table import TrialSummary
 
 __all__ = ["LiveTable", "draw"]
 
-_NARROW = 100  # columns, below which a row says less
+_NARROW = 100  # terminal columns, below which slot and seeds are left out
 _OTHER_LINES = 7  # of the screen: two headlines, the table's head, a line for the prompt
 _STYLES = {
     "running": "",
@@ -33,19 +41,19 @@ _STYLES = {
 }
 
 
-class LiveTable:
-    """Watches a study and keeps its table on the screen until it ends."""
+class LiveTable(StudyObserver):
+    """Shows the table until the study ends."""
 
-    def __init__(self, standing: StudyProgress, console: Console | None = None) -> None:
-        """Draw ``standing``, which this watcher keeps up; ``console`` is stderr."""
-        self._standing = standing
+    def __init__(self, progress: StudyProgress, console: Console | None = None) -> None:
+        """Draw ``progress``, which this observer updates, on ``console`` (default: stderr)."""
+        self._progress = progress
         self._console = console or Console(stderr=True)
         self._live: Live | None = None
-        self._moved: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
+        self._redirected: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
 
-    def handle(self, event: Event) -> None:
-        """Take one event; draw it at once unless it is one of many."""
-        self._standing.handle(event)
+    def handle(self, event: StudyEvent) -> None:
+        """Update the progress; redraw at once except for frequent events."""
+        self._progress.handle(event)
         if isinstance(event, StudyOpened):
             self._start()
         elif isinstance(event, StudyEnded):
@@ -54,72 +62,72 @@ class LiveTable:
             self.tick()
 
     def tick(self) -> None:
-        """Draw."""
+        """Redraw."""
         if self._live is not None:
             self._live.refresh()
 
     def close(self) -> None:
-        """Take the table off the screen."""
+        """Remove the table from the screen."""
         if self._live is None:
             return
         self._live.stop()
         self._live = None
-        for handler, stream in self._moved:
+        for handler, stream in self._redirected:
             handler.setStream(stream)
-        self._moved = []
+        self._redirected = []
 
     def _start(self) -> None:
         self._live = Live(
             console=self._console,
-            get_renderable=lambda: draw(self._standing, self._console),
+            get_renderable=lambda: draw(self._progress, self._console),
             auto_refresh=False,
             transient=True,
             redirect_stdout=False,
         )
         before = sys.stderr
         self._live.start(refresh=True)
-        # Handlers keep the stream they were made with; through Rich's own, a warning appears above
-        # the table instead of tearing it.
+        # Handlers keep the stream they were created with; through Rich's stream a warning appears
+        # above the table instead of breaking it.
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is before:
-                self._moved.append((handler, before))
+                self._redirected.append((handler, before))
                 handler.setStream(sys.stderr)
 
 
-def draw(standing: StudyProgress, console: Console) -> RenderableType:
-    """Return the picture of a study, as wide and as high as the terminal."""
-    is_wide = console.width >= _NARROW
-    num_rows = max(console.height - _OTHER_LINES, 3)
-    running = sorted(standing.running.values(), key=lambda row: row.number)
-    rows = [*reversed(running), *reversed(standing.ended)][:num_rows]
-    has_vram = any(row.vram_gib is not None for row in rows)
+def draw(progress: StudyProgress, console: Console) -> RenderableType:
+    """Return the table of a study, no wider or higher than the terminal."""
+    running = sorted(progress.running.values(), key=lambda trial: trial.number, reverse=True)
+    trials = [*running, *reversed(progress.ended)][: max(console.height - _OTHER_LINES, 3)]
+    columns = _columns(progress, trials, is_wide=console.width >= _NARROW)
     table = plain_table()
     table.expand = True
-    for heading in _headings(is_wide=is_wide, has_vram=has_vram):
+    for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("parameters", ratio=1, no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        cells = _cells(row, standing, is_wide=is_wide, has_vram=has_vram)
-        is_over = row.number not in standing.running or row.state == "crashed"
-        state = Text(row.state, _STYLES.get(row.state, "magenta"))
-        params = Text(_parameters(row), "dim" if is_over else "")
-        table.add_row(*(Text(cell, "dim" if is_over else "") for cell in cells), state, params)
-    # The cursor rests on an empty line: where it ended a full one, a terminal's echo of ^C would
-    # wrap, and the next picture begin a line too low.
-    return Group(*_lines(standing, console.width // 3), table, Text())
+    for trial in trials:
+        is_over = trial.number not in progress.running or trial.label == "crashed"
+        style = "dim" if is_over else ""
+        state = Text(trial.label, _STYLES.get(trial.label, "magenta"))
+        setting = f"{trial.setting}  {trial.reason or ''}".rstrip()
+        cells = (Text(cell(trial), style) for cell in columns.values())
+        table.add_row(*cells, state, Text(setting, style))
+    # The cursor rests on an empty line: at the end of a full one, a terminal's echo of ^C would
+    # wrap, and the next drawing start a line too low.
+    return Group(*_lines(progress, console.width // 3), table, Text())
 
 
-def _lines(standing: StudyProgress, most_of_name: int) -> Iterator[Text]:
-    name = Text(standing.name, "bold")
+def _lines(progress: StudyProgress, most_of_name: int) -> Iterator[Text]:
+    name = Text(progress.name, "bold")
     name.truncate(most_of_name, overflow="ellipsis")  # rather than the counts after it
-    first = Text.assemble(name, "  ", headline(standing))
-    lines = [first]
-    if best := standing.best:
-        value = score_text(best.value, best.half_width)
-        values = params_text(best.params) or "the defaults"
-        lines.append(Text.assemble("best  ", (f"#{best.number}  {value}", "bold"), f"  {values}"))
-    if away := standing.storage_away:
+    lines = [Text.assemble(name, "  ", progress.headline)]
+    if best := progress.best:
+        lines.append(
+            Text.assemble(
+                "best  ", (f"#{best.number}  {best.scores[0]}", "bold"), "  ", best.setting
+            )
+        )
+    if away := progress.storage_away:
         text = f"the storage is away for {away.waited_s:.0f} s; trials go on meanwhile"
         lines.append(Text(text, "yellow"))
     for line in lines:
@@ -127,26 +135,19 @@ def _lines(standing: StudyProgress, most_of_name: int) -> Iterator[Text]:
         yield line
 
 
-def _headings(*, is_wide: bool, has_vram: bool) -> Iterator[str]:
-    yield "trial"
+def _columns(
+    progress: StudyProgress, trials: Sequence[TrialSummary], *, is_wide: bool
+) -> dict[str, Callable[[TrialSummary], str]]:
+    """Return the text of each column of numbers, by heading."""
+    aggregate = progress.objectives[0].aggregate
+    columns: dict[str, Callable[[TrialSummary], str]] = {"trial": lambda t: f"#{t.number}"}
     if is_wide:
-        yield from ("slot", "seeds")
-    yield from ("done", "return", "steps/s")
-    if has_vram:
-        yield "VRAM"
-
-
-def _cells(row: Row, standing: StudyProgress, *, is_wide: bool, has_vram: bool) -> Iterator[str]:
-    yield f"#{row.number}"
-    if is_wide:
-        yield from (str(row.slot), str(row.num_seeds))
-    yield f"{row.share:.0%}"
-    yield score_text(*row.score(standing.aggregate))
-    yield "-" if row.env_steps_per_s is None else f"{row.env_steps_per_s:,.0f}"
-    if has_vram:
-        yield "-" if row.vram_gib is None else f"{number_text(row.vram_gib)} G"
-
-
-def _parameters(row: Row) -> str:
-    values = params_text(row.params) or ("the defaults" if row.role == "baseline" else "")
-    return f"{values}  {row.reason}" if row.reason else values
+        columns |= {"slot": lambda t: str(t.slot), "seeds": lambda t: str(t.num_seeds)}
+    columns |= {
+        "done": lambda t: f"{t.done_frac:.0%}",
+        "return": lambda t: score_text(*t.mean_return(aggregate)),
+        "steps/s": lambda t: "-" if t.env_steps_per_s is None else f"{t.env_steps_per_s:,.0f}",
+    }
+    if any(trial.vram_gib is not None for trial in trials):
+        columns["VRAM"] = lambda t: "-" if t.vram_gib is None else f"{number_text(t.vram_gib)} G"
+    return columns

@@ -1,1 +1,1 @@
-"""What a study leaves: tables, the confirmed best config, files, W&B."""
+"""What a study found: statistics, confirmation, files, the panel and its W&B run."""

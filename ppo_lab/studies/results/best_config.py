@@ -1,14 +1,13 @@
-"""A trial's run as a file that Hydra runs: ``--config-dir FOLDER --config-name best``.
+"""A trial's config as a file that Hydra runs: ``--config-dir FOLDER --config-name best``.
 
-It holds the groups that the run chose and what differs from them, so that it stays short, reads
-like a command line, and runs without the sweep that found it.
+It holds the run's choice of each group and the values that differ from them, so that it is short
+and does not need the sweep that found it.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,9 @@ def run_command(folder: Path) -> str:
 
 
 def write_best(plan: Plan, params: Mapping[str, Choice], title: str) -> Path:
-    """Write the run of ``params`` as ``best.yaml``, whole; Hydra must be initialised.
+    """Write the config of ``params`` as ``best.yaml`` under the comment ``title``.
 
-    ``title`` says in the first line what it is.
+    Hydra must be initialised.
     """
     overrides = plan.space.overrides(params)
     config = plan.base.config(overrides)
@@ -67,7 +66,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def _keep_own_options(groups: Mapping[str, str], folder: Path) -> None:
-    """Copy options that come from ``--config-dir`` beside ``best.yaml``, which then has them."""
+    """Copy options of ``groups`` that came from ``--config-dir`` beside ``best.yaml``."""
     search_path = GlobalHydra.instance().config_loader().get_search_path().get_path()
     for group, name in groups.items():
         option = Path(group) / f"{name}.yaml"
@@ -83,14 +82,14 @@ def _keep_own_options(groups: Mapping[str, str], folder: Path) -> None:
 
 
 def _values(config: Config) -> dict[str, Any]:
-    """Return the config as YAML holds it."""
+    """Return the config as plain YAML values."""
     values = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
 def _differences(ours: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of ``ours`` that ``plain`` has not, or has otherwise."""
+    """Return the entries of ``ours`` that ``plain`` lacks or that differ from it."""
     found: dict[str, Any] = {}
     for key, value in ours.items():
         other = plain.get(key)
@@ -98,5 +97,5 @@ def _differences(ours: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str,
             if below := _differences(value, other):
                 found[key] = below
         elif value != other or key not in plain:
-            found[key] = value.name if isinstance(value, Enum) else value
+            found[key] = value
     return found

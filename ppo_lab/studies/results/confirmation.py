@@ -1,8 +1,8 @@
-"""Whether the best trials are as good as the search thinks: run once more, with fresh seeds.
+"""Confirmation: the best trials run again with fresh seeds, beside the config's defaults.
 
-The best of many trials is partly the luckiest. So the best few run again beside the config's
-defaults, with seeds that the search has not seen, and only these runs decide. They are a study of
-their own in the same storage: booked, retried, resumed and shared among machines as trials are.
+The best of many trials is partly the luckiest. So only runs with seeds that the search has not used
+decide. They form a study of their own in the same storage, so that they are retried, resumed and
+shared among machines like any trials.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from optuna.study import Study
 from ppo_lab.config.study import ConfirmConfig
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.space import EnqueuedPoint
-from ppo_lab.studies.results import statistics as analysis
-from ppo_lab.studies.results.statistics import CONFIDENCE
-from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials
+from ppo_lab.studies.results.statistics import CONFIDENCE, Gain, compare_with_default
+from ppo_lab.studies.results.trial_table import (
+    TrialSummary,
+    best_trial,
+    finished_trials,
+    rank_trials,
+)
 from ppo_lab.studies.store.database import Database
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.json_files import write_json
@@ -35,7 +39,7 @@ __all__ = [
 ]
 
 CONFIRM_FILE = "confirm.json"
-_RANDOM = {"_target_": "optuna.samplers.RandomSampler"}  # every trial has its values beforehand
+_RANDOM = {"_target_": "optuna.samplers.RandomSampler"}  # every trial is enqueued with its values
 _NO_PRUNER = {"_target_": "optuna.pruners.NopPruner"}
 
 
@@ -43,32 +47,44 @@ _NO_PRUNER = {"_target_": "optuna.pruners.NopPruner"}
 class Candidate:
     """One setting over the fresh seeds."""
 
-    trial: int | None
-    """Its number in the search; None where the search has none that ended well."""
-    params: Mapping[str, Any]
-    found: float | None
-    """Its value in the search."""
-    status: str
-    values: tuple[float | None, ...]
-    """One per fresh seed."""
-    value: float | None
-    half_width: float | None
-    gain: analysis.Gain | None
-    """Over the defaults, positive where better; None for the defaults themselves."""
+    fresh: TrialSummary
+    """Over the fresh seeds."""
+    found: TrialSummary | None
+    """In the search; None if it has no such trial within limits."""
+    gain: Gain | None
+    """Over the defaults; None for the defaults themselves."""
+
+    @property
+    def number(self) -> int | None:
+        """Its number in the search."""
+        return self.found.number if self.found else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the candidate as it stands in confirm.json."""
+        return {
+            "trial": self.number,
+            "params": self.fresh.params,
+            "found": self.found.values[0] if self.found else None,
+            "status": self.fresh.label,
+            "values": self.fresh.seed_values,
+            "value": self.fresh.values[0],
+            "half_width": self.fresh.half_width,
+            "gain": asdict(self.gain) if self.gain else None,
+        }
 
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What the fresh seeds say."""
+    """The result of a confirmation."""
 
     seeds: tuple[int, ...]
     default: Candidate
     candidates: tuple[Candidate, ...]
-    """Best gain first; the unknown ones last."""
+    """Best gain first; those without one last."""
     winner: Candidate | None
-    """The defaults themselves where no candidate has a better mean; None where nothing ran well."""
+    """The defaults themselves if no candidate has a better mean; None if nothing ran well."""
     num_searched: int
-    """Trials that the search had finished by then."""
+    """Finished trials of the search at that time."""
 
     def write(self, plan: Plan) -> None:
         """Write confirm.json into the study's folder."""
@@ -78,9 +94,9 @@ class Confirmed:
             "interval_of_gain": "Welch's t at 1 - (1 - confidence) / candidates",
             "seeds": self.seeds,
             "trials_searched": self.num_searched,
-            "winner": None if self.winner is None else _plain(self.winner),
-            "default": _plain(self.default),
-            "candidates": [_plain(candidate) for candidate in self.candidates],
+            "winner": self.winner.as_dict() if self.winner else None,
+            "default": self.default.as_dict(),
+            "candidates": [candidate.as_dict() for candidate in self.candidates],
         }
         write_json(plan.folder / CONFIRM_FILE, content)
 
@@ -89,7 +105,7 @@ def check_confirmation(plan: Plan) -> None:
     """Check that a study can be confirmed as it asks to be.
 
     Raises:
-        ConfigError: it has no single best trial, or its trials have seeds of their own.
+        ConfigError: it has no single best trial, or searches over seeds.
     """
     if plan.study.confirm.top and len(plan.objectives) > 1:
         allowed = "a study of several objectives has a front, not a best trial; must be 0"
@@ -100,19 +116,18 @@ def check_confirmation(plan: Plan) -> None:
 
 
 def confirmation_plan(plan: Plan, study: Study, database: Database) -> Plan | None:
-    """Return the plan that runs the best trials of ``study`` again; None if there is none.
+    """Return the plan that runs the best trials of ``study`` again; None if there are none.
 
-    Settings that a confirmation of this study has run already stay in it, so that a search which
-    went on adds to them.
+    Settings of an earlier confirmation of this study stay in it, so that a search which was resumed
+    adds to them.
     """
     num_top, num_seeds = plan.study.confirm.top, plan.study.confirm.seeds
     if not num_top:
         return None
     default = plan.starts[0]
     chosen: list[Mapping[str, Any]] = []
-    for trial in analysis.best_trials(study, len(study.trials)):
-        is_default = default.is_inside and trial.params == default.params
-        if not is_default and trial.params not in chosen and len(chosen) < num_top:
+    for trial in rank_trials(finished_trials(study, plan.objectives), plan.objectives[0]):
+        if trial.params not in (default.params, *chosen):
             chosen.append(trial.params)
     # Seeds of the search are seed, seed + 1, ...; these follow them.
     base = plan.base.fixing(f"seed={plan.config.seed + plan.study.num_seeds}")
@@ -124,11 +139,11 @@ def confirmation_plan(plan: Plan, study: Study, database: Database) -> Plan | No
         confirm=ConfirmConfig(),
     )
     fresh = replace(plan, study=confirm, base=base, config=base.config(), confirms=plan.folder)
-    # A search that was allowed to change is confirmed anew: the runs of before do not compare.
+    # A search that was allowed to change is confirmed anew: earlier runs do not compare.
     digest = fresh.fingerprint["sha256"][:4]
     name = f"{plan.name}.confirm-{num_seeds}-{digest}"
     stored = _stored_params(database, name)
-    points = [*stored, *(point for point in chosen if point not in stored)]
+    points = [*stored, *(point for point in chosen[:num_top] if point not in stored)]
     if not points:
         return None
     return replace(
@@ -140,82 +155,65 @@ def confirmation_plan(plan: Plan, study: Study, database: Database) -> Plan | No
     )
 
 
-def read_confirmation(plan: Plan, study: Study, confirming: Plan, fresh: Study) -> Confirmed | None:
-    """Return what the finished runs of ``fresh`` say; None while the defaults have not run."""
-    rows = finished_trials(fresh, plan.objectives)
-    default = next((row for row in rows if row.role == "baseline"), None)
-    if default is None:
-        return None
-    others = {row.number: row for row in rows if row.role != "baseline"}
-    said = analysis.confirm(
-        {number: _returns(row, {"kept"}) for number, row in others.items()},
-        _returns(default, {"kept", "over limit"}),
-        is_maximised=plan.objectives[0].direction == "maximize",
-        confidence=CONFIDENCE,
-    )
-    searched = finished_trials(study, plan.objectives)
-    candidates = {
-        number: _candidate(row, searched, said.gains[number]) for number, row in others.items()
-    }
-    baseline = _candidate(default, searched, None)
-    winner: Candidate | None = baseline if said.winner is None else candidates[said.winner]
-    if default.label != "kept":  # then any candidate that is within limits is better
-        best = best_row(list(others.values()), plan.objectives[0])
-        winner = candidates[best.number] if best else None
-    first = confirming.config.seed
-    return Confirmed(
-        seeds=tuple(range(first, first + confirming.study.num_seeds)),
-        default=baseline,
-        candidates=tuple(sorted(candidates.values(), key=_rank)),
-        winner=winner,
-        num_searched=len(searched),
-    )
-
-
 def _stored_params(database: Database, name: str) -> list[Mapping[str, Any]]:
-    """Return the settings that a confirmation has begun with, in their order."""
-    if name not in database.study_names():
+    """Return the settings enqueued in an earlier confirmation, in their order."""
+    if name not in optuna.get_all_study_names(database.storage):
         return []
     fresh = optuna.load_study(study_name=name, storage=database.storage)
     return [
-        trial.system_attrs["fixed_params"]  # what it was queued with, run or not
+        trial.system_attrs["fixed_params"]  # set whether it has run or not
         for trial in fresh.get_trials(deepcopy=False)
         if trial.user_attrs.get("role") == "start"
     ]
 
 
-def _returns(row: TrialRow, labels: set[str]) -> tuple[float | None, ...]:
-    """Return a value per seed; none for a setting that came to something else than ``labels``."""
-    return row.seed_values[0] if row.label in labels else (None,)
-
-
-def _candidate(
-    row: TrialRow, searched: Sequence[TrialRow], gain: analysis.Gain | None
-) -> Candidate:
-    same = [
-        found
-        for found in searched
-        if found.label == "kept"
-        and (found.role == "baseline" if row.role == "baseline" else found.params == row.params)
-    ]
-    found = same[0] if same else None
-    return Candidate(
-        trial=found.number if found else None,
-        params=row.params,
-        found=found.values[0] if found else None,
-        status=row.label,
-        values=row.seed_values[0],
-        value=row.values[0],
-        half_width=row.half_width,
-        gain=gain,
+def read_confirmation(plan: Plan, study: Study, confirming: Plan, fresh: Study) -> Confirmed | None:
+    """Return the result of the finished study ``fresh``; None if the defaults have not run."""
+    trials = finished_trials(fresh, plan.objectives)
+    default = next((trial for trial in trials if trial.role == "baseline"), None)
+    if default is None:
+        return None
+    others = {trial.number: trial for trial in trials if trial is not default}
+    gains = compare_with_default(
+        {number: _returns(trial, "kept") for number, trial in others.items()},
+        _returns(default, "kept", "over limit"),
+        is_maximised=plan.objectives[0].direction == "maximize",
     )
+    searched = finished_trials(study, plan.objectives)
+    candidates = {
+        number: Candidate(trial, _find(trial, searched), gains[number])
+        for number, trial in others.items()
+    }
+    ranked = sorted(candidates.values(), key=_rank)
+    baseline = Candidate(default, _find(default, searched), None)
+    winner: Candidate | None = baseline
+    if default.label != "kept":  # then any candidate that is within limits is better
+        best = best_trial([*others.values()], plan.objectives)
+        winner = candidates[best.number] if best else None
+    elif ranked and _rank(ranked[0]) < 0:
+        winner = ranked[0]
+    first = confirming.config.seed
+    return Confirmed(
+        seeds=tuple(range(first, first + confirming.study.num_seeds)),
+        default=baseline,
+        candidates=tuple(ranked),
+        winner=winner,
+        num_searched=len(searched),
+    )
+
+
+def _returns(trial: TrialSummary, *labels: str) -> Sequence[float | None]:
+    """Return a value per seed, none of a trial whose label is not among ``labels``."""
+    return trial.seed_values if trial.label in labels else (None,)
+
+
+def _find(trial: TrialSummary, searched: Sequence[TrialSummary]) -> TrialSummary | None:
+    """Return the search's first trial within limits that has the setting of ``trial``."""
+    kept = [found for found in searched if found.label == "kept"]
+    if trial.role == "baseline":  # its parameters may lie outside the space
+        return next((found for found in kept if found.role == "baseline"), None)
+    return next((found for found in kept if found.params == trial.params), None)
 
 
 def _rank(candidate: Candidate) -> float:
     return math.inf if candidate.gain is None else -candidate.gain.mean
-
-
-def _plain(candidate: Candidate) -> dict[str, Any]:
-    values = asdict(candidate)
-    values["gain"] = None if candidate.gain is None else candidate.gain._asdict()
-    return values

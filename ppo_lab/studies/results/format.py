@@ -1,4 +1,4 @@
-"""Numbers and parameters of a study as short texts."""
+"""Format numbers, intervals and parameters of a study as short text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ __all__ = ["number_text", "params_text", "plain_table", "score_text"]
 
 
 def number_text(value: float) -> str:
-    """Return ``value`` with three or four digits, thousands set off."""
+    """Return ``value`` with three or four digits and thousands separators.
+
+    Example:
+        >>> number_text(12345.6), number_text(9.876)
+        ('12,346', '9.88')
+    """
     return _with_decimals(value, _num_decimals(value))
 
 
 def score_text(value: float | None, half_width: float | None) -> str:
-    """Return ``value ± half_width``, both to the same decimal, as far as they are known."""
+    """Return ``value ± half_width`` with the same decimals, ``-`` for an unknown value."""
     if value is None:
         return "-"
     num_decimals = _num_decimals(value)
@@ -27,7 +32,7 @@ def score_text(value: float | None, half_width: float | None) -> str:
 
 
 def _num_decimals(value: float) -> int:
-    """Return how many decimals leave about three digits: 0 from 1000 on, 1 from 10 on."""
+    """Return the decimals that leave about three digits: 0 from 1000 on, 1 from 10 on."""
     size = abs(value)
     if size >= 1000 or size == 0:
         return 0
@@ -39,7 +44,7 @@ def _with_decimals(value: float, num_decimals: int) -> str:
 
 
 def params_text(params: Mapping[str, Any]) -> str:
-    """Return ``epsilon=0.153 lr=0.00031``: keys without the groups above them."""
+    """Return ``epsilon=0.153 lr=0.00031``: keys without their groups."""
     return " ".join(
         f"{key.rpartition('.')[2]}={f'{value:.3g}' if isinstance(value, float) else value}"
         for key, value in params.items()
@@ -47,7 +52,7 @@ def params_text(params: Mapping[str, Any]) -> str:
 
 
 def plain_table(title: str | None = None) -> Table:
-    """Return an empty table in the manner of the project's others."""
+    """Return an empty table in the project's style."""
     return Table(
         title=title,
         title_justify="left",

@@ -1,12 +1,11 @@
-"""A study's result on the screen: its best trial, what mattered, and what to do next."""
+"""A study's result on the terminal: best trial, importances, confirmation, and next commands."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from optuna.study import Study
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -16,10 +15,10 @@ from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.storage_url import masked
 from ppo_lab.studies.results.best_config import BEST_FILE, run_command
 from ppo_lab.studies.results.confirmation import Candidate, Confirmed
-from ppo_lab.studies.results.files import importances
-from ppo_lab.studies.results.format import number_text, params_text, plain_table, score_text
-from ppo_lab.studies.results.statistics import CONFIDENCE, pareto
-from ppo_lab.studies.results.trial_table import TrialRow, best_row, finished_trials, labels
+from ppo_lab.studies.results.format import params_text, plain_table, score_text
+from ppo_lab.studies.results.statistics import CONFIDENCE
+from ppo_lab.studies.results.study_result import StudyResult
+from ppo_lab.studies.results.trial_table import count_labels
 from ppo_lab.tracking.terminal import format_duration
 
 __all__ = ["commands", "study_panel"]
@@ -28,31 +27,23 @@ _BAR_CELLS = 16
 _MOST_IN_FRONT = 20
 
 
-def study_panel(plan: Plan, study: Study, confirmed: Confirmed | None) -> RenderableType:
-    """Return what a study came to."""
-    rows = finished_trials(study, plan.objectives)
-    counts = labels(rows)
-    came_to = ", ".join(f"{number} {name}" for name, number in counts.items())
-    retried = sum(row.attempts > 1 for row in rows)
-    if retried:
-        came_to += f"  ({retried} in more than one attempt)"
-    # With a confirmation the search's best is but a candidate, named below.
-    parts: list[RenderableType] = [
-        _facts(plan, rows, came_to, _took_s(study), "search" if confirmed else "best")
-    ]
+def study_panel(result: StudyResult) -> RenderableType:
+    """Return the panel that shows ``result``."""
+    plan, num_finished = result.plan, len(result.trials)
+    parts: list[RenderableType] = [_facts(result)]
     if len(plan.objectives) > 1:
-        parts.append(_front(plan, study))
-    parts += list(_importance_bars(importances(plan, study)))
-    if confirmed is not None:
-        parts.append(_confirmation(confirmed))
-    is_whole = len(rows) >= plan.study.num_trials
-    title = Text(f"study {plan.name}: {len(rows)} of {plan.study.num_trials} trials")
-    border = "green" if is_whole and counts.get("kept") else "yellow"
+        parts.append(_front(result))
+    parts += _importance_bars(result)
+    if result.confirmed is not None:
+        parts.append(_confirmation(result.confirmed))
+    is_good = num_finished >= plan.study.num_trials and "kept" in count_labels(result.trials)
+    title = Text(f"study {plan.name}: {num_finished} of {plan.study.num_trials} trials")
+    border = "green" if is_good else "yellow"
     return Panel(Group(*parts), title=title, border_style=border, expand=False)
 
 
 def commands(plan: Plan) -> str:
-    """Return where to look next, a line each, to be copied."""
+    """Return the study's folder and the commands to copy, one per line."""
     lines = [f"folder     {plan.folder}"]
     url = masked(plan.url)
     if plan.url.get_backend_name() == "sqlite":
@@ -68,50 +59,49 @@ def _short(path: Path) -> Path:
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
-def _facts(
-    plan: Plan, rows: Sequence[TrialRow], came_to: str, took_s: float, best_name: str
-) -> Table:
+def _facts(result: StudyResult) -> Table:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    best = best_row(rows, plan.objectives[0]) if len(plan.objectives) == 1 else None
-    if best is not None:
-        objective = plan.objectives[0]
-        over = f" over {plan.study.num_seeds} seeds" if plan.study.num_seeds > 1 else ""
-        score = score_text(best.values[0], best.half_width)
-        facts.add_row(
-            best_name,
-            Text.assemble((f"{score}", "bold"), f" {objective.key}{over}, trial #{best.number}"),
-        )
-        facts.add_row("", Text(params_text(best.params) or "the defaults"))
-    elif len(plan.objectives) == 1:
-        facts.add_row(best_name, Text("no trial ended well", "red"))
-    facts.add_row("trials", Text(came_to or "none"))
-    facts.add_row("time", Text(format_duration(took_s)))
+    study, objectives = result.plan.study, result.plan.objectives
+    # After a confirmation the search's best is only one of the candidates shown below.
+    best_name = "search" if result.confirmed else "best"
+    if (best := result.best) is not None:
+        over = f" over {study.num_seeds} seeds" if study.num_seeds > 1 else ""
+        about = f" {objectives[0].key}{over}, trial #{best.number}"
+        facts.add_row(best_name, Text.assemble((best.scores[0], "bold"), about))
+        facts.add_row("", Text(best.setting))
+    elif len(objectives) == 1:
+        facts.add_row(best_name, Text("no trial finished within limits", "red"))
+    counts = count_labels(result.trials)
+    trials = ", ".join(f"{number} {label}" for label, number in counts.items()) or "none"
+    if num_retried := sum(trial.attempts > 1 for trial in result.trials):
+        trials += f"  ({num_retried} in more than one attempt)"
+    facts.add_row("trials", Text(trials))
+    facts.add_row("time", Text(format_duration(result.took_s)))
     return facts
 
 
-def _front(plan: Plan, study: Study) -> Table:
-    """Return the trials that no other beats in every objective."""
+def _front(result: StudyResult) -> Table:
     table = plain_table("\nPareto front")
     table.add_column("trial", justify="right")
-    for objective in plan.objectives:
+    for objective in result.plan.objectives:
         arrow = "↑" if objective.direction == "maximize" else "↓"
         table.add_column(f"{objective.key} {arrow}", justify="right")
     table.add_column("parameters", overflow="fold")
-    front = pareto(study)
-    for row in front[:_MOST_IN_FRONT]:
-        values = (number_text(value) for value in row.values)
-        table.add_row(f"#{row.number}", *values, Text(params_text(row.params)))
-    if len(front) > _MOST_IN_FRONT:
-        table.add_row("...", *("" for _ in plan.objectives), Text("the rest is in trials.csv"))
+    for trial in result.front[:_MOST_IN_FRONT]:
+        values = (score_text(value, None) for value in trial.values)
+        table.add_row(f"#{trial.number}", *values, Text(params_text(trial.params)))
+    if len(result.front) > _MOST_IN_FRONT:
+        blanks = [""] * len(result.plan.objectives)
+        table.add_row("...", *blanks, Text("the rest is in trials.csv"))
     return table
 
 
-def _importance_bars(found: Mapping[str, Mapping[str, float] | None]) -> Iterator[RenderableType]:
-    """Return a title and a block of bars for each objective whose importances are known."""
-    for objective, shares in found.items():
-        if not shares or len(shares) < 2:  # of one parameter there is nothing to tell
+def _importance_bars(result: StudyResult) -> Iterator[RenderableType]:
+    """Yield a title and bars for each objective with the importances of two or more parameters."""
+    for objective, shares in result.importances.items():
+        if not shares or len(shares) < 2:
             continue
         yield Text(f"\nwhat mattered for {objective} (PED-ANOVA)", "bold")
         bars = Table.grid(padding=(0, 2))
@@ -121,55 +111,42 @@ def _importance_bars(found: Mapping[str, Mapping[str, float] | None]) -> Iterato
 
 
 def _confirmation(confirmed: Confirmed) -> RenderableType:
-    """Return the best trials and the defaults over fresh seeds, and what that means."""
+    """Return the best trials and the defaults over fresh seeds, and the conclusion."""
     table = plain_table(f"\nonce more over {len(confirmed.seeds)} fresh seeds")
     for heading in ("trial", "search", "fresh seeds", "gain"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("parameters", overflow="fold")
     for candidate in (*confirmed.candidates, confirmed.default):
         is_default = candidate is confirmed.default
+        fresh, found = candidate.fresh, candidate.found
         table.add_row(
-            "defaults" if is_default else f"#{candidate.trial}",
-            "-" if candidate.found is None else number_text(candidate.found),
-            score_text(candidate.value, candidate.half_width)
-            if candidate.value is not None
-            else candidate.status,
+            "defaults" if is_default else f"#{candidate.number}",
+            score_text(found.values[0] if found else None, None),
+            fresh.scores[0] if fresh.scores else fresh.label,
             "" if is_default else _gain_text(candidate),
-            Text(params_text(candidate.params)),
+            Text(params_text(fresh.params)),
             style="bold" if candidate is confirmed.winner else "",
         )
-    return Group(table, Text(_verdict(confirmed)))
+    return Group(table, Text(_conclusion(confirmed)))
 
 
 def _gain_text(candidate: Candidate) -> str:
     gain = candidate.gain
-    if gain is None:
-        return "-"
-    return f"{gain.mean:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]"
+    return f"{gain.mean:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]" if gain else "-"
 
 
-def _verdict(confirmed: Confirmed) -> str:
+def _conclusion(confirmed: Confirmed) -> str:
     winner, default = confirmed.winner, confirmed.default
     if winner is None:
         return (
-            "With fresh seeds nothing ran well and within limits, the defaults neither: "
+            "With fresh seeds no trial finished within limits, and neither did the defaults: "
             "best.yaml holds the search's best trial."
         )
     if winner is default:
         return "No trial is better than the defaults: best.yaml holds the defaults."
-    name = f"trial #{winner.trial}"
-    if winner.gain is None or default.status != "kept":
-        return f"Winner: {name}; the defaults are no choice ({default.status})."
+    name, label = f"trial #{winner.number}", default.fresh.label
+    if winner.gain is None or label != "kept":
+        return f"Winner: {name}; the defaults are not eligible ({label})."
     if winner.gain.low > 0:
         return f"Winner: {name}, better than the defaults at {CONFIDENCE:.0%} confidence."
-    return f"Winner: {name}; that it beats the defaults may be chance (the gain's interval has 0)."
-
-
-def _took_s(study: Study) -> float:
-    """Return the time from the first trial's start to the last one's end, pauses included."""
-    trials = study.get_trials(deepcopy=False)
-    begun = [trial.datetime_start for trial in trials if trial.datetime_start]
-    ended = [trial.datetime_complete for trial in trials if trial.datetime_complete]
-    if not (begun and ended):
-        return 0.0
-    return max((max(ended) - min(begun)).total_seconds(), 0.0)  # by clocks that may be set back
+    return f"Winner: {name}, but its gain may be chance (its interval includes 0)."

@@ -1,109 +1,172 @@
-"""A study's trials as its storage has them: what the tables and files at its end are made from."""
+"""One shape of a trial for all views: live table, log lines, trials.csv, the panel and W&B."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from ppo_lab.studies.definition.objective import Objective
+from ppo_lab.config.study import Aggregate
+from ppo_lab.studies.definition.objective import Objective, aggregate_seeds
+from ppo_lab.studies.definition.plan import Plan
+from ppo_lab.studies.results.format import params_text, score_text
 from ppo_lab.studies.results.statistics import half_width
+from ppo_lab.studies.store.outcome import TrialOutcome
 
-__all__ = ["TrialRow", "best_row", "finished_trials", "label_of", "labels"]
+__all__ = [
+    "TrialSummary",
+    "best_trial",
+    "count_labels",
+    "finished_trials",
+    "rank_trials",
+    "trial_table",
+]
+
+_MEASURED = ("env_steps_per_s", "peak_vram_gib", "wall_time_s")
 
 
 @dataclass(frozen=True)
-class TrialRow:
-    """A finished trial."""
+class TrialSummary:
+    """A trial, running or finished; what is not known yet is None or empty."""
 
     number: int
-    label: str
-    """What became of it in a word or two, as on the screen."""
     role: str
     """baseline, start or search."""
     params: Mapping[str, Any]
-    values: tuple[float | None, ...]
-    """The objectives'."""
-    seed_values: tuple[tuple[float | None, ...], ...]
-    """Of each objective, one per seed."""
-    half_width: float | None
-    """Of the first objective's interval over seeds."""
-    constraints: Mapping[str, float]
-    """Name to violation; <= 0 is kept."""
-    outcome: Mapping[str, Any]
-    attempts: int
-    host: str | None
-    folder: str | None
+    label: str = "running"
+    """Its state in a word or two; ``TrialOutcome.label`` once it has ended."""
+    reason: str | None = None
+    """Why it did not finish, or which limits it broke."""
+    slot: int = 0
+    num_seeds: int = 0
+    step: int = 0
+    """Environment steps of the seed that is furthest behind."""
+    total_steps: int = 0
+    returns: Sequence[float | None] = ()
+    """Latest mean return of each seed."""
+    env_steps_per_s: float | None = None
+    vram_gib: float | None = None
+    took_s: float | None = None
+    values: Sequence[float | None] = ()
+    """One per objective."""
+    seed_values: Sequence[float | None] = ()
+    """The first objective's, one per seed."""
+    half_width: float | None = None
+    """Half the first objective's interval over seeds."""
+    violations: Mapping[str, float] = field(default_factory=dict)
+    """By constraint; <= 0 is satisfied."""
+    seeds: Sequence[Mapping[str, Any]] = ()
+    """``TrialOutcome.seeds``."""
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    """``TrialOutcome.measured``."""
+    attempts: int = 1
+    host: str | None = None
+    folder: str | None = None
+
+    def with_outcome(self, outcome: TrialOutcome, objectives: Sequence[Objective]) -> TrialSummary:
+        """Return the summary of the trial after it ended with ``outcome``."""
+        first, seeds = objectives[0], outcome.seeds
+        seed_values = [seed.get(first.key) for seed in seeds]
+        steps = min((int(seed.get("env_steps") or 0) for seed in seeds), default=self.step)
+        return replace(
+            self,
+            label=outcome.label,
+            reason=outcome.explanation,
+            values=tuple(outcome.values or [None] * len(objectives)),
+            seed_values=seed_values,
+            half_width=half_width(seed_values, first.aggregate),
+            violations=outcome.violations,
+            seeds=seeds,
+            measured=outcome.measured,
+            # The last iteration of a finished trial may end short of total_steps.
+            step=self.total_steps if outcome.status == "finished" else steps,
+            # A crashed trial has no seeds: it keeps its last progress.
+            returns=[seed.get("final_return") for seed in seeds] or self.returns,
+            env_steps_per_s=outcome.measured.get("env_steps_per_s") or self.env_steps_per_s,
+            vram_gib=outcome.measured.get("peak_vram_gib") or self.vram_gib,
+        )
 
     @property
-    def reason(self) -> str | None:
-        """Why it did not run to its end, or which limit it broke."""
-        broken = [name for name, violation in self.constraints.items() if violation > 0]
-        stored: str | None = self.outcome.get("reason")
-        return stored or (f"{', '.join(broken)} is broken" if broken else None)
+    def done_frac(self) -> float:
+        """Share of the trial's steps that are done."""
+        return min(self.step / self.total_steps, 1.0) if self.total_steps else 0.0
+
+    @property
+    def setting(self) -> str:
+        """Its parameters, as one line."""
+        return params_text(self.params) or "the defaults"
+
+    @property
+    def scores(self) -> list[str]:
+        """Its values as text, the first with its interval."""
+        half_widths = [self.half_width, *[None] * len(self.values)]
+        return [score_text(*pair) for pair in zip(self.values, half_widths) if pair[0] is not None]
+
+    def mean_return(self, aggregate: Aggregate) -> tuple[float | None, float | None]:
+        """Return the latest return over seeds and half its interval, once every seed has one."""
+        known = [value for value in self.returns if value is not None]
+        if not known or len(known) < len(self.returns):
+            return None, None
+        return aggregate_seeds(known, aggregate), half_width(known, aggregate)
 
 
-def finished_trials(study: Study, objectives: Sequence[Objective]) -> list[TrialRow]:
-    """Return the trials that count, in order of their numbers."""
+def finished_trials(study: Study, objectives: Sequence[Objective]) -> list[TrialSummary]:
+    """Return the trials that count towards the study's total, in order of their numbers."""
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    return [_row(trial, objectives) for trial in study.get_trials(deepcopy=False, states=states)]
+    return [_read(trial, objectives) for trial in study.get_trials(deepcopy=False, states=states)]
 
 
-def labels(rows: Sequence[TrialRow]) -> dict[str, int]:
-    """Return how many trials came to what, the good ones first."""
-    names = [row.label for row in rows]
-    return {name: names.count(name) for name in sorted(set(names), key=lambda n: (n != "kept", n))}
-
-
-def best_row(rows: Sequence[TrialRow], objective: Objective) -> TrialRow | None:
-    """Return the best trial within limits by ``objective``, None if there is none."""
-    sign = 1.0 if objective.direction == "maximize" else -1.0
-    scores = {row.number: sign * row.values[0] for row in rows if row.values[0] is not None}
-    kept = [row for row in rows if row.label == "kept" and row.number in scores]
-    return max(kept, key=lambda row: scores[row.number], default=None)
-
-
-def _row(trial: FrozenTrial, objectives: Sequence[Objective]) -> TrialRow:
+def _read(trial: FrozenTrial, objectives: Sequence[Objective]) -> TrialSummary:
     attrs = trial.user_attrs
-    outcome = attrs.get("outcome", {})
-    stored = trial.values or outcome.get("values") or [None] * len(objectives)
-    seeds = outcome.get("seeds", [])
-    seed_values = tuple(
-        tuple(seed.get(objective.key) for seed in seeds) for objective in objectives
-    )
-    is_within = all(violation <= 0 for violation in trial.constraints.values())
-    status = outcome.get("status", "failed")
-    return TrialRow(
+    return TrialSummary(
         number=trial.number,
-        label=label_of(trial.state.name, status, is_within_limits=is_within),
         role=attrs.get("role", "search"),
         params=trial.params,
-        values=tuple(stored),
-        seed_values=seed_values,
-        half_width=half_width(seed_values[0], objectives[0].aggregate),
-        constraints=trial.constraints,
-        outcome=outcome,
         attempts=attrs.get("attempt", 1),
         host=(attrs.get("owner") or {}).get("host"),
         folder=attrs.get("folder"),
-    )
+    ).with_outcome(TrialOutcome.read(trial), objectives)
 
 
-_LABELS = {
-    "pruned": "pruned",
-    "diverged": "diverged",
-    "out_of_memory": "OOM",
-    "over_budget": "over budget",
-    "no_result": "no result",
-    "failed": "failed",
-}
+def count_labels(trials: Sequence[TrialSummary]) -> dict[str, int]:
+    """Return the number of trials of each label, ``kept`` first."""
+    counts = Counter(trial.label for trial in trials)
+    return {label: counts[label] for label in sorted(counts, key=lambda n: (n != "kept", n))}
 
 
-def label_of(state: str, status: str, *, is_within_limits: bool) -> str:
-    """Return in a word or two what became of a trial."""
-    if status == "finished":
-        return "kept" if is_within_limits else "over limit"
-    return _LABELS.get(status, state.lower())
+def rank_trials(trials: Sequence[TrialSummary], objective: Objective) -> list[TrialSummary]:
+    """Return the trials that finished within limits, best first by the first of their values."""
+    sign = -1.0 if objective.direction == "maximize" else 1.0
+    kept = [trial for trial in trials if trial.label == "kept"]
+    scored = [(sign * t.values[0], t) for t in kept if t.values[0] is not None]
+    return [trial for _, trial in sorted(scored, key=lambda pair: pair[0])]
+
+
+def best_trial(
+    trials: Sequence[TrialSummary], objectives: Sequence[Objective]
+) -> TrialSummary | None:
+    """Return the best trial within limits; None if there is none, or several objectives."""
+    ranked = rank_trials(trials, objectives[0]) if len(objectives) == 1 else []
+    return ranked[0] if ranked else None
+
+
+def trial_table(plan: Plan, trials: Sequence[TrialSummary]) -> list[dict[str, Any]]:
+    """Return one flat row per trial, all with the same columns; None where nothing is known."""
+    names = [objective.key for objective in plan.objectives]
+    params = [parameter.key for parameter in plan.space.parameters]
+    limits = list(dict.fromkeys(name for trial in trials for name in trial.violations))
+    return [
+        {"trial": t.number, "outcome": t.label, "reason": t.reason, "role": t.role}
+        | dict(zip(names, t.values))
+        | {f"{names[0]}_half_width": t.half_width, "num_seeds": len(t.seeds)}
+        | {key: t.params.get(key) for key in params}
+        | {key: t.measured.get(key) for key in _MEASURED}
+        | {f"violation of {name}": t.violations.get(name) for name in limits}
+        | {"attempts": t.attempts, "host": t.host, "folder": t.folder}
+        | {"wandb": " ".join(str(seed["wandb"]) for seed in t.seeds if seed.get("wandb")) or None}
+        for t in trials
+    ]

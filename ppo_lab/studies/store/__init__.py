@@ -1,1 +1,1 @@
-"""Where a study's trials are stored, and who owns them."""
+"""Storage of a study's trials, and which process owns them."""

@@ -1,10 +1,13 @@
-"""Who still lives: a running trial belongs to a parent process, and a dead parent's is free.
+"""Lease that detects dead parents; their running trials are reclaimed.
 
-On one machine a parent holds a lock on a file of its own, which the kernel frees when it dies by
-whatever cause. Between machines it also renews a row in the database, and watches the others' rows:
-dead is whose row has not changed for a whole lease in which our own was renewed without a gap. What
-time a row says does not matter, so no clock that is set or jumps can kill a parent; nor can an
-outage of the database, after which all rows are old and the watch begins anew.
+On one machine a parent process holds a lock on a file of its own, which the kernel releases when it
+dies. Between machines it also renews a row in the database: a parent is dead if its row has not
+changed for a whole lease, while ours was renewed without a gap. The times in the rows are never
+compared with a clock, so neither a clock that jumps nor an outage of the database (after which
+every row is old and observation starts anew) can declare a parent dead.
+
+Optuna's heartbeat is not used: it compares times by the database's clock, and fails the trials of a
+dead process instead of resuming them under their numbers.
 """
 
 from __future__ import annotations
@@ -39,26 +42,26 @@ _END = "DELETE FROM ppo_lab_parents WHERE parent = :parent"
 
 
 class Owner(NamedTuple):
-    """A parent process, as its trials name it."""
+    """A parent process, as stored in its trials."""
 
     id: str
     host: str
     boot: str
-    """Tells the machine, and this boot of it, from others of the same name."""
+    """Identifies the machine and its boot, since host names are not unique."""
     lock: str
-    """The file it holds locked."""
+    """Path of its locked file."""
 
     @staticmethod
     def read(stored: Any) -> Owner | None:  # noqa: ANN401 - an attribute of a trial
-        """Return the owner that a trial's attribute names; None for none."""
+        """Return the owner in a trial's attribute, None if the trial is free."""
         return Owner(**stored) if stored else None
 
 
 class Lease:
-    """This process's own sign of life, and its judgement of others."""
+    """The lease of this process, and what it knows of the others'."""
 
     def __init__(self, database: Database, lease_s: float) -> None:
-        """Take a new identity and lock its file; ``renew`` makes it known in a shared database."""
+        """Create an owner and lock its file; ``renew`` adds its row to a shared database."""
         self._database, self._lease_s = database, lease_s
         parents = database.folder / "parents"
         parents.mkdir(exist_ok=True)
@@ -69,13 +72,13 @@ class Lease:
         self.owner = Owner(name, socket.gethostname(), _boot_id(), str(path))
         self._renewed_s = self._watching_since_s = -math.inf
         self._rows: dict[str, tuple[datetime, float]] = {}
-        """By parent: what its row said last, and since when by our monotonic clock."""
+        """By parent: its row's time, and since when it is unchanged by our monotonic clock."""
         if database.is_shared:
             with database.exclusive("ppo_lab_parents"), database.connection() as connection:
                 connection.execute(text(_TABLE))
 
     def renew(self) -> None:
-        """Renew the row if a quarter of the lease has passed since; call it often."""
+        """Renew the row once a quarter of the lease has passed; call it often."""
         now_s = time.monotonic()
         if not self._database.is_shared or now_s - self._renewed_s < self._lease_s / 4:
             return
@@ -94,20 +97,20 @@ class Lease:
         self._renewed_s = now_s
 
     def is_dead(self, owner: Owner) -> bool:
-        """Return whether ``owner`` is certainly gone, so that its trials are free."""
+        """Return whether ``owner`` is certainly dead, so that its trials are free."""
         if owner.id == self.owner.id:
             return False
         is_ours = owner.boot == _boot_id() and Path(owner.lock).parent.is_dir()
         if is_ours and Path(owner.lock).exists():
             return _is_free(Path(owner.lock))
         if not self._database.is_shared:
-            # One machine, or one file system: a study's folder that was copied here has no owner.
+            # One machine, or one file system: the study's folder was copied here.
             return True
         _, since_s = self._rows.get(owner.id, (None, self._watching_since_s))
         return self._renewed_s - since_s > self._lease_s
 
     def close(self) -> None:
-        """End this identity; its trials must have been given back."""
+        """End the lease; its trials must have been released."""
         if self._database.is_shared:
             with self._database.connection() as connection:
                 connection.execute(text(_END), {"parent": self.owner.id})
@@ -118,7 +121,7 @@ class Lease:
 def _is_free(path: Path) -> bool:
     try:
         file = path.open("r")
-    except FileNotFoundError:  # its parent has just ended, and has given its trials back
+    except FileNotFoundError:  # its parent has just ended and released its trials
         return True
     with file:
         try:

@@ -1,98 +1,133 @@
-"""How a trial's result enters its study: the state that Optuna learns, and what people read."""
+"""Map a trial's result to an Optuna state, and to the attribute that all tables read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from ppo_lab.studies.definition.objective import quantity
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.workers.result import Result
 
-__all__ = ["Counts", "TrialOutcome", "outcome_of", "to_outcome"]
+__all__ = ["OUTCOME", "Counts", "TrialOutcome", "to_outcome"]
 
+OUTCOME = "outcome"
+"""User attribute of a finished trial."""
 _RAN = "ran"
-"""Constraint of a trial that could not end by itself; samplers rank it below all that could."""
+"""Constraint broken by trials that could not finish, so that samplers rank them last."""
 _NOT_RUNNABLE = {"diverged", "out_of_memory", "over_budget", "refused", "no_result"}
-_KEPT_OF_SEED = ("seed", "status", "env_steps", "wandb", "folder")
+_SEED_KEYS = ("seed", "status", "env_steps", "wandb", "folder")
 _MEASURED = ("env_steps_per_s", "wall_time_s", "peak_vram_gib", "forecast_vram_gib")
+_LABELS = {
+    "pruned": "pruned",
+    "diverged": "diverged",
+    "out_of_memory": "OOM",
+    "over_budget": "over budget",
+    "no_result": "no result",
+    "failed": "failed",
+}
 
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What a trial came to."""
+    """How a trial ended."""
 
     state: TrialState
     status: str
+    """One of ``run.Status``, ``refused`` or ``no_result``."""
     reason: str | None
+    """Why it did not finish."""
     values: Sequence[float] | None
-    """The objectives'; Optuna is told them where the state is COMPLETE."""
+    """One per objective; Optuna receives them only if the state is COMPLETE."""
     violations: Mapping[str, float]
-    """By constraint, as far as known; <= 0 is kept."""
+    """By constraint, as far as known; <= 0 is satisfied."""
+    seeds: Sequence[Mapping[str, Any]] = ()
+    """Per seed: status, final return, objectives, folder."""
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    """Of the first seed: machine, versions, throughput, memory."""
+
+    @classmethod
+    def read(cls, trial: FrozenTrial) -> TrialOutcome:
+        """Return the outcome that ``trial`` was stored with."""
+        stored = trial.user_attrs.get(OUTCOME, {})
+        return cls(
+            state=trial.state,
+            status=stored.get("status", "failed"),
+            reason=stored.get("reason"),
+            values=trial.values or stored.get("values"),
+            violations=trial.constraints,
+            seeds=stored.get("seeds", ()),
+            measured=stored,
+        )
+
+    def as_attribute(self) -> dict[str, Any]:
+        """Return what ``read`` needs, as JSON types."""
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            "values": list(self.values) if self.values else None,
+            "seeds": list(self.seeds),
+            **self.measured,
+        }
+
+    @property
+    def label(self) -> str:
+        """The outcome in a word or two, as tables show it."""
+        if self.status == "finished":
+            return "over limit" if self._broken else "kept"
+        return _LABELS.get(self.status, self.state.name.lower())
+
+    @property
+    def explanation(self) -> str | None:
+        """Why the trial did not finish, or which limits it broke."""
+        return self.reason or (f"{', '.join(self._broken)} is broken" if self._broken else None)
+
+    @property
+    def _broken(self) -> list[str]:
+        return [name for name, violation in self.violations.items() if violation > 0]
 
 
 def to_outcome(plan: Plan, result: Result, *, is_inside: bool) -> TrialOutcome:
-    """Return what a trial came to; ``is_inside`` says whether it has a place in the space.
+    """Map a trial's result to its outcome; ``is_inside`` is false for a point outside the space.
 
-    What could not run to its end for a reason that lies in its parameters (NaN, memory) is PRUNED
-    and breaks the constraint ``ran``: samplers then rank it below every trial that could. Told as
-    FAIL they would ignore it and walk into it again and again.
+    A trial that its own parameters kept from finishing (NaN, memory) is PRUNED and breaks the
+    constraint ``ran``, so that samplers rank it below every trial that finished. They ignore FAIL,
+    and would sample such parameters again and again.
     """
-    status, reason = result.status, result.reason
-    known = [objective.value(result.summaries) for objective in plan.objectives]
-    values = [value for value in known if value is not None]
-    limits = {c.text: c.violation(result.summaries) for c in plan.constraints}
+    summaries, status, reason = result.summaries, result.status, result.reason
+    values = {objective.key: objective.value(summaries) for objective in plan.objectives}
+    limits = {limit.text: limit.violation(summaries) for limit in plan.constraints}
+    missing = [key for key, value in values.items() if value is None]
+    missing += [limit.key for limit in plan.constraints if limits[limit.text] is None]
+    if status == "finished" and missing:
+        status, reason = "no_result", f"a seed has no {missing[0]}"
     violations = {text: value for text, value in limits.items() if value is not None}
-    if status == "finished" and (missing := _missing(plan, result)):
-        status, reason = "no_result", f"a seed has no {missing}"
     if status in _NOT_RUNNABLE:
         violations[_RAN] = 1.0
-    if status == "failed":
-        return TrialOutcome(TrialState.FAIL, status, reason, None, violations)
-    if not is_inside:
-        # Its values are kept, but a point without coordinates would confuse every sampler.
-        return TrialOutcome(TrialState.FAIL, status, reason, values or None, violations)
-    if status == "finished":
-        return TrialOutcome(TrialState.COMPLETE, status, reason, values, violations)
-    return TrialOutcome(TrialState.PRUNED, status, reason, None, violations)
-
-
-def _missing(plan: Plan, result: Result) -> str | None:
-    """Return a number that a finished trial should have and has not; None if it has all."""
-    for objective in plan.objectives:
-        if objective.value(result.summaries) is None:
-            return objective.key
-    for constraint in plan.constraints:
-        if constraint.violation(result.summaries) is None:
-            return constraint.key
-    return None
-
-
-def outcome_of(plan: Plan, told: TrialOutcome, result: Result) -> dict[str, Any]:
-    """Return a trial's attribute ``outcome``, for people and tables on whatever machine."""
-    objectives = [objective.key for objective in plan.objectives]
+    if status == "failed" or not is_inside:  # samplers cannot place a point outside the space
+        state = TrialState.FAIL
+    else:
+        state = TrialState.COMPLETE if status == "finished" else TrialState.PRUNED
+    known = [value for value in values.values() if value is not None]
+    if status == "failed" or state is TrialState.PRUNED:
+        known = []
+    first = summaries[0] if summaries else {}
     seeds = [
-        {key: summary.get(key) for key in _KEPT_OF_SEED}
-        | {key: quantity(summary, key) for key in ("final_return", *objectives)}
-        for summary in result.summaries
+        {key: summary.get(key) for key in _SEED_KEYS}
+        | {key: quantity(summary, key) for key in ("final_return", *values)}
+        for summary in summaries
     ]
-    first = result.summaries[0] if result.summaries else {}
-    return {
-        "status": told.status,
-        "reason": told.reason,
-        "values": list(told.values) if told.values else None,
-        "seeds": seeds,
-        **{key: first.get(key) for key in ("machine", "versions")},
-        **{key: quantity(first, key) for key in _MEASURED},
-    }
+    measured = {key: first.get(key) for key in ("machine", "versions")}
+    measured |= {key: quantity(first, key) for key in _MEASURED}
+    return TrialOutcome(state, status, reason, known or None, violations, seeds, measured)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How far a study is, over all machines."""
+    """Progress of a study over all machines, in trials."""
 
     complete: int
     pruned: int

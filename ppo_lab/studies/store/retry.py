@@ -1,4 +1,4 @@
-"""Calls of the storage outlive its outages: they are made again until it answers."""
+"""Retry storage calls with exponential backoff while the storage is unavailable."""
 
 from __future__ import annotations
 
@@ -21,34 +21,36 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 __all__ = ["RetryPolicy", "StorageLostError", "is_outage"]
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.1, 5.0
+_OUTAGES = (
+    OperationalError,
+    InterfaceError,
+    InternalError,  # PostgreSQL closed an idle connection
+    PendingRollbackError,
+    PoolTimeoutError,
+)
 
 T = TypeVar("T")
 
 
 class StorageLostError(RuntimeError):
-    """The storage did not answer for as long as the study was willing to wait."""
+    """The storage was unavailable for longer than ``study.storage_timeout_s``."""
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Return whether ``error`` says that storage or disk is away, full or locked, and no more.
+    """Return whether ``error`` means that the storage is unreachable or locked, or the disk full.
 
-    Optuna wraps what SQLAlchemy raises on commit; the cause tells an outage from a mistake.
+    Optuna wraps what SQLAlchemy raises on commit; the cause distinguishes an outage from a bug.
     """
     while isinstance(error, StorageInternalError):
         error = error.__cause__
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return True
-    # InternalError is PostgreSQL's word for a connection that it closed for its silence.
-    kinds = (
-        OperationalError, InterfaceError, InternalError, PendingRollbackError, PoolTimeoutError,
-    )  # fmt: skip
-    return isinstance(error, kinds)
+    is_disconnect = isinstance(error, DBAPIError) and error.connection_invalidated
+    return is_disconnect or isinstance(error, _OUTAGES)
 
 
 class RetryPolicy:
-    """Makes a call again, ever more slowly, while the storage is away."""
+    """Retries calls with exponential backoff and jitter, up to a total time."""
 
     def __init__(
         self,
@@ -56,14 +58,14 @@ class RetryPolicy:
         on_wait: Callable[[str, float], None] | None = None,
         is_given_up: Callable[[], bool] | None = None,
     ) -> None:
-        """Try for ``longest_s``; tell ``on_wait`` (what, seconds so far) before each pause."""
+        """Retry for ``longest_s``; before each pause call ``on_wait(what, seconds so far)``."""
         self.longest_s, self.on_wait, self.is_given_up = longest_s, on_wait, is_given_up
 
     def call(self, what: str, function: Callable[[], T]) -> T:
-        """Return what ``function`` returns; it must bear being called again after it failed.
+        """Return ``function()``, which must be safe to call again after it failed.
 
         Raises:
-            StorageLostError: the storage stayed away, or waiting was given up.
+            StorageLostError: the storage stayed unavailable, or ``is_given_up`` became true.
         """
         failed_s: float | None = None
         delay_s = _FIRST_DELAY_S
@@ -79,5 +81,5 @@ class RetryPolicy:
                     raise StorageLostError(f"{what}: no answer for {waited_s:.0f} s") from error
                 if self.on_wait is not None:
                     self.on_wait(what, waited_s)
-            time.sleep(delay_s * random.uniform(0.5, 1.0))  # machines should not come back in step
+            time.sleep(delay_s * random.uniform(0.5, 1.0))  # so that machines do not retry in step
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)

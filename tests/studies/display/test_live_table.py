@@ -5,10 +5,11 @@ import logging
 import math
 
 import pytest
+from optuna.trial import TrialState
 from rich.console import Console
 
 from ppo_lab.config.study import Aggregate
-from ppo_lab.studies.definition.objective import parse_constraints, parse_objectives
+from ppo_lab.studies.definition.objective import parse_objectives
 from ppo_lab.studies.display.events import (
     StorageAway,
     StudyEnded,
@@ -20,11 +21,12 @@ from ppo_lab.studies.display.events import (
     TrialStarted,
 )
 from ppo_lab.studies.display.live_table import LiveTable, draw
-from ppo_lab.studies.display.log_lines import LineWatcher
-from ppo_lab.studies.display.progress import Best, StudyProgress, headline
+from ppo_lab.studies.display.log_lines import LogLines
+from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.format import number_text, params_text, score_text
 from ppo_lab.studies.results.statistics import half_width
-from ppo_lab.studies.store.outcome import Counts
+from ppo_lab.studies.results.trial_table import TrialSummary
+from ppo_lab.studies.store.outcome import Counts, TrialOutcome
 from ppo_lab.workers.base import TrialProgress, TrialReport
 
 OBJECTIVES = parse_objectives("final_return", None, Aggregate.mean, num_seeds=2)
@@ -43,41 +45,38 @@ def clock():
 
 
 @pytest.fixture
-def standing(clock):
+def progress(clock):
     """A study of ten trials, four of them finished before this start."""
-    standing = StudyProgress(OBJECTIVES, parse_constraints(["peak_host_gib <= 1"]), clock=clock)
-    standing.handle(opened(Counts(complete=3, pruned=1, failed=0, running=0, total=10)))
-    return standing
+    progress = StudyProgress(OBJECTIVES, clock=clock)
+    progress.handle(opened(Counts(complete=3, pruned=1, failed=0, running=0, total=10)))
+    return progress
 
 
 def opened(counts):
-    return StudyOpened("epsilon", "outputs/studies/epsilon", "sqlite", counts, max_running=2)
+    return StudyOpened("epsilon", "outputs/studies/epsilon", counts, max_running=2)
 
 
 def started(number, **params):
-    return TrialStarted(
-        number=number, attempt=1, slot=number % 2, role="search", params=params, overrides=(),
-        seeds=(1, 2), total_steps=1000, folder="trials",
-    )  # fmt: skip
+    trial = TrialSummary(number, "search", params, slot=number % 2, num_seeds=2, total_steps=1000)
+    return TrialStarted(trial, attempt=1)
 
 
-def ended(number, returns=(10.0, 14.0), state="COMPLETE", status="finished", **more):
-    summaries = [{"final_return": value, "env_steps": 960} | more for value in returns]
+def ended(number, returns=(10.0, 14.0), state="COMPLETE", status="finished", violations=()):
+    seeds = [{"final_return": value, "env_steps": 960} for value in returns]
     values = [sum(returns) / len(returns)] if state == "COMPLETE" else None
     reason = None if status == "finished" else "why"
     counts = Counts(complete=4, pruned=1, failed=0, running=1, total=10)
-    return TrialEnded(
-        number, "search", {"epsilon": 0.2}, state, status, reason, values, summaries, counts
-    )
+    outcome = TrialOutcome(TrialState[state], status, reason, values, dict(violations), seeds)
+    return TrialEnded(number, "search", {"epsilon": 0.2}, outcome, counts)
 
 
 def noted(number, step, *returns):
     return TrialNoted(number, TrialProgress(step, returns, env_steps_per_s=12345.6, vram_gib=None))
 
 
-def drawn(standing, width=80, height=24):
+def drawn(progress, width=80, height=24):
     console = Console(file=io.StringIO(), width=width, height=height)
-    console.print(draw(standing, console))
+    console.print(draw(progress, console))
     return console.file.getvalue()
 
 
@@ -118,33 +117,33 @@ def test_parameters_drop_the_groups_above_them():
     assert params_text(params) == "pin_memory=True lr=0.000312 network=tiny"
 
 
-def test_a_resumed_study_starts_with_its_counts(standing):
-    assert headline(standing) == "4/10 trials  3 kept  1 pruned"
+def test_a_resumed_study_starts_with_its_counts(progress):
+    assert progress.headline == "4/10 trials  3 kept  1 pruned"
 
 
-def test_the_time_left_follows_this_starts_own_pace(standing, clock):
+def test_the_time_left_follows_this_starts_own_pace(progress, clock):
     # 50 s for half a trial; five and a half of the ten are left: 550 s.
-    standing.handle(started(4))
-    standing.handle(noted(4, 500, 1.0, 2.0))
+    progress.handle(started(4))
+    progress.handle(noted(4, 500, 1.0, 2.0))
     clock.now_s += 50
-    assert standing.eta_s() == pytest.approx(50 * 5.5 / 0.5)
+    assert progress.eta_s() == pytest.approx(50 * 5.5 / 0.5)
 
 
-def test_there_is_no_time_left_to_tell_before_anything_ran(standing):
-    assert standing.eta_s() is None
+def test_there_is_no_time_left_before_anything_ran(progress):
+    assert progress.eta_s() is None
 
 
-def test_a_running_trial_shows_return_and_interval_over_its_seeds(standing):
-    standing.handle(started(4, epsilon=0.1))
-    standing.handle(noted(4, 250, 10.0, 14.0))
-    (row,) = (line for line in drawn(standing).splitlines() if "#4" in line)
+def test_a_running_trial_shows_return_and_interval_over_its_seeds(progress):
+    progress.handle(started(4, epsilon=0.1))
+    progress.handle(noted(4, 250, 10.0, 14.0))
+    (row,) = (line for line in drawn(progress).splitlines() if "#4" in line)
     assert row.split() == ["#4", "25%", "12.0", "±", "25.4", "12,346", "running", "epsilon=0.1"]
 
 
-def test_a_return_is_shown_once_every_seed_has_one(standing):
-    standing.handle(started(4))
-    standing.handle(noted(4, 250, 10.0, None))
-    assert standing.running[4].score(Aggregate.mean) == (None, None)
+def test_a_return_is_shown_once_every_seed_has_one(progress):
+    progress.handle(started(4))
+    progress.handle(noted(4, 250, 10.0, None))
+    assert progress.running[4].mean_return(Aggregate.mean) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -153,79 +152,78 @@ def test_a_return_is_shown_once_every_seed_has_one(standing):
      ("PRUNED", "out_of_memory", "OOM"), ("PRUNED", "diverged", "diverged"),
      ("PRUNED", "over_budget", "over budget"), ("FAIL", "failed", "failed")],
 )  # fmt: skip
-def test_an_ended_trial_says_what_became_of_it(standing, state, status, label):
-    standing.handle(started(4))
-    standing.handle(ended(4, state=state, status=status))
-    assert standing.ended[-1].state == label
-    assert label in drawn(standing)
+def test_an_ended_trial_says_what_became_of_it(progress, state, status, label):
+    progress.handle(started(4))
+    progress.handle(ended(4, state=state, status=status))
+    assert progress.ended[-1].label == label
+    assert label in drawn(progress)
 
 
-def test_a_trial_beyond_a_limit_is_never_the_best(standing):
-    memory = {"memory": {"measured": {"host_gib": 2.0}}}
-    standing.handle(ended(4, returns=(500.0, 500.0), **memory))
-    assert standing.best is None
-    assert standing.ended[-1].state == "over limit"
-    assert standing.ended[-1].reason == "peak_host_gib<=1 is broken"
+def test_a_trial_beyond_a_limit_is_never_the_best(progress):
+    progress.handle(ended(4, returns=(500.0, 500.0), violations={"peak_host_gib<=1": 1.0}))
+    assert progress.best is None
+    assert progress.ended[-1].label == "over limit"
+    assert progress.ended[-1].reason == "peak_host_gib<=1 is broken"
 
 
-def test_the_best_is_the_largest_so_far_also_of_earlier_starts(standing):
-    standing.best = Best(1, 11.0, None, {"epsilon": 0.3})
-    standing.handle(ended(4, returns=(8.0, 9.0)))
-    assert standing.best.number == 1
-    standing.handle(ended(5, returns=(12.0, 13.0)))
-    assert (standing.best.number, standing.best.value) == (5, 12.5)
-    assert "best  #5  12.5" in drawn(standing)
+def test_the_best_is_the_largest_so_far_also_of_earlier_starts(progress):
+    progress.best = TrialSummary(1, "search", {"epsilon": 0.3}, label="kept", values=[11.0])
+    progress.handle(ended(4, returns=(8.0, 9.0)))
+    assert progress.best.number == 1
+    progress.handle(ended(5, returns=(12.0, 13.0)))
+    assert (progress.best.number, progress.best.values) == (5, (12.5,))
+    assert "best  #5  12.5" in drawn(progress)
 
 
-def test_a_crashed_attempt_and_its_retry_are_told_apart(standing):
-    standing.handle(started(4))
-    standing.handle(TrialRetried(4, "killed by SIGKILL", num_crashes=1, max_retries=2))
-    standing.handle(started(4))
-    lines = [line for line in drawn(standing).splitlines() if "#4" in line]
+def test_a_crashed_attempt_and_its_retry_are_distinct(progress):
+    progress.handle(started(4))
+    progress.handle(TrialRetried(4, "killed by SIGKILL", num_crashes=1, max_retries=2))
+    progress.handle(started(4))
+    lines = [line for line in drawn(progress).splitlines() if "#4" in line]
     assert "retry 1/2" in lines[0]
     assert "crashed" in lines[1]
     assert "killed by SIGKILL" in lines[1]
 
 
-def test_an_outage_is_shown_until_the_storage_answers(standing):
-    standing.handle(StorageAway("claim", 12.0))
-    assert "the storage is away for 12 s" in drawn(standing)
-    standing.handle(started(4))
-    assert "away" not in drawn(standing)
+def test_an_outage_is_shown_until_the_storage_answers(progress):
+    progress.handle(StorageAway("claim", 12.0))
+    assert "the storage is away for 12 s" in drawn(progress)
+    progress.handle(started(4))
+    assert "away" not in drawn(progress)
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
-def test_no_line_is_wider_or_lower_than_the_terminal(standing, width):
+def test_no_line_is_wider_or_lower_than_the_terminal(progress, width):
     for number in range(4, 60):
-        standing.handle(started(number, epsilon=0.1, **{f"key_{i}": i for i in range(9)}))
-        standing.handle(noted(number, 100, 1e6, 2e6))
-    lines = drawn(standing, width=width, height=20).splitlines()
+        progress.handle(started(number, epsilon=0.1, **{f"key_{i}": i for i in range(9)}))
+        progress.handle(noted(number, 100, 1e6, 2e6))
+    lines = drawn(progress, width=width, height=20).splitlines()
     assert max(map(len, lines)) <= width
     assert len(lines) < 20
     if width >= 80:  # the numbers fit beside the parameters
         assert any("1,500,000" in line and "running" in line for line in lines)
 
 
-def test_vram_has_a_column_only_where_it_is_measured(standing):
-    standing.handle(started(4))
-    assert "VRAM" not in drawn(standing)
-    standing.handle(TrialNoted(4, TrialProgress(1, (1.0, 2.0), env_steps_per_s=1.0, vram_gib=1.25)))
-    assert "VRAM" in drawn(standing)
-    assert "1.25 G" in drawn(standing)
+def test_vram_has_a_column_only_where_it_is_measured(progress):
+    progress.handle(started(4))
+    assert "VRAM" not in drawn(progress)
+    progress.handle(TrialNoted(4, TrialProgress(1, (1.0, 2.0), env_steps_per_s=1.0, vram_gib=1.25)))
+    assert "VRAM" in drawn(progress)
+    assert "1.25 G" in drawn(progress)
 
 
-def test_the_live_table_leaves_the_screen_and_gives_handlers_their_stream_back(standing, capsys):
+def test_the_live_table_leaves_the_screen_and_gives_handlers_their_stream_back(progress, capsys):
     console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
-    table = LiveTable(standing, console)
+    table = LiveTable(progress, console)
     handler = logging.StreamHandler()  # to stderr, as Hydra's is
     logging.getLogger().addHandler(handler)
     before = handler.stream
     try:
-        table.handle(opened(standing.counts))
+        table.handle(opened(progress.counts))
         assert handler.stream is not before
         logging.getLogger().warning("a warning")
         table.handle(started(4, epsilon=0.1))
-        table.handle(StudyEnded("complete", standing.counts))
+        table.handle(StudyEnded("complete", progress.counts))
         assert handler.stream is before
     finally:
         logging.getLogger().removeHandler(handler)
@@ -235,12 +233,12 @@ def test_the_live_table_leaves_the_screen_and_gives_handlers_their_stream_back(s
     assert "epsilon=0.1" in shown
 
 
-def test_plain_lines_tell_starts_ends_and_the_best(standing):
+def test_plain_lines_report_starts_ends_and_the_best(progress):
     lines = []
-    watcher = LineWatcher(standing, lines.append)
+    watcher = LogLines(progress, lines.append)
     watcher.handle(started(4, epsilon=0.2))
     watcher.handle(ended(4))
-    watcher.handle(TrialReported(5, TrialReport(10, (1.0,)), 1.0, None, None))  # a mark is no news
+    watcher.handle(TrialReported(5, TrialReport(10, (1.0,)), None))  # a report has no line
     watcher.handle(TrialRetried(5, "killed by SIGKILL", num_crashes=1, max_retries=2))
     assert lines == [
         "#4 begins  epsilon=0.2",
@@ -250,9 +248,9 @@ def test_plain_lines_tell_starts_ends_and_the_best(standing):
     ]
 
 
-def test_an_outage_gets_a_line_now_and_then_and_not_at_every_try(standing):
+def test_an_outage_gets_a_line_now_and_then_and_not_at_every_try(progress):
     lines = []
-    watcher = LineWatcher(standing, lines.append)
+    watcher = LogLines(progress, lines.append)
     for waited_s in (0.0, 0.2, 5.0, 29.0, 31.0, 40.0):
         watcher.handle(StorageAway("claim", waited_s))
     assert len(lines) == 2

@@ -58,7 +58,7 @@ def database(plan):
 
 
 class NoPool:
-    """Must not be asked for anything but to end."""
+    """Fails on any call but ``close``."""
 
     def close(self):
         pass
@@ -69,7 +69,7 @@ def make_study(database, name):
 
 
 def add(study, epsilon, returns, *, role="search", status="finished", constraints=None):
-    """Add a trial as a book would; ``returns`` are its seeds'."""
+    """Add a trial as ``TrialStore`` does; ``returns`` are its seeds'."""
     study.enqueue_trial({"epsilon": epsilon} if epsilon else {}, user_attrs={"role": role})
     trial = study.ask()
     if epsilon:
@@ -144,11 +144,11 @@ def test_the_studys_own_stop_file_stops_its_confirmation_too(plan, search, datab
     again = confirmation_plan(plan, search, database)
     assert again.confirms == plan.folder
     (plan.folder / "STOP").touch()
-    patience, signals = RetryPolicy(1.0), InterruptHandler(print)
-    book = TrialStore(again, database, lease := Lease(database, 60.0))
-    parent = StudyScheduler(again, book, lease, NoPool(), patience, signals, [])
+    policy, interrupts = RetryPolicy(1.0), InterruptHandler(print)
+    store = TrialStore(again, database, lease := Lease(database, 60.0))
+    parent = StudyScheduler(again, store, lease, NoPool(), policy, interrupts, [])
     assert parent.run() is Ending.stopped
-    assert book.counts().finished == 0
+    assert store.counts().finished == 0
     lease.close()
 
 
@@ -182,20 +182,21 @@ def test_a_search_that_was_allowed_to_change_is_confirmed_anew(plan, search, dat
 def test_the_winner_is_chosen_on_the_fresh_seeds_alone(plan, search, database):
     # In the search 0.1 was better than 0.3.
     worse, better = [205.0, 195.0, 200.0, 204.0], [300.0, 310.0, 290.0, 300.0]
-    said = confirmed(plan, search, database, (0.1, worse), (0.3, better))
-    assert said.seeds == (8, 9, 10, 11)
-    assert said.winner.params == {"epsilon": 0.3}
-    assert (said.winner.trial, said.winner.found, said.winner.value) == (4, 100.0, 300.0)
-    assert said.winner.gain.mean == pytest.approx(100.0)
-    assert said.winner.gain.low > 0
-    assert [candidate.trial for candidate in said.candidates] == [4, 1]
-    assert said.default.gain is None
+    result = confirmed(plan, search, database, (0.1, worse), (0.3, better))
+    assert result.seeds == (8, 9, 10, 11)
+    assert result.winner.fresh.params == {"epsilon": 0.3}
+    assert (result.winner.number, result.winner.found.values) == (4, (100.0,))
+    assert result.winner.fresh.values == (300.0,)
+    assert result.winner.gain.mean == pytest.approx(100.0)
+    assert result.winner.gain.low > 0
+    assert [candidate.number for candidate in result.candidates] == [4, 1]
+    assert result.default.gain is None
 
 
 def test_the_defaults_win_where_nothing_is_better(plan, search, database):
-    said = confirmed(plan, search, database, (0.1, [190.0, 195.0, 180.0, 200.0]))
-    assert said.winner is said.default
-    assert said.candidates[0].gain.mean < 0
+    result = confirmed(plan, search, database, (0.1, [190.0, 195.0, 180.0, 200.0]))
+    assert result.winner is result.default
+    assert result.candidates[0].gain.mean < 0
 
 
 def test_a_candidate_that_broke_down_on_a_fresh_seed_cannot_win(plan, search, database):
@@ -203,18 +204,18 @@ def test_a_candidate_that_broke_down_on_a_fresh_seed_cannot_win(plan, search, da
     add(fresh, 0.2, [200.0, 210.0], role="baseline")
     add(fresh, 0.1, [900.0, 900.0], role="start", status="diverged")
     confirming = confirmation_plan(plan, search, database)
-    said = read_confirmation(plan, search, confirming, fresh)
-    assert said.winner is said.default
-    assert (said.candidates[0].status, said.candidates[0].gain) == ("diverged", None)
+    result = read_confirmation(plan, search, confirming, fresh)
+    assert result.winner is result.default
+    assert (result.candidates[0].fresh.label, result.candidates[0].gain) == ("diverged", None)
 
 
 def test_a_baseline_outside_the_space_is_compared_with_too(plan, search, database):
     fresh = make_study(database, "fresh")
     add(fresh, None, [200.0, 210.0], role="baseline")
     add(fresh, 0.1, [300.0, 310.0], role="start")
-    said = read_confirmation(plan, search, confirmation_plan(plan, search, database), fresh)
-    assert said.default.value == 205.0
-    assert said.winner.gain.mean == pytest.approx(100.0)
+    result = read_confirmation(plan, search, confirmation_plan(plan, search, database), fresh)
+    assert result.default.fresh.values == (205.0,)
+    assert result.winner.gain.mean == pytest.approx(100.0)
 
 
 def test_where_the_defaults_break_down_the_best_candidate_wins(plan, search, database):
@@ -222,19 +223,19 @@ def test_where_the_defaults_break_down_the_best_candidate_wins(plan, search, dat
     add(fresh, 0.2, [0.0, 0.0], role="baseline", status="diverged")
     add(fresh, 0.1, [10.0, 12.0], role="start")
     add(fresh, 0.3, [20.0, 22.0], role="start")
-    said = read_confirmation(plan, search, confirmation_plan(plan, search, database), fresh)
-    assert said.winner.params == {"epsilon": 0.3}
-    assert said.winner.gain is None
+    result = read_confirmation(plan, search, confirmation_plan(plan, search, database), fresh)
+    assert result.winner.fresh.params == {"epsilon": 0.3}
+    assert result.winner.gain is None
 
 
 def test_where_nothing_runs_well_nobody_wins(plan, search, database):
     fresh = make_study(database, "fresh")
     add(fresh, 0.2, [0.0, 0.0], role="baseline", status="out_of_memory")
     add(fresh, 0.1, [10.0, 12.0], role="start", status="over_budget")
-    said = read_confirmation(plan, search, confirmation_plan(plan, search, database), fresh)
-    assert said.winner is None
-    assert (said.default.status, said.candidates[0].status) == ("OOM", "over budget")
-    said.write(plan)
+    result = read_confirmation(plan, search, confirmation_plan(plan, search, database), fresh)
+    assert result.winner is None
+    assert (result.default.fresh.label, result.candidates[0].fresh.label) == ("OOM", "over budget")
+    result.write(plan)
     assert json.loads((plan.folder / "confirm.json").read_text())["winner"] is None
 
 
@@ -244,15 +245,15 @@ def test_without_the_defaults_nothing_is_said(plan, search, database):
 
 
 def test_confirm_json_holds_every_return(plan, search, database):
-    said = confirmed(plan, search, database, (0.1, [300.0, 310.0, 290.0, 300.0]))
-    said.write(plan)
-    told = json.loads((plan.folder / "confirm.json").read_text())
-    assert told["winner"]["params"] == {"epsilon": 0.1}
-    assert told["candidates"][0]["values"] == [300.0, 310.0, 290.0, 300.0]
-    assert told["candidates"][0]["gain"]["mean"] == pytest.approx(100.0)
-    assert told["default"]["values"] == [200.0, 200.0, 210.0, 190.0]
-    assert told["seeds"] == [8, 9, 10, 11]
-    assert told["trials_searched"] == 6
+    result = confirmed(plan, search, database, (0.1, [300.0, 310.0, 290.0, 300.0]))
+    result.write(plan)
+    written = json.loads((plan.folder / "confirm.json").read_text())
+    assert written["winner"]["params"] == {"epsilon": 0.1}
+    assert written["candidates"][0]["values"] == [300.0, 310.0, 290.0, 300.0]
+    assert written["candidates"][0]["gain"]["mean"] == pytest.approx(100.0)
+    assert written["default"]["values"] == [200.0, 200.0, 210.0, 190.0]
+    assert written["seeds"] == [8, 9, 10, 11]
+    assert written["trials_searched"] == 6
 
 
 def test_several_objectives_cannot_be_confirmed(plan):

@@ -1,4 +1,4 @@
-"""Calls of the storage are made again while it is away, and only then."""
+"""Storage calls are retried while the storage is unavailable, and only then."""
 
 import errno
 import sqlite3
@@ -15,7 +15,7 @@ def outage():
 
 
 class Storage:
-    """Fails as often as it is told to, then answers with the number of calls."""
+    """Fails ``num_failures`` times, then returns the number of calls."""
 
     def __init__(self, num_failures, error):
         self.num_failures, self.error, self.num_calls = num_failures, error, 0
@@ -27,14 +27,14 @@ class Storage:
         return self.num_calls
 
 
-def test_an_outage_is_waited_out_and_told():
-    told = []
-    patience = RetryPolicy(10.0, lambda what, waited_s: told.append(what))
-    assert patience.call("read", Storage(2, outage())) == 3
-    assert told == ["read", "read"]
+def test_an_outage_is_waited_out_and_reported():
+    waits = []
+    policy = RetryPolicy(10.0, lambda what, waited_s: waits.append(what))
+    assert policy.call("read", Storage(2, outage())) == 3
+    assert waits == ["read", "read"]
 
 
-def test_what_optuna_wraps_is_told_apart_by_its_cause():
+def test_errors_that_optuna_wraps_are_distinguished_by_their_cause():
     wrapped = StorageInternalError("commit failed")
     wrapped.__cause__ = outage()
     assert is_outage(wrapped)
@@ -49,7 +49,7 @@ def test_a_mistake_is_raised_at_once():
     assert storage.num_calls == 1
 
 
-def test_patience_ends_and_says_what_was_wanted():
+def test_retries_end_and_name_the_call():
     with pytest.raises(StorageLostError, match="tell"):
         RetryPolicy(0.2).call("tell", Storage(1000, outage()))
 

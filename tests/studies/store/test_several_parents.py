@@ -1,4 +1,4 @@
-"""Several parents of one study, started at the same moment on storage that is not there yet."""
+"""Several parents of one study, started at the same moment on storage that does not exist yet."""
 
 import dataclasses
 import multiprocessing
@@ -74,23 +74,23 @@ def test_the_lock_of_a_claim_lost_with_its_connection_loses_and_doubles_nothing(
     plan = plan_of("study.num_trials=2", "study.name=cut")
     plan = dataclasses.replace(plan, url=storage_url(server.url, plan.folder))
     first, second = (Database(plan.url, tmp_path) for _ in range(2))
-    books = [TrialStore(plan, database, Lease(database, 60.0)) for database in (first, second)]
+    stores = [TrialStore(plan, database, Lease(database, 60.0)) for database in (first, second)]
     others = []
-    ask = books[0].study.ask
+    ask = stores[0].study.ask
 
     def ask_while_cut_off():
         """Lose the lock, which another parent takes, and go on over Optuna's own connection."""
-        monkeypatch.setattr(books[0].study, "ask", ask)
+        monkeypatch.setattr(stores[0].study, "ask", ask)
         with second.connection() as connection:
             cut = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
             assert connection.execute(text(cut)).scalars().all() == [True]
-        others.extend(books[1].claim() for _ in range(2))  # all that the study wants
+        others.extend(stores[1].claim() for _ in range(2))  # all that the study wants
         return ask()
 
-    monkeypatch.setattr(books[0].study, "ask", ask_while_cut_off)
-    assert RetryPolicy(10.0).call("claim", books[0].claim) is None
+    monkeypatch.setattr(stores[0].study, "ask", ask_while_cut_off)
+    assert RetryPolicy(10.0).call("claim", stores[0].claim) is None
     assert [claim.number for claim in others] == [0, 1]
-    states = [trial.state.name for trial in books[0].study.trials]
+    states = [trial.state.name for trial in stores[0].study.trials]
     assert states == ["RUNNING", "RUNNING", "WAITING"]
     for database in (first, second):
         database.close()

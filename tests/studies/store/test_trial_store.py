@@ -1,4 +1,4 @@
-"""The study's book: what it gives out, takes back and tells, without training anything."""
+"""The store of a study's trials: claims, reports and outcomes, without training anything."""
 
 import contextlib
 import dataclasses
@@ -28,8 +28,8 @@ def plan():
 
 
 @pytest.fixture
-def open_book(plan, tables, tmp_path, monkeypatch):
-    """Opens the study as another parent each time; a variation is a plan's field."""
+def open_store(plan, tables, tmp_path, monkeypatch):
+    """Open the study as another parent each time; variations are fields of the plan."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(tables, tmp_path)
     database = Database(plan.url, tmp_path)
@@ -56,36 +56,36 @@ def finished(number, *returns):
     return Result(number, "finished", None, summaries)
 
 
-def die(book):
-    """End a parent as a kill would: the kernel frees its lock, nothing is given back."""
-    book._lease._file.close()
+def die(store):
+    """End a parent as a kill would: the kernel releases its lock, no trial is released."""
+    store._lease._file.close()
 
 
-def test_the_defaults_come_first_and_no_more_than_the_total_is_given_out(open_book):
-    book = open_book()
-    claims = [book.claim() for _ in range(4)]
+def test_the_defaults_come_first_and_no_more_than_the_total_is_claimed(open_store):
+    store = open_store()
+    claims = [store.claim() for _ in range(4)]
     assert claims[0].params == {"epsilon": 0.2}
     assert claims[0].role == "baseline"
     assert [claim.number for claim in claims] == [0, 1, 2, 3]
-    assert book.claim() is None  # all are running
+    assert store.claim() is None  # all are running
     for claim in claims:
-        book.finish(claim, finished(claim.number, 10.0, 20.0))
-    assert book.claim() is None
-    counts = book.counts()
+        store.finish(claim, finished(claim.number, 10.0, 20.0))
+    assert store.claim() is None
+    counts = store.counts()
     assert (counts.complete, counts.finished, counts.running, counts.total) == (4, 4, 0, 4)
-    assert book.study.trials[1].value == 15.0
+    assert store.study.trials[1].value == 15.0
 
 
-def test_two_parents_share_the_total(open_book):
-    first, second = open_book(), open_book()
-    numbers = [book.claim().number for book in (first, second, first, second)]
+def test_two_parents_share_the_total(open_store):
+    first, second = open_store(), open_store()
+    numbers = [store.claim().number for store in (first, second, first, second)]
     assert numbers == [0, 1, 2, 3]
     assert first.claim() is None
     assert second.claim() is None
 
 
-def test_a_dead_parents_trial_is_taken_up_under_its_number_with_its_values(open_book):
-    first, second = open_book(), open_book()
+def test_a_dead_parents_trial_is_reclaimed_under_its_number_with_its_values(open_store):
+    first, second = open_store(), open_store()
     first.claim()
     lost = first.claim()
     kept = second.claim()
@@ -97,8 +97,8 @@ def test_a_dead_parents_trial_is_taken_up_under_its_number_with_its_values(open_
     assert kept.number == 2  # its own trial is not taken from a living parent
 
 
-def test_a_parent_that_ends_while_another_looks_at_it_is_free(open_book, monkeypatch):
-    first, second = open_book(), open_book()
+def test_a_parent_that_ends_while_another_looks_at_it_is_free(open_store, monkeypatch):
+    first, second = open_store(), open_store()
     claim = first.claim()
     lock, exists = Path(first._lease.owner.lock), Path.exists
 
@@ -114,8 +114,8 @@ def test_a_parent_that_ends_while_another_looks_at_it_is_free(open_book, monkeyp
     assert not exists(lock)
 
 
-def test_a_result_that_a_dead_parent_left_is_found_again(open_book, tmp_path):
-    first, second = open_book(), open_book()
+def test_a_result_that_a_dead_parent_left_is_found_again(open_store, tmp_path):
+    first, second = open_store(), open_store()
     claim = first.claim()
     folder = tmp_path / "0000"
     folder.mkdir()
@@ -128,107 +128,107 @@ def test_a_result_that_a_dead_parent_left_is_found_again(open_book, tmp_path):
     assert second.study.trials[0].value == 40.0
 
 
-def test_a_trial_given_back_is_given_out_again(open_book):
-    book = open_book()
-    claim = book.claim()
-    book.release(claim)
-    again = book.claim()
+def test_a_released_trial_is_claimed_again(open_store):
+    store = open_store()
+    claim = store.claim()
+    store.release(claim)
+    again = store.claim()
     assert (again.number, again.attempt, again.params) == (0, 2, claim.params)
 
 
 @pytest.mark.parametrize("status", ["diverged", "out_of_memory", "over_budget"])
-def test_what_could_not_run_is_pruned_and_ranks_below_all_that_could(open_book, status):
-    book = open_book()
-    good, bad = book.claim(), book.claim()
-    book.finish(good, finished(0, 1.0, 1.0))
-    book.report(bad, TrialReport(200, (400.0, 500.0)))  # it was far ahead before it broke
+def test_what_could_not_run_is_pruned_and_ranks_below_all_that_could(open_store, status):
+    store = open_store()
+    good, bad = store.claim(), store.claim()
+    store.finish(good, finished(0, 1.0, 1.0))
+    store.report(bad, TrialReport(200, (400.0, 500.0)))  # it was far ahead before it broke
     reason = "the reason"
-    told = book.finish(
+    outcome = store.finish(
         bad, Result(1, status, reason, [summary(1, 400.0, status, reason), summary(2, 500.0)])
     )
-    assert told.state is TrialState.PRUNED
-    stored = book.study.trials[1]
+    assert outcome.state is TrialState.PRUNED
+    stored = store.study.trials[1]
     assert stored.state is TrialState.PRUNED
     assert stored.constraints == {"ran": 1.0}
     assert stored.user_attrs["outcome"]["reason"] == reason
     # Of TPE's two groups the infeasible trial is in the worse one.
     from optuna.samplers._tpe.sampler import _split_trials
 
-    below, above = _split_trials(book.study, book.study.get_trials(deepcopy=False), 1)
+    below, above = _split_trials(store.study, store.study.get_trials(deepcopy=False), 1)
     assert [trial.number for trial in below] == [0]
     assert [trial.number for trial in above] == [1]
 
 
-def test_a_trial_without_a_return_did_not_run(open_book):
-    book = open_book()
-    told = book.finish(book.claim(), finished(0, 10.0, None))
-    assert (told.state, told.status) == (TrialState.PRUNED, "no_result")
-    assert told.reason == "a seed has no final_return"
+def test_a_trial_without_a_return_did_not_run(open_store):
+    store = open_store()
+    outcome = store.finish(store.claim(), finished(0, 10.0, None))
+    assert (outcome.state, outcome.status) == (TrialState.PRUNED, "no_result")
+    assert outcome.reason == "a seed has no final_return"
 
 
-def test_a_failed_trial_counts_towards_the_total(open_book):
-    book = open_book()
-    told = book.finish(book.claim(), Result(0, "failed", "killed by SIGSEGV", []))
-    assert told.state is TrialState.FAIL
-    assert book.counts().finished == 1
+def test_a_failed_trial_counts_towards_the_total(open_store):
+    store = open_store()
+    outcome = store.finish(store.claim(), Result(0, "failed", "killed by SIGSEGV", []))
+    assert outcome.state is TrialState.FAIL
+    assert store.counts().finished == 1
 
 
-def test_constraints_are_told_for_each_trial(open_book, plan):
+def test_constraints_are_stored_for_each_trial(open_store, plan):
     from ppo_lab.studies.definition.objective import parse_constraints
 
     constraints = parse_constraints(["wall_time_s <= 10"])
-    book = open_book(constraints=constraints)
-    book.finish(
-        book.claim(),
+    store = open_store(constraints=constraints)
+    store.finish(
+        store.claim(),
         Result(0, "finished", None, [summary(i, 5.0, wall_time_s=4.0 * i) for i in (1, 3)]),
     )
-    assert book.study.trials[0].constraints == {"wall_time_s<=10": 2.0}  # 12 s, 2 too many
+    assert store.study.trials[0].constraints == {"wall_time_s<=10": 2.0}  # 12 s, 2 too many
 
 
-def test_defaults_outside_the_space_run_but_no_sampler_sees_them(open_book):
+def test_defaults_outside_the_space_run_but_no_sampler_sees_them(open_store):
     outside = plan_of("study.num_trials=3", "epsilon=interval(0.3,0.5)")
-    book = open_book(space=outside.space, starts=outside.starts)
-    claim = book.claim()
+    store = open_store(space=outside.space, starts=outside.starts)
+    claim = store.claim()
     assert (claim.role, claim.params) == ("baseline", {})
-    told = book.finish(claim, finished(0, 7.0, 9.0))
-    assert (told.state, told.values) == (TrialState.FAIL, [8.0])
-    assert book.study.trials[0].user_attrs["outcome"]["values"] == [8.0]
-    assert 0.3 <= book.claim().params["epsilon"] <= 0.5
+    outcome = store.finish(claim, finished(0, 7.0, 9.0))
+    assert (outcome.state, outcome.values) == (TrialState.FAIL, [8.0])
+    assert store.study.trials[0].user_attrs["outcome"]["values"] == [8.0]
+    assert 0.3 <= store.claim().params["epsilon"] <= 0.5
 
 
-def test_a_restart_draws_other_samples_than_the_first_start_did(open_book):
-    first = open_book()
+def test_a_restart_draws_other_samples_than_the_first_start_did(open_store):
+    first = open_store()
     drawn = [first.claim().params["epsilon"] for _ in range(2)][1]
-    second = open_book()
+    second = open_store()
     assert second.claim().params["epsilon"] != drawn
 
 
-def test_a_start_that_is_added_to_a_study_runs_next_and_once(open_book, plan):
-    first = open_book()
+def test_a_start_that_is_added_to_a_study_runs_next_and_once(open_store, plan):
+    first = open_store()
     for number in range(2):
         first.finish(first.claim(), finished(number, 1.0, 1.0))
     starts = (*plan.starts, EnqueuedPoint({"epsilon": 0.3}, is_inside=True))
-    second = open_book(starts=starts)
+    second = open_store(starts=starts)
     added = second.claim()
     assert (added.number, added.role, added.params) == (2, "start", {"epsilon": 0.3})
-    assert open_book(starts=starts).claim().role == "search"
+    assert open_store(starts=starts).claim().role == "search"
 
 
-def test_another_base_run_is_refused_unless_allowed(open_book, plan):
-    open_book()
+def test_another_base_run_is_refused_unless_allowed(open_store, plan):
+    open_store()
     changed = dataclasses.replace(plan.config, lr=1e-4)
     with pytest.raises(ConfigError, match=r"run\.lr: 0\.001 -> 0\.0001"):
-        open_book(config=changed)
+        open_store(config=changed)
     allowed = dataclasses.replace(plan.study, allow_change=True)
-    assert open_book(config=changed, study=allowed).counts().total == 4
+    assert open_store(config=changed, study=allowed).counts().total == 4
 
 
-def test_a_trial_told_twice_is_told_once(open_book):
-    book = open_book()
-    claim = book.claim()
-    assert book.finish(claim, finished(0, 1.0, 1.0)) is not None
-    assert book.finish(claim, finished(0, 1.0, 1.0)) is not None
-    assert book.counts().complete == 1
+def test_a_trial_that_is_finished_twice_is_stored_once(open_store):
+    store = open_store()
+    claim = store.claim()
+    assert store.finish(claim, finished(0, 1.0, 1.0)) is not None
+    assert store.finish(claim, finished(0, 1.0, 1.0)) is not None
+    assert store.counts().complete == 1
 
 
 class LosesLock:
@@ -251,19 +251,19 @@ class LosesLock:
             raise OperationalError("COMMIT", {}, sqlite3.OperationalError("the server has gone"))
 
 
-def test_a_claim_whose_lock_was_lost_is_found_and_run(open_book):
-    book = open_book()
-    book._database = LosesLock(book._database, 1)
+def test_a_claim_whose_lock_was_lost_is_found_and_run(open_store):
+    store = open_store()
+    store._database = LosesLock(store._database, 1)
     with pytest.raises(OperationalError):
-        book.claim()
-    again = book.claim()
+        store.claim()
+    again = store.claim()
     assert (again.number, again.params) == (0, {"epsilon": 0.2})
-    book.finish(again, finished(0, 1.0, 1.0))
-    assert book.counts().complete == 1
+    store.finish(again, finished(0, 1.0, 1.0))
+    assert store.counts().complete == 1
 
 
-def test_two_claims_of_the_last_trial_at_once_do_not_exceed_the_total(open_book):
-    first, second = open_book(), open_book()
+def test_two_claims_of_the_last_trial_at_once_do_not_exceed_the_total(open_store):
+    first, second = open_store(), open_store()
     claims = [first.claim() for _ in range(3)]
     broken = LosesLock(first._database, 1)
     first._database = broken
@@ -285,15 +285,15 @@ def test_two_claims_of_the_last_trial_at_once_do_not_exceed_the_total(open_book)
     assert first.counts().finished == 4
 
 
-def test_a_trial_beyond_a_lowered_total_waits_until_the_total_is_raised(open_book, plan):
-    first = open_book()
+def test_a_trial_beyond_a_lowered_total_waits_until_the_total_is_raised(open_store, plan):
+    first = open_store()
     claims = [first.claim() for _ in range(4)]
     first.finish(claims[0], finished(0, 1.0, 1.0))
     die(first)  # 1, 2 and 3 were running
-    fewer = open_book(study=dataclasses.replace(plan.study, num_trials=3))
+    fewer = open_store(study=dataclasses.replace(plan.study, num_trials=3))
     assert [fewer.claim().number for _ in range(2)] == [1, 2]
     assert fewer.claim() is None
-    raised = open_book().claim()
+    raised = open_store().claim()
     assert (raised.number, raised.params) == (3, claims[3].params)
 
 
@@ -328,24 +328,22 @@ WRITES = (
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("fails_at", range(1, 12))
-def test_an_outage_at_any_write_loses_no_trial(open_book, plan, monkeypatch, fails_at, after):
-    book = open_book(study=dataclasses.replace(plan.study, num_trials=2))
-    flaky = Flaky(book.study._storage, fails_at, after=after)
+def test_an_outage_at_any_write_loses_no_trial(open_store, plan, monkeypatch, fails_at, after):
+    store = open_store(study=dataclasses.replace(plan.study, num_trials=2))
+    flaky = Flaky(store.study._storage, fails_at, after=after)
     writes = {name: flaky(name) for name in WRITES}
     for name, write in writes.items():
-        monkeypatch.setattr(book.study._storage, name, write)
-    patience = RetryPolicy(10.0)
-    num_told = 0
-    while (claim := patience.call("claim", book.claim)) is not None:
-        patience.call(
-            "report", lambda claim=claim: book.report(claim, TrialReport(200, (1.0, 2.0)))
-        )
+        monkeypatch.setattr(store.study._storage, name, write)
+    policy = RetryPolicy(10.0)
+    num_finished = 0
+    while (claim := policy.call("claim", store.claim)) is not None:
+        policy.call("report", lambda claim=claim: store.report(claim, TrialReport(200, (1.0, 2.0))))
         result = finished(claim.number, 1.0, 2.0)
-        assert patience.call("tell", lambda claim=claim, result=result: book.finish(claim, result))
-        num_told += 1
+        assert policy.call("tell", lambda claim=claim, result=result: store.finish(claim, result))
+        num_finished += 1
     assert flaky.num_calls >= fails_at
     monkeypatch.undo()
-    states = [trial.state for trial in book.study.trials]
+    states = [trial.state for trial in store.study.trials]
     assert states == [TrialState.COMPLETE] * 2
-    assert num_told == 2
-    assert optuna.get_all_study_names(book.study._storage) == ["quick"]
+    assert num_finished == 2
+    assert optuna.get_all_study_names(store.study._storage) == ["quick"]
