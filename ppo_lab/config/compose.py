@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ppo_lab.config.run import Config
-from ppo_lab.config.study import CommandConfig, StudyConfig
+from ppo_lab.config.study import CommandConfig, StudyConfig, renamed
 from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.networks import NETWORKS
 from ppo_lab.utils.errors import ConfigError, closest_match
@@ -130,6 +130,10 @@ def check_jobs(
         ConfigError: a value cannot be used.
         HydraException, OmegaConfBaseException: Hydra could not compose; see ``refusals.explain``.
     """
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if (remedy := renamed(key)) is not None:
+            raise ConfigError(key, value, remedy)
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError("--config-dir", config_dir, "there is no such folder")
     if config_dir is not None:

@@ -15,6 +15,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, Vali
 from yaml import YAMLError
 
 from ppo_lab.config.compose import known_keys
+from ppo_lab.config.study import renamed
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.utils.errors import REDACTED, ConfigError, closest_match
 
@@ -39,9 +40,12 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         return _unknown_option(error.missing_cfg_file, error.options or ())
     if isinstance(error, YAMLError):
         return _line("a YAML file cannot be read", " ".join(str(error).split()))
-    in_file = re.search(r"In '([^']+)': \w+ raised while composing .*\s+Key '([^']+)'", str(error))
+    in_file = re.search(
+        r"In '([^']+)': \w+ raised .*\s+Key '([^']+)'.*\s+full_key: (\S+)", str(error)
+    )
     if in_file:
-        return _line(f"{in_file[2]} in {in_file[1]}.yaml", "there is no such key")
+        file, name, key = in_file.groups()
+        return _line(f"{name} in {file}.yaml", renamed(key) or "there is no such key")
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         return _bad_override(error, cause, overrides)

@@ -12,16 +12,27 @@ from ppo_lab.config.run import Config
 from ppo_lab.utils.errors import ConfigError
 
 __all__ = [
+    "RENAMED_KEYS",
     "STORAGE_VARIABLE",
     "Aggregate",
     "CommandConfig",
     "ConfirmConfig",
     "Executor",
     "StudyConfig",
+    "renamed",
 ]
 
 STORAGE_VARIABLE = "PPO_LAB_STORAGE"
 """Environment variable that holds ``study.storage``, so that a password is in no command line."""
+
+RENAMED_KEYS = {
+    "study.num_slots": "study.num_workers",
+    "study.when": "study.conditions",
+    "study.num_marks": "study.num_reports",
+    "study.start": "study.enqueue",
+    "study.patience_s": "study.storage_timeout_s",
+}
+"""Old key to new key. An old key is refused with its new name, for one release."""
 
 
 class Executor(Enum):
@@ -148,3 +159,11 @@ def _check_whole(key: str, value: object, *, at_least: int, or_else: str = "") -
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not is_whole or value < at_least:  # type: ignore[operator]  # whole by then
         raise ConfigError(f"study.{key}", value, f"must be {or_else}a whole number >= {at_least}")
+
+
+def renamed(key: str) -> str | None:
+    """Return what to say of ``key`` if it, or a key above it, has a new name; else None."""
+    for old, new in RENAMED_KEYS.items():
+        if f"{key}.".startswith(f"{old}."):
+            return f"is now {new}{key.removeprefix(old)}"
+    return None

@@ -107,10 +107,10 @@ def _read_condition(key: str, text: str) -> Condition:
     allowed = "must be key=value or key=value,value of another key of the search space"
     other, equals, value = text.partition("=")
     if not equals or not value.strip():
-        raise ConfigError(f"when.{key}", text, allowed)
+        raise ConfigError(f"study.conditions.{key}", text, allowed)
     override = parse_override(other.strip(), value.strip())
     if override.is_range_sweep() or override.is_interval_sweep():
-        raise ConfigError(f"when.{key}", text, allowed)
+        raise ConfigError(f"study.conditions.{key}", text, allowed)
     return Condition(other.strip(), choices_of(override._value)[0])
 
 

@@ -101,22 +101,24 @@ class Space:
             if key not in known:
                 close = closest_match(key, known)
                 hint = f"; did you mean {close}?" if close else ""
-                raise ConfigError(f"start.{key}", raw, f"is not in the search space{hint}")
+                raise ConfigError(f"study.enqueue.{key}", raw, f"is not in the search space{hint}")
             text = (
                 "none" if raw is None else str(raw).lower() if isinstance(raw, bool) else str(raw)
             )
             (typed, *_), _ = choices_of(parse_override(key, text)._value)
             value = known[key].nearest(typed)
             if value is None:
-                raise ConfigError(f"start.{key}", raw, f"must lie in {known[key].text}")
+                raise ConfigError(f"study.enqueue.{key}", raw, f"must lie in {known[key].text}")
             params[key] = value
         for parameter in self.parameters:
             given = {c.key: params[c.key] for c in parameter.conditions if c.key in params}
             if parameter.key in params and not parameter.is_active(
                 self.required(parameter.conditions) | given
             ):
-                allowed = "has no place in a trial whose condition does not hold; see when"
-                raise ConfigError(f"start.{parameter.key}", params[parameter.key], allowed)
+                allowed = (
+                    "has no place in a trial whose condition does not hold; see study.conditions"
+                )
+                raise ConfigError(f"study.enqueue.{parameter.key}", params[parameter.key], allowed)
         self._try(self._complete(params, lambda p: _default(p, base)), base)
         return EnqueuedPoint(params, is_inside=True)
 
@@ -205,9 +207,11 @@ def read_space(
         ConfigError: a key does not exist, a dimension or a condition cannot be used.
     """
     if not space:
-        raise ConfigError("space", "{}", "must hold a key to vary: epsilon=interval(0.05, 0.5)")
+        raise ConfigError(
+            "study.space", "{}", "must hold a key to vary: epsilon=interval(0.05, 0.5)"
+        )
     if stray := next((key for key in when if key not in space), None):
-        raise ConfigError(f"when.{stray}", when[stray], "is not in the search space")
+        raise ConfigError(f"study.conditions.{stray}", when[stray], "is not in the search space")
     conditions = {key: read_conditions(key, when.get(key, ())) for key in space}
     parameters: dict[str, Parameter] = {}
     waiting = dict(space)
@@ -221,7 +225,7 @@ def read_space(
             key = next(iter(waiting))
             missing = next(c.key for c in conditions[key] if c.key not in parameters)
             allowed = f"{missing} is not in the search space, or depends on this key itself"
-            raise ConfigError(f"when.{key}", when[key], allowed)
+            raise ConfigError(f"study.conditions.{key}", when[key], allowed)
         for key in ready:
             earlier = Space(tuple(parameters.values()))
             text = str(waiting.pop(key))
@@ -236,7 +240,7 @@ def _read(
         other = earlier[condition.key]
         if stray := [value for value in condition.values if other.nearest(value) is None]:
             allowed = f"can never hold: {condition.key} is searched in {other.text}"
-            raise ConfigError(f"when.{key}", f"{condition.key}={stray[0]}", allowed)
+            raise ConfigError(f"study.conditions.{key}", f"{condition.key}={stray[0]}", allowed)
     required = earlier.required(conditions)
     groups = [text for text in earlier.overrides(required) if base.is_group(text.partition("=")[0])]
     return read_parameter(key, text, base.value(key, groups), conditions)

@@ -278,7 +278,7 @@ def test_a_starting_point_outside_the_space_is_refused(base, point, reason):
     space = read_space({**CONDITIONAL, "epsilon": "choice(0.1, 0.2, none)"}, PINNED, base)
     with pytest.raises(ConfigError) as refused:
         space.start(point, base)
-    assert refused.value.key.startswith("start.")
+    assert refused.value.key.startswith("study.enqueue.")
     assert reason in str(refused.value)
 
 
