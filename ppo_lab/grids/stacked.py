@@ -17,7 +17,7 @@ from hydra.core.utils import JobReturn, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from ppo_lab.config.compose import ComposeCache, load
+from ppo_lab.config.compose import Composer, load
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.runner.run_record import Status
@@ -82,12 +82,11 @@ class _Composer:
 
     def __init__(self, context: HydraContext, config: DictConfig) -> None:
         self._context = context
-        loader = context.config_loader
-        self._variants = ComposeCache(loader, lambda typed: loader.load_sweep_config(config, typed))
+        self._composer = Composer(context.config_loader, config)
 
     def job(self, number: int, overrides: Sequence[str]) -> _Prepared:
         """Make a job's folder, with its config in it."""
-        cfg = self._variants.compose(overrides)
+        cfg = self._composer.job(overrides)
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = number
         jobs: list[GridJob] = []
