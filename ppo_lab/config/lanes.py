@@ -13,27 +13,11 @@ from ppo_lab.utils.json_files import to_jsonable
 
 __all__ = ["LANE_KEYS", "check_lane", "check_stack", "stack_key", "stack_values"]
 
-LANE_KEYS = frozenset(
-    {
-        "name",
-        "seed",
-        "epsilon",
-        "epsilon_high",
-        "epsilon_schedule",
-        "dual_clip",
-        "value_epsilon",
-        "target_kl",
-        "lr",
-        "lr_schedule",
-        "max_grad_norm",
-        "gamma",
-        "gae_lambda",
-        "entropy_coef",
-        "value_coef",
-        "total_steps",
-        "tracking",
-    }
-)
+LANE_KEYS = frozenset({
+    "name", "seed", "epsilon", "epsilon_high", "epsilon_schedule", "dual_clip", "value_epsilon",
+    "target_kl", "lr", "lr_schedule", "max_grad_norm", "gamma", "gae_lambda", "entropy_coef",
+    "value_coef", "total_steps", "tracking",
+})  # fmt: skip
 """Keys that may differ between the lanes of a stack; all others must be equal."""
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,10 @@ from ppo_lab.tracking import TrackingConfig
 from ppo_lab.utils.errors import REDACTED, ConfigError, check_number
 from ppo_lab.utils.json_files import to_jsonable
 
-__all__ = ["Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule"]
+__all__ = [
+    "Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule", "check_whole",
+    "nested_keys",
+]  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -152,15 +155,14 @@ class Config:
         for key in ("entropy_coef", "value_coef"):
             check_number(key, getattr(self, key), at_least=0.0)
         for key in ("num_envs", "num_steps", "num_epochs", "num_minibatches", "total_steps"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, getattr(self, key), "must be a whole number >= 1")
+            check_whole(key, getattr(self, key))
         if not 0 <= self.seed < 2**63:
             raise ConfigError("seed", self.seed, "must be a whole number from 0 to 2^63 - 1")
         if not re.fullmatch(r"[A-Za-z0-9._=-]{1,64}", self.name):
             raise ConfigError("name", self.name, "must be 1 to 64 letters, digits, or any of ._=-")
         self._check_sizes()
         self._check_secrets()
-        self._check_threads()
+        check_whole("num_threads", self.num_threads, auto=True)
         if self.compile is Compile.always and (obstacle := self.compile_obstacle):
             raise ConfigError("compile", self.compile.value, f"cannot be had with {obstacle}")
         if not self.forecast:  # a forecast needs no device
@@ -188,7 +190,7 @@ class Config:
 
     def _check_secrets(self) -> None:
         """Refuse keys that look like credentials: the config is written to files and to W&B."""
-        for key in _nested_keys(self.env.kwargs):
+        for key in nested_keys(self.env.kwargs):
             if re.search(r"(?i)(api_?key|token|secret|password)$", key):
                 allowed = (
                     "looks like a secret, and configs are saved as plain text; use the environment"
@@ -199,13 +201,6 @@ class Config:
         small = [d for d in range(1, math.isqrt(self.num_rows) + 1) if self.num_rows % d == 0]
         divisors = {*small, *(self.num_rows // d for d in small)}
         return min(divisors, key=lambda d: abs(d - self.num_minibatches))
-
-    def _check_threads(self) -> None:
-        if self.num_threads != "auto":
-            is_count = isinstance(self.num_threads, int) and not isinstance(self.num_threads, bool)
-            if not is_count or self.num_threads < 1:
-                allowed = "must be auto or a whole number >= 1"
-                raise ConfigError("num_threads", self.num_threads, allowed)
 
     def check_env(self) -> EnvSpec:
         """Return the environment's spaces; raise ``ConfigError`` if it cannot be used."""
@@ -314,12 +309,21 @@ class Config:
         return 1 if flop < 2e9 else _usable_cores()
 
 
-def _nested_keys(values: dict[str, Any]) -> Iterator[str]:
+def check_whole(key: str, value: object, *, at_least: int = 1, auto: bool = False) -> None:
+    """Raise ``ConfigError`` unless ``value`` is a whole number >= ``at_least``, or may be auto."""
+    if auto and value == "auto":
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        either = "auto or " if auto else ""
+        raise ConfigError(key, value, f"must be {either}a whole number >= {at_least}")
+
+
+def nested_keys(values: Mapping[Any, Any]) -> Iterator[str]:
     """Yield every key of nested dictionaries, dotted."""
     for key, value in values.items():
         yield str(key)
         if isinstance(value, dict):
-            yield from (f"{key}.{below}" for below in _nested_keys(value))
+            yield from (f"{key}.{below}" for below in nested_keys(value))
 
 
 def _usable_cores() -> int:

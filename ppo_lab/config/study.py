@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from ppo_lab.config.run import Config
+from ppo_lab.config.run import Config, check_whole
 from ppo_lab.utils.errors import ConfigError
 
 __all__ = [
@@ -101,7 +101,7 @@ class StudyConfig:
     """Points to run first, each a mapping from keys of the space; the defaults always run first."""
 
     sampler: dict[str, Any] = field(default_factory=dict)
-    """Chosen by study/sampler=; its seed derives from ``seed``, the process and the trials so far."""
+    """Chosen by study/sampler=; its seed derives from ``seed``, the process and the trials."""
     pruner: dict[str, Any] = field(default_factory=dict)
     """Chosen by study/pruner=."""
     prune_confidence: float = 0.9
@@ -131,14 +131,13 @@ class StudyConfig:
             allowed = "must be auto, or 1 to 100 letters, digits, or any of ._=,+-"
             raise ConfigError("study.name", self.name, allowed)
         for key in ("num_trials", "num_seeds", "num_reports"):
-            _check_whole(key, getattr(self, key), at_least=1)
-        _check_whole("max_retries", self.max_retries, at_least=0)
-        _check_whole("seed", self.seed, at_least=0)
-        _check_whole("confirm.top", self.confirm.top, at_least=0)
-        _check_whole("confirm.seeds", self.confirm.seeds, at_least=2)
+            check_whole(f"study.{key}", getattr(self, key))
         for key in ("num_workers", "max_lanes"):
-            if getattr(self, key) != "auto":
-                _check_whole(key, getattr(self, key), at_least=1, or_else="auto or ")
+            check_whole(f"study.{key}", getattr(self, key), auto=True)
+        for key in ("max_retries", "seed"):
+            check_whole(f"study.{key}", getattr(self, key), at_least=0)
+        check_whole("study.confirm.top", self.confirm.top, at_least=0)
+        check_whole("study.confirm.seeds", self.confirm.seeds, at_least=2)
         for key in ("storage_timeout_s", "lease_s"):
             seconds = getattr(self, key)
             if not 0 < seconds < math.inf:
@@ -153,12 +152,6 @@ class CommandConfig(Config):
     """Schema of a command: one run, and the study that varies it, if any."""
 
     study: StudyConfig | None = None
-
-
-def _check_whole(key: str, value: object, *, at_least: int, or_else: str = "") -> None:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or value < at_least:  # type: ignore[operator]  # an int here
-        raise ConfigError(f"study.{key}", value, f"must be {or_else}a whole number >= {at_least}")
 
 
 def renamed(key: str) -> str | None:
