@@ -1,4 +1,4 @@
-"""ppo_lab: measure what PPO's clip, network size and memory strategy do, instead of guessing."""
+"""Measure what PPO's clip, network size and memory strategy do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - the module protocol's signature
-    """Import ``load_policy`` on first use: it needs torch, ``ppo_lab.__version__`` does not."""
+    """Import ``load_policy`` on first use, since it imports torch."""
     if name == "load_policy":
         from ppo_lab.training.policy import load_policy
 

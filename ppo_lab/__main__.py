@@ -1,4 +1,4 @@
-"""``python -m ppo_lab``: one run, or with ``-m`` a grid of them; see ``cli``."""
+"""Entry point of ``python -m ppo_lab``; see ``ppo_lab.cli``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run what was typed; the server of trials gets ready while this process imports torch."""
+    """Run the command line; the fork server of trials starts while this process imports torch."""
     words = sys.argv[1:]
     if expects_study(words) or "hydra/launcher=stacked" in words:
         from ppo_lab.utils.forkserver import start_server
@@ -24,9 +24,9 @@ def main() -> None:
 
 
 def expects_study(words: Sequence[str]) -> bool:
-    """Return whether ``words`` look like a study; Hydra knows, but only once torch is imported.
+    """Guess from ``words`` whether the command is a study, before Hydra and torch are imported.
 
-    A wrong guess costs time, nothing else.
+    A wrong guess only costs time.
     """
     for word in words:
         key, _, value = word.partition("=")

@@ -1,4 +1,4 @@
-"""What ``python -m ppo_lab`` does: checks every job of a command, runs them, shows the results."""
+"""The command ``python -m ppo_lab``: check all jobs, run them, show their results."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import logging
 import os
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -37,20 +38,10 @@ EXIT_FAILED, EXIT_REFUSED, EXIT_OUT_OF_MEMORY, EXIT_INTERRUPTED = 1, 2, 3, 130
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
-class Command(NamedTuple):
-    """What the command line asks Hydra to run."""
-
-    overrides: list[str]
-    is_multirun: bool
-    config_dir: str | None
-    config_name: str | None
-    config_path: str | None
-
-
 def job(cfg: DictConfig) -> float | None:
     """Run one job in the folder that Hydra made for it; return its final return.
 
-    A failure is an outcome, not an exception: Hydra would tell of the first one only.
+    A failed run is a status, not an exception: Hydra would report only the first one of a grid.
     """
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
@@ -73,22 +64,24 @@ def job(cfg: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """Check every job of the command line, run them, show what came of it; or only forecast them.
+    """Check all jobs of the command line, then run them and show the results, or forecast them.
 
-    Exit status: 0 when every job finished, 1 when one did not, 2 for a refused command line, 3 for
-    a single run that was out of memory, 130 and 143 after Ctrl-C and SIGTERM.
+    Exit status: 0 if every job finished, 1 if one did not, 2 for a refused command line, 3 for a
+    single run that was out of memory, 130 and 143 after Ctrl-C and SIGTERM.
     """
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     register()
-    command = _command()
-    jobs = [] if command is None else _check(command)
+    arguments = get_args_parser().parse_args()
+    shows_only = ("help", "hydra_help", "info", "cfg", "shell_completion")
+    is_run = not any(getattr(arguments, name) for name in shows_only)
+    jobs = _check(arguments) if is_run else []
     if any(job.config.forecast for job in jobs):
         _show_forecasts([(job, resolve_memory(job.config)) for job in jobs])
         return
     _check_budgets([resolve_memory(job.config) for job in jobs])
-    is_multirun = command is not None and (not jobs or jobs[0].is_multirun)  # no jobs: a study
-    if command is not None and is_multirun and not command.is_multirun:
-        sys.argv.append("--multirun")  # Hydra goes by its own flag
+    is_multirun = is_run and (not jobs or jobs[0].is_multirun)  # a study has no jobs
+    if is_multirun and not arguments.multirun:
+        sys.argv.append("--multirun")  # Hydra reads its own flag only
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
     except KeyboardInterrupt:
@@ -98,35 +91,25 @@ def main() -> None:
         _exit_unless_finished(summaries, len(jobs))
 
 
-def _command() -> Command | None:
-    """Return what will run; None for --help, --cfg, --info and shell completion."""
-    args = get_args_parser().parse_args()
-    if args.help or args.hydra_help or args.info or args.cfg or args.shell_completion:
-        return None
-    return Command(
-        args.overrides, args.multirun, args.config_dir, args.config_name, args.config_path
-    )
-
-
-def _check(command: Command) -> list[Job]:
-    """Return the jobs; leave with status 2 and a short message if one cannot run."""
+def _check(arguments: Namespace) -> list[Job]:
+    """Return the jobs of Hydra's ``arguments``; exit with a message if one cannot run."""
     try:
-        if command.config_path is not None:
+        if arguments.config_path is not None:
             allowed = "replaces the project's own config; add yours with --config-dir"
-            raise ConfigError("--config-path", command.config_path, allowed)
+            raise ConfigError("--config-path", arguments.config_path, allowed)
         outputs = Path("outputs")
         if outputs.exists() and not (outputs.is_dir() and os.access(outputs, os.W_OK)):
-            allowed = "must be a folder that can be written to; runs are kept there"
+            allowed = "must be a folder that can be written to; runs are saved there"
             raise ConfigError("outputs", outputs.resolve(), allowed)
         return check_jobs(
-            command.overrides,
-            is_multirun=command.is_multirun,
-            config_dir=command.config_dir,
-            config_name=command.config_name,
+            arguments.overrides,
+            is_multirun=arguments.multirun,
+            config_dir=arguments.config_dir,
+            config_name=arguments.config_name,
             check_study=_check_study,
         )
     except Exception as error:
-        message = explain(error, command.overrides)
+        message = explain(error, arguments.overrides)
         if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         _refuse(message)
@@ -135,7 +118,7 @@ def _check(command: Command) -> list[Job]:
 def _check_study(command: DictConfig, loader: ConfigLoader) -> None:
     from ppo_lab.utils.forkserver import start_server
 
-    # It imports while we do; it runs already where the words alone told of a study.
+    # Its imports overlap with ours. Already started if the command line alone showed a study.
     start_server(is_tracked=command.tracking.mode is not TrackingMode.disabled)
 
     from ppo_lab.studies.command import check_study  # imports Optuna
@@ -144,21 +127,21 @@ def _check_study(command: DictConfig, loader: ConfigLoader) -> None:
 
 
 def _check_budgets(configs: Sequence[Config]) -> None:
-    """Leave with status 2 and what would fit, if no job fits; else those run that do."""
+    """Exit with status 2 and advice if no job fits its memory budget; else those that fit run."""
     if not configs or any(fits(config) for config in configs):
         return
     message = refusal(configs[0])
     assert message is not None
     if (num_others := len(configs) - 1) > 0:
-        message += f"\nthe first of {num_others + 1} jobs; the others do not fit either"
+        message += f"\nthe first of {num_others + 1} jobs; none of the others fits either"
     _refuse(message)
 
 
 def _show_forecasts(jobs: Sequence[tuple[Job, Config]]) -> None:
-    """Print what the jobs would need; nothing is created."""
+    """Print the forecasts of the jobs. Creates nothing."""
     config = jobs[0][1]
     if config.forecast_format is ForecastFormat.json:
-        print(forecast_json(jobs))  # noqa: T201 - what the command says
+        print(forecast_json(jobs))  # noqa: T201 - the command's output
     elif jobs[0][0].is_multirun:
         Console().print(forecasts_table(jobs))
     else:
@@ -166,7 +149,7 @@ def _show_forecasts(jobs: Sequence[tuple[Job, Config]]) -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    print(message, file=sys.stderr)  # noqa: T201 - what the command says
+    print(message, file=sys.stderr)  # noqa: T201 - the command's output
     sys.exit(EXIT_REFUSED)
 
 

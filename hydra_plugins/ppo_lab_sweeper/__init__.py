@@ -1,4 +1,4 @@
-"""Hydra's door to ppo_lab's studies; Hydra 1.3 takes a sweeper from this namespace only."""
+"""Hydra sweeper that runs a study. Hydra 1.3 finds sweepers in this namespace only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["StudySweeper"]
 
 
 class StudySweeper(Sweeper):
-    """Hands a composed command over to ``ppo_lab.studies``, which is imported only then."""
+    """Runs a composed command as a study; imports ``ppo_lab.studies`` only then."""
 
     def setup(
         self,
@@ -22,11 +22,11 @@ class StudySweeper(Sweeper):
         task_function: TaskFunction,  # noqa: ARG002 - a trial is no Hydra job
         config: DictConfig,
     ) -> None:
-        """Keep what the study is made from."""
+        """Store the composed command and its loader."""
         self._loader, self._config = hydra_context.config_loader, config
 
     def sweep(self, arguments: list[str]) -> Any:  # noqa: ANN401, ARG002 - as Hydra declares it
-        """Run the study up to its total of trials."""
+        """Run the study up to its total number of trials."""
         from ppo_lab.studies.command import run_study
 
         return run_study(self._config, self._loader)

@@ -1,4 +1,4 @@
-"""The named choices among a run's own keys."""
+"""Enums of a run's keys."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ __all__ = ["Compile", "Dtype", "ForecastFormat", "MatmulPrecision", "Profile", "
 
 
 class Schedule(Enum):
-    """How a number changes over the run."""
+    """Schedule of a hyperparameter over the run."""
 
     constant = "constant"
     linear = "linear"
 
 
 class Profile(Enum):
-    """Whether memory is counted by category and a short window is profiled, beside training."""
+    """Whether memory is counted by category and a short window of training is profiled."""
 
     auto = "auto"  # on CUDA
     never = "never"
@@ -25,20 +25,20 @@ class Profile(Enum):
 class Compile(Enum):
     """Whether an iteration runs as compiled programs."""
 
-    auto = "auto"  # on the CPU, where the run is long enough to repay the compiler
+    auto = "auto"  # on the CPU, for runs long enough to repay compilation
     never = "never"
     always = "always"
 
 
 class ForecastFormat(Enum):
-    """How ``forecast=true`` prints."""
+    """Output format of ``forecast=true``."""
 
     table = "table"
     json = "json"
 
 
 class Dtype(Enum):
-    """Arithmetic of the networks."""
+    """Floating-point type of the networks."""
 
     float32 = "float32"
     float64 = "float64"
@@ -46,8 +46,8 @@ class Dtype(Enum):
 
 
 class MatmulPrecision(Enum):
-    """Arithmetic of float32 matrix products on CUDA, by torch's names."""
+    """Precision of float32 matrix products on CUDA, by torch's names."""
 
     highest = "highest"  # float32
-    high = "high"  # TF32, or as good from several bfloat16 products
-    medium = "medium"  # bfloat16 where the library has it, else as high
+    high = "high"  # TF32, or a sum of several bfloat16 products
+    medium = "medium"  # bfloat16 where available, else as high

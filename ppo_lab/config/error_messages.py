@@ -1,7 +1,6 @@
-"""Says in one or two lines why a command line cannot be run: what was typed, what is allowed.
+"""Error messages for a command line that cannot be run: the override as typed, and its remedy.
 
-Hydra's and OmegaConf's own messages speak of structs, nodes and mergers. A person wants to know
-which word to change into what.
+They replace Hydra's and OmegaConf's own messages, which are about structs, nodes and merging.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, Vali
 from yaml import YAMLError
 
 from ppo_lab.config.compose import known_keys
+from ppo_lab.config.study import renamed
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.utils.errors import REDACTED, ConfigError, closest_match
 
@@ -29,9 +29,11 @@ _EXPECTED = (
     (r"Invalid value assigned: .* is not a ListConfig", "must be a list, such as [256,256]"),
 )
 
+_IN_FILE = re.compile(r"In '([^']+)': \w+ raised .*\s+Key '([^']+)'.*\s+full_key: (\S+)")
+
 
 def explain(error: Exception, overrides: Sequence[str]) -> str | None:
-    """Return the message for ``error``, or None if it is not about the command line's words."""
+    """Return the message for ``error``, or None if it is not about the command line."""
     if isinstance(error, ConfigError):
         typed = None if error.value == REDACTED else _typed(error.key, overrides)
         return _line(typed or f"{error.key}={error.value}", error.allowed)
@@ -39,9 +41,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         return _unknown_option(error.missing_cfg_file, error.options or ())
     if isinstance(error, YAMLError):
         return _line("a YAML file cannot be read", " ".join(str(error).split()))
-    in_file = re.search(r"In '([^']+)': \w+ raised while composing .*\s+Key '([^']+)'", str(error))
-    if in_file:
-        return _line(f"{in_file[2]} in {in_file[1]}.yaml", "there is no such key")
+    if in_file := _IN_FILE.search(str(error)):
+        file, name, key = in_file.groups()
+        return _line(f"{name} in {file}.yaml", renamed(key) or "there is no such key")
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         return _bad_override(error, cause, overrides)
@@ -104,7 +106,7 @@ def _bad_override(
 
 def _unknown_key(key: str) -> str:
     if key.startswith("env.kwargs"):
-        return f"what gymnasium.make is given is added with a +: +{key}=..."
+        return f"arguments of gymnasium.make are added with a +: +{key}=..."
     group, _, option = key.rpartition(".")
     owners = [
         name

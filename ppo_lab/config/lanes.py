@@ -1,4 +1,4 @@
-"""What may differ between the lanes of a stack, and what must be equal."""
+"""Which keys may differ between the lanes of a stack, and which must be equal."""
 
 from __future__ import annotations
 
@@ -13,28 +13,12 @@ from ppo_lab.utils.json_files import to_jsonable
 
 __all__ = ["LANE_KEYS", "check_lane", "check_stack", "stack_key", "stack_values"]
 
-LANE_KEYS = frozenset(
-    {
-        "name",
-        "seed",
-        "epsilon",
-        "epsilon_high",
-        "epsilon_schedule",
-        "dual_clip",
-        "value_epsilon",
-        "target_kl",
-        "lr",
-        "lr_schedule",
-        "max_grad_norm",
-        "gamma",
-        "gae_lambda",
-        "entropy_coef",
-        "value_coef",
-        "total_steps",
-        "tracking",
-    }
-)
-"""What may differ between the lanes of a stack; everything else must be equal."""
+LANE_KEYS = frozenset({
+    "name", "seed", "epsilon", "epsilon_high", "epsilon_schedule", "dual_clip", "value_epsilon",
+    "target_kl", "lr", "lr_schedule", "max_grad_norm", "gamma", "gae_lambda", "entropy_coef",
+    "value_coef", "total_steps", "tracking",
+})  # fmt: skip
+"""Keys that may differ between the lanes of a stack; all others must be equal."""
 
 
 def check_stack(configs: Sequence[Config]) -> None:
@@ -44,9 +28,8 @@ def check_stack(configs: Sequence[Config]) -> None:
         check_lane(config, first)
     limit = first.memory.max_lanes
     if limit is not None and len(configs) > limit:
-        raise ConfigError(
-            "memory", first.memory.name, f"trains at most {limit} lane, not {len(configs)}"
-        )
+        allowed = f"trains at most {limit} lane, not {len(configs)}"
+        raise ConfigError("memory", first.memory.name, allowed)
 
 
 def check_lane(config: Config, other: Config) -> None:
@@ -58,7 +41,7 @@ def check_lane(config: Config, other: Config) -> None:
 
 
 def stack_values(config: Config) -> dict[str, Any]:
-    """Return the plain values that all lanes of a stack have in common."""
+    """Return the values of all keys that must be equal in every lane, as JSON holds them."""
     values = dataclasses.asdict(config)
     kinds = [type(part).__qualname__ for part in (config.env, config.network, config.memory)]
     shared = {key: value for key, value in values.items() if key not in LANE_KEYS}
@@ -66,5 +49,5 @@ def stack_values(config: Config) -> dict[str, Any]:
 
 
 def stack_key(config: Config) -> str:
-    """Return what configs that can be lanes of one stack have in common, and no others."""
+    """Return a key that is equal for configs that can be lanes of one stack, and only for those."""
     return json.dumps(stack_values(config), sort_keys=True)

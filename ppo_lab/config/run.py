@@ -1,8 +1,8 @@
 """The checked configuration of one run.
 
-YAML holds choices and named sets of values; every parameter's type, default, unit and meaning
-stands here once. ``none`` switches a number off. ``Config`` checks itself when it is made, so a
-value that reaches the trainer is a value that works.
+Every parameter's type, default, unit and meaning is defined here, once; YAML holds choices and
+named sets of values. ``none`` turns a number off. ``Config`` checks itself on construction, so the
+trainer needs no checks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,12 +36,15 @@ from ppo_lab.tracking import TrackingConfig
 from ppo_lab.utils.errors import REDACTED, ConfigError, check_number
 from ppo_lab.utils.json_files import to_jsonable
 
-__all__ = ["Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule"]
+__all__ = [
+    "Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule", "check_whole",
+    "nested_keys",
+]  # fmt: skip
 
 
 @dataclass(kw_only=True)
 class Config:
-    """One run: an environment, a network, a memory strategy, and PPO's numbers."""
+    """One run: environment, network, memory strategy and PPO's hyperparameters."""
 
     env: EnvConfig = MISSING
     network: NetworkConfig = MISSING
@@ -49,105 +52,101 @@ class Config:
     tracking: TrackingConfig = MISSING
 
     name: str = "run"
-    """Ends the run folder's name; letters, digits and ``._=-``."""
+    """Suffix of the run folder's name; letters, digits and ``._=-``."""
     seed: int = 1
-    """Decides every random number of the run. Compare settings over five seeds or more."""
+    """Seed of all random numbers of the run. Compare settings over five seeds or more."""
     total_steps: int = 100_000
-    """Environment steps; the last whole iteration within it is the run's last."""
+    """Environment steps, rounded down to whole iterations."""
 
     epsilon: Any = 0.2
-    """Clip half-width: the policy has no incentive to push the probability ratio beyond
-    [1 - epsilon, 1 + epsilon]. 0.1 to 0.3 is usual; larger learns faster and breaks more easily;
+    """Half-width of the clip: the policy has no incentive to move the probability ratio outside
+    [1 - epsilon, 1 + epsilon]. 0.1 to 0.3 is usual; larger learns faster but is less stable;
     ``none`` does not clip."""
     epsilon_high: Any = None
-    """Upper half-width where it differs from epsilon (clip-higher, arXiv:2503.14476: 0.28 over
+    """Upper half-width, if different from epsilon (clip-higher, arXiv:2503.14476: 0.28 with epsilon
     0.2); none for a symmetric clip."""
     epsilon_schedule: Schedule = Schedule.constant
-    """linear anneals the clip to 0 over the run, as PPO's Atari settings do."""
+    """linear anneals epsilon to 0 over the run, as in PPO's Atari settings."""
     dual_clip: Any = None
-    """Lower bound c > 1 on the objective of a bad action, c * A (arXiv:1912.09729, c = 3); none for
-    PPO's own objective."""
+    """Dual clip c > 1: bounds the objective of actions with negative advantage A below by c * A
+    (arXiv:1912.09729, c = 3); none for PPO's own objective."""
     value_epsilon: Any = None
-    """Clip half-width of the value loss; none (off) is better by the evidence. Its own key, so that
-    a sweep of epsilon does not sweep it."""
+    """Half-width of the clip of the value loss; none (off) performs better (arXiv:2006.05990). A
+    key of its own, so that a sweep of epsilon does not change it."""
     target_kl: Any = None
-    """Nats: a run sits out the rest of an update when a minibatch's k3 KL exceeds 1.5 times this.
-    0.01 to 0.03 where wanted; none never stops."""
+    """KL limit in nats: an update ends early once the k3 estimate of a minibatch exceeds 1.5 times
+    this. 0.01 to 0.03 is usual; none never stops."""
 
     lr: float = 3e-4
-    """Adam's step size. 1e-4 to 1e-3; larger needs a smaller epsilon or fewer epochs."""
+    """Adam's learning rate, 1e-4 to 1e-3; larger needs a smaller epsilon or fewer epochs."""
     lr_schedule: Schedule = Schedule.constant
-    """linear: the first update runs at lr, the last of n at lr / n (CleanRL's; SB3 ends at 0)."""
+    """linear: from lr in the first update to lr / n in the last of n (CleanRL; SB3 ends at 0)."""
     adam_eps: float = 1e-5
-    """Added to the root of Adam's second moment; PPO's 1e-5, torch's default is 1e-8."""
+    """Term added to the root of Adam's second moment; 1e-5 is usual for PPO, 1e-8 in torch."""
     max_grad_norm: Any = 0.5
-    """Limit of the gradient's norm over actor and critic together; none does not clip."""
+    """Limit of the global gradient norm, over actor and critic together; none does not clip."""
     separate_grad_clip: bool = False
-    """Clip the actor's and the critic's gradient each at max_grad_norm, so that a large value loss
-    does not shrink the policy's step. memory=parked always does: it never holds both gradients."""
+    """Clip the gradients of actor and critic separately, so that a large value loss does not shrink
+    the policy's step. Always so with memory=parked, which never holds both gradients."""
 
     gamma: float = 0.99
-    """Discount per step, in [0, 1]."""
+    """Discount factor, in [0, 1]."""
     gae_lambda: float = 0.95
-    """GAE's lambda, in [0, 1]: 0 trusts the critic, 1 the returns."""
+    """GAE's lambda, in [0, 1]: 0 is one-step TD (more bias), 1 Monte Carlo (more variance)."""
     bootstrap_truncated: bool = True
-    """Whether a time limit counts the value of the episode's true last observation (it should);
-    false treats it as a termination, as many older PPOs do."""
+    """Bootstrap from the value of the last observation when a time limit ends an episode; false
+    treats a time limit as a termination, as many older implementations do."""
 
     num_envs: int = 8
-    """Environments stepped together."""
+    """Environments stepped in parallel."""
     num_steps: int = 128
     """Steps of each environment per iteration."""
     num_epochs: int = 4
-    """Passes over each rollout; more learns faster per step and drifts further from the data."""
+    """Passes over each rollout; more learns faster per step but moves further off-policy."""
     num_minibatches: int = 4
     """Gradient steps per epoch; must divide num_envs * num_steps."""
     advantage_normalization: AdvantageNormalization = AdvantageNormalization.minibatch
-    """Rows over which advantages are standardised: each minibatch, the whole rollout, or none."""
+    """Rows over which advantages are normalized: each minibatch, the whole rollout, or none."""
     entropy_coef: float = 0.0
-    """Weight of the entropy bonus, 0 to 0.02."""
+    """Coefficient of the entropy bonus, 0 to 0.02."""
     value_coef: float = 0.5
-    """Weight of the value loss, itself half a mean squared error (CleanRL's; SB3's has no half)."""
+    """Coefficient of the value loss, half a mean squared error (as CleanRL; SB3's has no half)."""
 
     device: str = "auto"
     """auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N."""
     dtype: Dtype = Dtype.float32
     """bfloat16 runs the networks under autocast, with float32 weights."""
     matmul_precision: MatmulPrecision = MatmulPrecision.highest
-    """Arithmetic of float32 matrix products on CUDA: high allows TF32, which keeps 10 bits behind
-    the point instead of 23 and is worth it for wide layers; medium allows bfloat16's 7."""
+    """Precision of float32 matrix products on CUDA: high allows TF32 (10 bits of mantissa in place
+    of 23), which pays off for wide layers; medium allows bfloat16 (7 bits)."""
     vram_budget_gib: Any = "auto"
-    """A run that is forecast to need more device memory is refused before it starts. auto: what is
-    free on the card, no limit on the CPU; none never refuses."""
+    """Refuse a run whose forecast device memory exceeds this, before it starts. auto: the card's
+    free memory, no limit on the CPU; none: no limit."""
     vram_limit_gib: Any = None
-    """Emulates a smaller card: allocations beyond it fail as they would there. CUDA only."""
+    """Emulate a smaller card: allocations beyond this limit fail. CUDA only."""
     forecast: bool = False
-    """Print what the run would need, by category, and train nothing; no GPU is needed."""
+    """Print the forecast of memory by category and train nothing; needs no GPU."""
     forecast_format: ForecastFormat = ForecastFormat.table
-    """json prints the forecast for programs, alone on stdout."""
+    """json prints machine-readable output, alone on stdout."""
     profile: Profile = Profile.auto
     """Count memory by category in the first iteration and profile a short window after warm-up."""
     compile: Compile = Compile.auto
-    """Run an iteration as compiled programs, some four times as fast for small networks on the CPU.
-    The first run of a kind compiles for a minute or so, later ones load what it left in
-    ~/.cache/ppo_lab. auto: from 1 million environment steps on, 6 for runs that share a stack. On
-    CUDA programs are CUDA graphs, and auto makes none: only always, until it has been measured."""
+    """Run an iteration as compiled programs, about four times as fast for small networks on the
+    CPU. The first run of a kind compiles for about a minute; later runs load the programs from
+    ~/.cache/ppo_lab. auto: on the CPU from 1 million environment steps, 6 million for runs that
+    share a stack. On CUDA programs are CUDA graphs, which only always uses, until measured."""
     num_threads: Any = "auto"
-    """CPU threads for tensor arithmetic. auto: 1 where a gradient step is small (threads then
-    lose, badly so beside another busy process), else every core this process may use."""
+    """CPU threads of torch. auto: 1 where a gradient step is small (more are then slower, by far
+    beside another busy process), else all cores that this process may use."""
 
     def __post_init__(self) -> None:
-        """Check every value that can be checked by itself or against another."""
-        self.epsilon = check_number("epsilon", self.epsilon, above=0.0, off=True)
-        for key in ("epsilon_high", "value_epsilon", "target_kl", "max_grad_norm"):
-            setattr(self, key, check_number(key, getattr(self, key), above=0.0, off=True))
-        if self.vram_budget_gib != "auto":
-            self.vram_budget_gib = check_number(
-                "vram_budget_gib", self.vram_budget_gib, above=0.0, off=True
-            )
-        self.vram_limit_gib = check_number(
-            "vram_limit_gib", self.vram_limit_gib, above=0.0, off=True
-        )
+        """Check and convert every value."""
+        for key in (
+            *("epsilon", "epsilon_high", "value_epsilon", "target_kl", "max_grad_norm"),
+            *("vram_budget_gib", "vram_limit_gib"),
+        ):
+            if (key, getattr(self, key)) != ("vram_budget_gib", "auto"):
+                setattr(self, key, check_number(key, getattr(self, key), above=0.0, off=True))
         self.dual_clip = check_number("dual_clip", self.dual_clip, above=1.0, off=True)
         for key in ("lr", "adam_eps"):
             check_number(key, getattr(self, key), above=0.0)
@@ -156,73 +155,55 @@ class Config:
         for key in ("entropy_coef", "value_coef"):
             check_number(key, getattr(self, key), at_least=0.0)
         for key in ("num_envs", "num_steps", "num_epochs", "num_minibatches", "total_steps"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, getattr(self, key), "must be a whole number >= 1")
+            check_whole(key, getattr(self, key))
         if not 0 <= self.seed < 2**63:
             raise ConfigError("seed", self.seed, "must be a whole number from 0 to 2^63 - 1")
         if not re.fullmatch(r"[A-Za-z0-9._=-]{1,64}", self.name):
             raise ConfigError("name", self.name, "must be 1 to 64 letters, digits, or any of ._=-")
         self._check_sizes()
         self._check_secrets()
-        self._check_threads()
+        check_whole("num_threads", self.num_threads, auto=True)
         if self.compile is Compile.always and (obstacle := self.compile_obstacle):
             raise ConfigError("compile", self.compile.value, f"cannot be had with {obstacle}")
-        if not self.forecast:  # which runs nothing there
-            self.torch_device  # noqa: B018 - raises for a device that is not there
+        if not self.forecast:  # a forecast needs no device
+            self.torch_device  # noqa: B018 - raises if there is no such device
         self.network.check()
         self.memory.check(self.num_rows // self.num_minibatches)
         if self.separate_grad_clip and self.memory.shares_trunk:
-            raise ConfigError(
-                "separate_grad_clip",
-                self.separate_grad_clip,
-                f"has no meaning with memory={self.memory.name}: the trunk has one gradient",
-            )
+            allowed = f"has no effect with memory={self.memory.name}: the trunk has one gradient"
+            raise ConfigError("separate_grad_clip", self.separate_grad_clip, allowed)
         self.tracking.check()
 
     def _check_sizes(self) -> None:
         if self.num_rows % self.num_minibatches:
-            raise ConfigError(
-                "num_minibatches",
-                self.num_minibatches,
+            allowed = (
                 f"must divide num_envs * num_steps = {self.num_envs} * {self.num_steps} "
-                f"= {self.num_rows}; nearest that does: {self._nearest_divisor()}",
+                f"= {self.num_rows}; nearest that does: {self._nearest_divisor()}"
             )
+            raise ConfigError("num_minibatches", self.num_minibatches, allowed)
         if self.total_steps < self.num_rows:
-            raise ConfigError(
-                "total_steps",
-                self.total_steps,
-                f"must be at least one rollout, num_envs * num_steps = {self.num_rows}",
-            )
+            allowed = f"must be at least one rollout, num_envs * num_steps = {self.num_rows}"
+            raise ConfigError("total_steps", self.total_steps, allowed)
         if self.epsilon is None and self.epsilon_high is not None:
-            raise ConfigError(
-                "epsilon_high", self.epsilon_high, "has no effect with epsilon=none; leave it out"
-            )
+            allowed = "has no effect with epsilon=none; leave it out"
+            raise ConfigError("epsilon_high", self.epsilon_high, allowed)
 
     def _check_secrets(self) -> None:
-        """Refuse what looks like a credential: the config is written to files and to W&B."""
-        for key in _nested_keys(self.env.kwargs):
+        """Refuse keys that look like credentials: the config is written to files and to W&B."""
+        for key in nested_keys(self.env.kwargs):
             if re.search(r"(?i)(api_?key|token|secret|password)$", key):
-                raise ConfigError(
-                    f"env.kwargs.{key}",
-                    REDACTED,
-                    "looks like a secret, and configs are saved in clear; pass it by environment",
+                allowed = (
+                    "looks like a secret, and configs are saved as plain text; use the environment"
                 )
+                raise ConfigError(f"env.kwargs.{key}", REDACTED, allowed)
 
     def _nearest_divisor(self) -> int:
         small = [d for d in range(1, math.isqrt(self.num_rows) + 1) if self.num_rows % d == 0]
         divisors = {*small, *(self.num_rows // d for d in small)}
         return min(divisors, key=lambda d: abs(d - self.num_minibatches))
 
-    def _check_threads(self) -> None:
-        if self.num_threads != "auto":
-            is_count = isinstance(self.num_threads, int) and not isinstance(self.num_threads, bool)
-            if not is_count or self.num_threads < 1:
-                raise ConfigError(
-                    "num_threads", self.num_threads, "must be auto or a whole number >= 1"
-                )
-
     def check_env(self) -> EnvSpec:
-        """Return what the environment looks like; raise ``ConfigError`` if it cannot be used."""
+        """Return the environment's spaces; raise ``ConfigError`` if it cannot be used."""
         return self.env.check()
 
     @property
@@ -232,17 +213,17 @@ class Config:
 
     @property
     def num_iterations(self) -> int:
-        """Iterations in the run."""
+        """Iterations of the run: rollout and update."""
         return self.total_steps // self.num_rows
 
     @property
     def clips_separately(self) -> bool:
-        """Whether actor and critic are each clipped by their own gradient's norm."""
+        """Whether the gradients of actor and critic are clipped separately."""
         return self.separate_grad_clip or self.memory.always_clips_separately
 
     @property
     def epsilon_label(self) -> str:
-        """Epsilon as a person writes it."""
+        """Epsilon as text: ``none`` where it is off."""
         return "none" if self.epsilon is None else f"{self.epsilon:g}"
 
     @property
@@ -255,35 +236,32 @@ class Config:
             raise ConfigError("device", self.device, "must be auto, cpu, cuda or cuda:N")
         device = torch.device(self.device)
         if device.type == "cuda" and not has_cuda:
-            raise ConfigError(
-                "device", self.device, "there is no CUDA device here; use device=auto or device=cpu"
-            )
+            allowed = "there is no CUDA device here; use device=auto or device=cpu"
+            raise ConfigError("device", self.device, allowed)
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(
-                "device", self.device, f"must be cuda:0 to cuda:{torch.cuda.device_count() - 1}"
-            )
+            allowed = f"must be cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+            raise ConfigError("device", self.device, allowed)
         return device
 
     @property
     def is_on_cuda(self) -> bool:
-        """Whether the run is on CUDA, or would be where there is such a device."""
-        return self.device.startswith("cuda") or (
-            self.device == "auto" and torch.cuda.is_available()
-        )
+        """Whether the run uses CUDA, available here or not."""
+        has_cuda = self.device == "auto" and torch.cuda.is_available()
+        return has_cuda or self.device.startswith("cuda")
 
     @property
     def weights_dtype(self) -> torch.dtype:
-        """Type of weights and observations."""
+        """Data type of weights and observations."""
         return torch.float64 if self.dtype is Dtype.float64 else torch.float32
 
     @property
     def compute_dtype(self) -> torch.dtype | None:
-        """Autocast's type; None computes in the weights' own."""
+        """Data type of autocast; None for no autocast."""
         return torch.bfloat16 if self.dtype is Dtype.bfloat16 else None
 
     @property
     def compile_obstacle(self) -> str | None:
-        """What keeps the run from being compiled; None if nothing does."""
+        """The setting that prevents compilation; None if there is none."""
         memory = self.memory
         obstacles = {
             f"memory={memory.name}": memory.max_lanes is not None,
@@ -292,20 +270,20 @@ class Config:
             "memory.checkpoint_activations=true": memory.checkpoint_activations,
             "dtype=bfloat16 on the CPU": self.dtype is Dtype.bfloat16 and not self.is_on_cuda,
         }
-        return next((name for name, stands in obstacles.items() if stands), None)
+        return next((name for name, applies in obstacles.items() if applies), None)
 
     @property
     def is_profiled(self) -> bool:
-        """Whether memory is counted by category, and a window profiled where there is CUDA."""
+        """Whether memory is counted by category, and on CUDA a window is profiled."""
         if self.profile is Profile.auto:
             return self.torch_device.type == "cuda"
         return self.profile is Profile.always
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the config as plain, nested values for a tracker.
+        """Return the config as nested JSON values, for trackers.
 
-        ``epsilon`` is a number or absent, ``clipped`` says which, so that runs can be filtered and
-        plotted by it.
+        ``clipped`` is whether there is an ``epsilon``; where there is none the key is absent, so
+        that runs can be filtered and plotted by it.
         """
         values: dict[str, Any] = to_jsonable(dataclasses.asdict(self))
         place = self.memory.optimizer_place.value
@@ -317,11 +295,11 @@ class Config:
         return values
 
     def choose_num_threads(self, spec: EnvSpec) -> int:
-        """Return the CPU threads to use.
+        """Return the number of CPU threads.
 
-        A second thread gains up to 1.6 to 2 times from about 0.5 GFLOP per gradient step on, but
-        only on an idle machine: beside one busy process it costs 3 to 30 times below 2 GFLOP, and
-        about 2 times above (benchmarks/results/threads.md). So below 2 GFLOP it is one.
+        On an idle machine a second thread is 1.6 to 2 times as fast from about 0.5 GFLOP per
+        gradient step. Beside one busy process it is 3 to 30 times slower below 2 GFLOP, and about
+        2 times above (benchmarks/results/threads.md). So auto is 1 below 2 GFLOP.
         """
         if self.num_threads != "auto":
             return int(self.num_threads)
@@ -331,16 +309,25 @@ class Config:
         return 1 if flop < 2e9 else _usable_cores()
 
 
-def _nested_keys(values: dict[str, Any]) -> Iterator[str]:
-    """Return every key of nested dictionaries, dotted."""
+def check_whole(key: str, value: object, *, at_least: int = 1, auto: bool = False) -> None:
+    """Raise ``ConfigError`` unless ``value`` is a whole number >= ``at_least``, or may be auto."""
+    if auto and value == "auto":
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        either = "auto or " if auto else ""
+        raise ConfigError(key, value, f"must be {either}a whole number >= {at_least}")
+
+
+def nested_keys(values: Mapping[Any, Any]) -> Iterator[str]:
+    """Yield every key of nested dictionaries, dotted."""
     for key, value in values.items():
         yield str(key)
         if isinstance(value, dict):
-            yield from (f"{key}.{below}" for below in _nested_keys(value))
+            yield from (f"{key}.{below}" for below in nested_keys(value))
 
 
 def _usable_cores() -> int:
-    """Return the cores this process may use; where the system does not say, all there are."""
+    """Return the cores that this process may use, or all cores where the system does not say."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

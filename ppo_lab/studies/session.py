@@ -9,7 +9,7 @@ from optuna.study import Study
 from rich.console import Console
 
 from ppo_lab.studies.definition.plan import Plan
-from ppo_lab.studies.display.events import StorageAway, StudyObserver, StudyOpened
+from ppo_lab.studies.display.events import StorageAway, StudyEvent, StudyObserver, StudyOpened
 from ppo_lab.studies.display.live_table import LiveTable
 from ppo_lab.studies.display.log_lines import LogLines
 from ppo_lab.studies.display.progress import StudyProgress

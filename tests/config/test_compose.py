@@ -1,27 +1,32 @@
 """A job composed from another one's files is what Hydra itself would compose."""
 
+from types import SimpleNamespace
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ppo_lab.config.compose import ComposeCache, check_jobs, register
+from ppo_lab.config.compose import Composer, check_jobs, register
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 
 
 @pytest.fixture
-def hydras_own():
-    """Composes as Hydra does; counts in ``calls``."""
+def hydra():
+    """Hydra's own loader, a plain command, and what was composed from files, in ``calls``."""
     register()
     calls = []
-
-    def composed(typed):
-        calls.append(typed)
-        return compose("config", overrides=typed, return_hydra_config=True)
-
-    composed.calls = calls
     with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-        yield composed
+        loader = GlobalHydra.instance().config_loader()
+        command = compose("config", ["hydra.job.name=other"], return_hydra_config=True)
+        hydras_own = loader.load_sweep_config
+
+        def composed(master, typed):
+            calls.append(typed)
+            return hydras_own(master, typed)
+
+        loader.load_sweep_config = composed
+        yield SimpleNamespace(loader=loader, command=command, compose=hydras_own, calls=calls)
 
 
 @pytest.mark.parametrize(
@@ -31,39 +36,43 @@ def hydras_own():
         ["env=pendulum", "seed=1", "lr=0.01", "memory=shared_trunk"],
         ["env=gymnasium", "env.id=CartPole-v1", "+env.kwargs.x=1", "seed=4", "env.kwargs.x=3"],
         ["network=small", "network.hidden=[32,16]", "name=abc", "tracking.tags=[a,b]"],
-        ["hydra.job.name=other", "seed=2"],
         [],
     ],
 )
-def test_values_on_top_of_files_are_what_hydra_makes_of_both(hydras_own, typed):
-    loader = GlobalHydra.instance().config_loader()
-    variants = ComposeCache(loader, hydras_own)
-    variants.compose([*typed, "total_steps=4096"])  # another job of the same files
-    found, expected = variants.compose(typed), hydras_own(typed)
+@pytest.mark.parametrize("num_fixed", [0, 2])
+def test_values_on_top_of_files_are_what_hydra_makes_of_both(hydra, typed, num_fixed):
+    composer = Composer(hydra.loader, hydra.command, typed[:num_fixed])
+    composer.job([*typed[num_fixed:], "total_steps=4096"])  # another job of the same files
+    found, expected = composer.job(typed[num_fixed:]), hydra.compose(hydra.command, typed)
+    assert found.hydra.job.name == "other"
     assert found.hydra.overrides.task == expected.hydra.overrides.task
     assert sorted(found.hydra.overrides.hydra) == sorted(expected.hydra.overrides.hydra)
     assert found.hydra.job.override_dirname == expected.hydra.job.override_dirname
     assert found.hydra.runtime.choices == expected.hydra.runtime.choices
-    ours = [key for key in expected if key != "hydra"]
-    assert {key: found[key] for key in ours} == {key: expected[key] for key in ours}
+    ours = {key: expected[key] for key in expected if key != "hydra"}
+    assert {key: found[key] for key in ours} == ours
+    assert dict(composer.run(typed[num_fixed:])) == ours
+    assert composer.choices(typed[num_fixed:]) == {
+        group: str(option) for group, option in expected.hydra.runtime.choices.items()
+    }
 
 
-def test_files_are_read_once_for_each_choice_of_them(hydras_own):
-    variants = ComposeCache(GlobalHydra.instance().config_loader(), hydras_own)
+def test_files_are_read_once_for_each_choice_of_them(hydra):
+    composer = Composer(hydra.loader, hydra.command)
     seeds = [
-        variants.compose([f"network={network}", f"seed={seed}"]).seed
+        composer.run([f"network={network}", f"seed={seed}"]).seed
         for network in ("tiny", "small")
         for seed in range(5)
     ]
     assert seeds == [*range(5), *range(5)]
-    assert hydras_own.calls == [["network=tiny"], ["network=small"]]
+    assert hydra.calls == [["network=tiny"], ["network=small"]]
 
 
-def test_one_job_does_not_see_what_another_was_given(hydras_own):
-    variants = ComposeCache(GlobalHydra.instance().config_loader(), hydras_own)
-    variants.compose(["network.hidden=[7]", "epsilon=0.4"])
-    plain = variants.compose([])
-    assert plain.network == hydras_own([]).network
+def test_one_job_does_not_see_what_another_was_given(hydra):
+    composer = Composer(hydra.loader, hydra.command)
+    composer.run(["network.hidden=[7]", "epsilon=0.4"])
+    plain = composer.run()
+    assert plain.network == hydra.compose(hydra.command, []).network
     assert plain.epsilon == 0.2
 
 

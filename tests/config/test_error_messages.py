@@ -8,6 +8,7 @@ import pytest
 
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.error_messages import explain
+from ppo_lab.config.study import RENAMED_KEYS, StudyConfig
 
 # What is typed, and what the message must hold.
 REFUSED = [
@@ -206,3 +207,47 @@ def test_config_folders_and_names_that_are_not_there_are_refused(config_dir, con
     with pytest.raises(Exception) as caught:  # noqa: PT011
         check_jobs([], is_multirun=False, config_dir=config_dir, config_name=config_name)
     assert named in (explain(caught.value, []) or "")
+
+
+def explained(overrides, *, config_dir=None, config_name=None):
+    """Return the message for a command line that is refused."""
+    register()
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - explain() must know every kind
+        check_jobs(overrides, is_multirun=False, config_dir=config_dir, config_name=config_name)
+    return explain(caught.value, overrides)
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++", "~"])
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_an_old_key_on_the_command_line_is_refused_with_its_new_name(old, new, prefix):
+    assert hasattr(StudyConfig(), new.removeprefix("study."))
+    assert not hasattr(StudyConfig(), old.removeprefix("study."))
+    message = explained(["study=default", f"{prefix}{old}=4"])
+    assert message == f"ppo_lab: {prefix}{old}=4: is now {new}"
+
+
+def test_a_key_below_an_old_one_is_refused_with_its_new_name():
+    message = explained(["study=default", "+study.when.lr='epsilon=0.1,0.2'"])
+    assert message == "ppo_lab: study.when.lr='epsilon=0.1,0.2': is now study.conditions.lr"
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_an_old_key_in_a_sweep_file_is_refused_with_its_new_name(old, new, tmp_path):
+    (tmp_path / "sweeps").mkdir()
+    name = old.removeprefix("study.")
+    (tmp_path / "sweeps" / "mine.yaml").write_text(
+        f"defaults:\n  - override /study: default\nstudy:\n  {name}: {{epsilon: 1}}\n"
+    )
+    message = explained(["sweep=mine"], config_dir=str(tmp_path))
+    assert message == f"ppo_lab: {name} in sweep/mine.yaml: is now {new}"
+
+
+@pytest.mark.parametrize("study", ["", "  - override study: default\n"])
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_an_old_key_in_a_saved_config_is_refused_with_its_new_name(old, new, study, tmp_path):
+    name = old.removeprefix("study.")
+    (tmp_path / "best.yaml").write_text(
+        f"defaults:\n  - config\n{study}  - _self_\nstudy:\n  {name}: 3\n"
+    )
+    message = explained([], config_dir=str(tmp_path), config_name="best")
+    assert message == f"ppo_lab: {name} in best.yaml: is now {new}"

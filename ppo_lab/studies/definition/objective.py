@@ -1,4 +1,4 @@
-"""What a study asks of a trial: objectives over its seeds, and constraints on what it used."""
+"""Objectives and constraints of a study, computed from the summaries of a trial's seeds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
     "quantity",
 ]
 
-_SHORT = {  # names that people type, where the summary nests them
+_SHORT = {  # short name to dotted key of the summary
     "peak_vram_gib": "memory.measured.reserved_gib",
     "peak_host_gib": "memory.measured.host_gib",
     "forecast_vram_gib": "memory.forecast.total_gib",
@@ -38,19 +38,19 @@ _CUDA_ONLY = {"peak_vram_gib"}
 _SMALLER_IS_BETTER = {"peak_vram_gib", "peak_host_gib", "forecast_vram_gib", "wall_time_s"}
 _DIRECTIONS = ("maximize", "minimize")
 _NAME = r"[A-Za-z_][A-Za-z0-9_.]*"
-_FEWEST_FOR_IQM = 4  # the middle half of fewer seeds is all of them
+_FEWEST_FOR_IQM = 4  # of fewer seeds none is left out
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A number of a run's summary, and which way is better."""
+    """A number of a run's summary to maximize or minimize."""
 
     key: str
     direction: str
     aggregate: Aggregate
 
     def value(self, summaries: Sequence[Mapping[str, Any]]) -> float | None:
-        """Return the trial's value over its seeds' summaries; None if a seed has none."""
+        """Return the aggregate over the seeds' summaries; None if a seed lacks the number."""
         values = [quantity(summary, self.key) for summary in summaries]
         known = [value for value in values if value is not None]
         if not known or len(known) < len(values):
@@ -60,19 +60,19 @@ class Objective:
 
 @dataclass(frozen=True)
 class Constraint:
-    """A limit that a trial must keep: ``key <= limit`` or ``key >= limit``."""
+    """A limit on a number of a run's summary: ``key <= limit`` or ``key >= limit``."""
 
     text: str
-    """As written, without spaces; its name in Optuna."""
+    """The limit without spaces; its name in Optuna."""
     key: str
     sign: float
     """+1 for an upper limit, -1 for a lower one."""
     limit: float
 
     def violation(self, summaries: Sequence[Mapping[str, Any]]) -> float | None:
-        """Return by how much the worst seed breaks the limit; <= 0 if none does.
+        """Return by how much the worst seed exceeds the limit; <= 0 if none does.
 
-        None if a seed has no such number: nothing is known then.
+        None if a seed lacks the number.
         """
         values = [quantity(summary, self.key) for summary in summaries]
         known = [self.sign * (value - self.limit) for value in values if value is not None]
@@ -80,7 +80,7 @@ class Constraint:
 
 
 def quantity(summary: Mapping[str, Any], key: str) -> float | None:
-    """Return the finite number ``key`` (dotted where nested) of a run's summary, None if absent."""
+    """Return the finite number ``key`` (dotted where nested) of a summary, or None."""
     value: Any = summary
     for part in _SHORT.get(key, key).split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -90,26 +90,29 @@ def quantity(summary: Mapping[str, Any], key: str) -> float | None:
 
 
 def is_forecast(key: str) -> bool:
-    """Return whether ``key`` of a summary is there only where memory was forecast."""
+    """Return whether ``key`` is in a summary only where memory was forecast."""
     return _SHORT.get(key, key).startswith("memory.forecast.")
 
 
 def is_measured(key: str) -> bool:
-    """Return whether ``key`` of a summary is measured of a process, and so not of a lane."""
+    """Return whether ``key`` is measured per process, so that a lane of a stack has none."""
     return _SHORT.get(key, key).startswith(_OF_A_PROCESS)
 
 
 def forecast_limit_gib(constraints: Sequence[Constraint]) -> float | None:
-    """Return the device memory that a trial may need by forecast; None for any."""
+    """Return the limit on forecast device memory, in GiB; None for no limit."""
     key = _SHORT["forecast_vram_gib"]
     limits = [c.limit for c in constraints if c.sign > 0 and _SHORT.get(c.key, c.key) == key]
     return min(limits, default=None)
 
 
 def aggregate_seeds(values: Sequence[float], aggregate: Aggregate) -> float:
-    """Return the mean, or the mean of the middle half (IQM, arXiv:2108.13264), of ``values``.
+    """Return the mean of ``values``, or their interquartile mean (IQM, arXiv:2108.13264).
 
     A quarter is rounded down, as in rliable: of 4 to 7 values one at each end is left out.
+
+    >>> aggregate_seeds([1.0, 2.0, 4.0, 93.0], Aggregate.iqm)
+    3.0
     """
     if aggregate is Aggregate.iqm:
         num_cut = len(values) // 4
@@ -123,10 +126,10 @@ def parse_objectives(
     aggregate: Aggregate,
     num_seeds: int,
 ) -> tuple[Objective, ...]:
-    """Return a study's objectives; ``direction`` None is each quantity's usual one.
+    """Return a study's objectives; without ``direction`` each has its usual one.
 
     Raises:
-        ConfigError: they are not one direction each, or IQM is asked of fewer than 4 seeds.
+        ConfigError: a key or direction is wrong, or IQM has fewer than 4 seeds.
     """
     keys = _listed("study.objective", objective)
     if len(set(keys)) < len(keys):
@@ -142,7 +145,7 @@ def parse_objectives(
     if stray := next((d for d in directions if d not in _DIRECTIONS), None):
         raise ConfigError("study.direction", stray, "must be maximize or minimize")
     if aggregate is Aggregate.iqm and num_seeds < _FEWEST_FOR_IQM:
-        allowed = f"needs study.num_seeds={_FEWEST_FOR_IQM} or more; of fewer it is the mean"
+        allowed = f"needs study.num_seeds={_FEWEST_FOR_IQM} or more; of fewer it equals the mean"
         raise ConfigError("study.aggregate", aggregate.value, allowed)
     return tuple(Objective(key, way, aggregate) for key, way in zip(keys, directions))
 
@@ -150,8 +153,11 @@ def parse_objectives(
 def parse_constraints(texts: Sequence[str]) -> tuple[Constraint, ...]:
     """Return the constraints ``key <= number`` or ``key >= number``.
 
+    >>> parse_constraints(["peak_vram_gib <= 8"])[0].text
+    'peak_vram_gib<=8'
+
     Raises:
-        ConfigError: one is not of that form, or is there twice.
+        ConfigError: one is not of that form, or occurs twice.
     """
     constraints = tuple(_parse_constraint(text) for text in texts)
     names = [constraint.text for constraint in constraints]
@@ -163,10 +169,10 @@ def parse_constraints(texts: Sequence[str]) -> tuple[Constraint, ...]:
 def check_measured(
     objectives: Sequence[Objective], constraints: Sequence[Constraint], *, is_cuda: bool
 ) -> None:
-    """Check that what a study asks for is measured on its device.
+    """Check that the quantities are measured on the study's device.
 
     Raises:
-        ConfigError: it is measured on CUDA devices only.
+        ConfigError: one is measured on CUDA devices only.
     """
     for where, keys in (
         ("study.objective", [objective.key for objective in objectives]),

@@ -1,4 +1,4 @@
-"""All that a study decides before anything is created."""
+"""The plan of a study: its settings, checked before anything is created."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from sqlalchemy.engine import URL
 
+from ppo_lab.config.compose import Composer
 from ppo_lab.config.run import Config
 from ppo_lab.config.study import StudyConfig
-from ppo_lab.studies.definition.base_run import BaseRun, Composed
+from ppo_lab.studies.definition.base_run import BaseRun
 from ppo_lab.studies.definition.objective import (
     Constraint,
     Objective,
@@ -40,37 +40,37 @@ __all__ = ["ATTRIBUTE", "Plan", "differences", "fingerprint", "make_plan", "refu
 _STUDIES = Path("outputs") / "studies"
 _MOST_NAME_CHARS = 80
 _NO_PRUNER = "optuna.pruners.NopPruner"
-_PRUNED_SHARE = 0.5  # of its steps that a pruned study makes (benchmarks/results/pruning.md)
+_PRUNED_SHARE = 0.5  # of all steps, where trials are pruned (benchmarks/results/pruning.md)
 _NOT_IN_NAME = ("sweep", "study", "study/", "study.", "hydra", "tracking", "num_threads", "device")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study as it was asked for, checked."""
+    """A checked study."""
 
     study: StudyConfig
     name: str
     folder: Path
     url: URL
-    """Where trials are stored; holds a password perhaps, so it is never written."""
+    """Storage of the trials. It may hold a password, so it is never written out."""
     base: BaseRun
     config: Config
     """The base run."""
     space: Space
     starts: tuple[EnqueuedPoint, ...]
-    """Tried first; the defaults are the first of them."""
+    """Points run before any is sampled: the defaults, then those of ``study.enqueue``."""
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
     overrides: tuple[str, ...]
-    """What the command line fixed for every trial."""
+    """The command line's overrides that hold for every trial."""
     confirms: Path | None = None
     """Folder of the study whose best trials this one runs again."""
 
     @property
     def marks(self) -> tuple[int, ...]:
-        """Environment steps at which trials report, the last step not among them.
+        """Environment steps at which trials report, without the last.
 
-        None where the objective is no return: what is reported must compare with it.
+        Empty where the objective is not ``final_return``: a report must compare with the objective.
         """
         if not self._is_of_returns:
             return ()
@@ -83,7 +83,7 @@ class Plan:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What the trials of this study have in common."""
+        """The settings that make trials of this study comparable."""
         return fingerprint(
             self.config,
             self.space,
@@ -100,9 +100,9 @@ class Plan:
         return any(map(is_forecast, keys))
 
     def trial_configs(self, params: Mapping[str, Choice]) -> tuple[Config, ...]:
-        """Return a trial's runs, one per seed: the same seeds for every trial.
+        """Return a trial's runs, one per seed; every trial has the same seeds.
 
-        A limit on forecast memory is their budget: what is above it is told, not trained.
+        A limit on forecast memory becomes their budget, so that a run above it is refused.
         """
         config = self.base.config(self.space.overrides(params))
         limit = forecast_limit_gib(self.constraints)
@@ -113,19 +113,19 @@ class Plan:
         return tuple(replace(config, seed=config.seed + i) for i in range(self.study.num_seeds))
 
     def planned_steps(self, configs: Sequence[Config]) -> int:
-        """Return the environment steps that all trials like ``configs`` are likely to make."""
+        """Return the expected environment steps of a study whose trials are like ``configs``."""
         most = self.study.num_trials * sum(config.total_steps for config in configs)
         return most if self.study.pruner["_target_"] == _NO_PRUNER else int(_PRUNED_SHARE * most)
 
     def trial_overrides(self, params: Mapping[str, Choice]) -> tuple[str, ...]:
-        """Return what distinguishes a trial's runs from the default one, as one would type it."""
+        """Return the overrides of a trial's runs: the command line's, then the trial's own."""
         return (*self.overrides, *self.space.overrides(params))
 
     def check(self) -> None:
-        """Check all that takes a while: every corner of the space, sampler and pruner.
+        """Check the sampler, the pruner and every corner of the space, in a second or so.
 
         Raises:
-            ConfigError: a trial could not start, or sampler or pruner do not suit the study.
+            ConfigError: a trial could not start, or the sampler or pruner does not suit the study.
         """
         study, num_objectives = self.study, len(self.objectives)
         check_sampler(
@@ -142,7 +142,7 @@ class Plan:
             num_objectives=num_objectives,
         )
         if not self._is_of_returns and study.pruner["_target_"] != _NO_PRUNER:
-            allowed = "prunes by the return on the way to final_return; use study/pruner=none"
+            allowed = "cannot be pruned by: only final_return can; use study/pruner=none"
             raise ConfigError("study.objective", study.objective, allowed)
         is_cuda = self.config.torch_device.type == "cuda"
         check_measured(self.objectives, self.constraints, is_cuda=is_cuda)
@@ -150,7 +150,7 @@ class Plan:
 
 
 def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
-    """Return the plan of a command that Hydra composed with ``loader``; nothing is created.
+    """Return the plan of a command that Hydra composed with ``loader``. Creates nothing.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -167,19 +167,11 @@ def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
     when = {key: condition for key, condition in study.conditions.items() if key in texts}
     replace(study, space=texts).check()
 
-    def compose(overrides: Sequence[str]) -> Composed:
-        assert isinstance(loader, ConfigLoaderImpl)
-        cfg = loader.load_sweep_config(command, [*fixed, *overrides])
-        choices = {key: str(name) for key, name in cfg.hydra.runtime.choices.items()}
-        with open_dict(cfg):
-            del cfg["hydra"]
-        return Composed(cfg, choices)
-
-    base = BaseRun(compose)
+    base = BaseRun(Composer(loader, command, fixed))
     space = read_space(texts, when, base)
     name = study.name if study.name != "auto" else _auto_name(command, fixed)
     folder = _STUDIES / name
-    starts = [space.start(point, base) for point in study.enqueue]
+    starts = [space.read_point(point, base) for point in study.enqueue]
     objectives = parse_objectives(
         study.objective, study.direction, study.aggregate, study.num_seeds
     )
@@ -201,12 +193,12 @@ def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
 def _check_launcher(command: DictConfig) -> None:
     launcher = str(command.hydra.runtime.choices["hydra/launcher"])
     if launcher == "stacked":
-        allowed = "belongs to grids; a study's own is study.executor=stacked"
+        allowed = "is for grids; for a study use study.executor=stacked"
         raise ConfigError("hydra/launcher", launcher, allowed)
     if launcher != "basic":
         allowed = (
-            "belongs to grids: a study starts its trials itself, as results come in. Start this "
-            "command once on each machine, with study.storage=postgresql://..."
+            "is for grids: a study starts its own trials, as results come in. Start this command "
+            "once on each machine, with study.storage=postgresql://..."
         )
         raise ConfigError("hydra/launcher", launcher, allowed)
 
@@ -217,7 +209,7 @@ def _is_of_study(override: str) -> bool:
 
 
 def _auto_name(command: DictConfig, fixed: Sequence[str]) -> str:
-    """Return the sweep and what was fixed beside it, as a file name."""
+    """Return the name of the sweep and the fixed overrides, as a file name."""
     parts = [str(command.hydra.runtime.choices["sweep"] or "study")]
     for override in fixed:
         key = override.partition("=")[0].lstrip("+~")
@@ -231,9 +223,9 @@ def _auto_name(command: DictConfig, fixed: Sequence[str]) -> str:
 
 
 ATTRIBUTE = "fingerprint"
-"""User attribute of the study."""
+"""User attribute of the study that holds its fingerprint."""
 
-# Where and how a run is computed and shown, not what it computes.
+# Keys that change where and how a run is computed and shown, not its numbers.
 _FREE = {
     "tracking", "name", "device", "num_threads", "forecast", "forecast_format", "profile",
     "vram_budget_gib", "vram_limit_gib",
@@ -250,18 +242,15 @@ def fingerprint(
     num_seeds: int,
     marks: Sequence[int],
 ) -> dict[str, Any]:
-    """Return what the trials of a study have in common, as JSON can hold it."""
+    """Return the settings that make trials comparable, as JSON values with their digest."""
     run = {key: value for key, value in base.as_dict().items() if key not in _FREE}
     parts: dict[str, Any] = to_jsonable(
         {
             "space": space.texts(),
-            "when": {
-                parameter.key: [
-                    f"{condition.key}={','.join(map(str, condition.values))}"
-                    for condition in parameter.conditions
-                ]
-                for parameter in space.parameters
-                if parameter.conditions
+            "when": {  # the old name of study.conditions: kept, so that stored studies resume
+                p.key: [f"{c.key}={','.join(map(str, c.values))}" for c in p.conditions]
+                for p in space.parameters
+                if p.conditions
             },
             "objectives": [f"{objective.direction} {objective.key}" for objective in objectives],
             "aggregate": objectives[0].aggregate,
@@ -271,7 +260,7 @@ def fingerprint(
             "run": run,
         }
     )
-    parts = json.loads(json.dumps(parts, default=str))  # as a storage will give it back
+    parts = json.loads(json.dumps(parts, default=str))  # as a storage returns it
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return {"sha256": digest[:16]} | parts
 
@@ -289,10 +278,10 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
 def refuse_change(
     study: str, stored: Mapping[str, Any], current: Mapping[str, Any], *, allow: bool
 ) -> None:
-    """Refuse to go on with a study whose trials would not compare with those it has.
+    """Refuse to resume a study whose new trials would not be comparable with the stored ones.
 
     Raises:
-        ConfigError: something changed, and ``allow`` is not set; the message lists what.
+        ConfigError: a setting changed and ``allow`` is not set; the message lists the changes.
     """
     if allow or stored.get("sha256") == current["sha256"]:
         return
@@ -300,8 +289,8 @@ def refuse_change(
     shown = "".join(f"\n  {line}" for line in lines[:_MOST_LINES])
     rest = f"\n  and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else ""
     allowed = (
-        "began otherwise; go back to its settings, take another study.name, "
-        f"or compare unlike trials with study.allow_change=true:{shown}{rest}"
+        "began with other settings; restore them, choose another study.name, "
+        f"or mix unlike trials with study.allow_change=true:{shown}{rest}"
     )
     raise ConfigError("study.name", study, allowed)
 

@@ -1,25 +1,25 @@
-"""Pruning a trial that runs several seeds at once: stop it only where noise cannot explain it.
+"""Pruning of trials with several seeds, by a confidence bound of their mean.
 
-At each mark a trial reports the mean return of its n seeds, and that mean is stored. The pruner,
-though, is shown the mean's one-sided confidence bound on the favourable side,
+At each mark a trial reports the mean return of its n seeds, and that mean is stored. The pruner
+compares the mean's one-sided confidence bound on the favourable side,
 
     mean + t(confidence, dof) * s / sqrt(n)        (maximise; minus for minimise),
 
-so a trial is pruned when even that bound is beyond the pruner's threshold. With n = 2 or 3 the
-seeds' own standard deviation is hardly known: t(0.95, 1) = 6.3 and t(0.95, 2) = 2.9, against 1.6
-for a known one. Other trials tell how much seeds differ at the same mark, but not exactly for this
-trial: seeds of a fragile setting differ more. So s is Smyth's moderated standard deviation, which
-shrinks the trial's own variance v (n - 1 degrees of freedom) towards the study's as far as the
-variances of its trials agree:
+so a trial is pruned only when that bound is beyond the pruner's threshold. Of n = 2 or 3 seeds
+the standard deviation is poorly known: t(0.95, 1) = 6.3 and t(0.95, 2) = 2.9, against 1.6 for a
+known one. The seeds of other trials at the same mark help, but only in part, since seeds of a
+fragile setting differ more. So s is Smyth's moderated standard deviation, which shrinks the trial's
+own variance v (n - 1 degrees of freedom) towards the study's, more so the better the variances of
+its trials agree:
 
     s^2 = (d0 * v0 + (n - 1) * v) / (d0 + n - 1),    dof = d0 + n - 1,
 
 with v0 and d0 fitted to the trials' variances at the mark (Smyth 2004, Stat. Appl. Genet. Mol.
 Biol. 3(1):3, sections 3 and 6.2, https://doi.org/10.2202/1544-6115.1027). Where they agree d0 is
-large and the bound that of a known deviation; where they differ widely d0 is near 0 and the bound
-is the trial's own t interval. The bound holds for one mark: repeated looks are not corrected for.
+large and the bound is that of a known deviation; where they differ widely d0 is near 0 and the
+bound is the trial's own t interval. It is not corrected for repeated tests at several marks.
 
-With one seed there is no deviation, and the pruner decides by the value itself, as Optuna does.
+With one seed there is no deviation, and the pruner compares the value itself, as in Optuna.
 """
 
 from __future__ import annotations
@@ -39,36 +39,36 @@ from scipy.special import digamma, polygamma, stdtrit
 __all__ = ["SPREAD", "ConfidencePruner", "SeedMeans", "Spread", "moderated", "report"]
 
 SPREAD = "spread"
-"""User attribute of a trial: mark -> [variance of the seeds' returns, number of seeds]."""
+"""User attribute of a trial: mark to [variance of the seeds' returns, number of seeds]."""
 
-_FEWEST_TRIALS = 5  # whose variances are taken to tell of each other; Optuna's pruners start at 5
-_RUNG = "completed_rung_"  # the system attribute in which Optuna's halving keeps a trial's value
+_FEWEST_TRIALS = 5  # to fit a prior to their variances; Optuna's pruners start at 5
+_RUNG = "completed_rung_"  # prefix of the system attributes of Optuna's successive halving
 
 
 class Spread(NamedTuple):
-    """How much the seeds of a trial differ at one mark."""
+    """Variance between the seeds of a trial at one mark."""
 
     variance: float
     num_seeds: int
 
 
 class SeedMeans(NamedTuple):
-    """What a trial told at a mark."""
+    """A report: mean over the seeds of a trial at one mark."""
 
     mean: float
     standard_error: float | None
-    """Of the mean, from the trial's own seeds; None for one seed."""
+    """Standard error of the mean, from the trial's own seeds; None for one seed."""
 
 
 def report(trial: Trial, step: int, returns: Sequence[float | None]) -> SeedMeans | None:
     """Report the mean of ``returns``, one per seed, at environment step ``step``.
 
-    Returns None, and tells nothing, while a seed has no return yet: means over fewer seeds do not
-    compare. A study of several objectives keeps no intermediate values (Optuna has no pruning
-    there), so nothing is told either.
+    Returns None and reports nothing while a seed has no return yet: means over fewer seeds are not
+    comparable. With several objectives Optuna neither prunes nor stores intermediate values, so
+    nothing is stored.
 
     Raises:
-        ValueError: a return is not finite; such a trial has ended.
+        ValueError: a return is not finite.
     """
     known = [value for value in returns if value is not None]
     if not all(math.isfinite(value) for value in known):
@@ -86,7 +86,7 @@ def report(trial: Trial, step: int, returns: Sequence[float | None]) -> SeedMean
 
 
 class ConfidencePruner(BasePruner):
-    """Shows another pruner the confidence bound of a trial's last value instead of the value."""
+    """Gives another pruner the confidence bound of a trial's last value in place of the value."""
 
     def __init__(self, wrapped: BasePruner, *, confidence: float) -> None:
         """Wrap a pruner that compares trials with each other; ``confidence`` is one-sided."""
@@ -99,7 +99,7 @@ class ConfidencePruner(BasePruner):
         step = trial.last_step
         own = None if step is None else _spread(trial, step)
         if step is None or own is None:
-            return bool(self.wrapped.prune(study, trial))  # Optuna's return NumPy's
+            return bool(self.wrapped.prune(study, trial))  # Optuna returns numpy.bool
         others = [
             spread
             for other in study.get_trials(deepcopy=False)
@@ -116,7 +116,7 @@ class ConfidencePruner(BasePruner):
         return is_pruned
 
     def half_width(self, own: Spread, others: Sequence[Spread]) -> float:
-        """Return how far the bound of a trial's mean lies from it; see the module's formula."""
+        """Return the distance of the bound from the trial's mean; see the module's formula."""
         variance, dof = moderated(own, others)
         return float(stdtrit(dof, self.confidence)) * math.sqrt(variance / own.num_seeds)
 
@@ -124,8 +124,8 @@ class ConfidencePruner(BasePruner):
 def moderated(own: Spread, others: Sequence[Spread]) -> tuple[float, float]:
     """Return a trial's variance, shrunk towards those of ``others``, and its degrees of freedom.
 
-    Zeros (all seeds at a task's ceiling) have no logarithm: as in limma's fitFDist, variances are
-    raised to 1e-5 of their median for the fit; where the median itself is zero nothing is shared.
+    Zero variances (all seeds at a task's ceiling) have no logarithm: as in limma's fitFDist, they
+    are raised to 1e-5 of the median for the fit. Where the median is zero nothing is shrunk.
     """
     own_dof = own.num_seeds - 1
     pool = [own, *others]
@@ -142,7 +142,7 @@ def moderated(own: Spread, others: Sequence[Spread]) -> tuple[float, float]:
 
 
 def _fit_prior(variances: np.ndarray, dofs: np.ndarray) -> tuple[float, float]:
-    """Return d0 and v0 by the moments of the log variances (Smyth 2004, section 6.2)."""
+    """Return d0 and v0, fitted to the moments of the log variances (Smyth 2004, section 6.2)."""
     centred = np.log(variances) - digamma(dofs / 2) + np.log(dofs / 2)
     mean = float(centred.mean())
     excess = float(centred.var(ddof=1) - polygamma(1, dofs / 2).mean())
@@ -174,10 +174,10 @@ def _spread(trial: FrozenTrial, step: int) -> Spread | None:
 
 
 def _keep_means(study: Study, trial: FrozenTrial, mean: float) -> None:
-    """Let rungs that the pruner has just filled hold the mean, not the bound.
+    """Store the mean in place of the bound in rungs that the pruner has just filled.
 
-    Optuna's successive halving writes the value it saw where later trials compare with it; bounds
-    compared with bounds would favour noise. Its pruners write there through the same storage call.
+    Optuna's successive halving stores the value it was given, and compares later trials with it.
+    Comparing bounds with bounds would favour noise. Its pruners use the same storage call.
     """
     storage, trial_id = study._storage, trial._trial_id
     for key in storage.get_trial_system_attrs(trial_id):

@@ -1,7 +1,7 @@
-"""Optuna's samplers and pruners from their YAML, and which of them suit a study.
+"""Build Optuna's samplers and pruners from YAML, and check that they suit a study.
 
-YAML names a class by ``_target_``; only Optuna's own are built, since a study's file may come from
-anywhere and a target runs code.
+YAML names a class by ``_target_``. A study's file may come from anywhere and a target runs code, so
+only public classes of ``optuna.samplers`` and ``optuna.pruners`` are built.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import importlib
 import importlib.util
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optuna
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, GPSampler, GridSampler
@@ -37,7 +39,7 @@ _REFUSED = {
     "WilcoxonPruner": "compares seed by seed, and with 3 seeds cannot reach p < 0.1",
 }
 
-_SHARED_SEED = {"GridSampler", "QMCSampler"}  # all workers walk one sequence, and a resume goes on
+_SHARED_SEED = {"GridSampler", "QMCSampler"}  # one sequence for all workers and restarts
 
 _OF_RUN = {  # shares of a run in YAML, environment steps for Optuna
     "warmup_frac": "n_warmup_steps",
@@ -46,7 +48,7 @@ _OF_RUN = {  # shares of a run in YAML, environment steps for Optuna
 }
 
 
-class _Grid(GridSampler):
+class _EndlessGridSampler(GridSampler):
     """Optuna's grid without its call of ``study.stop``, which raises outside ``optimize``."""
 
     def after_trial(
@@ -56,14 +58,14 @@ class _Grid(GridSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Leave it to the study's total of trials to end the study."""
+        """Do nothing: a study ends at its total of trials."""
 
 
-class _Gp(GPSampler):
-    """Optuna's Gaussian process, which learns from pruned trials, too.
+class _PrunedGpSampler(GPSampler):
+    """Optuna's Gaussian process, fitted to pruned trials as well.
 
-    Optuna's own knows finished trials only: where trials run out of memory or fall behind it sees
-    nothing, is curious, and samples there to the end of the study.
+    Optuna's own is fitted to finished trials only: a region where every trial is pruned or runs out
+    of memory stays uncertain, so it is sampled to the end of the study.
     """
 
     def _sample_relative_impl(
@@ -74,20 +76,24 @@ class _Gp(GPSampler):
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
         pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-        told = [
+        added = [
             _as_complete(trial, completed_trials, study.directions)
             for trial in pruned
             if search_space.keys() <= trial.params.keys()
         ]
         return super()._sample_relative_impl(
-            study, [*completed_trials, *told], running_trials, search_space
+            study, [*completed_trials, *added], running_trials, search_space
         )
+
+
+_OWN = {"optuna.samplers.GPSampler": f"{__name__}.{_PrunedGpSampler.__qualname__}"}
+"""Ours in place of Optuna's class."""
 
 
 def _as_complete(
     trial: FrozenTrial, complete: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
 ) -> FrozenTrial:
-    """Return a pruned trial with its last value, or the worst seen where it has none."""
+    """Return a pruned trial as a finished one: its last value, or the worst one of ``complete``."""
     copied = copy.deepcopy(trial)
     if copied.values is None:
         copied.values = [
@@ -96,17 +102,17 @@ def _as_complete(
         ]
     names = complete[0].constraints
     given = copied.constraints
-    copied.system_attrs = {}  # its constraints must be those of the others, no more
+    copied.system_attrs = {}  # GPSampler needs the same constraints of every trial
     for name in names:
         copied.set_constraint(name, given.get(name, max(t.constraints[name] for t in complete)))
     return copied
 
 
 def mixed_seed(seed: int, worker: str, num_trials: int) -> int:
-    """Return a sampler's seed, another for each worker and each number of trials so far.
+    """Return a seed that differs for each worker and each number of trials so far.
 
-    With one fixed seed a restarted study would sample its first trials again, and several machines
-    the same ones.
+    With a fixed seed a resumed study would repeat its first samples, and several machines would
+    draw the same ones.
     """
     entropy = [seed, zlib.crc32(worker.encode()), num_trials]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
@@ -126,9 +132,8 @@ def build_sampler(
     sampler_seed = seed if name in _SHARED_SEED else mixed_seed(seed, worker, num_trials)
     if name == "GridSampler":
         grid = {p.key: list(p.grid() or ()) for p in space.parameters}
-        return _Grid(grid, seed=sampler_seed)
-    own = {"GPSampler": _Gp}.get(name)
-    sampler = _build(node, "study.sampler", _SAMPLERS, {"seed": sampler_seed}, own)
+        return _EndlessGridSampler(grid, seed=sampler_seed)
+    sampler = _build(node, "study.sampler", _SAMPLERS, seed=sampler_seed)
     assert isinstance(sampler, BaseSampler)
     return sampler
 
@@ -185,7 +190,7 @@ def _check_grid(space: Space, num_trials: int, starts: Sequence[EnqueuedPoint]) 
             raise ConfigError("study/sampler", "grid", allowed)
     for start in starts:
         if start.is_inside and len(start.params) < len(space.parameters):
-            allowed = "a grid completes no start; give every key of the space"
+            allowed = "sampler grid needs every key of the space in an enqueued point"
             raise ConfigError("study.enqueue", start.params, allowed)
     assert space.num_points is not None
     num_starts = len(starts)
@@ -196,10 +201,10 @@ def _check_grid(space: Space, num_trials: int, starts: Sequence[EnqueuedPoint]) 
 
 
 def build_pruner(node: Mapping[str, Any], *, confidence: float, total_steps: int) -> BasePruner:
-    """Return the pruner of ``node``, shown confidence bounds where it compares trials.
+    """Return the pruner of ``node``, given confidence bounds where it compares trials.
 
-    ``PatientPruner`` watches a trial's own curve, whose noise its marks share: it sees the means
-    and its wrapped pruner the bounds.
+    ``PatientPruner`` compares a trial with itself, so it is given the means, and the pruner that it
+    wraps the bounds.
 
     Raises:
         ConfigError: it is none of Optuna's, or not its arguments.
@@ -212,19 +217,19 @@ def build_pruner(node: Mapping[str, Any], *, confidence: float, total_steps: int
         wrapped = node.get("wrapped_pruner")
         inner = wrapped and build_pruner(wrapped, confidence=confidence, total_steps=total_steps)
         rest = {key: value for key, value in node.items() if key != "wrapped_pruner"}
-        pruner = _build(rest, "study.pruner", _PRUNERS, {"wrapped_pruner": inner})
+        pruner = _build(rest, "study.pruner", _PRUNERS, wrapped_pruner=inner)
     else:
-        # Rounded down, as marks are rounded up: a rung is reached at the mark that is meant.
+        # Rounded down, since marks are rounded up: so a rung is decided at its own mark.
         steps = {
             _OF_RUN[key]: max(int(value * total_steps), 1)
             for key, value in node.items()
             if key in _OF_RUN
         }
         rest = {key: value for key, value in node.items() if key not in _OF_RUN}
-        pruner = _build(rest, "study.pruner", _PRUNERS, steps)
+        pruner = _build(rest, "study.pruner", _PRUNERS, **steps)
     assert isinstance(pruner, BasePruner)
-    watches_itself = name in {"NopPruner", "PatientPruner"}
-    return pruner if watches_itself else ConfidencePruner(pruner, confidence=confidence)
+    compares_itself = name in {"NopPruner", "PatientPruner"}
+    return pruner if compares_itself else ConfidencePruner(pruner, confidence=confidence)
 
 
 def check_pruner(
@@ -245,46 +250,48 @@ def check_pruner(
     build_pruner(node, confidence=confidence, total_steps=total_steps)
 
 
-def _class_name(node: Mapping[str, Any], key: str, room: str) -> str:
-    """Return the class that ``node`` names, one of ``room``'s public ones."""
+def _class_name(node: Mapping[str, Any], key: str, package: str) -> str:
+    """Return the class that ``node`` names, one of the public ones of ``package``."""
     target = str(node.get("_target_", ""))
-    name = target.removeprefix(room)
-    names = [n for n in importlib.import_module(room[:-1]).__all__ if not n.startswith("Base")]
+    name = target.removeprefix(package)
+    names = [n for n in importlib.import_module(package[:-1]).__all__ if not n.startswith("Base")]
     if name in _REFUSED:
         raise ConfigError(f"{key}._target_", target, _REFUSED[name])
-    if not target.startswith(room) or name not in names:
+    if not target.startswith(package) or name not in names:
         close = closest_match(name, names)
-        hint = f"; did you mean {room}{close}?" if close else ""
-        raise ConfigError(f"{key}._target_", target, f"must be a class of {room[:-1]}{hint}")
+        hint = f"; did you mean {package}{close}?" if close else ""
+        raise ConfigError(f"{key}._target_", target, f"must be a class of {package[:-1]}{hint}")
     return name
 
 
-def _build(
-    node: Mapping[str, Any],
-    key: str,
-    room: str,
-    extra: Mapping[str, Any],
-    own: Callable[..., object] | None = None,
-) -> object:
-    """Return what ``node`` describes, built by ``own`` if given; its arguments' targets come first.
+def _check_targets(value: object, key: str, package: str) -> None:
+    """Raise ``ConfigError`` unless every target within ``value`` is a public class of ``package``.
+
+    Hydra's ``instantiate`` builds targets at any depth, and has other keys of its own.
+    """
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            _class_name(value, key, package)
+        for name, child in value.items():
+            if str(name).startswith("_") and name != "_target_":
+                raise ConfigError(f"{key}.{name}", child, "is no argument of a sampler or pruner")
+            _check_targets(child, f"{key}.{name}", package)
+    elif isinstance(value, list | tuple):
+        for child in value:
+            _check_targets(child, key, package)
+
+
+def _build(node: Mapping[str, Any], key: str, package: str, **more: object) -> object:
+    """Return what ``node`` describes, built with ``more`` arguments.
 
     Raises:
-        ConfigError: a target is not of ``room``, or does not take its arguments.
+        ConfigError: a target is not of ``package``, or does not take its arguments.
     """
-    target = str(node["_target_"])
-    if not target.startswith(room):
-        raise ConfigError(f"{key}._target_", target, f"must be a class of {room[:-1]}")
-    arguments: dict[str, Any] = dict(extra)
-    for name, value in node.items():
-        if isinstance(value, Mapping) and "_target_" in value:
-            arguments[name] = _build(value, f"{key}.{name}", room, {})
-        elif name != "_target_":
-            arguments[name] = value
-    module, _, class_name = target.rpartition(".")
+    _check_targets(node, key, package)
+    target = _OWN.get(node["_target_"], node["_target_"])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            build = own or getattr(importlib.import_module(module), class_name)
-            return build(**arguments)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(key, target, str(error)) from error
+            return instantiate({**node, "_target_": target}, _convert_="all", **more)
+    except InstantiationException as error:
+        raise ConfigError(key, node["_target_"], str(error.__cause__ or error)) from error

@@ -1,7 +1,7 @@
-"""The search space of a study: what trials vary, and where.
+"""The search space of a study, read from a sweep file and the command line.
 
-It is read from a sweep file and from the command line, in Hydra's override grammar, and checked by
-composing the runs at its ends: a study that starts does not fail on its own space.
+Dimensions are written in Hydra's override grammar. Before a study starts the runs at the corners of
+its space are composed and checked, so that no trial is refused later.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from ppo_lab.studies.definition.parameter import (
     Choice,
     Condition,
     Parameter,
-    choices_of,
     parse_override,
     read_conditions,
     read_parameter,
+    values_of,
 )
 from ppo_lab.utils.errors import ConfigError, closest_match
 
 __all__ = ["EnqueuedPoint", "Space", "read_space", "split_overrides"]
 
-_MOST_CORNERS = 64  # tried before a study: about a second
+_MOST_CORNERS = 64  # checked before a study: about a second
 
 
 class EnqueuedPoint(NamedTuple):
-    """A trial that is not sampled."""
+    """A point of the space to run before any is sampled."""
 
     params: dict[str, Choice]
-    """For ``study.enqueue_trial``; what is left out is sampled."""
+    """For ``study.enqueue_trial``; missing parameters are sampled."""
     is_inside: bool
-    """Whether every parameter has a place in the space. If not, samplers must not see the trial."""
+    """Whether the point lies in the space. If not, the trial is kept from samplers."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """The parameters of a study; a conditional one comes after those it depends on."""
+    """The parameters of a study, each after those that its conditions depend on."""
 
     parameters: tuple[Parameter, ...]
 
@@ -52,7 +52,7 @@ class Space:
         return next(parameter for parameter in self.parameters if parameter.key == key)
 
     def sample(self, trial: BaseTrial) -> dict[str, Choice]:
-        """Return the parameters of ``trial``: its own where it has them, else sampled."""
+        """Return the parameters of ``trial``, sampled where they are not fixed yet."""
         params: dict[str, Choice] = {}
         for parameter in self.parameters:
             if parameter.is_active(params):
@@ -60,40 +60,35 @@ class Space:
         return params
 
     def overrides(self, params: Mapping[str, Choice]) -> list[str]:
-        """Return Hydra's overrides for a trial of ``params``."""
+        """Return the Hydra overrides of a trial with ``params``."""
         return [p.override(params[p.key]) for p in self.parameters if p.key in params]
 
     def texts(self) -> dict[str, str]:
-        """Return each dimension as it was written, without spaces."""
+        """Return the text of each dimension, without spaces."""
         return {p.key: p.text.replace(" ", "") for p in self.parameters}
 
     @property
     def num_points(self) -> int | None:
-        """Points of the full grid; None if a parameter has no finite number of values."""
+        """Points of the full grid; None if a parameter has infinitely many values."""
         grids = [parameter.grid() for parameter in self.parameters]
         return None if None in grids else math.prod(len(grid) for grid in grids if grid)
 
-    @property
-    def is_conditional(self) -> bool:
-        """Whether some trials have fewer parameters than others."""
-        return any(parameter.conditions for parameter in self.parameters)
-
     def defaults(self, base: BaseRun) -> EnqueuedPoint:
-        """Return the base config's own values, inside the space or not."""
+        """Return the point of the base run's own values."""
         params: dict[str, Choice] = {}
         for parameter in self.parameters:
             if parameter.is_active(params):
-                value = parameter.nearest(base.value(parameter.key))
+                value = parameter.match(base.value(parameter.key))
                 if value is None:
                     return EnqueuedPoint({}, is_inside=False)
                 params[parameter.key] = value
         return EnqueuedPoint(params, is_inside=True)
 
-    def start(self, point: Mapping[str, object], base: BaseRun) -> EnqueuedPoint:
-        """Return the starting point ``point``, written as on a command line, perhaps in part.
+    def read_point(self, point: Mapping[str, object], base: BaseRun) -> EnqueuedPoint:
+        """Return an entry of ``study.enqueue``: values as on a command line; keys may be missing.
 
         Raises:
-            ConfigError: a key or value is not of the space, or such a run could not start.
+            ConfigError: a key or value is outside the space, or such a run could not start.
         """
         known = {parameter.key: parameter for parameter in self.parameters}
         params: dict[str, Choice] = {}
@@ -101,37 +96,32 @@ class Space:
             if key not in known:
                 close = closest_match(key, known)
                 hint = f"; did you mean {close}?" if close else ""
-                raise ConfigError(f"start.{key}", raw, f"is not in the search space{hint}")
-            text = (
-                "none" if raw is None else str(raw).lower() if isinstance(raw, bool) else str(raw)
-            )
-            (typed, *_), _ = choices_of(parse_override(key, text)._value)
-            value = known[key].nearest(typed)
+                raise ConfigError(f"study.enqueue.{key}", raw, f"is not in the search space{hint}")
+            text = "none" if raw is None else str(raw)
+            (typed, *_), _ = values_of(parse_override(key, text)._value)
+            value = known[key].match(typed)
             if value is None:
-                raise ConfigError(f"start.{key}", raw, f"must lie in {known[key].text}")
+                raise ConfigError(f"study.enqueue.{key}", raw, f"must lie in {known[key].text}")
             params[key] = value
-        for parameter in self.parameters:
-            given = {c.key: params[c.key] for c in parameter.conditions if c.key in params}
-            if parameter.key in params and not parameter.is_active(
-                self.required(parameter.conditions) | given
-            ):
-                allowed = "has no place in a trial whose condition does not hold; see when"
-                raise ConfigError(f"start.{parameter.key}", params[parameter.key], allowed)
-        self._try(self._complete(params, lambda p: _default(p, base)), base)
+        for key, value in params.items():
+            if any(c.key in params and not c.holds(params) for c in known[key].conditions):
+                allowed = "has no effect where its condition does not hold; see study.conditions"
+                raise ConfigError(f"study.enqueue.{key}", value, allowed)
+        self._compose(self._complete(params, lambda p: _default(p, base)), base)
         return EnqueuedPoint(params, is_inside=True)
 
     def check(self, base: BaseRun) -> None:
-        """Compose the runs at the corners of the space, of more than 64 a sample.
+        """Compose and check the runs at the corners of the space.
 
-        The sample has every end and every choice in it, but not every combination of them.
+        Of more than 64 corners a sample: every end and every choice, not every combination.
 
         Raises:
             ConfigError: one of them could not start.
         """
         for params in self._corners():
-            self._try(params, base)
+            self._compose(params, base)
 
-    def _try(self, params: Mapping[str, Choice], base: BaseRun) -> None:
+    def _compose(self, params: Mapping[str, Choice], base: BaseRun) -> None:
         overrides = self.overrides(params)
         try:
             base.config(overrides)
@@ -149,7 +139,7 @@ class Space:
                     for value in (p.probes() if p.is_active(corner) else (None,))
                 ]
             return corners
-        pick = random.Random(0)  # the same corners at every start
+        pick = random.Random(0)  # the same corners each time
         forced = [
             self.required(p.conditions) | {p.key: v} for p in self.parameters for v in p.probes()
         ]
@@ -179,13 +169,13 @@ class Space:
 
 
 def _default(parameter: Parameter, base: BaseRun) -> Choice:
-    """Return the base's value where it is of the space, else the space's first."""
-    value = None if parameter.conditions else parameter.nearest(base.value(parameter.key))
+    """Return the base run's value if it lies in the dimension, else the dimension's first."""
+    value = None if parameter.conditions else parameter.match(base.value(parameter.key))
     return parameter.probes()[0] if value is None else value
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the overrides that hold for every trial, and the search space among them."""
+    """Split overrides into those fixed for every trial and the dimensions of the search space."""
     fixed, searched = [], {}
     for override in overrides:
         key, _, text = override.partition("=")
@@ -199,32 +189,34 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, str]
 def read_space(
     space: Mapping[str, str], when: Mapping[str, str | Sequence[str]], base: BaseRun
 ) -> Space:
-    """Return the search space, its keys and types checked against ``base``; see ``Space.check``.
+    """Return the search space, its keys and types checked against ``base``.
+
+    Args:
+        space: Key to dimension, such as ``interval(0.1, 0.3)``.
+        when: Key to ``other=value`` or a list of such conditions.
+        base: The run that trials vary.
 
     Raises:
-        ConfigError: a key does not exist, a dimension or a condition cannot be used.
+        ConfigError: a key does not exist, or a dimension or a condition cannot be used.
     """
     if not space:
-        raise ConfigError("space", "{}", "must hold a key to vary: epsilon=interval(0.05, 0.5)")
+        raise ConfigError(
+            "study.space", "{}", "must hold a key to vary: epsilon=interval(0.05, 0.5)"
+        )
     if stray := next((key for key in when if key not in space), None):
-        raise ConfigError(f"when.{stray}", when[stray], "is not in the search space")
+        raise ConfigError(f"study.conditions.{stray}", when[stray], "is not in the search space")
     conditions = {key: read_conditions(key, when.get(key, ())) for key in space}
     parameters: dict[str, Parameter] = {}
     waiting = dict(space)
     while waiting:
-        ready = [
-            key
-            for key in waiting
-            if all(condition.key in parameters for condition in conditions[key])
-        ]
+        ready = [key for key in waiting if all(c.key in parameters for c in conditions[key])]
         if not ready:
             key = next(iter(waiting))
             missing = next(c.key for c in conditions[key] if c.key not in parameters)
             allowed = f"{missing} is not in the search space, or depends on this key itself"
-            raise ConfigError(f"when.{key}", when[key], allowed)
+            raise ConfigError(f"study.conditions.{key}", when[key], allowed)
         for key in ready:
-            earlier = Space(tuple(parameters.values()))
-            text = str(waiting.pop(key))
+            text, earlier = str(waiting.pop(key)), Space(tuple(parameters.values()))
             parameters[key] = _read(key, text, conditions[key], earlier, base)
     return Space(tuple(parameters.values()))
 
@@ -234,9 +226,9 @@ def _read(
 ) -> Parameter:
     for condition in conditions:
         other = earlier[condition.key]
-        if stray := [value for value in condition.values if other.nearest(value) is None]:
+        if stray := [value for value in condition.values if other.match(value) is None]:
             allowed = f"can never hold: {condition.key} is searched in {other.text}"
-            raise ConfigError(f"when.{key}", f"{condition.key}={stray[0]}", allowed)
+            raise ConfigError(f"study.conditions.{key}", f"{condition.key}={stray[0]}", allowed)
     required = earlier.required(conditions)
     groups = [text for text in earlier.overrides(required) if base.is_group(text.partition("=")[0])]
     return read_parameter(key, text, base.value(key, groups), conditions)

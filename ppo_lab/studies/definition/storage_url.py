@@ -15,7 +15,7 @@ __all__ = ["masked", "storage_url"]
 
 
 def storage_url(storage: str, folder: Path) -> URL:
-    """Return where the study is kept; ``auto`` is PPO_LAB_STORAGE, else a file in ``folder``.
+    """Return the storage of a study; ``auto`` is PPO_LAB_STORAGE, else a file in ``folder``.
 
     Raises:
         ConfigError: it is neither SQLite nor PostgreSQL, or its driver is not installed.
@@ -27,7 +27,7 @@ def storage_url(storage: str, folder: Path) -> URL:
     try:
         url = make_url(storage)
     except ArgumentError:
-        raise ConfigError(key, REDACTED, allowed) from None  # what was typed may hold a password
+        raise ConfigError(key, REDACTED, allowed) from None  # the value may hold a password
     if url.get_backend_name() == "sqlite" and url.database:
         return url
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):

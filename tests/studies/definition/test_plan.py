@@ -71,7 +71,7 @@ def test_the_storage_is_taken_from_the_environment(monkeypatch):
         ("study.direction=up", "study.direction"),
         ("study.constraints=[peak_vram_gib]", "study.constraints"),
         ("epsilom=interval(0.1,0.2)", "epsilom"),
-        ("study.enqueue=[{lr:1e-3}]", "start.lr"),
+        ("study.enqueue=[{lr:1e-3}]", "study.enqueue.lr"),
     ],
 )
 def test_wrong_values_are_named(override, key):

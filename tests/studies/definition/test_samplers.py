@@ -21,6 +21,7 @@ from tests.helpers.spaces import make_base
 SAMPLERS = sorted((CONF_DIR / "study" / "sampler").glob("*.yaml"))
 
 
+GP = {"_target_": "optuna.samplers.GPSampler"}
 OUTSIDE = EnqueuedPoint({}, is_inside=False)
 
 
@@ -197,10 +198,15 @@ def test_workers_share_one_quasi_random_sequence(mixed):
         ({"_target_": "optuna.samplers.TPESampler", "startup": 3}, "startup"),
         ({"_target_": "optuna.samplers.TPESampler", "seed": 3}, "study.seed"),
         ({"_target_": "optuna.samplers.NSGAIISampler", "population_size": 1}, "greater than"),
-        (
-            {"_target_": "optuna.samplers.GPSampler", "independent_sampler": {"_target_": "os.x"}},
-            "must be a class of optuna.samplers",
-        ),
+        ({**GP, "independent_sampler": {"_target_": "os.x"}}, "must be a class of optuna.samplers"),
+        # Nested in a list or a mapping, through a module's attribute, and Hydra's own keys.
+        ({**GP, "x": [{"y": {"_target_": "os.system"}}]}, "must be a class of optuna.samplers"),
+        ({**GP, "_args_": [{"_target_": "os.system"}]}, "is no argument"),
+        ({**GP, "independent_sampler": {"_target_": "optuna.samplers._base.abc.ABC"}},
+         "must be a class of optuna.samplers"),
+        ({**GP, "independent_sampler": {"_target_": "optuna.pruners.NopPruner"}},
+         "must be a class of optuna.samplers"),
+        ({**GP, "_partial_": True}, "is no argument"),
     ],
 )  # fmt: skip
 def test_only_optunas_own_samplers_are_built(mixed, wrong, reason):
@@ -247,9 +253,9 @@ def test_a_conditional_space_has_no_grid(base):
         check_sampler(sampler_node("grid"), space, num_trials=4, starts=[OUTSIDE], num_objectives=1)
 
 
-def test_a_grid_completes_no_start(finite):
+def test_a_grid_needs_complete_points_to_start_from(finite):
     part = EnqueuedPoint({"epsilon": 0.1}, is_inside=True)
-    with pytest.raises(ConfigError, match="give every key of the space"):
+    with pytest.raises(ConfigError, match="every key of the space"):
         check_sampler(
             sampler_node("grid"), finite, num_trials=4, starts=[OUTSIDE, part], num_objectives=1
         )

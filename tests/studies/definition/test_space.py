@@ -256,14 +256,14 @@ def test_a_default_between_the_steps_of_a_range_is_outside(base):
 
 def test_a_starting_point_may_leave_keys_out_and_is_checked(base):
     space = read_space({**CONDITIONAL, "epsilon": "choice(0.1, 0.2, none)"}, PINNED, base)
-    assert space.start({"epsilon": None}, base).params == {"epsilon": "none"}
-    assert space.start({"epsilon": 0.1, "memory": "co_resident"}, base).params == {
+    assert space.read_point({"epsilon": None}, base).params == {"epsilon": "none"}
+    assert space.read_point({"epsilon": 0.1, "memory": "co_resident"}, base).params == {
         "epsilon": 0.1,
         "memory": "co_resident",
     }
-    assert space.start({"memory": "offloaded_optimizer"}, base).is_inside
+    assert space.read_point({"memory": "offloaded_optimizer"}, base).is_inside
     pinned = {"memory": "offloaded_optimizer", "memory.pin_memory": True}
-    assert space.start(pinned, base).params == pinned
+    assert space.read_point(pinned, base).params == pinned
 
 
 @pytest.mark.parametrize(
@@ -277,8 +277,8 @@ def test_a_starting_point_may_leave_keys_out_and_is_checked(base):
 def test_a_starting_point_outside_the_space_is_refused(base, point, reason):
     space = read_space({**CONDITIONAL, "epsilon": "choice(0.1, 0.2, none)"}, PINNED, base)
     with pytest.raises(ConfigError) as refused:
-        space.start(point, base)
-    assert refused.value.key.startswith("start.")
+        space.read_point(point, base)
+    assert refused.value.key.startswith("study.enqueue.")
     assert reason in str(refused.value)
 
 
