@@ -52,7 +52,6 @@ _VARIANTS = {_EAGER: Compile.never, _GRAPHS: Compile.always}
 _NUM_WARM_UP = 3  # the first is eager, the second records, the third is the first like all others
 _ROUND_S = 0.6  # about so long is one measurement
 _MOST_ITERATIONS = 50  # in it
-_LIMIT_S = 360.0
 
 
 @dataclass(frozen=True)
@@ -268,6 +267,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", default="highest", help="matmul_precision of every run")
     parser.add_argument("--write", action="store_true", help="keep the page in results/")
     parser.add_argument(
+        "--limit-s", type=float, default=360.0, help="seconds after which no case is begun"
+    )
+    parser.add_argument(
         "--device", choices=list(_SIZES), default="cuda", help="cpu: tiny, to try it"
     )
     options = parser.parse_args(argv)
@@ -282,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words.append(f"matmul_precision={options.precision}")
     results, left_out = {}, []
     for case in (size.run, *size.stacks):
-        if time.perf_counter() - begin_s > _LIMIT_S:
+        if time.perf_counter() - begin_s > options.limit_s:
             left_out.append(case.name)
             continue
         results[case] = measure(case, words, options.rounds)
