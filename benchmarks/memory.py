@@ -1,10 +1,10 @@
-"""``python -m benchmarks.memory``: what each memory strategy needs, forecast and measured.
+"""``python -m benchmarks.memory``: memory of each strategy, forecast and measured.
 
 On a GPU, in under 8 minutes: wide and deep networks under every strategy; an emulated card of
-24 GiB; the offloaded optimizer's step beside what bounds it. Without one: small networks, counted
-on the CPU, which says what is held and moved, and nothing about speed.
+24 GiB; the offloaded optimizer's step compared with its bounds. Without one: small networks,
+counted on the CPU, which shows the bytes held and moved, but not the speed.
 
-The environment is native and costs next to nothing, so that the networks are what is measured.
+The environment is native and takes almost no time, so that the networks are measured.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _PHASES = ("rollout", "advantages", "update", "diagnostics")
 
 @dataclass(frozen=True)
 class Measured:
-    """One run."""
+    """Summary and metrics of one run."""
 
     label: str
     summary: dict[str, Any]
@@ -79,7 +79,7 @@ class Measured:
 
     @property
     def iteration_s(self) -> float:
-        """Seconds of a steady iteration, less those of its record."""
+        """Seconds of a steady iteration without its record."""
         return float(sum(self.rows[_STEADY - 1][f"time/{phase}_s"] for phase in _PHASES))
 
     @property
@@ -95,7 +95,7 @@ class Measured:
 
 
 def train(label: str, overrides: Sequence[str]) -> Measured:
-    """Train in a folder of its own and return what is left of it."""
+    """Train in a temporary folder and return its summary and metrics."""
     (job,) = check_jobs(overrides, is_multirun=False, config_dir=None, config_name=None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -111,7 +111,7 @@ def settings(width: int, depth: int, *more: str) -> list[str]:
 
 
 def sizes_table(runs: Sequence[Measured], *, is_cuda: bool) -> str:
-    """Return forecast, count and measurement of every run."""
+    """Return a table of forecast, counted and measured memory of every run."""
     rows: list[list[object]] = []
     for run in runs:
         memory = run.summary["memory"]
@@ -155,14 +155,14 @@ def sizes_table(runs: Sequence[Measured], *, is_cuda: bool) -> str:
 
 @dataclass(frozen=True)
 class Deadline:
-    """The time after which nothing more is begun."""
+    """A time limit after which no further run is started."""
 
     limit_s: float
     begin_s: float = field(default_factory=time.perf_counter)
 
     @property
     def has_passed(self) -> bool:
-        """Whether ``limit_s`` seconds are over."""
+        """Whether the time limit has passed."""
         return time.perf_counter() - self.begin_s > self.limit_s
 
 
@@ -189,7 +189,7 @@ def small_card(deadline: Deadline) -> list[Measured]:
 
 
 def card_table(runs: Sequence[Measured]) -> str:
-    """Return what the forecast says of the card, and what became of each run on it."""
+    """Return a table of the forecast for the card and the outcome of each run on it."""
     rows = []
     for run, strategy in zip(runs, STRATEGIES):
         chosen = settings(*_GPU_SIZES[-1], *_GPU_ROWS, f"memory={strategy}")
@@ -207,9 +207,9 @@ def _label(size: tuple[int, int], strategy: str) -> str:
 
 
 def where_it_matters() -> str:
-    """Return the saving of every strategy by the forecast, and in words below what size none does.
+    """Return the forecast saving of every strategy, and a note for which sizes it is too small.
 
-    No number here is measured: the forecast needs no device.
+    All numbers are forecasts; no device is needed.
     """
     rows, too_small = [], []
     context = cuda_context_bytes()

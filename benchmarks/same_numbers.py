@@ -1,4 +1,4 @@
-"""``python -m benchmarks.same_numbers OLD NEW``: do two checkouts compute the same numbers?
+"""``python -m benchmarks.same_numbers OLD NEW``: compare the numbers of two checkouts bit for bit.
 
 Runs each case (a plain run, a stack of eight lanes, a study) once per checkout, uncompiled and in
 temporary folders. Compares bit for bit: every row of ``metrics.jsonl`` except measured keys, the
@@ -58,7 +58,7 @@ def run_case(checkout: Path, case: str, folder: Path, overrides: Sequence[str] =
 
 
 def _num_workers_key(checkout: Path) -> str:
-    """Return the name of ``study.num_workers`` in ``checkout``: once it was ``num_slots``."""
+    """Return the name of ``study.num_workers`` in ``checkout``, formerly ``num_slots``."""
     for path in ("ppo_lab/study_config.py", "ppo_lab/config/study.py"):
         if (checkout / path).is_file() and "    num_slots:" in (checkout / path).read_text():
             return "num_slots"
