@@ -19,6 +19,8 @@ _TIMEOUT_S = 300
 _SERVER = """
 import json, os, runpy, signal, sys
 import ppo_lab.cli
+from hydra.core.plugins import Plugins
+Plugins.instance()
 replies = os.fdopen(os.dup(1), "w")
 for line in sys.stdin:
     request = json.loads(line)
@@ -27,7 +29,7 @@ for line in sys.stdin:
         break
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=replies, flush=True)
 else:
-    sys.exit()
+    os._exit(0)
 replies.close()
 os.chdir(request["folder"])
 os.environ.clear()
