@@ -10,7 +10,7 @@ help: ## list the targets
 
 # torch first and alone: a plain resolve would fetch gigabytes of CUDA onto a machine without it.
 # On a machine with an NVIDIA card, install the torch build you want into .venv before `make run`;
-# any 2.11 or newer is kept.
+# 2.11 to 2.13 is kept.
 TORCH_VERSION := $(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))'
 
 .venv/installed: pyproject.toml constraints.txt

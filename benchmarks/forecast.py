@@ -1,4 +1,4 @@
-"""``python -m benchmarks.forecast``: memory of every strategy, and the error of the forecast.
+"""``python -m benchmarks.forecast``: what every strategy needs, and how far the forecast is right.
 
 Needs no GPU. The forecast is held to a counted run on this CPU, byte by byte, for the networks that
 a CPU can train; the closed form is held to the forecast for all.
@@ -115,7 +115,7 @@ def _differences(config: Config) -> Iterator[int]:
 
 
 def held_to_a_run(networks: Sequence[str]) -> str:
-    """Return the largest difference between the forecast and a counted run, in bytes."""
+    """Return the largest difference between forecast and counted run, in bytes."""
     rows = []
     for network, strategy in itertools.product(networks, STRATEGIES):
         largest: list[object] = []
@@ -127,7 +127,7 @@ def held_to_a_run(networks: Sequence[str]) -> str:
 
 
 def large_pair() -> str:
-    """Return time and memory of forecasts for 3.8 billion parameters, in separate processes."""
+    """Return what a forecast of 3.8 billion parameters costs, each in a process of its own."""
     rows = []
     for strategy in STRATEGIES:
         words = [_PAIR, f"memory={strategy}", "tracking=local", "device=cpu"]
@@ -149,7 +149,7 @@ def large_pair() -> str:
 
 
 def main() -> None:
-    """Print the page; ``--write`` saves it."""
+    """Print the page; ``--write`` keeps it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="keep the page in results/")
     parser.add_argument("--quick", action="store_true", help="hold only the tiny network to a run")
