@@ -3,14 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint types fix coverage clean
+.PHONY: help setup run test gpu check lint types fix coverage clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 12
 
 # torch first and alone: a plain resolve would fetch gigabytes of CUDA onto a machine without it.
 # On a machine with an NVIDIA card, install the torch build you want into .venv before `make run`;
-# any 2.11 or newer is kept.
+# 2.11 to 2.13 is kept.
 TORCH_VERSION := $(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))'
 
 .venv/installed: pyproject.toml constraints.txt
@@ -21,28 +21,31 @@ TORCH_VERSION := $(BIN)/python -c 'from importlib.metadata import version; print
 	$(BIN)/pip install -qq --disable-pip-version-check -c .venv/constraints.txt -e '.[dev]'
 	touch $@
 
-setup: .venv/installed ## make .venv and install everything, tested versions
+setup: .venv/installed ## create .venv and install the tested versions
 
-run: .venv/installed ## train the default run (CartPole) and say where the results are
+run: .venv/installed ## train the default run (CartPole) and show where the results are
 	$(BIN)/python -m ppo_lab
 
-test: .venv/installed ## the whole test suite
+test: .venv/installed ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: .venv/installed ## ruff: rules and format
+gpu: .venv/installed ## on CUDA, under 9 minutes: GPU tests, benchmarks.gpu, benchmarks.memory
+	PYTHON=$(BIN)/python .ci/gpu
+
+lint: .venv/installed ## ruff: lint and format check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/installed ## mypy, strict
+types: .venv/installed ## mypy --strict
 	$(BIN)/mypy
 
-check: lint types test ## all that must pass before a change lands
+check: lint types test ## lint, types and tests: must pass before a change lands
 
-fix: .venv/installed ## let ruff mend what it can
+fix: .venv/installed ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-coverage: .venv/installed ## the suite with its coverage, at least 90 %
+coverage: .venv/installed ## the test suite with coverage, at least 90 %
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered
 
 clean: ## remove .venv and caches; outputs/ stays

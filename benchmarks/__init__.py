@@ -1,1 +1,1 @@
-"""Measurements of speed and learning; ``results/`` holds what they last found, and where."""
+"""Benchmarks of speed, memory and learning; ``results/`` holds the latest results."""

@@ -1,9 +1,9 @@
-"""``python -m benchmarks.compile_time``: what compiling an iteration costs, and when it is repaid.
+"""``python -m benchmarks.compile_time``: compile time of an iteration, and when it pays off.
 
-One CartPole run and a stack of eight, each in a process of its own with one thread: the run first
-with nothing in the caches, then with only what all programs share, as the stack then finds it too.
-Processor time counts the compiler's processes. Then compiled and uncompiled iterations take turns,
-and another trainer loads the programs.
+Measures one CartPole run and a stack of eight, each in a separate process with one thread: the run
+first with empty caches, then with the parts that all programs share; the stack with those parts
+only. Processor time includes the compiler's processes. Then compiled and uncompiled iterations are
+interleaved, and another trainer loads the programs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NUM_WARM_UP = 3
 
 
 class Seconds(NamedTuple):
-    """What something took."""
+    """Wall time and processor time."""
 
     cpu: float
     wall: float
@@ -45,7 +45,7 @@ class Seconds(NamedTuple):
 
     @staticmethod
     def now() -> Seconds:
-        """Return what this process and its finished children have taken."""
+        """Return the time used by this process and its finished children."""
         usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         return Seconds(sum(u.ru_utime + u.ru_stime for u in usages), time.perf_counter())
 
@@ -61,7 +61,7 @@ class Measured(NamedTuple):
 
     @property
     def saved_s(self) -> float:
-        """Processor time that a million env steps take less when compiled."""
+        """Processor time that compiling saves per million env steps."""
         return self.cpu_s["uncompiled"] - self.cpu_s["compiled"]
 
 
@@ -73,7 +73,7 @@ def _cpu_s_of(trainer: Trainer) -> float:
 
 
 def _compiling(trainer: Trainer) -> Seconds:
-    """Return what the second iteration of ``trainer`` takes more than the third: its programs."""
+    """Return the time of the second iteration, which compiles, minus that of the third."""
     ends = [Seconds.now()]
     for _ in range(3):
         trainer.iterate()
@@ -134,7 +134,7 @@ def measure_apart(num_lanes: int, num_rounds: int, folder: Path) -> Measured:
 
 
 def result_table(measured: dict[str, Measured]) -> str:
-    """Return what programs cost, and the env steps from which on they have repaid."""
+    """Return a table of compile times and of the env steps after which compiling pays off."""
     rows = [
         [
             name,

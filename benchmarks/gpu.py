@@ -1,12 +1,12 @@
-"""``python -m benchmarks.gpu``: what a GPU makes of stacks and of a large run, eager and as graphs.
+"""``python -m benchmarks.gpu``: speed of stacks and of a large run on a GPU, eager and as graphs.
 
 CartPole, learning included: stacks of lanes of 8 environments, and one run of 4,096. Every case
-builds an eager trainer and one whose programs are CUDA graphs, warms both up, and lets them take
-turns in one process; speeds are medians over rounds, ratios within a round. Each case ends with a
-profiled iteration, apart from the timed ones. Some minutes in all: after `_LIMIT_S` no case begins.
+builds an eager trainer and one that replays CUDA graphs, warms both up, and interleaves them in one
+process. Speeds are medians over rounds; ratios are taken within a round. Each case ends with one
+profiled iteration, which is not timed. No case begins after ``--limit-s`` seconds.
 
-An update of K gradient steps over E * L * R rows is held against two limits of the card, both
-measured here, by the copy of a large tensor and by a large product:
+An update of K gradient steps over E * L * R rows is compared with two limits of the card, both
+measured here, with the copy of a large tensor and with a large matrix product:
 
 - FLOP: 6 * E * L * R * parameters of a lane: 2 forward, 4 backward for each weight.
 - bytes: 4 * (E * L * R * (12 * units + 2 * columns) + 7 * K * L * parameters). A hidden unit of a
@@ -15,7 +15,7 @@ measured here, by the copy of a large tensor and by a large product:
   read for input, weight and bias, and tanh's output once more for the next layer's weight. A row's
   columns are read and written when they are gathered. Adam reads 4 numbers and writes 3.
 
-``--device cpu`` runs tiny cases with a stand-in for graphs: it shows that this program works.
+``--device cpu`` runs tiny cases with a stand-in for graphs: a smoke test.
 
 Shapes: L = lanes, R = rows per lane of a rollout, E = epochs, K = gradient steps of an update.
 """
@@ -52,25 +52,24 @@ _VARIANTS = {_EAGER: Compile.never, _GRAPHS: Compile.always}
 _NUM_WARM_UP = 3  # the first is eager, the second records, the third is the first like all others
 _ROUND_S = 0.6  # about so long is one measurement
 _MOST_ITERATIONS = 50  # in it
-_LIMIT_S = 360.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """Lanes, and environments of each."""
+    """Number of lanes, and of environments per lane."""
 
     num_lanes: int
     num_envs: int
 
     @property
     def name(self) -> str:
-        """What a person reads."""
+        """Label in tables."""
         return f"{self.num_lanes:,} x {self.num_envs:,}"
 
 
 @dataclass(frozen=True)
 class Size:
-    """Which cases, and how large what the limits are measured with."""
+    """The cases, and the sizes with which the limits are measured."""
 
     stacks: tuple[Case, ...]
     run: Case
@@ -92,7 +91,7 @@ _SIZES = {
 
 
 class HostTrainer(Trainer):
-    """A trainer on the CPU whose programs are recordings, as on CUDA."""
+    """A trainer on the CPU that replays recordings, as on CUDA."""
 
     def _build_recorder(self, device: torch.device) -> GraphCapturer:  # noqa: ARG002
         return HostRecorder()
@@ -100,18 +99,18 @@ class HostTrainer(Trainer):
 
 @dataclass
 class Speeds:
-    """What one variant of a case came to, one number per round; seconds of one iteration."""
+    """Seconds of one iteration of one variant of a case, one number per round."""
 
     iteration_s: list[float] = field(default_factory=list)
     rollout_s: list[float] = field(default_factory=list)
     update_s: list[float] = field(default_factory=list)
     use: DeviceUse | None = None
-    """Of a profiled iteration."""
+    """Device use in the profiled iteration."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an update computes and moves at the least; see the module."""
+    """Lower bounds of an update: operations and bytes moved; see the module."""
 
     flop: float
     num_bytes: float
@@ -119,7 +118,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Result:
-    """What a case came to."""
+    """Measurements of one case."""
 
     num_env_steps: int  # in an iteration, of all lanes
     speeds: dict[str, Speeds]
@@ -127,7 +126,7 @@ class Result:
 
 
 def limits_of(trainer: Trainer) -> Limits:
-    """Return both for an update of ``trainer``."""
+    """Return the lower bounds for an update of ``trainer``."""
     config = trainer.config
     assert isinstance(config.network, MlpConfig)
     num_lanes = len(trainer.configs)
@@ -142,7 +141,7 @@ def limits_of(trainer: Trainer) -> Limits:
 
 
 def measure_peaks(device: torch.device, size: Size) -> tuple[float, float]:
-    """Return FLOP/s of a product and bytes/s of a copy, the best of a few."""
+    """Return FLOP/s of a matrix product and bytes/s of a copy, each the best of five."""
     a, b = (torch.rand(size.width, size.width, device=device) for _ in range(2))
     flop_per_s = 2.0 * size.width**3 / min(_seconds(lambda: a @ b, device) for _ in range(5))
     source = torch.rand(size.copied, device=device)
@@ -152,7 +151,7 @@ def measure_peaks(device: torch.device, size: Size) -> tuple[float, float]:
 
 
 def _seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Return how long ``function`` takes, with the device idle before and after."""
+    """Return the seconds of ``function``, synchronising before and after."""
     _synchronize(device)
     begin_s = time.perf_counter()
     function()
@@ -178,7 +177,7 @@ def build(case: Case, variant: str, words: Sequence[str]) -> Trainer:
 
 
 def measure(case: Case, words: Sequence[str], num_rounds: int) -> Result:
-    """Let both variants of ``case`` take turns, then profile an iteration of each."""
+    """Measure both variants of ``case`` interleaved, then profile an iteration of each."""
     trainers = {variant: build(case, variant, words) for variant in _VARIANTS}
     speeds = {variant: Speeds() for variant in trainers}
     for _ in range(num_rounds):
@@ -234,7 +233,7 @@ def stacks_table(results: dict[Case, Result]) -> str:
 
 
 def run_table(result: Result, flop_per_s: float, bytes_per_s: float) -> str:
-    """Return where an iteration's time goes, and how far its update is from the limits."""
+    """Return a table of time by phase, and of the update's share of the limits."""
     rows = []
     for variant, speeds in result.speeds.items():
         update_s = statistics.median(speeds.update_s)
@@ -254,7 +253,7 @@ def run_table(result: Result, flop_per_s: float, bytes_per_s: float) -> str:
 
 
 def _saw(use: DeviceUse | None) -> TypeGuard[DeviceUse]:
-    """Return whether the profiler saw the device at all; a CPU is none."""
+    """Return whether the profiler recorded events of the device."""
     return use is not None and use.num_events > 0
 
 
@@ -267,6 +266,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each variant")
     parser.add_argument("--precision", default="highest", help="matmul_precision of every run")
     parser.add_argument("--write", action="store_true", help="keep the page in results/")
+    parser.add_argument(
+        "--limit-s", type=float, default=360.0, help="seconds after which no case is begun"
+    )
     parser.add_argument(
         "--device", choices=list(_SIZES), default="cuda", help="cpu: tiny, to try it"
     )
@@ -282,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words.append(f"matmul_precision={options.precision}")
     results, left_out = {}, []
     for case in (size.run, *size.stacks):
-        if time.perf_counter() - begin_s > _LIMIT_S:
+        if time.perf_counter() - begin_s > options.limit_s:
             left_out.append(case.name)
             continue
         results[case] = measure(case, words, options.rounds)

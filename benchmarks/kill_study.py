@@ -1,9 +1,9 @@
-"""A study whose trials are killed at random, and whose parent is killed twice, loses nothing.
+"""Check that a study loses nothing when its trials and its parent process are killed.
 
     python -m benchmarks.kill_study [--trials 60] [--seed 1]
 
-Every few seconds one running trial gets SIGKILL; at a third and at two thirds of the study its
-whole process group does, and the same command is started again. Linux only (reads /proc).
+Every few seconds one running trial is sent SIGKILL. After one third and two thirds of the study its
+whole process group is, and the same command is started again. Linux only (reads /proc).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MOST_S = 1800.0
 
 @dataclass
 class Outcome:
-    """What was done to a study, and what was left of it."""
+    """Kills of a study, and its state at the end."""
 
     num_trials: int
     wall_s: float = 0.0
@@ -42,15 +42,15 @@ class Outcome:
     numbers: list[int] = field(default_factory=list)
     num_attempts: int = 0
     overwritten: list[str] = field(default_factory=list)
-    """Files that changed after they were whole, or that two attempts wrote into."""
+    """Files that changed after they were complete, or that two attempts wrote to."""
     left_behind: list[int] = field(default_factory=list)
-    """Processes of the study that outlived it."""
+    """Processes of the study that still run after it."""
     lost_results: list[int] = field(default_factory=list)
-    """Trials that are told without a result in their folder."""
+    """Finished trials without a result in their folder."""
 
     @property
     def is_exact(self) -> bool:
-        """Whether each trial is there once, with its result, and nothing else is."""
+        """Whether each trial exists once, with its result, and nothing else exists."""
         return (
             self.numbers == list(range(self.num_trials))
             and sum(self.states.values()) == self.num_trials
@@ -116,7 +116,7 @@ def kill_study(
 
 
 def processes_of(session: int) -> dict[int, int]:
-    """Return the live processes of a session, each with its parent."""
+    """Return the live processes of a session and their parents."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -144,7 +144,7 @@ def _alive_after(session: int, seconds: float) -> list[int]:
 
 
 def _watch(study: Path, hashes: dict[Path, str]) -> list[str]:
-    """Note each result that is there, and return those that are no longer what they were."""
+    """Store each new result, and return those that have changed."""
     changed = []
     for path in study.glob("trials/**/result.json"):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.learning cartpole_a``: does it learn as well as it should?
+"""``python -m benchmarks.learning cartpole_a``: mean final returns compared with their goals.
 
 The checks are cartpole_a, cartpole_b, acrobot and halfcheetah; each trains several seeds, as lanes
-of one stack, and holds their mean final return (of the last 100 episodes) against a goal.
+of one stack, and compares their mean final return (of the last 100 episodes) with a goal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _COMMON = ["device=cpu", "num_threads=1"]
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound that a mean final return should keep."""
+    """Bound for a mean final return."""
 
     text: str
     is_met: Callable[[float], bool]
@@ -130,7 +130,7 @@ def cartpole_a(options: argparse.Namespace) -> None:
 
 
 def cartpole_b(options: argparse.Namespace) -> None:
-    """CartPole at the settings of CleanRL's ppo.py, and without two of its habits."""
+    """CartPole at the settings of CleanRL's ppo.py, and without two of its choices."""
     steps, seeds = options.steps or 500_000, options.seeds or 16
     rows = []
     for label, extra in (
@@ -175,7 +175,7 @@ Curve = tuple[Sequence[int], Sequence[float]]  # env steps, mean of the last 100
 
 
 def halfcheetah(options: argparse.Namespace) -> None:
-    """HalfCheetah beside Stable-Baselines3 with VecNormalize, same settings and seeds."""
+    """HalfCheetah compared with Stable-Baselines3 and VecNormalize, same settings and seeds."""
     import torch
 
     from benchmarks import sb3

@@ -1,10 +1,10 @@
-"""``python -m benchmarks.memory``: what each memory strategy needs, forecast and measured.
+"""``python -m benchmarks.memory``: memory of each strategy, forecast and measured.
 
 On a GPU, in under 8 minutes: wide and deep networks under every strategy; an emulated card of
-24 GiB; the offloaded optimizer's step beside what bounds it. Without one: small networks, counted
-on the CPU, which says what is held and moved, and nothing about speed.
+24 GiB; the offloaded optimizer's step compared with its bounds. Without one: small networks,
+counted on the CPU, which shows the bytes held and moved, but not the speed.
 
-The environment is native and costs next to nothing, so that the networks are what is measured.
+The environment is native and takes almost no time, so that the networks are measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,6 @@ _CPU_ROWS = [
 ]
 _LIMIT_GIB = 24
 _SAMPLES = (256, 1024, 4096, 16_384, 65_536, 131_072)
-_DEADLINE_S = 330.0  # after it, no further number of samples is begun
 _STEADY = 2  # of three iterations: the first counts memory, the third is profiled
 _MIB = 1024**2
 _GIB = 1024**3
@@ -72,7 +71,7 @@ _PHASES = ("rollout", "advantages", "update", "diagnostics")
 
 @dataclass(frozen=True)
 class Measured:
-    """One run."""
+    """Summary and metrics of one run."""
 
     label: str
     summary: dict[str, Any]
@@ -80,7 +79,7 @@ class Measured:
 
     @property
     def iteration_s(self) -> float:
-        """Seconds of a steady iteration, less those of its record."""
+        """Seconds of a steady iteration without its record."""
         return float(sum(self.rows[_STEADY - 1][f"time/{phase}_s"] for phase in _PHASES))
 
     @property
@@ -96,7 +95,7 @@ class Measured:
 
 
 def train(label: str, overrides: Sequence[str]) -> Measured:
-    """Train in a folder of its own and return what is left of it."""
+    """Train in a temporary folder and return its summary and metrics."""
     (job,) = check_jobs(overrides, is_multirun=False, config_dir=None, config_name=None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -112,7 +111,7 @@ def settings(width: int, depth: int, *more: str) -> list[str]:
 
 
 def sizes_table(runs: Sequence[Measured], *, is_cuda: bool) -> str:
-    """Return forecast, count and measurement of every run."""
+    """Return a table of forecast, counted and measured memory of every run."""
     rows: list[list[object]] = []
     for run in runs:
         memory = run.summary["memory"]
@@ -154,26 +153,43 @@ def sizes_table(runs: Sequence[Measured], *, is_cuda: bool) -> str:
     )
 
 
-def strategies(sizes: Sequence[tuple[int, int]], rows: Sequence[str]) -> list[Measured]:
-    """Train every strategy on every size."""
+@dataclass(frozen=True)
+class Deadline:
+    """A time limit after which no further run is started."""
+
+    limit_s: float
+    begin_s: float = field(default_factory=time.perf_counter)
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether the time limit has passed."""
+        return time.perf_counter() - self.begin_s > self.limit_s
+
+
+def strategies(
+    sizes: Sequence[tuple[int, int]], rows: Sequence[str], deadline: Deadline
+) -> list[Measured]:
+    """Train every strategy on every size, until the deadline."""
     return [
         train(_label(size, strategy), settings(*size, *rows, f"memory={strategy}"))
         for size in sizes
         for strategy in STRATEGIES
+        if not deadline.has_passed
     ]
 
 
-def small_card() -> list[Measured]:
-    """Train the largest size on an emulated card, every strategy, whatever the forecast says."""
+def small_card(deadline: Deadline) -> list[Measured]:
+    """Train every strategy at the largest size on an emulated card, whatever the forecast says."""
     size, limit = _GPU_SIZES[-1], f"vram_limit_gib={_LIMIT_GIB}"
     return [
         train(_label(size, strategy), settings(*size, *_GPU_ROWS, f"memory={strategy}", limit))
         for strategy in STRATEGIES
+        if not deadline.has_passed
     ]
 
 
 def card_table(runs: Sequence[Measured]) -> str:
-    """Return what the forecast says of the card, and what became of each run on it."""
+    """Return a table of the forecast for the card and the outcome of each run on it."""
     rows = []
     for run, strategy in zip(runs, STRATEGIES):
         chosen = settings(*_GPU_SIZES[-1], *_GPU_ROWS, f"memory={strategy}")
@@ -191,9 +207,9 @@ def _label(size: tuple[int, int], strategy: str) -> str:
 
 
 def where_it_matters() -> str:
-    """Return the saving of every strategy by the forecast, and in words below what size none does.
+    """Return the forecast saving of every strategy, and a note for which sizes it is too small.
 
-    No number here is measured: the forecast needs no device.
+    All numbers are forecasts; no device is needed.
     """
     rows, too_small = [], []
     context = cuda_context_bytes()
@@ -220,28 +236,30 @@ def where_it_matters() -> str:
     )
 
 
-def on_gpu(begin_s: float) -> list[str]:
+def on_gpu(deadline: Deadline) -> list[str]:
     """Return the parts of the page."""
     device = torch.device("cuda")
     limit = measure_bus(device)
     # The largest size is trained once, on the emulated card: its limit changes no peak below it.
-    runs = strategies(_GPU_SIZES[:-1], _GPU_ROWS)
-    on_card = small_card()
+    runs = strategies(_GPU_SIZES[:-1], _GPU_ROWS, deadline)
+    on_card = small_card(deadline)
     whole = [
         # What did not fit is trained once more on the whole card, to measure what it takes.
         run
         if run.summary["status"] == Status.finished.value
         else train(run.label, settings(*_GPU_SIZES[-1], *_GPU_ROWS, f"memory={strategy}"))
         for run, strategy in zip(on_card, STRATEGIES)
+        if run.summary["status"] == Status.finished.value or not deadline.has_passed
     ]
     plain = settings(4096, 4, "device=cuda")
     host_s = offload_step.host_step_s([*plain, "num_envs=64", "num_steps=4"])
     points = [
         offload_step.measure(plain, num_samples, limit, host_s)
         for num_samples in _SAMPLES
-        if time.perf_counter() - begin_s < _DEADLINE_S
+        if not deadline.has_passed
     ]
-    left_out = len(_SAMPLES) - len(points)
+    num_runs = len(_GPU_SIZES) * len(STRATEGIES)
+    left_out = num_runs - len(runs) - len(whole) + len(_SAMPLES) - len(points)
     return [
         f"{torch.cuda.get_device_name(device)}; bus {limit.h2d_bytes_per_s / 1e9:.1f} GB/s up, "
         f"{limit.d2h_bytes_per_s / 1e9:.1f} GB/s down, measured. {_WHAT}",
@@ -251,14 +269,14 @@ def on_gpu(begin_s: float) -> list[str]:
         "## The offloaded optimizer's gradient step\n\n4 x 4096, milliseconds. The goal is 1.15 "
         "times the busiest resource; clipping by the exact norm allows the other bound."
         f"\n\n{offload_step.points_table(points)}"
-        + (f"\n\n{left_out} larger numbers of samples left out: no time." if left_out else ""),
+        + (f"\n\nThe time limit left out {left_out} runs or numbers of samples." * bool(left_out)),
         f"## Where it matters\n\n{where_it_matters()}",
     ]
 
 
-def on_cpu() -> list[str]:
+def on_cpu(deadline: Deadline) -> list[str]:
     """Return the parts of the page of a machine without a GPU."""
-    runs = strategies(_CPU_SIZES, _CPU_ROWS)
+    runs = strategies(_CPU_SIZES, _CPU_ROWS, deadline)
     return [
         "**No GPU: nothing here was measured on one.** Bytes are those that the same program would "
         "hold and move there, counted on the CPU, where host and device are one memory; env "
@@ -279,10 +297,13 @@ def _percent(value: float, base: float) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="keep the page in results/")
+    parser.add_argument(
+        "--limit-s", type=float, default=330.0, help="seconds after which no run is begun"
+    )
     options = parser.parse_args(argv)
     register()
-    begin_s = time.perf_counter()
-    parts = on_gpu(begin_s) if torch.cuda.is_available() else on_cpu()
+    deadline = Deadline(options.limit_s)
+    parts = (on_gpu if torch.cuda.is_available() else on_cpu)(deadline)
     publish("memory", "Memory strategies", parts, write=options.write)
 
 

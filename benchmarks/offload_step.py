@@ -1,9 +1,9 @@
-"""The gradient step of ``offloaded_optimizer`` beside what bounds it, over samples per step.
+"""The gradient step of ``offloaded_optimizer`` compared with its bounds, over samples per step.
 
-Three resources work for a step: the device (forward and backward), the bus (gradients down, weights
-up) and the host (Adam). A step cannot be shorter than its busiest resource. Nor can the host begin
-before the norm of the whole gradient is known, since clipping is exact: hence a second, larger
-bound, and what crosses the bus after it cannot hide behind the device.
+A step uses three resources: the device (forward and backward), the bus (gradients down, weights up)
+and the host (Adam). It takes at least as long as its busiest resource. The second, larger bound
+follows from exact clipping: the host cannot start before the norm of the whole gradient is known,
+and transfers after that point do not overlap with the device.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REPEATS = 5
 
 
 class Bound(NamedTuple):
-    """Seconds of each resource for one gradient step, alone."""
+    """Seconds that each resource alone needs for one gradient step."""
 
     compute_s: float
     d2h_s: float
@@ -44,12 +44,12 @@ class Bound(NamedTuple):
 
     @property
     def busiest_s(self) -> float:
-        """The least a step can take if everything overlaps."""
+        """Lower bound if everything overlaps."""
         return max(self)
 
     @property
     def clipped_s(self) -> float:
-        """The least it can take if the host waits for the whole gradient's norm."""
+        """Lower bound if the host starts after the norm of the whole gradient is known."""
         return max(self.compute_s, self.d2h_s) + max(self.host_s, self.h2d_s)
 
     @property
@@ -69,7 +69,7 @@ class Point(NamedTuple):
     exposed_frac: float | None
     """Share of the profiled iteration in which the bus was busy and the device was not."""
     predicted_frac: float
-    """The same by the bound, were the iteration as long as it was."""
+    """The same share according to the bound, for the measured duration."""
 
 
 def measure(settings: Sequence[str], num_samples: int, limit: BusLimit, host_s: float) -> Point:
@@ -102,7 +102,7 @@ def measure(settings: Sequence[str], num_samples: int, limit: BusLimit, host_s: 
 
 
 def host_step_s(settings: Sequence[str]) -> float:
-    """Return the seconds of the host's own Adam step: no device, no bus."""
+    """Return the seconds of Adam on the host, without device and bus."""
     trainer = Trainer([_config([*settings, "memory=co_resident"])])
     shapes = [parameter.shape for parameter in trainer.model.parameters()]
     del trainer

@@ -1,12 +1,12 @@
-"""``python -m benchmarks.profile``: where an iteration's time goes, part by part, eager.
+"""``python -m benchmarks.profile``: processor time of an eager iteration by part.
 
-A stopwatch stands around the calls that an iteration is made of and gives each the processor time
-that passes in it, less what passes in calls within it. So the parts add up to the iteration, and
-what no call explains shows too. Small tensors cost what launching an operation costs, so operations
-are counted as well, in an iteration of their own.
+A stopwatch wraps the calls of an iteration and assigns each its own processor time, without that of
+nested calls. The parts add up to the iteration; time outside all calls is a part too. Operations on
+small tensors take as long as their launch, so operations are counted as well, in a separate
+iteration.
 
-Every case is a process of its own with one thread. The processor time of the thread is read, not
-the wall clock: a busy machine then disturbs caches and clock rate, nothing else.
+Every case is a separate process with one thread. The thread's processor time is measured instead of
+wall time, so that other load disturbs only caches and the clock rate.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _NUM_WARM_UP = 3  # iterations left out: first calls, allocator, caches
 
 
 class Case(NamedTuple):
-    """A run to look into."""
+    """A run to profile."""
 
     overrides: tuple[str, ...]
     num_lanes: int = 1
     share: float = 1.0
-    """Of the iterations that are asked for; long ones need fewer."""
+    """Share of the requested iterations; cases with long iterations use fewer."""
 
 
 _CASES = {
@@ -84,7 +84,7 @@ class Stopwatch:
     """Splits a thread's processor time among named parts, each without the parts within it."""
 
     def __init__(self) -> None:
-        """Begin with the part ``rest``."""
+        """Start with the part ``rest``."""
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self._parts = ["rest"]
@@ -92,7 +92,7 @@ class Stopwatch:
 
     @property
     def part(self) -> str:
-        """The part that runs now."""
+        """The current part."""
         return self._parts[-1]
 
     def timed(
@@ -128,9 +128,9 @@ class Stopwatch:
 
 
 def attach(watch: Stopwatch, trainer: Trainer) -> None:
-    """Put ``watch`` around the calls that an iteration of ``trainer`` consists of.
+    """Wrap the calls of an iteration of ``trainer`` with ``watch``.
 
-    Classes and modules are changed for good: this process has nothing else to do.
+    Classes and modules stay patched until the process ends.
     """
     import torch
 
@@ -173,7 +173,7 @@ def attach(watch: Stopwatch, trainer: Trainer) -> None:
 
 @dataclass(frozen=True)
 class Profile:
-    """What one case came to; times are CPU seconds of an iteration, medians over iterations."""
+    """Result of one case; times are CPU seconds of an iteration, medians over iterations."""
 
     seconds: Mapping[str, float]
     """By part."""
@@ -293,7 +293,7 @@ def times_table(profiles: Mapping[str, Profile]) -> str:
 
 
 def operations_table(profiles: Mapping[str, Profile]) -> str:
-    """Return operations by part and case, and what one takes."""
+    """Return operations by part and case, and the time of one."""
 
     def cell(profile: Profile, part: str) -> str:
         number = profile.operations.get(part, 0)

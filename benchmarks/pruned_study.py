@@ -1,9 +1,9 @@
-"""``python -m benchmarks.pruned_study``: a study pruned and not, as processes and stacked.
+"""``python -m benchmarks.pruned_study``: a study with and without pruning, in processes and stacks.
 
-Every variant is the command that a person would type, `sweep=epsilon` on CartPole with its
-confirmation, start, compilation and files included, in an empty folder. Variants take turns; in a
-round all have the same seeds, of the sampler and of every trial. The sampler answers to what it is
-told, so pruned and unpruned searches try other points: what they find is shown beside the time.
+Every variant is the command that a user types, `sweep=epsilon` on CartPole with its confirmation,
+in an empty folder; start-up, compilation and files are included. Variants are interleaved; in a
+round all use the same seeds for the sampler and for every trial. The sampler depends on results, so
+searches with and without pruning sample different points: their results are shown beside the time.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Plan(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one study came to."""
+    """Result of one study."""
 
     wall_s: float
     search_s: float  # until the last trial before the confirmation had ended
@@ -89,7 +89,7 @@ def run_study(variant: str, plan: Plan, seed: int, folder: Path) -> Outcome:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Return ours with one thread, this checkout, and caches of compiled code that begin empty."""
+    """Return the environment with one thread, this checkout, and empty caches of compiled code."""
     caches = {"PPO_LAB_CACHE": "programs", "TORCHINDUCTOR_CACHE_DIR": "compiler"}
     return {
         **os.environ,
@@ -152,7 +152,7 @@ def speed_table(outcomes: Mapping[str, Sequence[Outcome]], plan: Plan) -> str:
 
 
 def found_table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
-    """Return what each study found and what fresh seeds say of it."""
+    """Return the best point of each study and its return on fresh seeds."""
     rows = [
         [
             variant,
@@ -170,7 +170,7 @@ def found_table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
 
 
 def epsilon_table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
-    """Return the returns over epsilon, of the trials that ran to their end in any study."""
+    """Return the returns over epsilon, of the trials that were not pruned, of all studies."""
     every = [trial for own in outcomes.values() for outcome in own for trial in outcome.trials]
     rows = []
     for low, high in itertools.pairwise(_CLIPS):

@@ -1,4 +1,4 @@
-"""Is the best arm pruned, and what does pruning save? Synthetic, noisy learning curves.
+"""How often is the best arm pruned, and how many steps are saved? Synthetic learning curves.
 
     python -m benchmarks.pruning --studies 20          # a rough table, a minute or two
     python -m benchmarks.pruning --write               # the page in results/: a quarter of an hour
@@ -40,14 +40,14 @@ the study picks lies below it. {studies} studies per row: a share of 5 % is know
 
 
 class Arms(NamedTuple):
-    """What the trials of one study will see. K arms, S seeds, M marks."""
+    """Returns of the trials of one study: K arms, S seeds, M reports."""
 
     returns: Array  # (K, S, M)
     best: int
 
 
 class Outcome(NamedTuple):
-    """One study under one rule."""
+    """Result of one study under one rule."""
 
     is_best_pruned: bool
     saved_frac: float  # of all arms' steps
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
 
 
 def draw_arms(seed: int, *, noise: float, num_arms: int, num_seeds: int) -> tuple[Arms, Array]:
-    """Return a study's arms and the true ends of their curves (K,)."""
+    """Return a study's arms and the true final values of their curves (K,)."""
     rng = np.random.default_rng(seed)
     x = np.arange(1, NUM_MARKS + 1) / NUM_MARKS
     level = rng.uniform(0, 1, (num_arms, 1, 1))
@@ -92,7 +92,7 @@ def run_study(arms: Arms, ends: Array, pruner: BasePruner) -> Outcome:
 
 
 class OwnSpread(ConfidencePruner):
-    """The t interval of the trial's own seeds, which learns nothing from other trials."""
+    """The t interval of the trial's own seeds, independent of other trials."""
 
     def half_width(self, own: Spread, others: Sequence[Spread]) -> float:  # noqa: ARG002
         """Return the bound's distance from the mean."""
@@ -100,7 +100,7 @@ class OwnSpread(ConfidencePruner):
 
 
 class PooledSpread(ConfidencePruner):
-    """One standard deviation for all trials, as if every arm were as steady as the others."""
+    """One pooled standard deviation for all trials, as if all arms had the same variance."""
 
     def half_width(self, own: Spread, others: Sequence[Spread]) -> float:
         """Return the bound's distance from the mean."""

@@ -1,4 +1,4 @@
-"""Markdown pages of results: a table, and what it depends on."""
+"""Markdown pages of results: tables, command, machine and versions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def publish(name: str, title: str, parts: Sequence[str], *, write: bool) -> None:
-    """Print a page of ``parts``, with the circumstances; ``write`` also keeps it in results/."""
+    """Print a page of ``parts`` with command, machine and versions; ``write`` saves it."""
     page = "\n\n".join([f"# {title}", *parts, _circumstances()]) + "\n"
     if write:
         RESULTS_DIR.mkdir(exist_ok=True)
@@ -60,7 +60,7 @@ def _circumstances() -> str:
 
 
 def _cpu_model() -> str:
-    """Return the processor's name and, where there is one, its model number: names can be vague."""
+    """Return the processor's name and model number, since names can be vague."""
     facts: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")

@@ -1,8 +1,8 @@
 """Stable-Baselines3 at the settings of one of our configs.
 
-What is translated: SB3's value loss is a whole mean squared error, ours half of one, so its
-coefficient is half of ours; its learning rate is read after a rollout, ours before, so its schedule
-is one iteration ahead.
+Two settings are converted: SB3's value loss is the mean squared error, ours is half of it, so SB3's
+coefficient is half of ours; SB3 reads its learning rate after a rollout, ours before, so its
+schedule is one iteration ahead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Sb3Run", "train"]
 
 @dataclass
 class Sb3Run:
-    """What a training run left."""
+    """Curve and clock readings of a training run."""
 
     steps: list[int] = field(default_factory=list)
     """Environment steps at the end of each iteration in which a return was known."""

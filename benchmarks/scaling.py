@@ -1,8 +1,8 @@
 """``python -m benchmarks.scaling``: env steps per second as lanes, environments and networks grow.
 
 CartPole-v1 in the native environment, learning included, eager and compiled. From one base point
-(one lane, 8 environments, 2 x 64) one size grows at a time. Every measurement is a process of its
-own with one thread, in steady state: the first iterations, the compiler's among them, are left out.
+(one lane, 8 environments, 2 x 64) one size is varied at a time. Every measurement is a separate
+process with one thread, in steady state: the first iterations, including compilation, are left out.
 A first run compiles a set of programs for each point, half a minute each; later ones load them.
 """
 
@@ -41,7 +41,7 @@ class Point(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """One of a point's sizes, and how it is told."""
+    """One size of a point, and its label."""
 
     field: str
     title: str
@@ -97,7 +97,7 @@ def measure_apart(point: Point, mode: str) -> float:
 
 
 def points_of(axis: Axis, values: Sequence[int]) -> list[Point]:
-    """Return the base point with ``values`` in the place of the size that grows."""
+    """Return the base point once for each of ``values`` of the size that is varied."""
     return [Point()._replace(**{axis.field: value}) for value in values]
 
 

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.study_overhead``: what passes before, between and after training.
+"""``python -m benchmarks.study_overhead``: time of a command outside training.
 
-Start-up is measured in rounds, beside ``import torch``, than which no command can be faster: what
-it takes as many times as that says more than its seconds do on a busy machine. Then a study of many
-short trials tells what each costs beside its training, and what the parent's memory does.
+Start-up is measured in rounds, as a multiple of ``import torch``, the lower bound of every command:
+on a busy machine ratios are more reliable than seconds. Then a study of many short trials measures
+the overhead of a trial and the memory of the parent process.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class Started(NamedTuple):
     """One start of a command."""
 
     wall_s: float
-    """Until what was waited for."""
+    """Until the awaited event."""
     cpu_s: float
-    """Of the whole command; what it forks and does not wait for is not in it."""
+    """Of the whole command, without forked processes that it does not wait for."""
 
 
 class Start(NamedTuple):
-    """A command, and the file that marks the end of its start."""
+    """A command, and the file whose appearance ends its start-up."""
 
     arguments: Sequence[str]
     mark: str | None = None
@@ -84,7 +84,7 @@ _STARTS = {
 
 
 def start(name: str) -> Started:
-    """Run the command ``name`` in an empty folder to its end; return how long it took to start."""
+    """Run the command ``name`` in an empty folder to its end; return its start-up time."""
     command = _STARTS[name]
     with tempfile.TemporaryDirectory() as folder:
         if command.needs is not None:
@@ -148,7 +148,7 @@ def start_table(num_rounds: int) -> str:
 
 
 class Overhead(NamedTuple):
-    """What a study of short trials told."""
+    """Overhead measured with a study of short trials."""
 
     training_s: float
     beside_s: float

@@ -1,10 +1,10 @@
 """``python -m benchmarks.sweep``: a grid of CartPole runs, stacked, as processes, and by SB3.
 
-Every program gets the same runs, epsilons times seeds, and the same cores. Ours are commands that a
-person would type, start of Python, compilation and files included: all runs in one command as lanes
-of stacks, or each run as a process of its own. Stable-Baselines3 trains its runs one after another
-in one process per core, starts only once per core, and writes nothing. The slow programs may be
-given a part of the runs; their time is then scaled to all. Programs take turns.
+Every program trains the same runs, epsilons times seeds, on the same cores. Ours are commands as a
+user types them, with the start of Python, compilation and files: all runs in one command as lanes
+of stacks, or each run as a separate process. Stable-Baselines3 trains its runs one after another
+in one process per core, starts only once per core, and writes nothing. Slow programs may train a
+part of the runs; their time is then scaled to all. Programs are interleaved.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Trial(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one program made of its runs."""
+    """Result of one program."""
 
     wall_s: float
     best_returns: list[float]
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What the programs have: how many processes at a time, and how much to train."""
+    """Processes at a time, and the amount of training."""
 
     num_workers: int
     num_steps: int
@@ -76,7 +76,7 @@ def stacked(trials: Sequence[Trial], machine: Machine, folder: Path) -> Outcome:
 
 
 def processes(trials: Sequence[Trial], machine: Machine, folder: Path) -> Outcome:
-    """Run each of ``trials`` as a command of its own, as many at a time as there are workers."""
+    """Run each of ``trials`` as a separate command, as many at a time as there are workers."""
 
     def run(trial: Trial) -> None:
         overrides = [f"epsilon={trial.epsilon}", f"seed={trial.seed}"]
@@ -89,7 +89,7 @@ def processes(trials: Sequence[Trial], machine: Machine, folder: Path) -> Outcom
 
 
 def stable_baselines(trials: Sequence[Trial], machine: Machine, folder: Path) -> Outcome:
-    """Train ``trials`` with SB3, dealt out to one process per worker."""
+    """Train ``trials`` with SB3, distributed over one process per worker."""
 
     def train(own: Sequence[Trial]) -> list[float]:
         arguments = ["--train", json.dumps(own), "--steps", str(machine.num_steps)]
@@ -149,7 +149,7 @@ def _run_ours(overrides: Sequence[str], machine: Machine, folder: Path) -> None:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Return ours with one thread, this checkout, and the folder's own caches of compiled code."""
+    """Return the environment with one thread, this checkout, and the folder's own caches."""
     paths = [str(_ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return {
         **os.environ,
@@ -170,7 +170,7 @@ def _best_returns(folder: Path, num_trials: int) -> list[float]:
 def compare(
     trials: Mapping[str, Sequence[Trial]], machine: Machine, num_rounds: int
 ) -> dict[str, list[Outcome]]:
-    """Run every program once in each round; the second stack of a round finds the first's cache."""
+    """Run every program once per round; the second stack of a round uses the cache of the first."""
     outcomes: dict[str, list[Outcome]] = {name: [] for name in trials}
     for _ in range(num_rounds):
         with tempfile.TemporaryDirectory() as name:

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.threads``: when does a second CPU thread pay?
+"""``python -m benchmarks.threads``: when a second CPU thread is faster.
 
 One run of CartPole by network size and threads, without and beside a busy process, to place the
-threshold in ``Config.choose_num_threads``. Every measurement is a process of its own; thread counts
-take turns within a round.
+threshold in ``Config.choose_num_threads``. Every measurement is a separate process; thread counts
+are interleaved within a round.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _SIZES = {
 
 
 class _EnoughError(Exception):
-    """Ends a measurement that has used up its time."""
+    """Ends a measurement at its time limit."""
 
 
 class Speed(NamedTuple):
@@ -161,7 +161,7 @@ def results_table(speeds: Speeds, *, has_neighbour: bool) -> str:
 
 
 def verdict(speeds: Speeds) -> str:
-    """Return where two threads win, and where the rule in force chooses the slower count."""
+    """Return where two threads are faster, and where the current rule chooses the slower count."""
 
     def wins(name: str, has_neighbour: bool) -> bool:
         pairs = zip(speeds[name, has_neighbour, 1], speeds[name, has_neighbour, 2])

@@ -1,13 +1,13 @@
-"""``python -m benchmarks.throughput``: env steps per second, ours against Stable-Baselines3's.
+"""``python -m benchmarks.throughput``: env steps per second, compared with Stable-Baselines3.
 
 Cases: CartPole-v1 with 8 and with 64 environments at the settings of CleanRL's ppo.py (less its
 value clipping), and HalfCheetah-v5 with normalised observations and rewards; learning included.
-Beside them our environments are stepped alone, with random actions drawn beforehand: what no
-learning could exceed.
+Our environments are also stepped alone, with random actions drawn beforehand, as an upper bound for
+training.
 
-Every measurement is a process of its own with one thread, in steady state: the first iterations are
-left out. The programs take turns, and each is compared with SB3's run of the same round, because
-the machine may be busy with other things. Neither side writes logs or files.
+Every measurement is a separate process with one thread, in steady state: the first iterations are
+left out. The programs are interleaved, and each is compared with SB3's run of the same round,
+because other load on the machine may vary. Neither side writes logs or files.
 
 Shapes: T = steps per rollout, L = lanes, N = environments per lane, A = action size.
 """
@@ -99,7 +99,7 @@ def _train_sb3(config: Config, case: Case) -> Speed:
 
 
 def _step_alone(config: Config, case: Case) -> Speed:
-    """Step our environment as it comes, not normalised, as often as a training run does."""
+    """Step our environment without normalisation, as often as a training run does."""
     import torch
 
     from ppo_lab.devices.placement import Placement
@@ -147,7 +147,7 @@ def _speed_after(ends: Sequence[tuple[float, float]], case: Case, config: Config
 
 
 def _gymnasium(goal: float) -> dict[str, Program]:
-    """Return what every case has."""
+    """Return the settings that all cases share."""
     return {
         "ppo_lab, gymnasium": Program((_GYMNASIUM, _EAGER), _train_ours, goal),
         "ppo_lab, gymnasium, compiled": Program((_GYMNASIUM, _COMPILED), _train_ours, goal),

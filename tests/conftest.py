@@ -1,4 +1,4 @@
-"""What holds for all tests, whoever starts them, and from wherever."""
+"""Fixtures of all tests."""
 
 import signal
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def program_cache(tmp_path_factory):
-    """None reads or fills the cache of programs of whoever runs them."""
+    """Use a temporary cache of compiled programs instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PPO_LAB_CACHE", str(tmp_path_factory.getbasetemp() / "programs"))
         yield
@@ -15,7 +15,7 @@ def program_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c():
-    """Commands that tests start can be ended by Ctrl-C: a shell's ``&`` would have it ignored."""
+    """Let Ctrl-C end the commands that tests start, even if a shell's ``&`` ignores it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -33,7 +33,7 @@ def server():
 
 @pytest.fixture(scope="session")
 def tables(tmp_path_factory):
-    """A database with Optuna's tables and no study: to make them takes longer than most tests."""
+    """An SQLite file with Optuna's tables and no study; creating it is slower than most tests."""
     import optuna
 
     path = tmp_path_factory.mktemp("tables") / "study.db"

@@ -1,75 +1,65 @@
-"""Imports go down the layers only; heavy packages are imported where they are used."""
+"""The shape of the package: rooms that import downwards only, short files, one name per class."""
 
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-import ppo_lab
+from tests import rooms
+from tests.rooms import LEVEL, MODULES, PACKAGE, ROOMS
 
-PACKAGE = Path(ppo_lab.__file__).parent
-LAYERS = [  # a room may import from those below it in this list
-    "(commands)",
-    "studies",
-    "studies/display",
-    "studies/results",
-    "studies/store",
-    "studies/definition",
-    "grids",
-    "workers",
-    "runner",
-    "forecast",
-    "training",
-    "compiler",
-    "config",
-    "memory",
-    "ppo",
-    "networks",
-    "envs",
-    "tracking",
-    "devices",
-    "utils",
-]
-LEVEL = {room: -level for level, room in enumerate(LAYERS)}
-MODULES = {
-    "ppo_lab." + ".".join(path.relative_to(PACKAGE).parts).removesuffix(".py"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path != PACKAGE / "__init__.py"
-}
-PACKAGES = {name.removesuffix(".__init__"): path for name, path in MODULES.items()}
-
-
-def room_of(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).parts
-    if len(parts) == 1:
-        return "(commands)"
-    return "/".join(parts[:2]) if parts[0] == "studies" and len(parts) > 2 else parts[0]
-
-
-def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ppo_lab"):
-            for alias in node.names:
-                names = (f"{node.module}.{alias.name}", node.module)
-                found = [PACKAGES[name] for name in names if name in PACKAGES]
-                rooms |= {room_of(path) for path in found[:1]}
-    return rooms
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("path", MODULES.values(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_downwards_only(path):
-    room = room_of(path)
-    for other in imported_rooms(path) - {room}:
+    room = rooms.room_of(path)
+    for other in rooms.imported_rooms(path):
         assert LEVEL[other] < LEVEL[room], f"{room} must not import {other}"
 
 
 def test_no_two_rooms_import_each_other():
-    arrows = {(room_of(path), other) for path in MODULES.values() for other in imported_rooms(path)}
-    both_ways = {(a, b) for a, b in arrows if a != b and (b, a) in arrows}
-    assert not both_ways
+    arrows = {(room, other) for room, others in rooms.arrows().items() for other in others}
+    assert not {(a, b) for a, b in arrows if (b, a) in arrows}
+
+
+def test_the_list_of_rooms_is_the_list_of_folders():
+    assert {rooms.room_of(path) for path in MODULES.values()} == set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("document", "option", "expected"),
+    [
+        ("CONTRIBUTING.md", "", rooms.room_map),
+        ("docs/architecture.md", " --picture", rooms.picture),
+    ],
+)
+def test_the_documents_show_the_rooms_as_they_are(document, option, expected):
+    text = (ROOT / document).read_text()
+    assert expected() in text, f"replace it by the output of: python -m tests.rooms{option}"
+
+
+def test_a_person_finds_only_commands_in_the_root_of_the_package():
+    flat = sorted(path.stem for path in PACKAGE.glob("*.py"))
+    assert flat == ["__init__", "__main__", "browse", "cli", "play", "report"]
+
+
+def test_no_public_class_name_is_used_twice():
+    names = Counter(
+        node.name
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert not [name for name, count in names.items() if count > 1]
+
+
+def test_files_stay_short():
+    long = {p.name: n for p in MODULES.values() if (n := len(p.read_text().splitlines())) > 350}
+    assert not long
 
 
 def test_wandb_optuna_matplotlib_and_gymnasium_wait_until_they_are_used():
@@ -79,8 +69,3 @@ def test_wandb_optuna_matplotlib_and_gymnasium_wait_until_they_are_used():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_files_stay_short():
-    long = {p.name: n for p in MODULES.values() if (n := len(p.read_text().splitlines())) > 350}
-    assert not long

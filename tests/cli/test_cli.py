@@ -1,7 +1,6 @@
 """The commands of the README, as a person types them, in an empty folder."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -14,28 +13,20 @@ import pytest
 from ppo_lab import load_policy
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.tracking import read_metrics
+from tests.helpers.commands import ppo_lab
 
 QUICK = ["network=tiny", "total_steps=4096"]
 ENDLESS = ["network=tiny", "compile=never", "total_steps=100000000"]
-
-
-def ppo_lab(folder, *arguments, module="ppo_lab", **environment):
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, **environment},
-    )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One quick run: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("run")
-    done = ppo_lab(folder, *QUICK, "name=quick")
+    done = subprocess.run(
+        [sys.executable, "-m", "ppo_lab", *QUICK, "name=quick"],
+        cwd=folder, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (path,) = (folder / "outputs" / "runs").iterdir()
     return path, done

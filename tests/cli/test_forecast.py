@@ -1,25 +1,12 @@
 """``forecast=true`` and ``vram_budget_gib``, as a person types them, in an empty folder."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
+from tests.helpers.commands import ppo_lab
+
 SMALL = ("network=tiny", "num_envs=4", "num_steps=16", "num_epochs=1", "num_minibatches=1")
-
-
-def ppo_lab(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "ppo_lab", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, "COLUMNS": "80"},
-    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +32,7 @@ def test_json_is_alone_on_stdout_and_its_parts_add_up(printed):
 
 
 def test_one_configuration_is_a_table_that_reads_well_at_80_columns(tmp_path):
-    done = ppo_lab(tmp_path, *SMALL, "forecast=true", "memory=offloaded_optimizer")
+    done = ppo_lab(tmp_path, *SMALL, "forecast=true", "memory=offloaded_optimizer", COLUMNS="80")
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
     for word in ("weights", "actor", "critic", "cuBLAS", "CUDA context", "the card needs", "PCIe"):
@@ -55,7 +42,9 @@ def test_one_configuration_is_a_table_that_reads_well_at_80_columns(tmp_path):
 
 def test_a_grid_is_one_table_with_a_line_per_job(tmp_path):
     strategies = "co_resident,parked,shared_trunk"
-    done = ppo_lab(tmp_path, *SMALL, "forecast=true", f"memory={strategies}", "seed=1,2", "-m")
+    done = ppo_lab(
+        tmp_path, *SMALL, "forecast=true", f"memory={strategies}", "seed=1,2", "-m", COLUMNS="80"
+    )
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     rows = {(line[1], line[2]): line[3:] for line in lines if line and line[0].isdigit()}

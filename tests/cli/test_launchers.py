@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.helpers import commands
+
 HAS_SUBMITIT = importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is not None
 
 
@@ -37,7 +39,7 @@ def test_the_jobs_of_a_grid_run_under_submitit_in_one_folder(tmp_path):
 @pytest.mark.skipif(not HAS_SUBMITIT, reason="needs the extra slurm: hydra-submitit-launcher")
 @pytest.mark.parametrize("launcher", ["submitit_local", "submitit_slurm"])
 def test_a_study_refuses_a_launcher_and_says_how_to_use_several_machines(tmp_path, launcher):
-    done = ppo_lab(tmp_path, "sweep=epsilon", f"hydra/launcher={launcher}")
+    done = commands.ppo_lab(tmp_path, "sweep=epsilon", f"hydra/launcher={launcher}")
     assert done.returncode == 2
     assert f"hydra/launcher={launcher}" in done.stderr
     assert "once on each machine, with study.storage=postgresql://" in done.stderr

@@ -1,14 +1,11 @@
 """Every wrong value is refused in one or two lines that name key, value and what is allowed."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.error_messages import explain
 from ppo_lab.config.study import RENAMED_KEYS, StudyConfig
+from tests.helpers.commands import ppo_lab
 
 # What is typed, and what the message must hold.
 REFUSED = [
@@ -137,13 +134,7 @@ def test_an_error_of_our_own_making_is_not_explained_away():
 
 @pytest.mark.parametrize("arguments", [["epsilon=-1"], ["epsilon=0.1,-1", "-m"]])
 def test_a_refusal_exits_with_2_and_leaves_nothing_behind(tmp_path, arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "ppo_lab", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = ppo_lab(tmp_path, *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("ppo_lab: epsilon=-1:")
@@ -152,14 +143,7 @@ def test_a_refusal_exits_with_2_and_leaves_nothing_behind(tmp_path, arguments):
 
 
 def test_hydra_full_error_still_gives_the_traceback(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "ppo_lab", "epsilon=-1"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HYDRA_FULL_ERROR": "1"},
-    )
+    done = ppo_lab(tmp_path, "epsilon=-1", HYDRA_FULL_ERROR="1")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
     assert "ConfigError" in done.stderr

@@ -1,8 +1,6 @@
 """``sweep=NAME``: a file of sweeps/ is a command, without -m."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -10,6 +8,7 @@ from ppo_lab.config import compose
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.utils import paths
 from ppo_lab.utils.errors import ConfigError
+from tests.helpers.commands import ppo_lab
 
 SWEEP = """# python -m ppo_lab sweep=two_widths
 defaults:
@@ -73,10 +72,7 @@ def test_every_shipped_sweep_composes():
 def test_ones_own_sweep_runs_from_config_dir_without_m(tmp_path):
     (tmp_path / "mine" / "sweeps").mkdir(parents=True)
     (tmp_path / "mine" / "sweeps" / "two_widths.yaml").write_text(SWEEP)
-    done = subprocess.run(
-        [sys.executable, "-m", "ppo_lab", "--config-dir", "mine", "sweep=two_widths"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    done = ppo_lab(tmp_path, "--config-dir", "mine", "sweep=two_widths")
     assert done.returncode == 0, done.stderr
     (grid,) = (tmp_path / "outputs" / "grids").iterdir()
     summaries = [json.loads((grid / str(i) / "summary.json").read_text()) for i in (0, 1)]

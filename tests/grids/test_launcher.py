@@ -11,6 +11,7 @@ import time
 import pytest
 
 from ppo_lab.tracking import read_metrics
+from tests.helpers.commands import ppo_lab
 
 GRID = (
     *("network=tiny", "num_envs=2", "num_steps=32", "num_epochs=1", "total_steps=256"),
@@ -73,10 +74,9 @@ def test_a_grid_leaves_what_hydras_own_launcher_leaves(tmp_path):
 
 
 def test_a_bad_option_of_the_launcher_is_refused_before_anything_is_made(tmp_path):
-    process = grid(tmp_path, "seed=1,2", "hydra.launcher.max_lanes=none")
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "hydra.launcher.max_lanes=" in told
+    done = ppo_lab(tmp_path, *GRID, "seed=1,2", "hydra.launcher.max_lanes=none", "-m")
+    assert done.returncode == 2
+    assert "hydra.launcher.max_lanes=" in done.stderr
     assert not (tmp_path / "outputs").exists()
 
 
