@@ -68,7 +68,8 @@ class Ledger(TorchDispatchMode):
         self._device_type = device.type
         self._known: dict[int, tuple[weakref.ref[Any], Allocation]] = {}  # by the storage's id
         self._live: dict[Allocation, None] = {}  # on the device, in the order of allocation
-        self._now = 0  # bytes of _live
+        self.now = 0
+        """Device bytes in use."""
         self._host_now = [0, 0]  # pageable, pinned
         self.host_peak = HostBytes(0, 0)
         """The most host memory at once, in any phase."""
@@ -96,11 +97,6 @@ class Ledger(TorchDispatchMode):
         """The largest of the phases' peaks."""
         return max(self.phase_peaks.values(), key=lambda peak: peak.total)
 
-    @property
-    def now(self) -> int:
-        """Device bytes in use."""
-        return self._now
-
     def by_key_now(self) -> dict[MemoryKey, int]:
         """Return the device bytes in use by category and network."""
         return sum_by_key(self._live)
@@ -112,7 +108,7 @@ class Ledger(TorchDispatchMode):
         """Attribute the peak of what runs inside to the phase ``name``; phases do not nest."""
         assert self._phase is None, f"{name} within {self._phase}"
         before = list(self._live)
-        self._phase, self._peak_now, self._peak_event = name, self._now, 0
+        self._phase, self._peak_now, self._peak_event = name, self.now, 0
         self._events.clear()
         self._update_host_peak()
         try:
@@ -265,12 +261,12 @@ class Ledger(TorchDispatchMode):
             self._update_host_peak()
             return
         self._live[allocation] = None
-        self._now += allocation.num_bytes
+        self.now += allocation.num_bytes
         if self._phase is None:
             return
         self._events.append((allocation, True))
-        if self._now > self._peak_now:
-            self._peak_now, self._peak_event = self._now, len(self._events)
+        if self.now > self._peak_now:
+            self._peak_now, self._peak_event = self.now, len(self._events)
             self._peak_doing = (self._doing or _pass_of(allocation), func)
 
     def _update_host_peak(self) -> None:
@@ -285,7 +281,7 @@ class Ledger(TorchDispatchMode):
             self._host_now[allocation.is_pinned] -= allocation.num_bytes
             return
         del self._live[allocation]
-        self._now -= allocation.num_bytes
+        self.now -= allocation.num_bytes
         if self._phase is not None:
             self._events.append((allocation, False))
 
