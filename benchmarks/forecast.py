@@ -1,7 +1,7 @@
-"""``python -m benchmarks.forecast``: what every strategy needs, and how far the forecast is right.
+"""``python -m benchmarks.forecast``: the memory of every strategy, and the forecast's error.
 
-Needs no GPU. The forecast is held to a counted run on this CPU, byte by byte, for the networks that
-a CPU can train; the closed form is held to the forecast for all.
+Needs no GPU. The forecast is compared byte by byte with a counted run on this CPU, for the networks
+that a CPU can train.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from typing import Any
 from benchmarks.result_page import publish, table
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
-from ppo_lab.forecast.budget import refusal
-from ppo_lab.forecast.closed_form import footprint
+from ppo_lab.forecast.budget import over_budget
 from ppo_lab.forecast.counting_trainer import CountedTrainer
 from ppo_lab.forecast.dry_run import dry_run
 from ppo_lab.forecast.forecast import forecast
@@ -74,7 +73,7 @@ def _config(*overrides: str) -> Config:
 
 
 def sizes() -> str:
-    """Return what every strategy needs for every network that ships, and the formula's error."""
+    """Return what every strategy needs for every network that ships."""
     rows = []
     for network, strategy in itertools.product(_NETWORKS, STRATEGIES):
         config = _config(*_ROWS, f"network={network}", f"memory={strategy}")
@@ -82,7 +81,6 @@ def sizes() -> str:
         needed = forecast(config)
         seconds = time.process_time() - begin_s
         peak, moved = needed.peak, needed.bus.iteration
-        formula = footprint(config, config.check_env()).total
         rows.append(
             [
                 f"{network}, {strategy}",
@@ -91,12 +89,12 @@ def sizes() -> str:
                 f"{peak.phase}: {peak.doing}",
                 f"{needed.host_peak.total / _GIB:.3f}",
                 f"{(moved.h2d_bytes + moved.d2h_bytes) / _GIB:.3f}",
-                f"{formula / peak.total - 1.0:+.2%}",
+                config.memory.cost.describe(config.weights_dtype.itemsize),
                 f"{seconds:.1f}",
             ]
         )
     header = ["network, strategy", "tensors", "with CUDA's own", "the peak's moment", "host"]
-    return table([*header, "PCIe per iteration", "formula - forecast", "CPU s"], rows)
+    return table([*header, "PCIe per iteration", "per parameter", "CPU s"], rows)
 
 
 def _differences(config: Config) -> Iterator[int]:
@@ -106,8 +104,8 @@ def _differences(config: Config) -> Iterator[int]:
     trainer.iterate()
     for phase, planned in dry.ledger.phase_peaks.items():
         counted = trainer.ledger.phase_peaks[phase]
-        for share in planned.shares.keys() | counted.shares.keys():
-            yield abs(planned.shares.get(share, 0) - counted.shares.get(share, 0))
+        for key in planned.by_key.keys() | counted.by_key.keys():
+            yield abs(planned.by_key.get(key, 0) - counted.by_key.get(key, 0))
     yield abs(dry.ledger.host_peak.total - trainer.ledger.host_peak.total)
     moved = trainer.placement.traffic.since(startup)
     yield abs(moved.h2d_bytes - dry.bus.iteration.h2d_bytes)
@@ -155,10 +153,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="hold only the tiny network to a run")
     arguments = parser.parse_args()
     register()
-    message = refusal(_config(*_OVER, "vram_budget_gib=24"))
+    excess = over_budget(_config(*_OVER, "vram_budget_gib=24"))
+    message = excess.message() if excess else "nothing: it fits"
     parts = [
-        f"GiB, CartPole, {' '.join(_ROWS)}; no GPU was touched. The formula is "
-        "`ppo_lab.forecast.closed_form`.\n\n" + sizes(),
+        f"GiB, CartPole, {' '.join(_ROWS)}; no GPU was used.\n\n" + sizes(),
         "## Held to a run\n\nThe largest difference, in bytes, between the forecast and a real "
         "first iteration counted on this CPU: over every phase, category and network, host memory, "
         f"and the bytes that crossed the bus. {' '.join(_FEW_ROWS)}.\n\n"

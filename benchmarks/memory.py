@@ -26,7 +26,7 @@ from benchmarks.result_page import publish, table
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.devices.pcie import measure_bus
 from ppo_lab.forecast.budget import over_budget
-from ppo_lab.forecast.forecast import cuda_context_bytes, forecast
+from ppo_lab.forecast.forecast import cuda_context, forecast
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.runner.run import Status, run_in_folder
 from ppo_lab.tracking import read_metrics
@@ -212,7 +212,7 @@ def where_it_matters() -> str:
     All numbers are forecasts; no device is needed.
     """
     rows, too_small = [], []
-    context = cuda_context_bytes()
+    context = cuda_context().num_bytes
     for name in ("tiny", "small", "medium", "large", "huge"):
         peaks = {}
         for strategy in STRATEGIES:

@@ -24,7 +24,7 @@ from ppo_lab.config.choices import ForecastFormat
 from ppo_lab.config.compose import Job, check_jobs, load, register
 from ppo_lab.config.error_messages import explain
 from ppo_lab.config.run import Config
-from ppo_lab.forecast.budget import fits, refusal, resolve_memory
+from ppo_lab.forecast.budget import over_budget, resolve_memory
 from ppo_lab.forecast.tables import forecast_json, forecast_table, forecasts_table
 from ppo_lab.grids.results import GridFolder, grid_summaries
 from ppo_lab.runner.run import Status, run_in_folder
@@ -128,10 +128,10 @@ def _check_study(command: DictConfig, loader: ConfigLoader) -> None:
 
 def _check_budgets(configs: Sequence[Config]) -> None:
     """Exit with status 2 and advice if no job fits its memory budget; else those that fit run."""
-    if not configs or any(fits(config) for config in configs):
+    excess = over_budget(configs[0]) if configs else None
+    if excess is None or any(over_budget(config) is None for config in configs[1:]):
         return
-    message = refusal(configs[0])
-    assert message is not None
+    message = excess.message()
     if (num_others := len(configs) - 1) > 0:
         message += f"\nthe first of {num_others + 1} jobs; none of the others fits either"
     _refuse(message)

@@ -1,4 +1,4 @@
-"""What counted memory is called: categories, networks, peaks.
+"""Names and sums of counted memory: categories, networks, peaks.
 
 Every number is bytes.
 """
@@ -15,7 +15,7 @@ __all__ = ["Allocation", "Category", "HostBytes", "MemoryKey", "Peak", "replay",
 
 
 class Category(Enum):
-    """What memory is for."""
+    """What memory is used for."""
 
     weights = "weights"
     gradients = "gradients"
@@ -26,20 +26,20 @@ class Category(Enum):
     rollout = "rollout"
     """What was collected, with advantages and value targets."""
     environment = "environment"
-    """What the environments keep between steps, running statistics too."""
+    """The environments' state, running statistics included."""
     workspace = "workspace"
-    """The rest: noise, random orders, the minibatch in use, the update's log, temporaries."""
+    """The rest: noise, permutations, the current minibatch, the update's log, temporaries."""
 
 
 class MemoryKey(NamedTuple):
-    """A category and the network it belongs to: actor, critic, trunk, or none."""
+    """A category and the network it belongs to: actor, critic, trunk, or None."""
 
     category: Category
     network: str | None = None
 
 
 class HostBytes(NamedTuple):
-    """Bytes that would lie in the host's memory beside a device."""
+    """Host memory of a run on a device."""
 
     pinned: int
     """Page-locked; each block rounded up to a power of two, as torch's allocator does."""
@@ -53,54 +53,54 @@ class HostBytes(NamedTuple):
 
 @dataclass(frozen=True)
 class Peak:
-    """The most device memory held at once, and what it was made of."""
+    """The most device memory in use at once, and its parts."""
 
     total: int
-    """Bytes."""
     phase: str
     doing: str
-    """What ran at that moment, such as a forward or backward pass, and the operation."""
-    shares: dict[MemoryKey, int]
-    """Bytes by category and network; they add up to ``total``."""
+    """What ran at that moment: forward or backward pass, or the optimizer's step, and the
+    operation."""
+    by_key: dict[MemoryKey, int]
+    """Parts by category and network; they add up to ``total``."""
 
     def by_category(self) -> dict[Category, int]:
-        """Return bytes by category, in the categories' order, absent ones as 0."""
+        """Return bytes by category, in the order of ``Category``; 0 for absent ones."""
         sums = dict.fromkeys(Category, 0)
-        for share, num_bytes in self.shares.items():
-            sums[share.category] += num_bytes
+        for key, num_bytes in self.by_key.items():
+            sums[key.category] += num_bytes
         return sums
 
 
 class Allocation:
-    """One storage, and whose it is."""
+    """One storage, with its size and use."""
 
-    __slots__ = ("in_host", "is_pinned", "num_bytes", "shares")
+    __slots__ = ("in_host", "is_pinned", "num_bytes", "parts")
 
     def __init__(
-        self, num_bytes: int, share: MemoryKey, *, in_host: bool, is_pinned: bool = False
+        self, num_bytes: int, key: MemoryKey, *, in_host: bool, is_pinned: bool = False
     ) -> None:
-        """Belong to ``share`` alone; ``num_bytes`` as the allocator rounds them."""
+        """Attribute all ``num_bytes``, as rounded by the allocator, to ``key``."""
         self.num_bytes, self.in_host, self.is_pinned = num_bytes, in_host, is_pinned
-        self.shares: tuple[tuple[MemoryKey, int], ...] = ((share, num_bytes),)
+        self.parts: tuple[tuple[MemoryKey, int], ...] = ((key, num_bytes),)
 
 
 def replay(
     before: Iterable[Allocation], events: Iterable[tuple[Allocation, bool]]
 ) -> list[Allocation]:
-    """Return the blocks alive after ``events``: births (True) and deaths in their order."""
+    """Return what is allocated after ``events``: allocations (True) and frees in their order."""
     alive = dict.fromkeys(before)
-    for block, is_born in events:
-        if is_born:
-            alive[block] = None
+    for allocation, is_new in events:
+        if is_new:
+            alive[allocation] = None
         else:
-            del alive[block]
+            del alive[allocation]
     return list(alive)
 
 
-def sum_by_key(blocks: Iterable[Allocation]) -> dict[MemoryKey, int]:
-    """Return bytes by share."""
+def sum_by_key(allocations: Iterable[Allocation]) -> dict[MemoryKey, int]:
+    """Return bytes by category and network."""
     sums: dict[MemoryKey, int] = defaultdict(int)
-    for block in blocks:
-        for share, num_bytes in block.shares:
-            sums[share] += num_bytes
+    for allocation in allocations:
+        for key, num_bytes in allocation.parts:
+            sums[key] += num_bytes
     return dict(sums)

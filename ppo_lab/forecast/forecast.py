@@ -1,13 +1,14 @@
-"""How much memory a configuration will need, by category and network, before a device is touched.
+"""Memory that a run needs, by category and network, before a device is used.
 
-The tensors are counted in a dry run of the real program. What CUDA itself takes is no tensor of
-ours: it stands beside them in lines of its own, each with its source.
+The tensors are counted in a dry run of the real program. What CUDA itself takes is listed
+separately, each item with its source.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -21,56 +22,67 @@ from ppo_lab.forecast.categories import HostBytes, Peak
 from ppo_lab.forecast.dry_run import BusBytes, dry_run
 from ppo_lab.utils.json_files import to_jsonable
 
-__all__ = ["Forecast", "Overhead", "cublas_workspace_bytes", "cuda_context_bytes", "forecast"]
+__all__ = [
+    "Forecast",
+    "Overhead",
+    "cublas_workspace",
+    "cuda_context",
+    "forecast",
+    "try_forecast",
+]
+
+log = logging.getLogger(__name__)
 
 _MIB = 1024**2
 _A100_CONTEXT = 501 * _MIB
-_MOST_CONTEXT = 1024 * _MIB  # more than that is another process on the card
+_MOST_CONTEXT = 1024 * _MIB  # more than that includes another process on the GPU
 _HOPPER_WORKSPACE = 4096 * 8 * 1024
 _OLDER_WORKSPACE = (4096 * 2 + 16 * 8) * 1024
 _WITHOUT_EFFECT = (
     *("device", "num_threads", "total_steps", "profile", "forecast", "forecast_format"),
     *("vram_budget_gib", "vram_limit_gib", "matmul_precision"),
 )
-"""Keys that change no tensor's size. Of the lanes' own keys only whether they are none does."""
+"""Keys that change no tensor's size. Of the keys that vary by lane, only being None or not does."""
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """Device memory beside the tensors."""
+    """Device memory that is not a tensor's."""
 
     name: str
     num_bytes: int
     source: str
+    """Where the number comes from."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one configuration will hold and move; all numbers are bytes."""
+    """Memory and bus traffic of one configuration, in bytes."""
 
     peak: Peak
-    """Of the tensors on the device."""
+    """Of the tensors on the device, over all phases."""
     phase_peaks: dict[str, Peak]
+    """The same by phase: build, rollout, advantages, update, diagnostics."""
     host_peak: HostBytes
     bus: BusBytes
     num_parameters: dict[str, int]
     """By network."""
     workspace: Overhead
-    """cuBLAS's: torch's allocator counts it with the tensors."""
+    """cuBLAS's; torch's allocator counts it with the tensors."""
     context: Overhead
-    """CUDA's own: no allocator of torch knows of it."""
+    """CUDA's; torch's allocator does not count it."""
 
     @property
     def allocated(self) -> int:
-        """What ``torch.cuda.max_memory_allocated`` will say."""
+        """The forecast of ``torch.cuda.max_memory_allocated``."""
         return self.peak.total + self.workspace.num_bytes
 
     @property
     def total(self) -> int:
-        """What the card must have free, before the first tensor.
+        """What the GPU must have free before the run starts.
 
-        What torch's allocator will hold in reserve beyond what is allocated is not in it: that
-        depends on the order of sizes, and shrinks where memory is short.
+        Without what torch's allocator reserves beyond what is allocated: that depends on the order
+        of sizes, and shrinks where memory is short.
         """
         return self.allocated + self.context.num_bytes
 
@@ -79,9 +91,16 @@ _forecasts: dict[str, Forecast] = {}
 
 
 def forecast(config: Config) -> Forecast:
-    """Return the forecast of ``config``: seconds the first time, nothing for the same one again.
+    """Forecast the memory and the bus traffic of a run, on a CPU and without allocating it.
 
-    Seeds, learning rates and other numbers that change no tensor's size share one.
+    Takes seconds the first time. Configurations that differ only in what changes no tensor's size,
+    such as seeds and learning rates, share one forecast.
+
+    Args:
+        config: Of the run; its device need not exist.
+
+    Returns:
+        Bytes by phase, category and network.
     """
     key = _key(config)
     if key not in _forecasts:
@@ -93,8 +112,8 @@ def forecast(config: Config) -> Forecast:
             host_peak=dry.ledger.host_peak,
             bus=dry.bus,
             num_parameters=dry.num_parameters,
-            workspace=_workspace(device),
-            context=_context(device),
+            workspace=cublas_workspace(device),
+            context=cuda_context(device),
         )
     return _forecasts[key]
 
@@ -108,17 +127,21 @@ def _key(config: Config) -> str:
     return json.dumps([config.memory.name, type(config.network).__name__, values], sort_keys=True)
 
 
-def cuda_context_bytes(device: torch.device | None = None) -> int:
-    """Return what CUDA takes for itself on ``device``; None for a card that is not here."""
-    return _context(device).num_bytes
+def try_forecast(config: Config) -> Forecast | None:
+    """Return ``forecast(config)``; None, and a warning with the traceback, where it fails.
+
+    A run may train without its forecast: a user's own network may, for example, ask a tensor for
+    its value, which a fake tensor does not have.
+    """
+    try:
+        return forecast(config)
+    except Exception:
+        log.warning("this run cannot be forecast", exc_info=True)
+        return None
 
 
-def cublas_workspace_bytes(device: torch.device | None = None) -> int:
-    """Return what cuBLAS takes on ``device``; None for a card that is not here."""
-    return _workspace(device).num_bytes
-
-
-def _context(device: torch.device | None) -> Overhead:
+def cuda_context(device: torch.device | None = None) -> Overhead:
+    """Return what CUDA itself takes on ``device``; None for a GPU that is not here."""
     if device is not None and device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         used = total - free - torch.cuda.memory_reserved(device)
@@ -127,21 +150,19 @@ def _context(device: torch.device | None) -> Overhead:
     return Overhead("CUDA context", _A100_CONTEXT, "as AgileRL measured it on an A100; L4: 226 MiB")
 
 
-def _workspace(device: torch.device | None) -> Overhead:
-    """Return two workspaces: one for each thread that multiplies, forward and backward.
+def cublas_workspace(device: torch.device | None = None) -> Overhead:
+    """Return two workspaces on ``device`` (None for a GPU that is not here).
 
-    Sizes: aten/src/ATen/cuda/CublasHandlePool.cpp, getChosenWorkspaceSize; a variable as NVIDIA
-    documents it, :SIZE:COUNT in KiB, replaces the default.
+    One for each thread that multiplies, forward and backward. Sizes: getChosenWorkspaceSize in
+    aten/src/ATen/cuda/CublasHandlePool.cpp; the environment variable, as NVIDIA documents it
+    (:SIZE:COUNT in KiB), replaces the default.
     """
     if chosen := os.environ.get("CUBLAS_WORKSPACE_CONFIG"):
         pairs = re.findall(r":(\d+):(\d+)", chosen)
         num_bytes = sum(int(size) * int(count) * 1024 for size, count in pairs)
         return Overhead("cuBLAS workspaces", 2 * num_bytes, "2 x CUBLAS_WORKSPACE_CONFIG")
-    is_older = device is not None and device.type == "cuda" and _major(device) < 9
+    is_cuda = device is not None and device.type == "cuda"
+    is_older = is_cuda and torch.cuda.get_device_capability(device)[0] < 9
     num_bytes = _OLDER_WORKSPACE if is_older else _HOPPER_WORKSPACE
     card = "before Hopper" if is_older else "from Hopper on; 8 MiB each before"
     return Overhead("cuBLAS workspaces", 2 * num_bytes, f"2 threads, torch's default {card}")
-
-
-def _major(device: torch.device) -> int:
-    return torch.cuda.get_device_capability(device)[0]

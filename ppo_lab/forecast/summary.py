@@ -1,9 +1,8 @@
-"""What a summary says about memory: forecast, counted, measured; and why there was too little."""
+"""A run summary's sections on memory and bus, and the message of a run out of memory."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,18 +15,24 @@ from ppo_lab.devices.pcie import use_metrics
 from ppo_lab.forecast.budget import advice
 from ppo_lab.forecast.categories import HostBytes, Peak
 from ppo_lab.forecast.counting_trainer import CountedTrainer
-from ppo_lab.forecast.forecast import Forecast, forecast
+from ppo_lab.forecast.forecast import Forecast, try_forecast
 from ppo_lab.training.trainer import Trainer
 
 __all__ = ["device_section", "forecast_section", "memory_section", "out_of_memory_line"]
-
-log = logging.getLogger(__name__)
 
 _GIB = 1024**3
 
 
 def memory_section(trainer: Trainer) -> dict[str, Any]:
-    """Return a run's peaks in GiB: by category where it was counted, and as measured."""
+    """Return a run's peaks in GiB.
+
+    Args:
+        trainer: Of the run, after its last iteration.
+
+    Returns:
+        ``measured`` by the operating system and, on CUDA, by torch's allocator; ``ledger``, by
+        category and network, where the run was counted.
+    """
     measured: dict[str, Any] = {"host_gib": peak_host_gib()}
     if (device := trainer.meters.memory.read()) is not None:
         measured["allocated_gib"] = device.peak_allocated / _GIB
@@ -42,11 +47,12 @@ def memory_section(trainer: Trainer) -> dict[str, Any]:
 
 
 def forecast_section(config: Config) -> dict[str, Any]:
-    """Return the forecast as the ledger's own section, with CUDA's share and the bus beside it.
+    """Return the forecast in the form of ``memory_section``'s ledger, with CUDA's part and the bus.
 
-    A run does not depend on its forecast: one that cannot be made is logged, and {} returned.
+    Returns:
+        Sizes in GiB, traffic in bytes per iteration; empty where the run cannot be forecast.
     """
-    if (planned := _try_forecast(config)) is None:
+    if (planned := try_forecast(config)) is None:
         return {}
     return _peak_section(planned.peak, planned.phase_peaks, planned.host_peak) | {
         "workspace_gib": planned.workspace.num_bytes / _GIB,
@@ -58,24 +64,16 @@ def forecast_section(config: Config) -> dict[str, Any]:
     }
 
 
-def _try_forecast(config: Config) -> Forecast | None:
-    try:
-        return forecast(config)
-    except Exception:  # a network of the user's own may do what fake tensors cannot
-        log.warning("this run cannot be forecast", exc_info=True)
-        return None
-
-
 def _peak_section(peak: Peak, phase_peaks: Mapping[str, Peak], host: HostBytes) -> dict[str, Any]:
-    """Return a peak in GiB: by category, by network, and what the host held at its own peak."""
+    """Return a peak in GiB by category, network and phase, and the host's own peak."""
     return {
         "peak_gib": peak.total / _GIB,
         "moment": f"{peak.phase}: {peak.doing}",
         "categories_gib": {c.value: size / _GIB for c, size in peak.by_category().items()},
         "networks_gib": {
-            f"{share.category.value}_{share.network}": num_bytes / _GIB
-            for share, num_bytes in peak.shares.items()
-            if share.network is not None
+            f"{key.category.value}_{key.network}": num_bytes / _GIB
+            for key, num_bytes in peak.by_key.items()
+            if key.network is not None
         },
         "phases_gib": {name: p.total / _GIB for name, p in phase_peaks.items()},
         "host_pinned_gib": host.pinned / _GIB,
@@ -84,9 +82,11 @@ def _peak_section(peak: Peak, phase_peaks: Mapping[str, Peak], host: HostBytes) 
 
 
 def device_section(trainer: Trainer) -> dict[str, Any]:
-    """Return what crossed the bus, and how the device spent the profiled window, if there was one.
+    """Return the bus traffic, and the use of the device in the profiled window, if there was one.
 
-    ``pcie`` holds bytes over the whole run; rates, and their share of the limit, while copying.
+    Returns:
+        ``pcie``: bytes over the whole run; rates in GB/s while copying, and their share of the
+        limit. ``perf``: shares of the window.
     """
     meters, traffic = trainer.meters, trainer.placement.traffic
     pcie: dict[str, Any] = dataclasses.asdict(traffic)
@@ -103,9 +103,18 @@ def device_section(trainer: Trainer) -> dict[str, Any]:
 
 
 def out_of_memory_line(config: Config, error: Exception, summary: Mapping[str, Any]) -> str:
-    """Return in one line which memory was full, when, how far it came, and what would need less."""
+    """Return the reason of a run out of memory in one line.
+
+    Args:
+        config: Of the run.
+        error: A ``torch.OutOfMemoryError`` means the device is full; any other, the host.
+        summary: Of the run so far.
+
+    Returns:
+        Which memory was full in which phase; forecast, peak, limit; a change that needs less.
+    """
     phase = summary.get("stopped_in", "startup")
-    planned = _try_forecast(config)
+    planned = try_forecast(config)
     if isinstance(error, torch.OutOfMemoryError):
         side, facts = "device", [*_device_facts(config, summary, planned)]
     else:
@@ -116,7 +125,7 @@ def out_of_memory_line(config: Config, error: Exception, summary: Mapping[str, A
 def _device_facts(
     config: Config, summary: Mapping[str, Any], planned: Forecast | None
 ) -> Iterator[str]:
-    """Yield forecast, measured peak, limit and the change that saves enough, or most."""
+    """Yield forecast, measured peak, limit, and the best change of those that fit, or of all."""
     if planned is not None:
         yield f"forecast {planned.allocated / _GIB:.2f} GiB"
     is_cuda = config.torch_device.type == "cuda"

@@ -1,7 +1,8 @@
-"""A forecast as a person reads it, and as a program does."""
+"""Output of ``forecast=true``: tables for a person, JSON for a program."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +14,9 @@ from rich.text import Text
 
 from ppo_lab.config.compose import Job
 from ppo_lab.config.run import Config
-from ppo_lab.devices.placement import Traffic
-from ppo_lab.forecast.budget import Change, advice, budget_bytes
+from ppo_lab.forecast.budget import budget_bytes, over_budget
 from ppo_lab.forecast.categories import Category, MemoryKey
-from ppo_lab.forecast.closed_form import footprint
 from ppo_lab.forecast.forecast import Forecast, forecast
-from ppo_lab.networks import MlpConfig
 
 __all__ = ["forecast_json", "forecast_table", "forecasts_table"]
 
@@ -31,42 +29,50 @@ _GRID_CATEGORIES = {
     Category.rollout: "rollout",
 }
 _NUM_CHANGES = 5
-_SHOWN_FRAC = 0.005  # of the sum: what a term of the formula must be to get a line
 
 
 def forecast_table(config: Config) -> RenderableType:
-    """Return what one configuration needs: device, host, bus, and how it compares with a budget."""
-    needed = forecast(config)
-    title = f"{config.env.id}, {config.memory.name}, {_parameters(needed)}, {config.dtype.value}"
+    """Return tables of one configuration: device, host and bus, and the comparison with its budget.
+
+    Args:
+        config: With a resolved memory strategy.
+    """
+    planned = forecast(config)
+    counts = [f"{name} {_count(count)}" for name, count in planned.num_parameters.items()]
+    title = f"{config.env.id}, {config.memory.name}, {' + '.join(counts)}, {config.dtype.value}"
+    cost = config.memory.cost.describe(config.weights_dtype.itemsize)
     parts: list[RenderableType] = [Text(title, "bold")]
-    blocks = [_categories(needed), _totals(needed), _traffic(needed), *_formula(config, needed)]
-    for block in blocks:
+    for block in (_categories(planned), _totals(planned), _traffic(planned)):
         parts += [block, Text()]
-    return Group(*parts, *_verdict(config, needed))
+    parts += [Text(f"each parameter takes {cost}"), Text()]
+    return Group(*parts, *_comparison(config, planned))
 
 
 def forecasts_table(jobs: Sequence[tuple[Job, Config]]) -> RenderableType:
-    """Return one line for each job of a grid: what varies, and what it needs, in one unit."""
-    overrides = [_chosen(job) for job, _ in jobs]
-    varying = [
-        key for key in _keys(overrides) if len({chosen.get(key) for chosen in overrides}) > 1
-    ]
-    unit, divisor = _common_unit([forecast(config).total for _, config in jobs])
-    table = _table(gap=1)
-    table.add_column("#", justify="right")
+    """Return a table with a row for each job of a grid, all sizes in one unit.
+
+    Args:
+        jobs: With their configs, whose memory strategies are resolved.
+    """
+    overrides = [_overrides(job) for job, _ in jobs]
+    keys = dict.fromkeys(key for chosen in overrides for key in chosen)
+    varying = [key for key in keys if len({chosen.get(key) for chosen in overrides}) > 1]
+    most = max(forecast(config).total for _, config in jobs)
+    unit, divisor = ("GiB", 1024**3) if most >= 1024**3 else ("MiB", 1024**2)
+    table = _table("#", gap=1)
+    table.columns[0].justify = "right"
     table.add_column(Text(" ".join(varying)), overflow="fold")  # breaks between words first
     for heading in ("total", *_GRID_CATEGORIES.values(), "host", "PCIe"):
         table.add_column(heading, justify="right", no_wrap=True)
     for number, ((_, config), chosen) in enumerate(zip(jobs, overrides)):
-        needed, budget = forecast(config), budget_bytes(config)
-        by_category, moved = needed.peak.by_category(), needed.bus.iteration
-        is_over = budget is not None and needed.total > budget
+        planned, moved = forecast(config), forecast(config).bus.iteration
+        by_category = planned.peak.by_category()
         sizes = [by_category[category] for category in _GRID_CATEGORIES]
-        sizes += [needed.host_peak.total, moved.h2d_bytes + moved.d2h_bytes]
+        sizes += [planned.host_peak.total, moved.h2d_bytes + moved.d2h_bytes]
         table.add_row(
             str(number),
             Text(" ".join(chosen.get(key, "-") for key in varying)),
-            Text(_rounded(needed.total / divisor), "red" if is_over else "bold"),
+            Text(_rounded(planned.total / divisor), "red" if over_budget(config) else "bold"),
             *(_rounded(size / divisor) for size in sizes),
         )
     note = f"{unit}; total with CUDA's own, the rest at the tensors' peak; PCIe per iteration"
@@ -74,94 +80,86 @@ def forecasts_table(jobs: Sequence[tuple[Job, Config]]) -> RenderableType:
 
 
 def forecast_json(jobs: Sequence[tuple[Job, Config]]) -> str:
-    """Return one object for one job, a list for several; every size is in bytes."""
+    """Return forecasts as JSON; every size is in bytes.
+
+    Args:
+        jobs: With their configs, whose memory strategies are resolved.
+
+    Returns:
+        An object for a single run, a list of objects for a grid.
+    """
     described = [_described(job, config) for job, config in jobs]
-    is_one = len(described) == 1 and not jobs[0][0].is_multirun
-    return json.dumps(described[0] if is_one else described, indent=2)
+    is_single = len(described) == 1 and not jobs[0][0].is_multirun
+    return json.dumps(described[0] if is_single else described, indent=2)
 
 
 def _described(job: Job, config: Config) -> dict[str, Any]:
-    needed, budget = forecast(config), budget_bytes(config)
-    changes = advice(config) if budget is not None and needed.total > budget else []
-    form = None
-    if isinstance(config.network, MlpConfig):
-        closed = footprint(config, config.check_env())
-        terms = [
-            {"category": t.category.value, "name": t.name, "bytes": t.num_bytes, "is": t.formula}
-            for t in closed.peak.terms
-        ]
-        form = {"total": closed.total, "moment": closed.peak.name, "terms": terms}
+    planned, excess = forecast(config), over_budget(config)
+    element_size = config.weights_dtype.itemsize
     return {
-        "overrides": list(job.overrides),
+        "overrides": job.overrides,
         "memory": config.memory.name,
-        "total": needed.total,
-        "allocated": needed.allocated,
-        "budget": budget,
+        "total": planned.total,
+        "allocated": planned.allocated,
+        "budget": budget_bytes(config),
         "device": {
-            "peak": needed.peak.total,
-            "phase": needed.peak.phase,
-            "doing": needed.peak.doing,
-            "categories": {c.value: size for c, size in needed.peak.by_category().items()},
+            "peak": planned.peak.total,
+            "phase": planned.peak.phase,
+            "doing": planned.peak.doing,
+            "categories": {c.value: size for c, size in planned.peak.by_category().items()},
             "shares": [
-                {"category": share.category.value, "network": share.network, "bytes": size}
-                for share, size in needed.peak.shares.items()
+                {"category": key.category.value, "network": key.network, "bytes": size}
+                for key, size in planned.peak.by_key.items()
             ],
-            "phases": {name: peak.total for name, peak in needed.phase_peaks.items()},
+            "phases": {name: peak.total for name, peak in planned.phase_peaks.items()},
         },
         "beside": [
             {"name": line.name, "bytes": line.num_bytes, "source": line.source}
-            for line in (needed.workspace, needed.context)
+            for line in (planned.workspace, planned.context)
         ],
-        "host": needed.host_peak._asdict(),
-        "bus": {
-            "startup": vars(needed.bus.startup),
-            "gradient_step": vars(needed.bus.gradient_step),
-            "iteration": vars(needed.bus.iteration),
+        "host": planned.host_peak._asdict(),
+        "bus": dataclasses.asdict(planned.bus),
+        "num_parameters": planned.num_parameters,
+        "per_parameter": {
+            name: count * element_size for name, count in config.memory.cost._asdict().items()
         },
-        "num_parameters": needed.num_parameters,
-        "formula": form,
         "advice": [
             {
-                "overrides": list(c.overrides),
-                "total": c.total,
-                "alters": c.alters or None,
-                "more_moved": c.more_moved,
+                "overrides": change.overrides,
+                "total": change.total,
+                "alters": change.alters or None,
+                "more_moved": change.more_moved,
             }
-            for c in changes
+            for change in (excess.changes if excess else ())
         ],
     }
 
 
-def _categories(needed: Forecast) -> Table:
-    """Return categories by networks at the peak."""
-    shares = needed.peak.shares
-    networks = [n for n in _NETWORKS if any(share.network == n for share in shares)]
-    table = _table()
-    table.add_column(Text("at the peak", "dim"))
-    for network in networks:
-        table.add_column(network or "both or none", justify="right")
-    table.add_column("sum", justify="right")
-    for category, size in needed.peak.by_category().items():
+def _categories(planned: Forecast) -> Table:
+    """Return the bytes by category and network at the peak."""
+    by_key = planned.peak.by_key
+    networks = [n for n in _NETWORKS if any(key.network == n for key in by_key)]
+    table = _table("at the peak", *(network or "both or none" for network in networks), "sum")
+    for category, size in planned.peak.by_category().items():
         if size:
-            sizes = [shares.get(MemoryKey(category, network), 0) for network in networks]
-            cells = [_size(part) if part else "" for part in sizes]
-            table.add_row(category.value, *cells, _size(size))
+            sizes = [by_key.get(MemoryKey(category, network), 0) for network in networks]
+            table.add_row(category.value, *(_size(s) if s else "" for s in sizes), _size(size))
     return table
 
 
-def _totals(needed: Forecast) -> Table:
-    """Return the sum line by line, down to what the card must have."""
-    table = _table(show_header=False)
+def _totals(planned: Forecast) -> Table:
+    """Return the parts of what the GPU must have, and the host's memory."""
+    table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
-    peak, host = needed.peak, needed.host_peak
+    peak, host = planned.peak, planned.host_peak
     table.add_row("tensors at the peak", _size(peak.total), f"{peak.phase}: {peak.doing}")
-    for line in (needed.workspace, needed.context):
+    for line in (planned.workspace, planned.context):
         table.add_row(line.name, _size(line.num_bytes), line.source)
-    table.add_row(Text("the card needs", "bold"), Text(_size(needed.total), "bold"), "")
-    table.add_row("allocator's reserve", "-", "not forecast; it gives back where memory is short")
-    for name, other in needed.phase_peaks.items():
+    table.add_row(Text("the card needs", "bold"), Text(_size(planned.total), "bold"), "")
+    table.add_row("allocator's reserve", "-", "not forecast; released where memory is short")
+    for name, other in planned.phase_peaks.items():
         if name != peak.phase:
             table.add_row(f"  peak of {name}", _size(other.total), "")
     table.add_row("host, page-locked", _size(host.pinned), "blocks of powers of two")
@@ -169,80 +167,36 @@ def _totals(needed: Forecast) -> Table:
     return table
 
 
-def _traffic(needed: Forecast) -> Table:
-    """Return what crosses the bus."""
-    table = _table()
-    table.add_column(Text("over PCIe", "dim"))
-    table.add_column("to the device", justify="right")
-    table.add_column("to the host", justify="right")
-    rows: tuple[tuple[str, Traffic], ...] = (
-        ("each gradient step", needed.bus.gradient_step),
-        ("each iteration", needed.bus.iteration),
-    )
-    for name, moved in rows:
-        table.add_row(name, _size(moved.h2d_bytes), _size(moved.d2h_bytes))
+def _traffic(planned: Forecast) -> Table:
+    """Return the bytes that cross the bus."""
+    table, bus = _table("over PCIe", "to the device", "to the host"), planned.bus
+    for name, moved in (("gradient step", bus.gradient_step), ("iteration", bus.iteration)):
+        table.add_row(f"each {name}", _size(moved.h2d_bytes), _size(moved.d2h_bytes))
     return table
 
 
-def _formula(config: Config, needed: Forecast) -> list[RenderableType]:
-    """Return the closed form of the peak, as far as its terms matter; none for other networks."""
-    if not isinstance(config.network, MlpConfig):
-        return []
-    form = footprint(config, config.check_env())
-    table = _table()
-    table.add_column(Text("by formula", "dim"))
-    table.add_column("", justify="right")
-    table.add_column(Text(form.peak.name, "dim"), overflow="fold")
-    rest = form.total
-    for term in form.peak.terms:
-        if term.num_bytes >= _SHOWN_FRAC * form.total:
-            table.add_row(term.name, _size(term.num_bytes), term.formula)
-            rest -= term.num_bytes
-    if rest:
-        table.add_row("smaller terms", _size(rest), "")
-    error = form.total / needed.peak.total - 1.0
-    table.add_row("sum", _size(form.total), f"{error:+.1%} of the tensors counted; {form.summary}")
-    return [table]
+def _comparison(config: Config, planned: Forecast) -> list[Text]:
+    """Compare with the budget; nothing where there is none."""
+    if (excess := over_budget(config)) is not None:
+        budget, over = _size(excess.budget), _size(excess.needed - excess.budget)
+        lines = [Text(f"over the budget of {budget} by {over}; instead, most saved first:", "red")]
+        for change in excess.changes[:_NUM_CHANGES]:
+            fits = change.total <= excess.budget
+            lines.append(Text(f"{'fits' if fits else 'over'}  {change}", "green" if fits else ""))
+        return lines
+    if (limit := budget_bytes(config)) is not None:
+        rest = _size(limit - planned.total)
+        return [Text(f"fits: {rest} of {_size(limit)} remain", "green")]
+    return []
 
 
-def _verdict(config: Config, needed: Forecast) -> list[RenderableType]:
-    """Return whether it fits the budget, and what would; nothing where there is no budget."""
-    budget = budget_bytes(config)
-    if budget is None:
-        return []
-    if needed.total <= budget:
-        return [Text(f"fits: {_size(budget - needed.total)} of {_size(budget)} remain", "green")]
-    over = f"over the budget of {_size(budget)} by {_size(needed.total - budget)}"
-    return [Text(over, "red"), _changes(advice(config), budget)]
-
-
-def _changes(changes: Sequence[Change], budget: int) -> Table:
-    table = _table()
-    table.add_column(Text("instead", "dim"), overflow="fold", min_width=26)
-    for heading in ("needs", "saves"):
+def _table(first: str, *numbers: str, gap: int = 2) -> Table:
+    """Return a table of a dim first heading and right-aligned columns."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
+    table.add_column(Text(first, "dim"))
+    for heading in numbers:
         table.add_column(heading, justify="right")
-    table.add_column("")
-    table.add_column("changes, PCIe per iteration")
-    for change in changes[:_NUM_CHANGES]:
-        verdict = Text("fits", "green") if change.total <= budget else Text("over", "red")
-        name = " ".join(change.overrides)
-        sizes = (_size(change.total), _size(change.saving))
-        table.add_row(Text(name), *sizes, verdict, Text(change.price or "nothing"))
     return table
-
-
-def _table(*, show_header: bool = True, gap: int = 2) -> Table:
-    return Table(
-        box=box.SIMPLE_HEAD if show_header else None,
-        show_header=show_header,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, gap, 0, 0),
-    )
-
-
-def _common_unit(sizes: Sequence[int]) -> tuple[str, int]:
-    return ("GiB", 1024**3) if max(sizes) >= 1024**3 else ("MiB", 1024**2)
 
 
 def _rounded(size: float) -> str:
@@ -251,18 +205,13 @@ def _rounded(size: float) -> str:
 
 
 def _size(num_bytes: int) -> str:
-    """Return bytes with three significant digits, in a unit that suits them."""
+    """Return bytes in a suitable unit, with three significant digits."""
     size = float(num_bytes)
     for unit in ("B", "KiB", "MiB"):
         if size < 1000.0:
             return f"{size:.3g} {unit}"
         size /= 1024.0
     return f"{size:,.2f} GiB"
-
-
-def _parameters(needed: Forecast) -> str:
-    parts = [f"{name} {_count(number)}" for name, number in needed.num_parameters.items()]
-    return " + ".join(parts)
 
 
 def _count(number: int) -> str:
@@ -272,10 +221,6 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _chosen(job: Job) -> dict[str, str]:
+def _overrides(job: Job) -> dict[str, str]:
     pairs = (override.lstrip("+").partition("=") for override in job.overrides)
     return {key: value for key, _, value in pairs}
-
-
-def _keys(overrides: Sequence[dict[str, str]]) -> list[str]:
-    return list(dict.fromkeys(key for chosen in overrides for key in chosen))

@@ -1,7 +1,7 @@
-"""Memory strategies: where each class of tensor lives while PPO trains."""
+"""Memory strategies: where each class of tensor is stored while PPO trains."""
 
 from ppo_lab.memory.auto import AutoMemory
-from ppo_lab.memory.base import MemoryStrategy, Workload
+from ppo_lab.memory.base import MemoryStrategy, ParameterCost
 from ppo_lab.memory.co_resident import CoResident, SharedTrunk
 from ppo_lab.memory.offloaded_optimizer import OffloadedOptimizer
 from ppo_lab.memory.parked import Parked
@@ -12,9 +12,9 @@ __all__ = [
     "CoResident",
     "MemoryStrategy",
     "OffloadedOptimizer",
+    "ParameterCost",
     "Parked",
     "SharedTrunk",
-    "Workload",
 ]
 
 # A new strategy is one line here, one module and one YAML.

@@ -1,4 +1,4 @@
-"""What a memory strategy decides: which layers are shared, and where each kind of tensor lives."""
+"""The interface of a memory strategy: what is shared, and where each class of tensor is stored."""
 
 from __future__ import annotations
 
@@ -10,71 +10,105 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch.nn import Parameter
 
-from ppo_lab.devices.placement import Place, Placement, Traffic
+from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.networks import ActorCritic, Initializer, NetworkConfig
 from ppo_lab.ppo.adam import LaneOptimizer
 from ppo_lab.ppo.rollout import DeviceObservations, HostObservations, ObservationStore
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = ["MemoryStrategy", "Workload", "clip_groups"]
+__all__ = ["MemoryStrategy", "ParameterCost", "clip_groups"]
 
 _LOG = logging.getLogger(__name__)
 
 
-class Workload(NamedTuple):
-    """What the bytes that cross the bus depend on; counts are of all lanes together."""
+class ParameterCost(NamedTuple):
+    """Memory and bus traffic of one trained parameter, in numbers of the weights' type.
 
-    num_parameters: int
-    num_rows: int  # of one rollout
-    observation_size: int
-    num_epochs: int
-    num_minibatches: int
-    num_clip_groups: int  # 2 where actor and critic are clipped separately, else 1
-    element_size: int  # bytes of a weight, and of an observation's number
+    Adam needs four: the weight, its gradient and two moments. A number takes 4 B in float32, also
+    under bfloat16 autocast, which keeps weights in float32, and 8 B in float64. What does not grow
+    with the parameters is left out: step counts, clip coefficients, rounding to blocks.
+    """
 
-    @property
-    def num_gradient_steps(self) -> int:
-        """Gradient steps of one update."""
-        return self.num_epochs * self.num_minibatches
+    device: int
+    """Stored on the device throughout an update."""
+    device_in_training: int = 0
+    """Stored on the device only while the parameter's own network is trained."""
+    host: int = 0
+    """Stored in host memory."""
+    bus_per_step: int = 0
+    """Copied over the bus in each gradient step, both directions together."""
+    bus_per_iteration: int = 0
+    """Copied over the bus in each iteration, whatever the number of gradient steps."""
+
+    def describe(self, element_size: int) -> str:
+        """Return the cost in words.
+
+        Args:
+            element_size: Bytes of one weight.
+
+        Returns:
+            Every number that is not 0, in bytes.
+
+        Example:
+            >>> ParameterCost(device=2, host=4, bus_per_step=2).describe(4)
+            '8 B on the device, 16 B on the host, 8 B over PCIe per gradient step'
+        """
+        places = (
+            "on the device",
+            "more on the device while its network is trained",
+            "on the host",
+            "over PCIe per gradient step",
+            "over PCIe per iteration",
+        )
+        parts = zip(self, places)
+        return ", ".join(f"{count * element_size} B {place}" for count, place in parts if count)
 
 
 @dataclass(kw_only=True)
 class MemoryStrategy(ABC):
-    """A strategy: its options are fields, its behaviour is methods.
+    """Base class of the strategies: options are fields, behaviour is methods.
 
-    It holds no state; the optimizer it builds does, so checkpoints and schedules do not care which
-    strategy ran.
+    A strategy is stateless. The state is in the optimizer that it builds, so checkpoints and
+    schedules do not depend on the strategy.
     """
 
     name: ClassVar[str]
-    """What ``memory=`` says."""
+    """The value of ``memory=`` on the command line."""
+    cost: ClassVar[ParameterCost]
+    """Memory and bus traffic of each parameter."""
     shares_trunk: ClassVar[bool] = False
-    """Whether actor and critic are two heads of one trunk. That is another model, with other
-    returns, not only a smaller one."""
+    """Whether actor and critic are two heads of one trunk: another model, with other returns, not
+    only a smaller one."""
     optimizer_place: ClassVar[Place] = Place.device
-    """Where Adam's moments live."""
+    """Where Adam's moments are stored between updates."""
     max_lanes: ClassVar[int | None] = None
     """Most lanes in a stack; None for any number."""
-    num_passes: ClassVar[int] = 1
-    """How often an update goes over its minibatches: once for both networks, or once for each."""
     always_clips_separately: ClassVar[bool] = False
-    """Whether actor and critic are clipped by their own norms without being asked to."""
+    """Whether actor and critic are clipped by their own norms even if ``separate_grad_clip`` is
+    false."""
 
     num_micro_batches: int = 1
     """Parts of a minibatch whose gradients are added up before a step: the same gradient (to
     rounding) with that fraction of the activations, and more, smaller operations. Must divide the
     minibatch's rows."""
     checkpoint_activations: bool = False
-    """Keep only some layers' outputs for the backward pass and compute the others again: about a
-    third more arithmetic. Worth it where activations are most of the memory (wide, deep networks
-    on large minibatches); nothing for networks of two layers."""
+    """Keep only some layers' outputs for the backward pass and recompute the others: about a third
+    more arithmetic. Useful where activations are most of the memory (wide, deep networks on large
+    minibatches); no effect on networks of two layers."""
     rollout_place: Place = Place.device
-    """Where the observations of a rollout wait for the update. host keeps only the rows in use on
-    the device and sends every row over the bus once per epoch and pass."""
+    """Where a rollout's observations are stored until the update. host keeps only the rows in use
+    on the device and copies every row over the bus once per epoch and pass."""
 
     def check(self, minibatch_rows: int) -> None:
-        """Raise ``ConfigError`` unless the options fit minibatches of ``minibatch_rows``."""
+        """Check the options against the size of a minibatch.
+
+        Args:
+            minibatch_rows: Rows of a minibatch, per lane.
+
+        Raises:
+            ConfigError: If ``num_micro_batches`` does not divide ``minibatch_rows``.
+        """
         if self.num_micro_batches < 1 or minibatch_rows % self.num_micro_batches:
             raise ConfigError(
                 "memory.num_micro_batches",
@@ -89,7 +123,14 @@ class MemoryStrategy(ABC):
         initializer: Initializer,
         compute_dtype: torch.dtype | None,
     ) -> ActorCritic:
-        """Return a new model on the initializer's device; warn of an option without effect."""
+        """Return a new model on the initializer's device; warn of an option without effect.
+
+        Args:
+            network: Shape of the trunks.
+            spec: Observations and actions of the environment.
+            initializer: Draws the weights of each lane.
+            compute_dtype: Autocast's type; None to compute in the weights' own.
+        """
         model = ActorCritic(
             network,
             spec,
@@ -106,7 +147,7 @@ class MemoryStrategy(ABC):
         return model
 
     def build_store(self, placement: Placement) -> ObservationStore:
-        """Return what keeps a rollout's observations."""
+        """Return the storage of a rollout's observations, as ``rollout_place`` says."""
         if self.rollout_place is Place.host:
             return HostObservations(placement)
         return DeviceObservations()
@@ -115,33 +156,16 @@ class MemoryStrategy(ABC):
     def build_optimizer(
         self, model: ActorCritic, placement: Placement, *, eps: float, separate_grad_clip: bool
     ) -> LaneOptimizer:
-        """Return the optimizer that steps ``model``; ``eps`` is Adam's."""
+        """Return the optimizer of ``model``.
 
-    def traffic(self, workload: Workload) -> Traffic:
-        """Return the bytes of one iteration, less those of the environment and of the record."""
-        optimizer = self._optimizer_traffic(workload)
-        if self.rollout_place is Place.device:
-            return optimizer
-        # Observations and last observations go down as they are collected; both come up for their
-        # values, the former again after the update, and every epoch's rows in its own order.
-        observations = workload.num_rows * workload.observation_size * workload.element_size
-        num_rounds = self.num_passes * workload.num_epochs
-        return Traffic(
-            h2d_bytes=optimizer.h2d_bytes + (3 + num_rounds) * observations,
-            d2h_bytes=optimizer.d2h_bytes + 2 * observations + num_rounds * 8 * workload.num_rows,
-        )
-
-    def step_traffic(self, workload: Workload) -> Traffic:  # noqa: ARG002 - here nothing moves
-        """Return the bytes that the optimizer moves in each gradient step."""
-        return Traffic()
-
-    def _optimizer_traffic(self, workload: Workload) -> Traffic:
-        """Return the bytes that the optimizer moves in an iteration."""
-        step = self.step_traffic(workload)
-        num_steps = workload.num_gradient_steps
-        return Traffic(num_steps * step.h2d_bytes, num_steps * step.d2h_bytes)
+        Args:
+            model: Its parameters are (L, ...), on the device.
+            placement: Copies between device and host, and counts the bytes.
+            eps: Added to the root of Adam's second moment.
+            separate_grad_clip: Clip actor and critic each by its own gradient norm.
+        """
 
 
 def clip_groups(model: ActorCritic, *, separate: bool) -> list[list[Parameter]]:
-    """Return the parameters that share a norm: all, or the actor's and the critic's."""
+    """Return the groups of parameters that share a gradient norm: all, or actor and critic."""
     return list(model.groups().values()) if separate else [list(model.parameters())]

@@ -1,4 +1,4 @@
-"""Everything on the device: the classic, and the fastest where it fits."""
+"""Everything on the device: the usual layout of PPO, and the fastest where it fits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ppo_lab.devices.placement import Placement
-from ppo_lab.memory.base import MemoryStrategy, clip_groups
+from ppo_lab.memory.base import MemoryStrategy, ParameterCost, clip_groups
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer
 
@@ -15,14 +15,15 @@ __all__ = ["CoResident", "SharedTrunk"]
 
 @dataclass(kw_only=True)
 class CoResident(MemoryStrategy):
-    """Two networks, their gradients and their Adam state side by side: 16 B per parameter."""
+    """Two networks with their gradients and Adam state, all on the device."""
 
     name: ClassVar[str] = "co_resident"
+    cost: ClassVar[ParameterCost] = ParameterCost(device=4)  # weight, gradient, two moments
 
     def build_optimizer(
         self,
         model: ActorCritic,
-        placement: Placement,  # noqa: ARG002 - nothing moves
+        placement: Placement,  # noqa: ARG002 - nothing is copied
         *,
         eps: float,
         separate_grad_clip: bool,
@@ -33,7 +34,7 @@ class CoResident(MemoryStrategy):
 
 @dataclass(kw_only=True)
 class SharedTrunk(CoResident):
-    """Adam on the device as with ``co_resident``; the two losses meet in the trunk's gradient."""
+    """One trunk with two heads on the device; both losses add to the trunk's gradient."""
 
     name: ClassVar[str] = "shared_trunk"
     shares_trunk: ClassVar[bool] = True

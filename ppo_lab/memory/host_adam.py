@@ -1,22 +1,22 @@
-"""Adam whose moments and arithmetic stay on the host, its copies beside the device's work.
+"""Adam whose state and arithmetic are on the host; its copies overlap the device's work.
 
-On CUDA there are three queues: the compute stream, and one stream for each direction of the bus,
-made once. A step in time:
+On CUDA there are three queues: the compute stream, and one stream for each direction of the bus.
+One gradient step in time:
 
     compute   backward ........ norms, clip |                         | waits for the last weights
     down          gradient by gradient .... |
     host                                    | step 1 | step 2 | ... |
     up                                               | weights 1 | weights 2 | ...
 
-What may not be overwritten while it is read, and what sees to it:
-- a gradient on the device: the host waits for its copy's event before it steps that parameter, and
-  gradients are freed only after the step;
-- a gradient on the host: it is read by the host's own step, which returns before the next backward
+How every buffer is protected from being overwritten while it is read:
+- a gradient on the device: the host waits for the event of its copy before it steps the parameter,
+  and gradients are freed only after the step;
+- a gradient on the host: only the host's own step reads it, which returns before the next backward
   pass can send another;
 - weights on the device: the norms need the whole backward pass and the host waits for them, so
   nothing on the compute stream reads weights when the first copy up begins, and the compute stream
-  waits for the last;
-- weights on the host: the next step waits for norms that the compute stream computes after it
+  waits for the last one;
+- weights on the host: the next step waits for norms that the compute stream computes after it has
   waited for the last copy up.
 """
 
@@ -39,88 +39,96 @@ _CHUNK_SIZE = 1 << 20
 so a twentieth is lost; smaller chunks would start the first copy up earlier, at a higher price."""
 
 
-class _HostParameter:
-    """One parameter's weights, gradient and Adam state on the host."""
-
-    def __init__(self, parameter: Parameter, placement: Placement, *, pin_memory: bool) -> None:
-        weights = parameter.detach()
-        self.weights = placement.empty_host_like(weights, pin=pin_memory)
-        placement.move(weights, Place.host, out=self.weights)
-        self.gradient = placement.empty_host_like(weights, pin=pin_memory)
-        # Moments never cross the bus, so they need no pinned memory.
-        self.exp_avg = placement.empty_host_like(weights, pin=False).zero_()
-        self.exp_avg_sq = placement.empty_host_like(weights, pin=False).zero_()
-        self.num_steps = placement.empty_host(dtype=torch.float32, pin=False).zero_()
-        self.has_gradient = False
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint holds."""
-        return {
-            "weights": self.weights,
-            "exp_avg": self.exp_avg,
-            "exp_avg_sq": self.exp_avg_sq,
-            "step": self.num_steps,
-        }
-
-
 class _Copies:
-    """Sends gradients down and weights up, in the order of the program."""
+    """Copies of gradients to the host and of weights to the device, in program order."""
 
     def __init__(self, placement: Placement) -> None:
         self._placement = placement
 
-    def send_down(self, gradient: Tensor, to: _HostParameter) -> None:
+    def send_down(self, gradient: Tensor, host: _HostParameter) -> None:
         """Copy a gradient to the host."""
-        self._placement.move(gradient, Place.host, out=to.gradient)
+        self._placement.move(gradient, Place.host, out=host.gradient)
 
     def wait_for(self, host: _HostParameter) -> None:
-        """Return when the gradient has arrived."""
+        """Block the host until the gradient has arrived."""
 
-    def send_up(self, host: _HostParameter, to: Parameter) -> None:
+    def send_up(self, host: _HostParameter, parameter: Parameter) -> None:
         """Copy the new weights to the device."""
-        self._placement.move(host.weights, Place.device, out=to.data)
+        self._placement.move(host.weights, Place.device, out=parameter.data)
 
     def join(self) -> None:
-        """Let what is computed from here on see the new weights."""
+        """Make later computations see the new weights."""
 
 
 class _StreamedCopies(_Copies):
-    """The same on two streams beside the compute stream; see the module for what waits for what."""
+    """The same copies on two CUDA streams beside the compute stream; see the module."""
 
     def __init__(self, placement: Placement) -> None:
         super().__init__(placement)
         self._device = placement.device
-        # Made once: blocks that new streams have used are never given back to old ones.
+        # Created once: the allocator never gives blocks of one stream to another.
         self._down, self._up = (torch.cuda.Stream(self._device) for _ in range(2))
-        self._arrivals: dict[_HostParameter, torch.cuda.Event] = {}
 
-    def send_down(self, gradient: Tensor, to: _HostParameter) -> None:
-        """Copy when the compute stream has finished the gradient."""
+    def send_down(self, gradient: Tensor, host: _HostParameter) -> None:
+        """Copy as soon as the compute stream has finished the gradient."""
         self._down.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._down):
-            self._placement.move(gradient, Place.host, out=to.gradient, non_blocking=True)
-        self._arrivals.setdefault(to, torch.cuda.Event()).record(self._down)
+            self._placement.move(gradient, Place.host, out=host.gradient, non_blocking=True)
+        host.arrival = host.arrival or torch.cuda.Event()
+        host.arrival.record(self._down)
 
     def wait_for(self, host: _HostParameter) -> None:
-        """Make the host wait."""
-        self._arrivals[host].synchronize()
+        """Block the host until the copy has ended."""
+        assert host.arrival is not None
+        host.arrival.synchronize()
 
-    def send_up(self, host: _HostParameter, to: Parameter) -> None:
+    def send_up(self, host: _HostParameter, parameter: Parameter) -> None:
         """Copy while the host steps the next chunk."""
         with torch.cuda.stream(self._up):
-            self._placement.move(host.weights, Place.device, out=to.data, non_blocking=True)
+            self._placement.move(host.weights, Place.device, out=parameter.data, non_blocking=True)
 
     def join(self) -> None:
-        """Make the compute stream wait."""
+        """Make the compute stream wait for the last copy up."""
         torch.cuda.current_stream(self._device).wait_stream(self._up)
+
+
+class _HostParameter:
+    """One parameter's weights, gradient and Adam state on the host.
+
+    It does not refer to the parameter, whose hook refers to it: a cycle would keep the memory of a
+    finished run until the garbage collector's next round.
+    """
+
+    def __init__(
+        self, parameter: Parameter, placement: Placement, copies: _Copies, *, pin: bool
+    ) -> None:
+        weights = parameter.detach()
+        self.weights = placement.empty_host_like(weights, pin=pin)
+        placement.move(weights, Place.host, out=self.weights)
+        self.gradient = placement.empty_host_like(weights, pin=pin)
+        # Moments are never copied, so they need no pinned memory.
+        self.exp_avg = placement.empty_host_like(weights, pin=False).zero_()
+        self.exp_avg_sq = placement.empty_host_like(weights, pin=False).zero_()
+        self.num_steps = placement.empty_host(dtype=torch.float32, pin=False).zero_()
+        self.expects_gradient = self.has_gradient = False
+        self.arrival: torch.cuda.Event | None = None  # of the gradient, on CUDA
+        self._copies = copies
+        parameter.register_post_accumulate_grad_hook(self._on_gradient)
+
+    def _on_gradient(self, parameter: Tensor) -> None:
+        """Copy the gradient that the backward pass has just added to, if it is complete."""
+        if self.expects_gradient:
+            assert parameter.grad is not None
+            self._copies.send_down(parameter.grad, self)
+            self.has_gradient = True
 
 
 class HostAdam(LaneOptimizer):
     """torch's fused AdamW (weight decay 0) over host copies of the device's parameters; one lane.
 
-    The fused kernel takes ``grad_scale`` and ``found_inf``, the contract that
-    ``torch.amp.GradScaler`` uses: gradients are divided by the first, and a nonzero second skips
-    the step, moments and step count included.
+    The fused kernel takes ``grad_scale`` and ``found_inf``, meant for ``torch.amp.GradScaler``:
+    gradients are divided by the first, and a nonzero second skips the step, moments and step count
+    included.
     """
 
     def __init__(
@@ -130,20 +138,18 @@ class HostAdam(LaneOptimizer):
         eps: float,
         pin_memory: bool,
     ) -> None:
-        """Copy groups of parameters (1, …), each clipped by its own norm, to the host."""
+        """Copy groups of parameters (1, ...), each clipped by its own norm, to the host."""
         self._groups = [list(group) for group in groups]
         self.num_clip_groups = len(self._groups)
         self.parameters = [parameter for group in self._groups for parameter in group]
         assert self.parameters[0].shape[0] == 1, "host Adam steps one lane"
         self._placement, self._eps = placement, eps
         self._copies = _StreamedCopies(placement) if placement.is_cuda else _Copies(placement)
-        self._expects = _Switch()
-        self._hosts: dict[Parameter, _HostParameter] = {}
-        for parameter in self.parameters:
-            host = _HostParameter(parameter, placement, pin_memory=pin_memory)
-            self._hosts[parameter] = host
-            parameter.register_post_accumulate_grad_hook(_Sender(host, self._copies, self._expects))
-        # The last layers' gradients come first.
+        self._hosts = {
+            parameter: _HostParameter(parameter, placement, self._copies, pin=pin_memory)
+            for parameter in self.parameters
+        }
+        # The backward pass completes the gradients of the last layers first.
         self._chunks = [
             (number, chunk)
             for number, group in enumerate(self._groups)
@@ -151,16 +157,15 @@ class HostAdam(LaneOptimizer):
         ]
 
     def prepare_final_backward(self) -> None:
-        """Let gradients leave as the next backward pass completes them."""
-        self._expects.is_on = True
+        """Copy each gradient to the host as the next backward pass completes it."""
+        for host in self._hosts.values():
+            host.expects_gradient = True
 
     @torch.no_grad()
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
         """See ``LaneOptimizer.step``; the host waits for the backward pass and steps in chunks."""
-        assert all(host.has_gradient for host in self._hosts.values()), (
-            "prepare_final_backward first"
-        )
-        self._expects.is_on = False
+        has_all = all(host.has_gradient for host in self._hosts.values())
+        assert has_all, "prepare_final_backward first"
         norms = torch.stack([_joint_norm(group) for group in self._groups])  # (G, 1)
         is_active = torch.ones_like(lr) if active is None else active.to(lr.dtype)
         scalars = torch.cat((lr, is_active, clip_coefficient(norms, max_grad_norm).flatten()))
@@ -176,11 +181,11 @@ class HostAdam(LaneOptimizer):
     def _step_chunk(
         self, parameters: list[Parameter], lr: Tensor, grad_scale: Tensor, found_inf: Tensor
     ) -> None:
-        """Step some parameters and send their new weights up."""
+        """Step some parameters and copy their new weights to the device."""
         hosts = [self._hosts[parameter] for parameter in parameters]
         for host in hosts:
             self._copies.wait_for(host)
-            host.has_gradient = False
+            host.expects_gradient = host.has_gradient = False
         adamw(
             [host.weights for host in hosts],
             [host.gradient for host in hosts],
@@ -207,40 +212,24 @@ class HostAdam(LaneOptimizer):
         return {
             f"{key}.{i}": value
             for i, host in enumerate(self._hosts.values())
-            for key, value in host.state().items()
+            for key, value in (
+                ("weights", host.weights),
+                ("exp_avg", host.exp_avg),
+                ("exp_avg_sq", host.exp_avg_sq),
+                ("step", host.num_steps),
+            )
         }
 
     def state_parts(self) -> Iterator[tuple[Tensor, Parameter | None]]:
-        """See ``LaneOptimizer.state_parts``: moments and steps, each its parameter's."""
+        """See ``LaneOptimizer.state_parts``: moments and step count of each parameter."""
         for parameter, host in self._hosts.items():
             for tensor in (host.exp_avg, host.exp_avg_sq, host.num_steps):
                 yield tensor, parameter
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the host's state; the device's weights are the model's own to restore."""
+        """Restore the host's state; the weights on the device are restored with the model."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
-
-
-class _Switch:
-    is_on = False
-
-
-class _Sender:
-    """Sends a parameter's gradient when it is complete.
-
-    It does not hold the parameter, which holds it: a cycle would keep a finished run's memory.
-    """
-
-    def __init__(self, host: _HostParameter, copies: _Copies, expects: _Switch) -> None:
-        self._host, self._copies, self._expects = host, copies, expects
-
-    def __call__(self, parameter: Tensor) -> None:
-        """Take the gradient that the backward pass has just added to."""
-        if self._expects.is_on:
-            assert parameter.grad is not None
-            self._copies.send_down(parameter.grad, self._host)
-            self._host.has_gradient = True
 
 
 def _joint_norm(parameters: list[Parameter]) -> Tensor:

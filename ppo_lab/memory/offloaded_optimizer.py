@@ -1,9 +1,10 @@
-"""Adam on the host: the device keeps weights and gradients, the moments never cross the bus.
+"""Adam on the host: weights and gradients on the device, moments and the step in host memory.
 
-Each gradient step sends the gradients down (4 B per parameter in float32) and the new weights up
-(4 B). What torchao's CPUOffloadOptimizer leaves out, gradient clipping, is exact here: norms are
-taken on the device over whole gradients, and the host's fused AdamW divides by the inverse of the
-clip coefficient as it reads them (its ``grad_scale``), so no extra pass over the gradients is made.
+Each gradient step copies the gradients to the host (4 B per parameter in float32) and the new
+weights to the device (4 B); the moments are never copied. Gradient clipping, which torchao's
+CPUOffloadOptimizer leaves out, is exact: the norm is taken on the device over whole gradients, and
+the host's fused AdamW divides the gradients by the inverse of the clip coefficient as it reads them
+(its ``grad_scale``), without another pass over them. The optimizer itself is in ``host_adam.py``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ppo_lab.devices.placement import Place, Placement, Traffic
-from ppo_lab.memory.base import MemoryStrategy, Workload, clip_groups
+from ppo_lab.devices.placement import Place, Placement
+from ppo_lab.memory.base import MemoryStrategy, ParameterCost, clip_groups
 from ppo_lab.memory.host_adam import HostAdam
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.adam import LaneOptimizer
@@ -22,9 +23,14 @@ __all__ = ["OffloadedOptimizer"]
 
 @dataclass(kw_only=True)
 class OffloadedOptimizer(MemoryStrategy):
-    """Two networks on the device, Adam's moments and step in pinned host memory."""
+    """Two networks on the device; Adam's moments and step in host memory."""
 
     name: ClassVar[str] = "offloaded_optimizer"
+    cost: ClassVar[ParameterCost] = ParameterCost(
+        device=2,  # weight, gradient
+        host=4,  # a copy of both, two moments
+        bus_per_step=2,  # gradient to the host, weight to the device
+    )
     optimizer_place: ClassVar[Place] = Place.host
     max_lanes: ClassVar[int | None] = 1
 
@@ -35,12 +41,6 @@ class OffloadedOptimizer(MemoryStrategy):
     def build_optimizer(
         self, model: ActorCritic, placement: Placement, *, eps: float, separate_grad_clip: bool
     ) -> LaneOptimizer:
-        """Return Adam on the host; building it sends the weights down once."""
+        """Return Adam on the host; the weights are copied to the host once."""
         groups = clip_groups(model, separate=separate_grad_clip)
         return HostAdam(*groups, placement=placement, eps=eps, pin_memory=self.pin_memory)
-
-    def step_traffic(self, workload: Workload) -> Traffic:
-        """Return weights up; gradients, lr, on/off switch and clip coefficients down."""
-        num_bytes = workload.num_parameters * workload.element_size
-        num_scalars = 2 + workload.num_clip_groups
-        return Traffic(num_bytes, num_bytes + num_scalars * workload.element_size)

@@ -1,10 +1,10 @@
-"""Actor and critic trained one after the other; Adam's state of the idle one waits in host memory.
+"""Actor and critic trained one after the other; Adam's moments of the idle network on the host.
 
-In an update the actor takes all of its gradient steps, then the critic takes all of its own over
-the same minibatches. The state of the network in training is fetched before and written back after:
-16 B per parameter and iteration in float32 (8 up, 8 down), whatever the number of gradient steps.
-Gradients of both networks never exist together, so each is clipped by its own norm: the arithmetic
-of ``separate_grad_clip=true``, always.
+An update takes all gradient steps of the actor, then all of the critic over the same minibatches.
+The moments of the network in training are copied to the device before and back after: 16 B per
+parameter and iteration in float32 (8 B each way), whatever the number of gradient steps. The
+gradients of the two networks never exist together, so each network is clipped by its own norm: the
+arithmetic of ``separate_grad_clip=true``, always.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ppo_lab.devices.placement import Place, Placement, Traffic
-from ppo_lab.memory.base import MemoryStrategy, Workload
+from ppo_lab.devices.placement import Place, Placement
+from ppo_lab.memory.base import MemoryStrategy, ParameterCost
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer, TrainTarget
 
@@ -30,12 +30,17 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Parked(MemoryStrategy):
-    """Weights of both networks on the device, gradients and Adam's state of one at a time."""
+    """Weights of both networks on the device, gradients and Adam's moments of one at a time."""
 
     name: ClassVar[str] = "parked"
+    cost: ClassVar[ParameterCost] = ParameterCost(
+        device=1,  # weight
+        device_in_training=3,  # gradient, two moments
+        host=2,  # two moments
+        bus_per_iteration=4,  # two moments to the device and back
+    )
     optimizer_place: ClassVar[Place] = Place.host
     max_lanes: ClassVar[int | None] = 1
-    num_passes: ClassVar[int] = 2
     always_clips_separately: ClassVar[bool] = True
 
     pin_memory: bool = True
@@ -45,19 +50,14 @@ class Parked(MemoryStrategy):
     def build_optimizer(
         self, model: ActorCritic, placement: Placement, *, eps: float, separate_grad_clip: bool
     ) -> LaneOptimizer:
-        """Return Adam for two passes; it clips separately in any case."""
+        """Return Adam for two passes; each network is clipped by its own norm."""
         assert separate_grad_clip
         _LOG.info("memory=parked: actor and critic are each clipped by their own gradient's norm")
         return ParkedAdam(model.groups(), placement, eps=eps, pin_memory=self.pin_memory)
 
-    def _optimizer_traffic(self, workload: Workload) -> Traffic:
-        """Return two moments of every parameter up, and down again."""
-        num_bytes = 2 * workload.num_parameters * workload.element_size
-        return Traffic(h2d_bytes=num_bytes, d2h_bytes=num_bytes)
-
 
 class ParkedAdam(LaneOptimizer):
-    """Adam on the device for one network at a time."""
+    """Adam on the device for one network at a time; the other's moments are on the host."""
 
     num_clip_groups = 2
 
@@ -69,7 +69,7 @@ class ParkedAdam(LaneOptimizer):
         eps: float,
         pin_memory: bool,
     ) -> None:
-        """Take the parameters of ``actor`` and ``critic``; their moments begin on the host."""
+        """Take the parameters of ``actor`` and ``critic``; their moments start on the host."""
         self._placement = placement
 
         def zeros(like: Tensor) -> Tensor:
@@ -94,14 +94,14 @@ class ParkedAdam(LaneOptimizer):
             self._write_back(adam, parked)
 
     def _write_back(self, adam: LaneAdam, parked: list[Tensor]) -> None:
-        # A method of its own: a loop's last moment would live on in the suspended generator.
+        # In a method of its own: the suspended generator would keep its loop's last moment alive.
         for moment, place in zip(adam.moments, parked):
             self._placement.move(moment, Place.host, out=place, non_blocking=True)
         adam.moments = parked
 
     @torch.no_grad()
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
-        """See ``LaneOptimizer.step``; the network in training takes it."""
+        """See ``LaneOptimizer.step``; only the network in training is stepped."""
         (norm,) = self._adams[self._training].step(
             lr=lr, max_grad_norm=max_grad_norm, active=active
         )
@@ -110,7 +110,7 @@ class ParkedAdam(LaneOptimizer):
         return norms
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the host's moments and the step counts, by network; waits for copies under way."""
+        """Return the moments and step counts by network, after any copy to the host has ended."""
         if self._placement.is_cuda:
             torch.cuda.current_stream(self._placement.device).synchronize()
         return {
@@ -125,6 +125,6 @@ class ParkedAdam(LaneOptimizer):
             yield from adam.state_parts()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Copy ``state`` in place."""
+        """Copy ``state`` into the existing tensors."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])

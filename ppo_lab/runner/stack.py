@@ -215,8 +215,9 @@ class Stack:
 
     def _is_over_budget(self, entry: RunGroup) -> bool:
         """End an entry whose forecast is above its budget, and return whether it is."""
-        if (reason := over_budget(entry.configs[0])) is None:
+        if (excess := over_budget(entry.configs[0])) is None:
             return False
+        reason = str(excess)
         log.error(reason)
         refused = Running(entry, [], self._runs_of(entry))
         refused.start()

@@ -12,7 +12,7 @@ from ppo_lab.forecast import forecast as forecasting
 from ppo_lab.forecast.categories import Category, MemoryKey
 from ppo_lab.forecast.counting_trainer import CountedTrainer
 from ppo_lab.forecast.dry_run import dry_run
-from ppo_lab.forecast.forecast import cublas_workspace_bytes, forecast
+from ppo_lab.forecast.forecast import cublas_workspace, forecast
 from ppo_lab.memory import STRATEGIES
 from tests.helpers.trainers import config
 
@@ -115,7 +115,7 @@ def test_what_cuda_takes_stands_beside_the_tensors(monkeypatch):
     assert needed.total == needed.allocated + needed.context.num_bytes
     assert needed.context.source
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:2:16:8")  # KiB, for each of two threads
-    assert cublas_workspace_bytes() == 2 * (2 * 4096 + 8 * 16) * 1024
+    assert cublas_workspace().num_bytes == 2 * (2 * 4096 + 8 * 16) * 1024
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -145,8 +145,8 @@ print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 
 
 def test_a_peak_names_its_networks():
-    shares = dry_run(config(*ROLLOUT, "network=medium")).ledger.peak.shares
+    by_key = dry_run(config(*ROLLOUT, "network=medium")).ledger.peak.by_key
     for category in (Category.weights, Category.gradients, Category.optimizer):
-        assert shares[MemoryKey(category, "actor")] > shares[MemoryKey(category, "critic")] > 0
-    trunk = dry_run(config(*ROLLOUT, "network=medium", "memory=shared_trunk")).ledger.peak.shares
+        assert by_key[MemoryKey(category, "actor")] > by_key[MemoryKey(category, "critic")] > 0
+    trunk = dry_run(config(*ROLLOUT, "network=medium", "memory=shared_trunk")).ledger.peak.by_key
     assert trunk[MemoryKey(Category.weights, "trunk")] > trunk[MemoryKey(Category.weights, "actor")]

@@ -77,7 +77,7 @@ def test_a_tensor_has_been_what_it_turned_out_to_be(ledger):
         noise = floats(2)  # the peak: 6 KiB, when the column had no name yet
         del noise
         ledger.mark(Category.rollout, [column])
-    assert ledger.peak.shares == {
+    assert ledger.peak.by_key == {
         MemoryKey(Category.rollout): 4 * KIB,
         MemoryKey(Category.workspace): 2048,
     }
@@ -90,7 +90,7 @@ def test_one_storage_is_shared_out_by_the_bytes_of_its_views(ledger):
         bucket = torch.zeros(300)  # 1200 bytes, 1536 rounded
         actor, critic = bucket.split([100, 200])
         ledger.mark_shared(Category.weights, [(actor, "actor"), (critic, "critic")])
-    assert ledger.shares_now() == {
+    assert ledger.by_key_now() == {
         MemoryKey(Category.weights, "actor"): 400,
         MemoryKey(Category.weights, "critic"): 1136,
     }
@@ -111,11 +111,11 @@ def test_a_training_step_is_weights_gradients_and_activations(ledger):
             (rows @ weight).tanh().sum().backward()
     peak = ledger.peak
     assert (peak.phase, peak.doing) == ("update", "backward (mm)")
-    assert peak.shares[MemoryKey(Category.weights, "actor")] == 256 * KIB
-    assert peak.shares[MemoryKey(Category.gradients, "actor")] == 256 * KIB
-    assert peak.shares[MemoryKey(Category.workspace)] == 16 * KIB  # the rows
+    assert peak.by_key[MemoryKey(Category.weights, "actor")] == 256 * KIB
+    assert peak.by_key[MemoryKey(Category.gradients, "actor")] == 256 * KIB
+    assert peak.by_key[MemoryKey(Category.workspace)] == 16 * KIB  # the rows
     # tanh's gradient; the sum and its gradient are gone or one number; its result is freed first
-    assert 16 * KIB <= peak.shares[MemoryKey(Category.activations)] <= 17 * KIB
+    assert 16 * KIB <= peak.by_key[MemoryKey(Category.activations)] <= 17 * KIB
     weight.grad = None
     assert ledger.now == 256 * KIB + 16 * KIB
 
@@ -127,13 +127,13 @@ def test_activations_made_inside_a_module_belong_to_its_network(ledger):
     with ledger, ledger.phase("update"):
         values = layer(rows)
         own = values * 2.0
-    assert ledger.shares_now()[MemoryKey(Category.activations, "critic")] == 16 * KIB
-    assert ledger.shares_now()[MemoryKey(Category.activations)] == 16 * KIB
+    assert ledger.by_key_now()[MemoryKey(Category.activations, "critic")] == 16 * KIB
+    assert ledger.by_key_now()[MemoryKey(Category.activations)] == 16 * KIB
     for remove in removers:
         remove()
     with ledger, ledger.phase("update"):
         again = layer(rows)
-    assert ledger.shares_now()[MemoryKey(Category.activations)] == 32 * KIB
+    assert ledger.by_key_now()[MemoryKey(Category.activations)] == 32 * KIB
     del values, own, again
 
 
@@ -142,7 +142,7 @@ def test_what_is_computed_without_gradients_is_workspace(ledger):
     with ledger, ledger.phase("rollout"), torch.no_grad():
         values = layer(torch.zeros(16, 256))
     # addmm returns 16 KiB; the weight, 256 KiB, is known from its transpose; the rows are gone
-    assert ledger.shares_now() == {MemoryKey(Category.workspace): (256 + 16) * KIB}
+    assert ledger.by_key_now() == {MemoryKey(Category.workspace): (256 + 16) * KIB}
     assert ledger.peak.doing == "(addmm)"
     del values
 

@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 
+from ppo_lab.forecast import forecast as forecasting
 from ppo_lab.forecast import summary as memory_summary
 from ppo_lab.forecast.budget import Change
 from ppo_lab.forecast.forecast import forecast
@@ -115,7 +116,7 @@ def test_a_run_that_cannot_be_forecast_is_told_of_all_the_same(full, tmp_path, m
     def refuse(config):
         raise NotImplementedError("an operation without a shape")
 
-    monkeypatch.setattr(memory_summary, "forecast", refuse)
+    monkeypatch.setattr(forecasting, "forecast", refuse)
     full("update")
     assert run(tmp_path / "a")["reason"] == "the device is out of memory in update"
 
