@@ -25,14 +25,14 @@ from omegaconf import OmegaConf
 from ppo_lab.config.run import Config
 from ppo_lab.config.study import STORAGE_VARIABLE
 from ppo_lab.forecast.budget import resolve_memory
-from ppo_lab.runner.entry import GroupView, RunGroup
-from ppo_lab.runner.run import RunOutput, run_stack
+from ppo_lab.runner.group import GroupView, RunGroup
+from ppo_lab.runner.run import RunOutput, run_group
 from ppo_lab.tracking import Terminal
 from ppo_lab.utils.json_files import atomic_write
 from ppo_lab.workers.base import Decision, Task, TrialProgress, TrialReport
 from ppo_lab.workers.result import Result, worst_status
 
-__all__ = ["TrialEntry", "become_child", "log_to", "run_trial", "trial_main", "without_terminal"]
+__all__ = ["become_child", "log_to", "run_trial", "trial_group", "trial_main", "without_terminal"]
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +69,13 @@ def run_trial(task: Task, connection: Connection) -> Result:
         reporter.begin(lanes)
         configs = [seeds[lane] for lane in lanes]
         destinations = [_destination(task, config) for config in configs]
-        summaries += run_stack(
-            configs,
-            destinations,
-            reporter.after_iteration,
-            is_forecast=task.is_forecast,
-            planned_steps=task.planned_steps,
+        summaries += run_group(
+            RunGroup(
+                configs,
+                destinations,
+                should_stop=reporter.after_iteration,
+                planned_steps=task.planned_steps,
+            )
         )
         if worst_status(summaries)[0] != "finished":
             break
@@ -88,34 +89,31 @@ def _write_result(task: Task, summaries: list[dict[str, Any]]) -> Result:
     return result
 
 
-class TrialEntry(RunGroup):
-    """A trial's seeds as lanes of a stack that it shares with others."""
+def trial_group(task: Task, connection: TrialConnection, on_end: Callable[[], None]) -> RunGroup:
+    """Return a trial's seeds as a group for a shared stack, with a folder for each seed.
 
-    def __init__(self, task: Task, connection: TrialConnection, on_end: Callable[[], None]) -> None:
-        """Make a folder for each seed; ``on_end`` is called once the result is written."""
-        configs = [without_terminal(config) for config in task.configs]
-        destinations = [_destination(task, config) for config in configs]
-        super().__init__(
-            configs,
-            destinations,
-            is_forecast=task.is_forecast,
-            planned_steps=task.planned_steps,
-        )
-        self._task, self._on_end = task, on_end
-        # A stack does not wait: a verdict that comes later is taken later.
-        self._reporter = _Reporter(task, connection, verdict_wait_s=0.0)
+    ``on_end`` is called once the result is written.
+    """
+    configs = [without_terminal(config) for config in task.configs]
+    # A stack does not wait: a verdict that comes later is taken later.
+    reporter = _Reporter(task, connection, verdict_wait_s=0.0)
 
-    def should_stop(self, standing: GroupView) -> str | None:
-        """See ``RunGroup``: the parent's verdict, or a seed that diverged."""
-        if standing.iteration == 1:
-            self._reporter.begin(range(len(self.configs)))
-        return self._reporter.after_iteration(standing)
+    def should_stop(view: GroupView) -> str | None:
+        if view.iteration == 1:
+            reporter.begin(range(len(configs)))
+        return reporter.after_iteration(view)
 
-    def finish(self, summaries: list[dict[str, Any]]) -> None:
-        """See ``RunGroup``."""
-        super().finish(summaries)
-        _write_result(self._task, summaries)
-        self._on_end()
+    def on_finish(summaries: list[dict[str, Any]]) -> None:
+        _write_result(task, summaries)
+        on_end()
+
+    return RunGroup(
+        configs,
+        [_destination(task, config) for config in configs],
+        should_stop=should_stop,
+        on_finish=on_finish,
+        planned_steps=task.planned_steps,
+    )
 
 
 def _stacks(configs: Sequence[Config]) -> Iterator[range]:
@@ -140,7 +138,7 @@ def _destination(task: Task, config: Config) -> RunOutput:
     atomic_write(folder / ".hydra" / "config.yaml", text.encode())
     atomic_write(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides).encode())
     run_id = f"{task.run_id}-s{config.seed}" if task.run_id else None
-    return RunOutput(folder, overrides, task.group, task.notes, run_id, job_type="trial")
+    return RunOutput(folder, overrides, task.group, task.notes, run_id, "trial", task.is_forecast)
 
 
 class TrialConnection(Protocol):
@@ -181,7 +179,7 @@ class _Reporter:
     def after_iteration(self, standing: GroupView) -> str | None:
         """Report what has become due; return the reason to stop, if there is one."""
         for lane, seed in enumerate(self._lanes):
-            if (number := standing.diverged(lane)) is not None:
+            if (number := standing.history(lane).diverged) is not None:
                 return f"{number} (seed {standing.config(lane).seed})"
             history = standing.history(lane)
             self._latest[seed] = history.final_return

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
-from ppo_lab.runner.entry import RunGroup
+from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.run_record import RunOutput
 from ppo_lab.runner.stack import Stack
 from ppo_lab.workers.base import (
@@ -28,7 +27,7 @@ from ppo_lab.workers.base import (
     TrialProgress,
     TrialReport,
 )
-from ppo_lab.workers.trial import TrialEntry, become_child, log_to, without_terminal
+from ppo_lab.workers.trial import become_child, log_to, trial_group, without_terminal
 
 __all__ = ["WorkerMessage", "stop_order", "worker_main"]
 
@@ -79,7 +78,7 @@ class _Worker:
                 self._stack.step()
         finally:
             self._stack.close()
-            share = self._stack.occupancy.busy_frac
+            share = self._stack.utilization.busy_frac
             log.info("%.1f %% of the lanes were busy until the last run began", 100.0 * share)
 
     def _read(self) -> bool:
@@ -105,7 +104,9 @@ class _Worker:
 
     def _expects_more(self) -> bool:
         """Return whether a lane may stay free that the parent has something for."""
-        return self._stack.num_wanted < self._stack.num_free and self._stack.num_more != 0
+        return (
+            self._stack.queue.num_wanted < self._stack.num_free and self._stack.queue.num_more != 0
+        )
 
     def _take(self, message: Task | GridJob | WorkerMessage) -> None:
         if not isinstance(message, WorkerMessage):
@@ -132,12 +133,12 @@ class _Worker:
 
         mail = self._mail[number] = _Mail(number, self._connection)
         entry = (
-            TrialEntry(task, mail, on_end) if isinstance(task, Task) else _JobEntry(task, on_end)
+            trial_group(task, mail, on_end) if isinstance(task, Task) else _job_group(task, on_end)
         )
         self._entries[number] = entry
         if isinstance(task, GridJob):
-            self._stack.num_more = task.num_left
-        self._stack.put(entry)
+            self._stack.queue.num_more = task.num_left
+        self._stack.queue.put(entry)
 
     def _end(self, number: int) -> None:
         entry = self._entries.pop(number)
@@ -147,17 +148,14 @@ class _Worker:
         self._connection.send(Exited(number, 0))
 
 
-class _JobEntry(RunGroup):
-    """A grid's job as a lane of a stack that it shares with others."""
-
-    def __init__(self, job: GridJob, on_end: Callable[[], None]) -> None:
-        to = RunOutput(job.folder, job.overrides, job.group)
-        super().__init__([without_terminal(job.config)], [to], planned_steps=job.planned_steps)
-        self._on_end = on_end
-
-    def finish(self, summaries: list[dict[str, Any]]) -> None:
-        super().finish(summaries)
-        self._on_end()
+def _job_group(job: GridJob, on_end: Callable[[], None]) -> RunGroup:
+    """Return a grid's job as a group of one for a shared stack."""
+    return RunGroup(
+        [without_terminal(job.config)],
+        [RunOutput(job.folder, job.overrides, job.group)],
+        on_finish=lambda _: on_end(),
+        planned_steps=job.planned_steps,
+    )
 
 
 class _Mail:

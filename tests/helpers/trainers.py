@@ -12,6 +12,7 @@ from ppo_lab.config.run import Config
 from ppo_lab.ppo.adam import LaneOptimizer
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import RolloutRows, lane_rows
+from ppo_lab.training.scores import History
 from ppo_lab.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -34,6 +35,14 @@ def config(*overrides: str) -> Config:
 def lanes_of(base: Config, *changes: dict) -> list[Config]:
     """Return ``base`` once per dictionary of changed keys, each checked anew."""
     return [dataclasses.replace(base, **change) for change in changes]
+
+
+def train_to_end(trainer: Trainer) -> list[History]:
+    """Train until every lane has ended, as the runner does, and return the lanes' histories."""
+    while trainer.retire_ended():
+        trainer.iterate()
+    trainer.meters.close()
+    return [trainer.history(lane) for lane in range(len(trainer.configs))]
 
 
 def record_rows(trainer: Trainer) -> RolloutRows:

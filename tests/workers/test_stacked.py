@@ -20,7 +20,7 @@ from ppo_lab.workers.base import Decision, Task, TrialReport
 from ppo_lab.workers.result import read_result
 from ppo_lab.workers.slots import choose_lanes
 from ppo_lab.workers.stacked import StackedExecutor
-from ppo_lab.workers.trial import TrialEntry
+from ppo_lab.workers.trial import trial_group
 from tests.helpers.studies import left_by, plan_of, started, trials_of
 
 STACKED = "study.executor=stacked"
@@ -162,7 +162,7 @@ def test_a_trial_whose_stack_failed_runs_again_and_reports_no_mark_twice(
     for number, pipe in enumerate(pipes):
         # Iterations of 256 steps: the stack fails between the two marks.
         task = task_of(plan, tmp_path, number, marks=(500, 1500))
-        stack.put(TrialEntry(task, pipe, lambda number=number: ended.append(number)))
+        stack.queue.put(trial_group(task, pipe, lambda number=number: ended.append(number)))
     while stack.has_work:
         stack.step()
     stack.close()
