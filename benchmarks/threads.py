@@ -67,7 +67,7 @@ def measure(name: str, num_threads: int) -> Speed:
     from ppo_lab.config.compose import check_jobs, register
     from ppo_lab.tracking import Record
     from ppo_lab.training.precision import configure_torch
-from ppo_lab.training.trainer import Trainer
+    from ppo_lab.training.trainer import Trainer
 
     register()
     size = _SIZES[name]
