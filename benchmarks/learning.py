@@ -192,7 +192,7 @@ def halfcheetah(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     theirs = [sb3.train(config) for config in configs]
     curves: dict[str, list[Curve]] = {
-        "ppo_lab": [(lane.steps, lane.history.returns) for lane in trained.lanes],
+        "ppo_lab": [(lane.steps, lane.returns) for lane in trained.lanes],
         "Stable-Baselines3": [(run.steps, run.returns) for run in theirs],
     }
     if options.write:
