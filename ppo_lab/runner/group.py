@@ -97,10 +97,6 @@ class RunGroup:
         for recorder in self.recorders:
             recorder.start()
 
-    def has_ended(self, trainer: Trainer) -> bool:
-        """Return whether all runs have used up their steps or diverged."""
-        return all(map(trainer.has_ended, self.lanes))
-
     def measure(self, trainer: Trainer, busy_frac: float, *, has_failed: bool = False) -> None:
         """Add measurements to the summaries, and the phase that failed.
 
@@ -109,9 +105,7 @@ class RunGroup:
         for lane, recorder in zip(self.lanes, self.recorders):
             if has_failed:
                 recorder.summary["stopped_in"] = trainer.meters.running_phase or "record"
-            recorder.measure(trainer, lane)
-            if "stack" in recorder.summary:
-                recorder.summary["stack"]["busy_frac"] = busy_frac
+            recorder.measure(trainer, lane, busy_frac)
 
     def conclude(self, trainer: Trainer, stopped: str | None) -> None:
         """Save every policy and set every status; ``stopped`` is the reason if pruned."""

@@ -102,9 +102,11 @@ class RunRecorder:
         """Note the stack's progress before this run."""
         self._begin = _Begin(trainer.elapsed_s, trainer.num_live_steps, trainer.phase_seconds())
 
-    def measure(self, trainer: Trainer, lane: int) -> None:
-        """Add the measurements of the run and its stack so far."""
+    def measure(self, trainer: Trainer, lane: int, busy_frac: float) -> None:
+        """Add measurements; ``busy_frac`` is the share of the stack's lanes that trained."""
         self.summary.update(_measured(self.config, trainer, lane, self._begin))
+        if (num_lanes := len(trainer.configs)) > 1:
+            self.summary["stack"] = {"num_lanes": num_lanes, "lane": lane, "busy_frac": busy_frac}
         self.summary["memory"] |= memory_section(trainer)
 
     def clear(self) -> None:
@@ -182,8 +184,6 @@ def _measured(config: Config, trainer: Trainer, lane: int, begin: _Begin) -> dic
         "time": {f"{name}_s": s - begin.phase_seconds.get(name, 0.0) for name, s in phases_s},
         "env_steps_per_s": (trainer.num_live_steps - begin.num_live_steps) / max(elapsed_s, 1e-9),
     }
-    if len(trainer.configs) > 1:
-        measured["stack"] = {"num_lanes": len(trainer.configs), "lane": lane}
     if trainer.placement.is_cuda or config.is_profiled:
         measured |= device_section(trainer)
     return measured

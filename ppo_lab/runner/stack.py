@@ -195,7 +195,7 @@ class Stack:
         """Finish a group that has a reason to stop or whose runs have all ended."""
         view = GroupView(trainer, group.lanes)
         reason = group.should_stop(view) if group.should_stop else None
-        if reason is None and not group.has_ended(trainer):
+        if reason is None and not all(map(trainer.has_ended, group.lanes)):
             return
         group.conclude(trainer, reason)
         group.measure(trainer, self.utilization.busy_frac)
