@@ -23,6 +23,7 @@ TWENTY_STEPS = ("num_epochs=5", "num_minibatches=4")
 PENDULUM = ("env=pendulum", "num_steps=64", "num_envs=4", *TWENTY_STEPS)
 
 register()
+torch.set_num_threads(1)  # as the runner does for networks of this size
 
 
 @functools.cache
