@@ -120,11 +120,14 @@ def test_a_number_that_must_be_finite_and_is_not_is_noted_by_name(part, field, n
     bad = dataclasses.replace(tensors, **{part: whole._replace(**{field: spoilt})})
     recorder = recorder_of(trainer)
     recorder.records(tensors, iterations={0: 1, 1: 1}, shared={})
-    assert recorder.diverged == [None, None]
+    assert [each.diverged for each in recorder.histories] == [None, None]
     recorder.records(bad, iterations={0: 2, 1: 2}, shared={})
-    assert recorder.diverged == [None, f"{name} is {value}"]
+    assert [each.diverged for each in recorder.histories] == [None, f"{name} is {value}"]
     recorder.records(tensors, iterations={0: 3, 1: 3}, shared={})
-    assert recorder.diverged == [None, f"{name} is {value}"]  # the first stays
+    assert [each.diverged for each in recorder.histories] == [
+        None,
+        f"{name} is {value}",
+    ]  # the first stays
 
 
 def test_a_constant_critics_undefined_explained_variance_is_no_divergence():
@@ -134,7 +137,7 @@ def test_a_constant_critics_undefined_explained_variance_is_no_divergence():
     tensors = dataclasses.replace(tensors, after=after)
     recorder = recorder_of(trainer)
     recorder.records(tensors, iterations={0: 1}, shared={})
-    assert recorder.diverged == [None]
+    assert [each.diverged for each in recorder.histories] == [None]
 
 
 def test_a_diverged_lane_gets_no_more_records_and_the_others_go_on_as_without_it():
