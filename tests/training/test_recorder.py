@@ -123,11 +123,11 @@ def test_a_number_that_must_be_finite_and_is_not_is_noted_by_name(part, field, n
     assert [each.diverged for each in recorder.histories] == [None, None]
     recorder.records(bad, iterations={0: 2, 1: 2}, shared={})
     assert [each.diverged for each in recorder.histories] == [None, f"{name} is {value}"]
-    recorder.records(tensors, iterations={0: 3, 1: 3}, shared={})
+    recorder.records(tensors, iterations={0: 3, 1: 3}, shared={})  # the first reason stays
     assert [each.diverged for each in recorder.histories] == [
         None,
         f"{name} is {value}",
-    ]  # the first stays
+    ]
 
 
 def test_a_constant_critics_undefined_explained_variance_is_no_divergence():
