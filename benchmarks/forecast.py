@@ -20,7 +20,7 @@ from benchmarks.result_page import publish, table
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import over_budget
-from ppo_lab.forecast.counting_trainer import CountedTrainer
+from ppo_lab.forecast.counting import counted_trainer, ledger_of
 from ppo_lab.forecast.dry_run import dry_run
 from ppo_lab.forecast.forecast import forecast
 from ppo_lab.memory import STRATEGIES
@@ -99,14 +99,16 @@ def sizes() -> str:
 
 def _differences(config: Config) -> Iterator[int]:
     """Yield |counted - forecast| bytes of every category and network of every phase, and more."""
-    dry, trainer = dry_run(config), CountedTrainer([config])
+    dry, trainer = dry_run(config), counted_trainer([config])
     startup = dataclasses.replace(trainer.placement.traffic)
     trainer.iterate()
+    ledger = ledger_of(trainer)
+    assert ledger is not None
     for phase, planned in dry.ledger.phase_peaks.items():
-        counted = trainer.ledger.phase_peaks[phase]
+        counted = ledger.phase_peaks[phase]
         for key in planned.by_key.keys() | counted.by_key.keys():
             yield abs(planned.by_key.get(key, 0) - counted.by_key.get(key, 0))
-    yield abs(dry.ledger.host_peak.total - trainer.ledger.host_peak.total)
+    yield abs(dry.ledger.host_peak.total - ledger.host_peak.total)
     moved = trainer.placement.traffic.since(startup)
     yield abs(moved.h2d_bytes - dry.bus.iteration.h2d_bytes)
     yield abs(moved.d2h_bytes - dry.bus.iteration.d2h_bytes)

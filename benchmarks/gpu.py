@@ -41,6 +41,7 @@ from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.devices.pcie import DeviceWindow
 from ppo_lab.devices.trace import DeviceUse
 from ppo_lab.networks.mlp import MlpConfig
+from ppo_lab.training.precision import configure_torch
 from ppo_lab.training.trainer import Trainer
 
 _SETTINGS = [
@@ -170,6 +171,7 @@ def build(case: Case, variant: str, words: Sequence[str]) -> Trainer:
     (job,) = check_jobs(words, is_multirun=False, config_dir=None, config_name=None)
     base = dataclasses.replace(job.config, compile=_VARIANTS[variant])
     configs = [dataclasses.replace(base, seed=1 + lane) for lane in range(case.num_lanes)]
+    configure_torch(base)
     trainer = (Trainer if base.torch_device.type == "cuda" else HostTrainer)(configs)
     for _ in range(_NUM_WARM_UP):
         trainer.iterate()

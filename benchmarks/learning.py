@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from benchmarks.result_page import RESULTS_DIR, publish, table
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
-from ppo_lab.training.trainer import LaneResult, Trainer
+from ppo_lab.training.precision import configure_torch
+from ppo_lab.training.scores import History
+from ppo_lab.training.trainer import Trainer
 
 _TINY_CARTPOLE = ["env=cartpole", "network=tiny"]  # 8 x 128, 4 minibatches, 10 epochs, lr 1e-3
 _CLEANRL_CARTPOLE = [
@@ -55,13 +57,13 @@ class Trained:
     """One setting's seeds after training."""
 
     configs: list[Config]
-    lanes: list[LaneResult]
+    lanes: list[History]
     wall_s: float
 
     @property
     def final_returns(self) -> list[float]:
         """Each seed's final return."""
-        returns = [lane.history.final_return for lane in self.lanes]
+        returns = [lane.final_return for lane in self.lanes]
         assert all(value is not None for value in returns)
         return [value for value in returns if value is not None]
 
@@ -77,9 +79,12 @@ def compose(overrides: Sequence[str], *, num_seeds: int, total_steps: int) -> li
 def train(configs: list[Config]) -> Trained:
     """Train ``configs`` as lanes of one stack."""
     begin_s = time.perf_counter()
+    configure_torch(configs[0])
     trainer = Trainer(configs)
-    lanes = trainer.run()
-    trainer.env.close()
+    while trainer.retire_ended():
+        trainer.iterate()
+    lanes = [trainer.history(lane) for lane in range(len(configs))]
+    trainer.close()
     return Trained(configs, lanes, time.perf_counter() - begin_s)
 
 
@@ -187,7 +192,7 @@ def halfcheetah(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     theirs = [sb3.train(config) for config in configs]
     curves: dict[str, list[Curve]] = {
-        "ppo_lab": [(lane.history.steps, lane.history.returns) for lane in trained.lanes],
+        "ppo_lab": [(lane.steps, lane.returns) for lane in trained.lanes],
         "Stable-Baselines3": [(run.steps, run.returns) for run in theirs],
     }
     if options.write:

@@ -19,9 +19,10 @@ from benchmarks.result_page import table
 from ppo_lab.config.compose import check_jobs
 from ppo_lab.config.run import Config
 from ppo_lab.devices.pcie import BusLimit
-from ppo_lab.forecast.counting_trainer import CountedTrainer
+from ppo_lab.forecast.counting import counted_trainer
 from ppo_lab.ppo.rollout import lane_rows
 from ppo_lab.tracking import Record
+from ppo_lab.training.precision import configure_torch
 from ppo_lab.training.trainer import Trainer
 
 __all__ = ["Bound", "Point", "host_step_s", "measure", "points_table"]
@@ -155,7 +156,11 @@ def _config(overrides: Sequence[str]) -> Config:
 def _run(config: Config) -> tuple[float, dict[str, float]]:
     """Train, and return the seconds of a steady gradient step and the profiled record's metrics."""
     records: list[Record] = []
-    CountedTrainer([config], lambda _, record: records.append(record)).run()
+    configure_torch(config)
+    trainer = counted_trainer([config], lambda _, record: records.append(record))
+    while trainer.retire_ended():
+        trainer.iterate()
+    trainer.close()
     steady_s = records[_STEADY - 1].metrics["time/update_s"]
     windows = [r.metrics for r in records if "perf/exposed_copy_frac" in r.metrics]
     num_steps = config.num_epochs * config.num_minibatches
@@ -164,6 +169,7 @@ def _run(config: Config) -> tuple[float, dict[str, float]]:
 
 def _compute_s(config: Config) -> tuple[float, int]:
     """Return the seconds of forward and backward passes alone, and the number of parameters."""
+    configure_torch(config)
     trainer = Trainer([config])
 
     def stand_still(*, lr: Tensor, **_: Tensor | None) -> Tensor:

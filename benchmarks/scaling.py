@@ -64,6 +64,7 @@ def measure(point: Point, mode: str) -> float:
     import torch
 
     from ppo_lab.config.compose import check_jobs, register
+    from ppo_lab.training.precision import configure_torch
     from ppo_lab.training.trainer import Trainer
 
     torch.set_num_threads(1)
@@ -72,6 +73,7 @@ def measure(point: Point, mode: str) -> float:
     overrides = [*SETTINGS, *sizes, "env.backend=torch", _MODES[mode], "total_steps=1_000_000_000"]
     (job,) = check_jobs(overrides, is_multirun=False, config_dir=None, config_name=None)
     seeds = range(1, point.num_lanes + 1)
+    configure_torch(job.config)
     trainer = Trainer([dataclasses.replace(job.config, seed=seed) for seed in seeds])
     for _ in range(_NUM_WARM_UP):
         trainer.iterate()

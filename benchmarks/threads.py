@@ -66,6 +66,7 @@ def measure(name: str, num_threads: int) -> Speed:
     """Train in this process and return the speed after the warm-up."""
     from ppo_lab.config.compose import check_jobs, register
     from ppo_lab.tracking import Record
+    from ppo_lab.training.precision import configure_torch
     from ppo_lab.training.trainer import Trainer
 
     register()
@@ -84,9 +85,11 @@ def measure(name: str, num_threads: int) -> Speed:
         if ends_s[-1] - ends_s[_NUM_WARM_UP - 1] > _LIMIT_S:
             raise _EnoughError
 
+    configure_torch(config)
     trainer = Trainer([config], on_record=mark)
     with contextlib.suppress(_EnoughError):
-        trainer.run()
+        while trainer.retire_ended():
+            trainer.iterate()
     num_iterations = len(ends_s) - _NUM_WARM_UP
     num_gradient_steps = num_iterations * config.num_epochs * config.num_minibatches
     parameters = 2 * config.network.num_trunk_parameters(trainer.spec.observation_size)

@@ -85,10 +85,14 @@ class Speed(NamedTuple):
 
 
 def _train_ours(config: Config, case: Case) -> Speed:
+    from ppo_lab.training.precision import configure_torch
     from ppo_lab.training.trainer import Trainer
 
     ends: list[tuple[float, float]] = []
-    Trainer([config], on_record=lambda *_: ends.append(_clocks())).run()
+    configure_torch(config)
+    trainer = Trainer([config], on_record=lambda *_: ends.append(_clocks()))
+    while trainer.retire_ended():
+        trainer.iterate()
     return _speed_after(ends, case, config)
 
 

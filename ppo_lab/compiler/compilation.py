@@ -38,7 +38,7 @@ from ppo_lab.ppo.collector import Collector, RolloutColumns
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.losses import ClipRange
 from ppo_lab.ppo.rollout import RolloutRows
-from ppo_lab.ppo.update import AdvantageNormalization, LaneHyperparameters, UpdatePlan, update
+from ppo_lab.ppo.update import AdvantageNormalization, LaneHyperparameters, UpdatePlan
 
 __all__ = ["MIN_COMPILED_STEPS", "MIN_STACKED_STEPS", "Compilation", "Parts", "is_compiled"]
 
@@ -120,10 +120,10 @@ class Compilation:
         self,
         config: Config,
         parts: Parts,
-        planned_steps: int,
+        compiles: bool,
         recorder: GraphCapturer | None = None,
     ) -> None:
-        """Compile ``parts`` if that repays for ``planned_steps`` in all.
+        """Compile ``parts`` after the first iteration if ``compiles``.
 
         With a ``recorder`` programs are its recordings, which may be long; else libraries.
         """
@@ -131,7 +131,7 @@ class Compilation:
         self._examples: _Examples | None = None
         self._update: CompiledUpdate | None = None
         self._after_update: CompiledAfterUpdate | None = None
-        self.wants_examples = is_compiled(config, parts.env.num_lanes, planned_steps)
+        self.wants_examples = compiles
         """Whether an iteration's tensors are still to be noted."""
         parts.collector.keeps_columns = self.wants_examples
 
@@ -179,11 +179,7 @@ class Compilation:
         self, rows: RolloutRows, permutations: Tensor, coefficients: LaneHyperparameters
     ) -> UpdateDiagnostics:
         """Pass over ``rows`` once per permutation (E, L, R); see ``ppo_lab.ppo.update``."""
-        if self._update is None:
-            parts = self.parts
-            return update(
-                parts.model, parts.optimizer, rows, permutations, coefficients, parts.plan
-            )
+        assert self._update is not None
         if not self._update.fits(coefficients):  # a new lane came with an option of its own
             source = self._update.source(rows, permutations, coefficients)
             (self._update.program,) = self._loader.load([source])

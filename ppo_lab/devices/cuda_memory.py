@@ -1,7 +1,7 @@
-"""The device's memory: its peaks by phase, an emulated smaller card, and the end of a full one.
+"""CUDA memory: peaks by phase, a VRAM limit, out-of-memory detection.
 
-CUDA's allocator keeps one peak since the last reset. So the peak is read and reset wherever a phase
-begins or ends, and the run's own peak is the largest of what was read.
+CUDA's allocator keeps one peak since the last reset. So the peak is read and reset at the begin and
+end of every phase, and the run's peak is the largest value read.
 """
 
 from __future__ import annotations
@@ -33,40 +33,40 @@ _HOST_MESSAGES = ("DefaultCPUAllocator", "CUDA error: out of memory")  # the sec
 
 
 class DeviceBytes(NamedTuple):
-    """What CUDA's allocator says, in bytes; peaks are since the last reset."""
+    """Statistics of CUDA's allocator in bytes; peaks are since the last reset."""
 
     allocated: int
     """Held by tensors."""
     reserved: int
-    """Taken from the driver: tensors and what is cached for the next ones."""
+    """Taken from the driver: tensors and the allocator's cache."""
     peak_allocated: int
     peak_reserved: int
 
     def gib(self) -> dict[str, float]:
-        """Return the four numbers in GiB, named as metrics are."""
+        """Return the four values in GiB by metric name."""
         return {f"{name}_gib": value / _GIB for name, value in self._asdict().items()}
 
 
 class MemorySource(Protocol):
-    """Where a ``MemoryMeter`` reads."""
+    """Source of a ``MemoryMeter``."""
 
     def read(self) -> DeviceBytes:
-        """Return the numbers now, peaks since the last reset."""
+        """Return the current statistics."""
 
     def reset_peaks(self) -> None:
-        """Let the peaks begin anew at what is held now."""
+        """Set the peaks to the current values."""
 
 
 class CudaMemory:
     """CUDA's caching allocator on one device."""
 
     def __init__(self, device: torch.device) -> None:
-        """Read ``device``; CUDA starts here, since an allocator that has not cannot be asked."""
+        """Read ``device``; initialises CUDA, which its allocator needs."""
         torch.cuda.init()
         self._device = device
 
     def read(self) -> DeviceBytes:
-        """See ``MemorySource``; no synchronisation, the allocator lives on the host."""
+        """See ``MemorySource``; does not synchronise."""
         stats = torch.cuda.memory.memory_stats_as_nested_dict(self._device)
         allocated, reserved = stats["allocated_bytes"]["all"], stats["reserved_bytes"]["all"]
         return DeviceBytes(
@@ -79,10 +79,10 @@ class CudaMemory:
 
 
 class MemoryMeter:
-    """Peaks of the device's memory: by phase, and of the whole run."""
+    """Peak device memory by phase and of the whole run."""
 
     def __init__(self, source: MemorySource | None) -> None:
-        """Read ``source``; None, where memory is not CUDA's, counts nothing."""
+        """Read ``source``; None, for devices other than CUDA, measures nothing."""
         self._source = source
         self._peaks = (0, 0)  # allocated, reserved: largest so far
         self._phase_bytes: dict[str, int] = defaultdict(int)
@@ -91,11 +91,11 @@ class MemoryMeter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the peak of what runs inside towards ``name``, also when it raises."""
+        """Assign the peak inside to ``name``, even if an exception is raised."""
         if self._source is None:
             yield
             return
-        self._take_peak()  # what came before belongs to the run, and to no phase
+        self._take_peak()  # the peak so far belongs to no phase
         try:
             yield
         finally:
@@ -104,7 +104,7 @@ class MemoryMeter:
             self.phase_peaks[name] = max(self.phase_peaks[name], peak)
 
     def read(self) -> DeviceBytes | None:
-        """Return what is held now and the run's peaks; None where nothing is counted."""
+        """Return the current values and the run's peaks; None without a source."""
         if self._source is None:
             return None
         self._take_peak()
@@ -131,10 +131,10 @@ class MemoryMeter:
 
 @contextmanager
 def vram_limit(device: torch.device, limit_gib: float | None) -> Iterator[None]:
-    """Let PyTorch allocate no more than ``limit_gib`` on ``device`` inside; None for no limit.
+    """Limit PyTorch's memory on ``device`` to ``limit_gib`` inside the context; None for no limit.
 
-    Beyond it allocations fail as on a card of that size. CUDA's own context is not counted. A limit
-    that limits nothing is logged.
+    Larger allocations fail as on a card of that size. CUDA's context is not counted. A limit
+    without effect is logged.
     """
     if limit_gib is None:
         yield
@@ -146,7 +146,7 @@ def vram_limit(device: torch.device, limit_gib: float | None) -> Iterator[None]:
     total_gib = torch.cuda.get_device_properties(device).total_memory / _GIB
     if limit_gib >= total_gib:
         _LOG.warning("vram_limit_gib=%g has no effect: the card has %.1f", limit_gib, total_gib)
-    # By index, None for the current device: this function alone refuses a device without one.
+    # By index (None: the current device), as this function rejects a device without one.
     torch.cuda.set_per_process_memory_fraction(min(limit_gib / total_gib, 1.0), device.index)
     try:
         yield
@@ -155,9 +155,9 @@ def vram_limit(device: torch.device, limit_gib: float | None) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether ``error`` says that a memory is full: the device's, or the host's.
+    """Return whether ``error`` means that device or host memory is full.
 
-    PyTorch has an exception for the device alone; the host's allocators raise RuntimeError.
+    PyTorch has an exception type for the device only; host allocators raise RuntimeError.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -165,9 +165,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory(device: torch.device, error: BaseException | None = None) -> None:
-    """Free what a finished run has left: cycles, ``error``'s frames, and CUDA's caches.
+    """Free the memory of a finished run: reference cycles, ``error``'s frames, CUDA's caches.
 
-    A traceback keeps the local variables of every frame alive, and with them the model.
+    A traceback keeps every frame's local variables alive, and so the model.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)

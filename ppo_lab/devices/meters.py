@@ -1,7 +1,7 @@
-"""What is measured beside training: how long each phase took, what memory and bus saw.
+"""Measurements of each training phase: time, memory, bus traffic, and a profiler window.
 
-On CUDA a phase is timed between two events on its stream, read only when the iteration is
-recorded, so that timing adds no synchronisation. Elsewhere it is wall time.
+On CUDA a phase is timed between two events on its stream, which are read only when the iteration
+is recorded: timing adds no synchronisation. Elsewhere wall time is measured.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import torch
 
 from ppo_lab.devices.cuda_memory import CudaMemory, MemoryMeter
+from ppo_lab.devices.observers import PhaseObserver
 from ppo_lab.devices.pcie import BusLimit, DeviceWindow, measure_bus, use_metrics
 from ppo_lab.devices.placement import Placement, Traffic
 from ppo_lab.devices.trace import DeviceUse
@@ -25,12 +26,12 @@ __all__ = ["Meters", "PhaseClock", "choose_window", "peak_host_gib"]
 
 _LOG = logging.getLogger(__name__)
 _GIB = 1024**3
-_WINDOW_ITERATION = 3  # the first pays for first calls, the second for a settling allocator
+_WINDOW_ITERATION = 3  # the first two include one-off costs: first calls, a growing allocator
 _MAX_WINDOW_OPERATIONS = 200_000  # each is about one kernel: a trace of some 100 MB, read in 2 s
 
 
 class PhaseClock:
-    """Seconds by phase, per iteration and in all."""
+    """Seconds by phase: per iteration, and in total."""
 
     def __init__(self, device: torch.device) -> None:
         """Time work on ``device``."""
@@ -42,7 +43,7 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what runs inside towards ``name``."""
+        """Add the time spent inside to ``name``."""
         if self._is_cuda:
             begin = torch.cuda.Event(enable_timing=True)
             end = torch.cuda.Event(enable_timing=True)
@@ -56,11 +57,11 @@ class PhaseClock:
             self._seconds[name] += time.perf_counter() - begin_s
 
     def add(self, name: str, seconds: float) -> None:
-        """Count ``seconds`` of the host's own time towards ``name``."""
+        """Add ``seconds`` of host time to ``name``."""
         self._seconds[name] += seconds
 
     def read(self) -> dict[str, float]:
-        """Return seconds by phase since the last read; call it when the device is idle."""
+        """Return seconds by phase since the last read; the device must be idle."""
         for name, begin, end in self._events:
             end.synchronize()
             self._seconds[name] += begin.elapsed_time(end) / 1000.0
@@ -72,10 +73,10 @@ class PhaseClock:
         return seconds
 
 
-class Meters:
-    """Clock, memory, bus and, where a run is profiled, one window of the device's time.
+class Meters(PhaseObserver):
+    """Phase clock, peak memory, bus traffic and, in profiled runs, one profiler window.
 
-    A run is measured the same whether or not it is profiled, but for that one iteration.
+    Profiling affects one iteration only; the others run exactly as in an unprofiled run.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Meters:
         is_profiled: bool,
         open_window: Callable[[torch.device], DeviceWindow] = DeviceWindow,
     ) -> None:
-        """Measure the device of ``placement`` and its bus; free what an earlier run left cached."""
+        """Measure the device of ``placement``; frees what an earlier run left in CUDA's cache."""
         self.bus: BusLimit | None = None
         if placement.is_cuda:
             self.bus = measure_bus(placement.device) if is_profiled else None
@@ -93,29 +94,29 @@ class Meters:
             CudaMemory(placement.device).reset_peaks()
         self.clock = PhaseClock(placement.device)
         self.memory = MemoryMeter(CudaMemory(placement.device) if placement.is_cuda else None)
-        self.is_profiled = is_profiled
         self.use: DeviceUse | None = None
-        """How the device spent the window; None before it, or without one."""
+        """Use of the device in the profiler window; None before it, or without one."""
         self.used_phases: tuple[str, ...] = ()
-        """The phases in that window."""
+        """Phases within that window."""
         self.running_phase: str | None = None
-        """The phase that runs now, or that raised."""
-        self._placement, self._open_window = placement, open_window
-        self._traffic_before = Traffic()
+        """The current phase, or the one that raised."""
         self.num_operations: dict[str, int] = {}
-        """Operations of one iteration by phase, in order; counted with the ledger."""
+        """Operations of one iteration by phase, in order; set by ``forecast.counting``."""
+        self._placement, self._open_window = placement, open_window
+        self._reports_traffic = placement.is_cuda or is_profiled
+        self._traffic_before = Traffic()
         self._window: DeviceWindow | None = None
         self._window_phases: tuple[str, ...] = ()
 
     def begin_iteration(self, iteration: int) -> None:
-        """Get ready for ``iteration``, counted from 1."""
+        """Choose the phases to profile in ``iteration``, counted from 1."""
         self._window_phases = ()
         if self.bus is not None and iteration == _WINDOW_ITERATION:
             self._window_phases = choose_window(self.num_operations)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count what runs inside towards ``name``."""
+    def phase(self, name: str, *_inputs: object) -> Iterator[None]:
+        """Measure one phase; opens and closes the profiler window at its first and last phase."""
         if self._window_phases and name == self._window_phases[0]:
             self._window = self._open_window(self._placement.device)
             self._window.begin()
@@ -131,19 +132,19 @@ class Meters:
                 _LOG.warning("the profiler was not allowed to see the device: perf/* is left out")
 
     def close(self) -> None:
-        """Let go of a window that was never finished."""
+        """Stop the profiler if its window is still open."""
         if self._window is not None:
             self._window.abandon()
             self._window = None
 
     def read(self) -> dict[str, float]:
-        """Return memory and bus of this iteration as metrics; call it when the device is idle."""
+        """Return memory and bus traffic of this iteration as metrics; the device must be idle."""
         metrics: dict[str, float] = {}
         if (now := self.memory.read()) is not None:
             metrics |= {f"memory/{name}": value for name, value in now.gib().items()}
             peaks = self.memory.read_phases()
             metrics |= {f"memory/peak_{name}_gib": peak / _GIB for name, peak in peaks.items()}
-        if self._placement.is_cuda or self.is_profiled:
+        if self._reports_traffic:
             traffic = self._placement.traffic
             moved = traffic.since(self._traffic_before)
             self._traffic_before = dataclasses.replace(traffic)
@@ -155,9 +156,9 @@ class Meters:
 
 
 def choose_window(num_operations: Mapping[str, int]) -> tuple[str, ...]:
-    """Return the phases to profile, in order: all of an iteration, else its update, else none.
+    """Return the phases to profile, in order: a whole iteration, else its update, else none.
 
-    ``num_operations`` are one iteration's by phase, in order; they bound the trace.
+    ``num_operations`` are those of one iteration by phase, in order; they limit the trace's size.
     """
     for phases in (tuple(num_operations), ("update",)):
         if sum(num_operations[phase] for phase in phases) <= _MAX_WINDOW_OPERATIONS:
@@ -169,10 +170,9 @@ def choose_window(num_operations: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def peak_host_gib() -> float | None:
-    """Return the most memory this process has held on the host so far, in GiB.
+    """Return the peak resident host memory of this process, in GiB; None on Windows.
 
-    The kernel's count of resident pages since the process began, so the jobs of a grid that share a
-    process share it too. None on Windows, which keeps no such count.
+    The kernel counts since the process began, so jobs of a grid in one process share the value.
     """
     if sys.platform == "win32":
         return None

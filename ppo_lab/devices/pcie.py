@@ -1,4 +1,4 @@
-"""The bus between host and device: how fast it can be, and how long the device waited for it."""
+"""The bus between host and device: its maximum rate, and profiling of a window of time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ppo_lab.devices.trace import Copies, DeviceUse, device_use, read_events
 
 __all__ = ["BusLimit", "DeviceWindow", "measure_bus", "use_metrics"]
 
-_COPY_BYTES = 256 * 1024**2  # 5 ms at 55 GB/s: long against a launch, short against a start
-_NUM_COPIES = 4  # the best of them; the first also wakes a link that has clocked down
+_COPY_BYTES = 256 * 1024**2  # 5 ms at 55 GB/s: much longer than a launch
+_NUM_COPIES = 4  # the fastest counts; during the first the link may still clock up
 _GB = 1e9
 
 
 @dataclass(frozen=True)
 class BusLimit:
-    """The best rate of one large copy from and to page-locked memory, in bytes per second."""
+    """Maximum rate of a large copy from and to page-locked memory, in bytes per second."""
 
     h2d_bytes_per_s: float
     d2h_bytes_per_s: float
@@ -58,15 +58,15 @@ def _best_rate(target: Tensor, source: Tensor) -> float:
 
 
 class DeviceWindow:
-    """Profiles the device from ``begin`` to ``end``: kernels and copies alone, no host events.
+    """Profiles the device from ``begin`` to ``end``: kernels and copies, no host events.
 
-    Profiling slows launches, so a window is short, and one is enough once a run is steady.
+    Profiling slows down launches, so one short window in the steady state has to do.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Profile ``device``; a CPU is allowed for the sake of tests and shows no device work."""
+        """Profile ``device``; on a CPU, which tests use, there is no device work."""
         self._device = device
-        # Kineto narrates on stderr, in the middle of a progress line; 6 is above all its levels.
+        # Kineto logs to stderr, into the progress line; 6 is above all its levels.
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         is_cuda = device.type == "cuda"
         activity = ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU
@@ -74,14 +74,14 @@ class DeviceWindow:
         self._begin_s = 0.0
 
     def begin(self) -> None:
-        """Start the profiler, then the clock, with the device idle before and after."""
+        """Start the profiler, then the clock, while the device is idle."""
         self._synchronize()
         self._profile.start()
         self._synchronize()
         self._begin_s = time.perf_counter()
 
     def end(self) -> DeviceUse:
-        """Wait for the device, stop, and return how it spent the time since ``begin``."""
+        """Synchronise, stop, and return the use of the device since ``begin``."""
         self._synchronize()
         wall_s = time.perf_counter() - self._begin_s
         self._profile.stop()
@@ -91,7 +91,7 @@ class DeviceWindow:
             return device_use(read_events(path), wall_s)
 
     def abandon(self) -> None:
-        """Stop without a result, where what was to be profiled has failed."""
+        """Stop without a result, after an exception."""
         self._profile.stop()
 
     def _synchronize(self) -> None:
@@ -100,7 +100,7 @@ class DeviceWindow:
 
 
 def use_metrics(use: DeviceUse, limit: BusLimit) -> dict[str, float]:
-    """Return a window as metrics; rates and shares of ``limit`` are while copying."""
+    """Return a window as metrics; rates, and their share of ``limit``, are those while copying."""
     metrics = {
         "perf/kernel_busy_frac": use.kernel_busy_frac,
         "perf/exposed_copy_frac": use.exposed_copy_frac,

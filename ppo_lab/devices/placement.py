@@ -1,9 +1,9 @@
-"""The one way a tensor changes sides between the host's memory and the training device's.
+"""Placement of tensors on host or device, and all copies between the two.
 
-Every transfer goes through ``Placement.move``, which counts its bytes by direction. On a CPU-only
-machine both sides are the same memory, but a move still copies and still counts: what a strategy
-would send over PCIe can be tested, and is never hidden by two names for one storage. Who counts
-memory (``ledger``) is told where each tensor made here would lie.
+Every copy goes through ``Placement.move``, which counts its bytes by direction. On a CPU-only
+machine both sides are the same memory, but a move still copies and counts, so that the traffic of a
+memory strategy can be tested there. An observer of memory (``forecast.ledger``) is given the place
+of every tensor created here.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Traffic:
     d2h_bytes: int = 0
 
     def since(self, earlier: Traffic) -> Traffic:
-        """Return what was moved after ``earlier`` was copied from this counter."""
+        """Return the difference to ``earlier``, a copy of this counter."""
         return Traffic(self.h2d_bytes - earlier.h2d_bytes, self.d2h_bytes - earlier.d2h_bytes)
 
     def plus(self, other: Traffic, times: tuple[int, int] = (1, 1)) -> Traffic:
-        """Return this and ``other``, the latter times a fraction that leaves whole bytes."""
+        """Return the sum with ``other``, scaled by the fraction ``times``, in whole bytes."""
         many, parts = times
         h2d_bytes, h2d_rest = divmod(other.h2d_bytes * many, parts)
         d2h_bytes, d2h_rest = divmod(other.d2h_bytes * many, parts)
@@ -47,15 +47,15 @@ class Traffic:
 
 
 class Watcher(Protocol):
-    """Who is told where tensors lie."""
+    """Receives the place of new tensors."""
 
     def placing(self, place: Place, *, is_pinned: bool = False) -> AbstractContextManager[None]:
-        """Take tensors made inside for ones in ``place``."""
+        """Treat tensors created inside as tensors in ``place``."""
 
 
 @dataclass
 class Placement:
-    """The training device, the host beside it, and the count of what passed between them."""
+    """The training device, its host, and the traffic between them."""
 
     device: torch.device
     traffic: Traffic = field(default_factory=Traffic)
@@ -63,17 +63,17 @@ class Placement:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether the two sides are really two memories."""
+        """Whether host and device have separate memories."""
         return self.device.type == "cuda"
 
     def placing(self, place: Place, *, pin: bool = False) -> AbstractContextManager[None]:
-        """Say that tensors made inside lie in ``place``, where both sides are one memory."""
+        """Declare that tensors created inside lie in ``place``, if both sides are one memory."""
         if self.watcher is None:
             return nullcontext()
         return self.watcher.placing(place, is_pinned=pin)
 
     def empty_host(self, *shape: int, dtype: torch.dtype, pin: bool) -> Tensor:
-        """Return an uninitialised host tensor, pinned if asked and if there is a bus to cross."""
+        """Return an uninitialised host tensor; ``pin`` page-locks it if the device is CUDA."""
         with self.placing(Place.host, pin=pin):
             return torch.empty(shape, dtype=dtype, pin_memory=pin and self.is_cuda)
 
@@ -87,9 +87,8 @@ class Placement:
     ) -> Tensor:
         """Copy ``tensor`` from the other side to ``to`` and count its bytes.
 
-        The result never shares storage with ``tensor``. ``out`` is written when given, else a
-        tensor is made. A copy to pinned host memory is complete only after a synchronisation when
-        ``non_blocking`` is true.
+        The result never shares storage with ``tensor``; it is ``out`` if that is given. With
+        ``non_blocking``, a copy to pinned memory is complete only after a synchronisation.
         """
         num_bytes = tensor.numel() * tensor.element_size()
         if to is Place.device:

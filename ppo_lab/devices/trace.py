@@ -1,9 +1,9 @@
-"""How a GPU spent a window of time: interval arithmetic on a profiler's trace.
+"""Use of a GPU in a window of time: interval arithmetic on a profiler trace.
 
-Kernels of several streams overlap, so durations must not be added up: everything here is the length
-of a union of intervals. *Device work* is a kernel, a fill or a copy within the device; *copies*
-cross the bus. A moment belongs to exactly one of three states, whose shares sum to 1: device work
-runs; only copies run, so the device waits for the bus; neither runs, so it waits for the host.
+Kernels of several streams overlap, so durations cannot be added: all times are lengths of unions of
+intervals. *Device work* is a kernel, a fill or a copy within the device; *copies* cross the bus. At
+each moment the device is in one of three states, whose shares sum to 1: device work runs; only
+copies run (the device waits for the bus); neither runs (it waits for the host).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _H2D, _D2H = "HtoD", "DtoH"  # as CUPTI names copies: "Memcpy HtoD (Pinned -> De
 
 @dataclass(frozen=True)
 class Copies:
-    """What crossed the bus in one direction."""
+    """Copies over the bus in one direction."""
 
     num_bytes: int
     pageable_bytes: int
-    """Those from or to host memory that is not page-locked: about half as fast, and blocking."""
+    """Bytes from or to host memory that is not page-locked: about half as fast, and blocking."""
     busy_s: float
     """Seconds in which at least one copy of this direction ran."""
 
@@ -42,14 +42,14 @@ class Copies:
 
 @dataclass(frozen=True)
 class DeviceUse:
-    """One window of time, seen from the device."""
+    """Use of the device in one window of time."""
 
     wall_s: float
     num_events: int
     kernel_busy_frac: float
     """Share of the window in which device work ran."""
     exposed_copy_frac: float
-    """Share in which the bus was busy and no device work ran: the device waited for the bus."""
+    """Share in which only copies ran: the device waited for the bus."""
     idle_no_copy_frac: float
     """Share in which neither ran: the host's optimizer, Python, or an environment on the host."""
     h2d: Copies
@@ -57,7 +57,7 @@ class DeviceUse:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a chrome trace as ``torch.profiler`` exports it, packed (.gz) or not."""
+    """Return the events of a chrome trace from ``torch.profiler``, compressed (.gz) or not."""
     content = path.read_bytes()
     text = gzip.decompress(content) if path.suffix == ".gz" else content
     events: list[dict[str, Any]] = json.loads(text)["traceEvents"]
@@ -65,10 +65,15 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def device_use(events: Iterable[Mapping[str, Any]], wall_s: float | None = None) -> DeviceUse:
-    """Return how the device spent a window; O(n log n) in the number of events.
+    """Return the use of the device in a window; O(n log n) in the number of events.
 
-    ``wall_s`` is the window's length by the host's clock, with the device idle at both ends. None
-    takes the time from the first event on the device to the end of the last one.
+    Args:
+        events: Of a chrome trace; times in microseconds.
+        wall_s: Length of the window by the host's clock, the device being idle at both ends; by
+            default from the first device event to the end of the last one.
+
+    Returns:
+        Shares of the window, and the copies in both directions.
     """
     work: list[Interval] = []
     copies: dict[str, list[Interval]] = {_H2D: [], _D2H: []}
@@ -113,7 +118,11 @@ def device_use(events: Iterable[Mapping[str, Any]], wall_s: float | None = None)
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """Return the same points as disjoint intervals in order; touching ones are joined."""
+    """Return the union of intervals as disjoint ones in order; touching ones are joined.
+
+    >>> union([(4.0, 6.0), (0.0, 2.0), (1.0, 3.0)])
+    [(0.0, 3.0), (4.0, 6.0)]
+    """
     joined: list[Interval] = []
     for begin, end in sorted(intervals):
         if joined and begin <= joined[-1][1]:
@@ -124,7 +133,11 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def overlap(first: Sequence[Interval], second: Sequence[Interval]) -> float:
-    """Return the length of what two unions have in common, in one pass over both."""
+    """Return the length of the intersection of two unions.
+
+    >>> overlap([(0.0, 3.0), (4.0, 6.0)], [(2.0, 5.0)])
+    2.0
+    """
     i = j = 0
     total = 0.0
     while i < len(first) and j < len(second):

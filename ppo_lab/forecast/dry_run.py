@@ -1,60 +1,59 @@
-"""One iteration without numbers: the trainer's own program on fake tensors, counted.
+"""Dry run: one iteration of the real program on fake tensors, counted by the ledger.
 
-A fake tensor (torch's FakeTensorMode) has a shape, a type and a size, and no memory. So the real
-program runs as if on one device, for networks of any size, in seconds and in little host memory,
-and needs no CUDA: host and device are told apart by what ``Placement`` says.
+A fake tensor (torch's FakeTensorMode) has a shape and a type, but no memory. So networks of any
+size are counted in seconds, with little host memory and without CUDA: ``Placement`` tells host from
+device.
 
-Memory does not depend on how many steps are taken, so few are. The bytes that cross the bus do,
-each step by the same number: they are counted for two lengths and carried on.
+Memory does not depend on the number of steps, so only a few are run. Bus traffic does, linearly: it
+is counted for few steps and extrapolated.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     FakeTensor,
     FakeTensorMode,
 )
 
-from ppo_lab.config.choices import Compile, MatmulPrecision, Profile
+from ppo_lab.config.choices import Compile, Profile
 from ppo_lab.config.run import Config
-from ppo_lab.devices.placement import Traffic
-from ppo_lab.envs.base import Env
-from ppo_lab.forecast.counting_trainer import CountedTrainer
+from ppo_lab.devices.observers import PhaseObserver
+from ppo_lab.devices.placement import Placement, Traffic
+from ppo_lab.forecast.counting import counted_trainer, ledger_of
 from ppo_lab.forecast.ledger import Ledger
 from ppo_lab.ppo.collector import MAX_BLOCK_STEPS
-from ppo_lab.ppo.diagnostics import UpdateDiagnostics
-from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
+from ppo_lab.ppo.rollout import lane_rows
+from ppo_lab.training.trainer import Trainer
 
 __all__ = ["BusBytes", "DryRun", "dry_run"]
 
-_Result = TypeVar("_Result")
-
-_GRADIENT_STEPS = 2  # from the second on, what the first left behind is there
+_GRADIENT_STEPS = 2  # of each pass; the second one finds the optimizer's state allocated
 
 
 @dataclass(frozen=True)
 class BusBytes:
-    """What crosses the bus."""
+    """Traffic between host and device."""
 
     startup: Traffic
     gradient_step: Traffic
-    """Of each gradient step; 0 where an update has one alone."""
+    """Of each gradient step; 0 if an update has only one."""
     iteration: Traffic
-    """Of each iteration: rollout, update and record. Where environments live on the host, a step
-    that ends an episode sends its flags and last observations beside."""
+    """Of each iteration: rollout, update and record. For environments on the host, flags and last
+    observations of steps that end an episode are not included."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What one iteration would hold and move."""
+    """Memory and bus traffic of one iteration."""
 
     ledger: Ledger
     bus: BusBytes
@@ -63,123 +62,96 @@ class DryRun:
 
 
 def dry_run(config: Config) -> DryRun:
-    """Build ``config`` and go through one iteration on fake tensors, as if on one CUDA device."""
+    """Run one iteration of ``config`` on fake tensors, as if on one CUDA device."""
     on_cpu = dataclasses.replace(
-        config,
-        device="cpu",
-        profile=Profile.never,
-        compile=Compile.never,  # as always may be impossible there
-        matmul_precision=MatmulPrecision.highest,
-        vram_limit_gib=None,
+        config, device="cpu", profile=Profile.never, compile=Compile.never, vram_limit_gib=None
     )
-    num_threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    try:
-        # Without a rule for fake tensors an operation would run on real ones, of the real size.
-        with _NoNumbers(allow_fallback_kernels=False):
-            trainer = _DryTrainer(on_cpu)
-            bus = trainer.dry_iteration()
-            groups = trainer.model.groups()
-            num_parameters = {
-                name: sum(parameter.numel() for parameter in group)
-                for name, group in groups.items()
-            }
-    finally:
-        torch.set_num_threads(num_threads)
-        torch.set_float32_matmul_precision(precision)
-    return DryRun(trainer.ledger, bus, num_parameters)
-
-
-class _DryTrainer(CountedTrainer):
-    """Takes few steps of storage that has its full size."""
-
-    def __init__(self, config: Config) -> None:
-        """Build it on fake tensors."""
-        self._after_steps: list[Traffic] = []  # what had been moved after each gradient step
-        self._orders = Traffic()  # the part of it that epochs moved as they began
-        self._num_epochs_begun = 0  # of all passes
-        super().__init__([config])
-
-    def _build_env(self, seeds: Tensor) -> Env:
-        return self.config.env.build(
-            seeds=seeds,
-            num_envs=self.config.num_envs,
-            placement=self.placement,
-            gamma=self._lanes.gamma,
-            dtype=self.config.weights_dtype,
-            is_dry=True,
+    placement = Placement(on_cpu.torch_device)
+    bus = _BusCounter(placement)
+    # Without a rule for fake tensors an operation would run on real ones, of the real size.
+    with _NoNumbers(allow_fallback_kernels=False):
+        trainer = counted_trainer(
+            [on_cpu], observers=[bus], placement=placement, dry_steps=_GRADIENT_STEPS
         )
+        startup = dataclasses.replace(placement.traffic)
+        _dry_iteration(trainer, bus)
+        num_parameters = {
+            name: sum(parameter.numel() for parameter in group)
+            for name, group in trainer.model.groups().items()
+        }
+    ledger = ledger_of(trainer)
+    assert ledger is not None
+    gradient_step, iteration = _extrapolate(on_cpu, bus)
+    return DryRun(ledger, BusBytes(startup, gradient_step, iteration), num_parameters)
 
-    def dry_iteration(self) -> BusBytes:
-        """Count one iteration's memory, and return what would cross the bus."""
-        startup = self._traffic()
-        num_dry = min(self.config.num_steps, MAX_BLOCK_STEPS)
-        with self.ledger:
-            dry_steps, rollout = self._moved(lambda: self._rollout(num_dry))
-            rows = lane_rows(rollout, self.advantages(rollout))
-            updated, diagnostics = self._moved(lambda: self._dry_update(rows))
-            diagnosed, tensors = self._moved(lambda: self.diagnose(rollout, rows, diagnostics))
-            recorded, _ = self._moved(lambda: self._recorder.fetch(tensors))
-        self.stop_counting()
-        one_step, _ = self._moved(lambda: self._rollout(1))
-        collected = one_step.plus(
-            dry_steps.since(one_step), (self.config.num_steps - 1, max(1, num_dry - 1))
-        )
-        gradient_step, updated = self._carry_on(updated)
-        iteration = collected.plus(updated).plus(diagnosed).plus(recorded)
-        return BusBytes(startup, gradient_step, iteration)
 
-    def _rollout(self, num_steps: int) -> Rollout:
-        self._collector.num_dry_steps = num_steps
-        return self.collect()
+class _BusCounter(PhaseObserver):
+    """Counts the traffic of each phase and optimizer step."""
 
-    def _dry_update(self, rows: RolloutRows) -> UpdateDiagnostics:
-        parts = self._compilation.parts
-        store = parts.plan.store
-        index_to_store = store.index_to_store
+    def __init__(self, placement: Placement) -> None:
+        self._placement = placement
+        self.moved: dict[str, Traffic] = {}
+        """By phase."""
+        self.after_steps: list[Traffic] = []
+        """Traffic since the start, after each optimizer step."""
 
-        def counted(index: Tensor) -> Tensor:
-            moved, placed = self._moved(lambda: index_to_store(index))
-            self._orders = self._orders.plus(moved)
-            self._num_epochs_begun += 1
-            return placed
+    @contextmanager
+    def phase(self, name: str, *_inputs: object) -> Iterator[None]:
+        before = dataclasses.replace(self._placement.traffic)
+        yield
+        self.moved[name] = self._placement.traffic.since(before)
 
-        store.index_to_store = counted  # type: ignore[method-assign]
-        few_steps = dataclasses.replace(parts.plan, num_dry_steps=_GRADIENT_STEPS)
-        self._compilation.parts = dataclasses.replace(parts, plan=few_steps)
-        return self.update(rows)
+    @contextmanager
+    def optimizer_step(self) -> Iterator[None]:
+        yield
+        self.after_steps.append(dataclasses.replace(self._placement.traffic))
 
-    def _after_gradient_step(self) -> None:
-        self._after_steps.append(self._traffic().since(self._orders))
 
-    def _carry_on(self, updated: Traffic) -> tuple[Traffic, Traffic]:
-        """Return what one gradient step moves, of all passes, and what a whole update does.
+def _dry_iteration(trainer: Trainer, bus: _BusCounter) -> None:
+    """Run the phases of ``Trainer.iterate`` with few steps; then the parts to extrapolate from."""
+    trainer.collector.num_dry_steps = _num_dry_steps(trainer.config)
+    rollout = trainer.phase("rollout", trainer.collect)
+    advantages = trainer.phase("advantages", trainer.advantages, rollout)
+    rows = lane_rows(rollout, advantages)
+    diagnostics = trainer.phase("update", trainer.update, rows)
+    tensors = trainer.phase("diagnostics", trainer.diagnose, rollout, rows, diagnostics)
+    trainer.observers.read()  # ends the counting of memory
+    with bus.phase("record"):
+        trainer.recorder.fetch(tensors)
+    with bus.phase("order of an epoch"):
+        trainer.store.index_to_store(torch.zeros(1, trainer.config.num_rows, dtype=torch.int64))
+    trainer.collector.num_dry_steps = 1
+    with bus.phase("rollout of one step"):
+        trainer.collect()
 
-        The second step of each pass is asked, which fetches nothing that the pass needs as a whole;
-        where there is no second, nothing has to be carried on.
-        """
-        steps = self._after_steps
-        num_updates = self.config.num_epochs * self.config.num_minibatches
-        num_dry = min(num_updates, _GRADIENT_STEPS)
-        gradient_step = Traffic()
-        for last in range(1, len(steps), num_dry) if num_dry > 1 else ():
-            gradient_step = gradient_step.plus(steps[last].since(steps[last - 1]))
-        num_epochs = self.config.num_epochs * len(steps) // num_dry  # of all passes
-        more_epochs = (num_epochs - self._num_epochs_begun, self._num_epochs_begun)
-        whole = updated.plus(gradient_step, (num_updates - num_dry, 1))
-        return gradient_step, whole.plus(self._orders, more_epochs)
 
-    def _moved(self, work: Callable[[], _Result]) -> tuple[Traffic, _Result]:
-        """Return what ``work`` moved over the bus, and its result."""
-        before = self._traffic()
-        result = work()
-        return self.placement.traffic.since(before), result
+def _num_dry_steps(config: Config) -> int:
+    return min(config.num_steps, MAX_BLOCK_STEPS)
 
-    def _traffic(self) -> Traffic:
-        return dataclasses.replace(self.placement.traffic)
+
+def _extrapolate(config: Config, bus: _BusCounter) -> tuple[Traffic, Traffic]:
+    """Return the traffic of one gradient step, over all passes, and of an iteration."""
+    moved, steps, order = bus.moved, bus.after_steps, bus.moved["order of an epoch"]
+    num_steps = config.num_epochs * config.num_minibatches
+    num_dry = min(num_steps, _GRADIENT_STEPS)
+    num_passes = len(steps) // num_dry
+    gradient_step = Traffic()
+    for last in range(1, len(steps), num_dry) if num_dry > 1 else ():
+        gradient_step = gradient_step.plus(steps[last].since(steps[last - 1]))
+    if num_dry > 1 and config.num_minibatches == 1:  # the second step began another epoch
+        gradient_step = gradient_step.plus(order, (-num_passes, 1))
+    more_epochs = config.num_epochs - math.ceil(num_dry / config.num_minibatches)
+    update = moved["update"].plus(gradient_step, (num_steps - num_dry, 1))
+    update = update.plus(order, (num_passes * more_epochs, 1))
+
+    one, num_dry = moved["rollout of one step"], _num_dry_steps(config)
+    more_steps = (config.num_steps - 1, max(1, num_dry - 1))
+    rollout = one.plus(moved["rollout"].since(one), more_steps)
+    return gradient_step, rollout.plus(update).plus(moved["diagnostics"]).plus(moved["record"])
 
 
 class _NoNumbers(FakeTensorMode):
-    """Fake tensors that answer 1 when asked for a value: memory does not depend on it."""
+    """Fake tensors whose values read as 1: memory does not depend on them."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

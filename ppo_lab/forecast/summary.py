@@ -14,7 +14,7 @@ from ppo_lab.devices.meters import peak_host_gib
 from ppo_lab.devices.pcie import use_metrics
 from ppo_lab.forecast.budget import advice
 from ppo_lab.forecast.categories import HostBytes, Peak
-from ppo_lab.forecast.counting_trainer import CountedTrainer
+from ppo_lab.forecast.counting import ledger_of
 from ppo_lab.forecast.forecast import Forecast, try_forecast
 from ppo_lab.training.trainer import Trainer
 
@@ -39,9 +39,8 @@ def memory_section(trainer: Trainer) -> dict[str, Any]:
         measured["reserved_gib"] = device.peak_reserved / _GIB
         peaks = trainer.meters.memory.phase_peaks
         measured["phases_gib"] = {name: peak / _GIB for name, peak in peaks.items()}
-    if not isinstance(trainer, CountedTrainer):
+    if (ledger := ledger_of(trainer)) is None:
         return {"measured": measured}
-    ledger = trainer.ledger
     counted = _peak_section(ledger.peak, ledger.phase_peaks, ledger.host_peak)
     return {"ledger": counted, "measured": measured}
 

@@ -7,6 +7,7 @@ K = E * M gradient steps, B = rows per lane in a minibatch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -64,6 +65,8 @@ class UpdatePlan:
     """What keeps the rollout's observations."""
     num_micro_batches: int = 1
     """Parts of a minibatch whose gradients are added up."""
+    around_step: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Context of each optimizer step, for the observers that count memory."""
     num_dry_steps: int | None = None
     """A forecast takes only the first few gradient steps of a pass; memory is that of all."""
 
@@ -98,11 +101,11 @@ def update(
         for step, batch in zip(range(num_steps)[: plan.num_dry_steps], batches):
             slot = log.steps[step]
             objective.backward(slot, batch, training, before_last=optimizer.prepare_final_backward)
-            norms = optimizer.step(
-                lr=coefficients.lr,
-                max_grad_norm=coefficients.max_grad_norm,
-                active=log.apply_target_kl(step, coefficients.target_kl),
-            )
+            active = log.apply_target_kl(step, coefficients.target_kl)
+            with plan.around_step():
+                norms = optimizer.step(
+                    lr=coefficients.lr, max_grad_norm=coefficients.max_grad_norm, active=active
+                )
             slot.grad_norms.add_(norms)
             optimizer.zero_grad()
     return log.means(coefficients.clip, plan.num_minibatches)

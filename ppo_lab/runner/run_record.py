@@ -1,4 +1,4 @@
-"""One run as a lane of a stack: its trackers, its summary, its saved policy."""
+"""Records one run of a stack: trackers, summary and saved policy."""
 
 from __future__ import annotations
 
@@ -13,17 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab.config.run import Config
-from ppo_lab.forecast.summary import (
-    device_section,
-    forecast_section,
-    memory_section,
-)
+from ppo_lab.forecast.summary import device_section, forecast_section, memory_section
 from ppo_lab.networks import ActorCritic
 from ppo_lab.tracking import Progress, RunInfo, Tracker
 from ppo_lab.tracking.local import METRICS_FILE
 from ppo_lab.training.policy import save_policy
 from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
-from ppo_lab.training.trainer import LaneResult, Trainer
+from ppo_lab.training.trainer import Trainer
 
 __all__ = ["RunOutput", "RunRecorder", "Status"]
 
@@ -34,33 +30,35 @@ class Status(Enum):
     """How a run ended."""
 
     finished = "finished"
-    pruned = "pruned"  # told to end before its last step
+    pruned = "pruned"  # stopped before its last step
     diverged = "diverged"  # a loss or a gradient was not finite
     out_of_memory = "out_of_memory"  # the device's, or the host's
-    over_budget = "over_budget"  # not started: its forecast is above vram_budget_gib
-    failed = "failed"  # something else raised
+    over_budget = "over_budget"  # not started: the forecast exceeds vram_budget_gib
+    failed = "failed"  # any other exception
     interrupted = "interrupted"  # Ctrl-C or a signal
 
 
 @dataclass(frozen=True)
 class RunOutput:
-    """Where one lane of a stack leaves its results, and what is noted beside them."""
+    """Folder of one run, and what its summary and its trackers are given."""
 
     folder: Path
-    """Exists already."""
+    """An existing folder."""
     overrides: Sequence[str]
     group: str | None = None
     """The grid or study this run belongs to."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Added to the summary, such as a trial's number."""
     run_id: str | None = None
-    """What trackers know the run by; None makes one up."""
+    """Id of the run in trackers; None generates one."""
     job_type: str = "train"
+    has_forecast: bool = False
+    """Whether the summary holds the memory forecast even if the run is not profiled."""
 
 
 @dataclass
 class _Begin:
-    """What the stack had done when a run began in it."""
+    """Progress of the stack when the run began in it."""
 
     elapsed_s: float = 0.0
     num_live_steps: int = 0
@@ -68,67 +66,66 @@ class _Begin:
 
 
 class RunRecorder:
-    """Keeps one run's trackers and summary from its start to its end.
+    """Trackers and summary of one run.
 
-    What only a stack measures (speed, memory, time by phase) is the stack's while the run was in
-    it; ``stack`` in the summary says with how many lanes.
+    Speed, memory and time by phase are those of the whole stack while the run was in it; ``stack``
+    in the summary gives its number of lanes.
     """
 
     def __init__(
         self,
         config: Config,
-        destination: RunOutput,
+        output: RunOutput,
         progress: Progress,
         facts: Mapping[str, Any],
         attempt: int = 1,
     ) -> None:
-        """Build trackers; ``facts`` (versions, commit, machine) go to them and to the summary.
+        """Build trackers; they and the summary are given ``facts``: versions, commit, machine.
 
-        A further ``attempt`` is another run to the trackers.
+        A second ``attempt`` is another run in the trackers.
         """
-        if attempt > 1 and destination.run_id is not None:
-            destination = replace(destination, run_id=f"{destination.run_id}-{attempt}")
-        self.config, self.destination, self._facts = config, destination, facts
+        if attempt > 1 and output.run_id is not None:
+            output = replace(output, run_id=f"{output.run_id}-{attempt}")
+        self.config, self.output, self._facts = config, output, facts
         self.tracker = Tracker(config.tracking, Path("outputs").resolve(), progress)
-        self.summary = _static_summary(config, destination, self._facts)
+        self.summary = _static_summary(config, output, self._facts)
         self._begin = _Begin()
         self._start_s = time.perf_counter()
 
-    def start(self, *, is_forecast: bool) -> None:
-        """Start the trackers; with ``is_forecast`` the summary holds the forecast."""
-        self.tracker.start(_run_info(self.config, self.destination, self._facts))
-        if is_forecast or self.config.is_profiled:
+    def start(self) -> None:
+        """Start the trackers and, if asked for, add the forecast to the summary."""
+        self.tracker.start(_run_info(self.config, self.output, self._facts))
+        if self.output.has_forecast or self.config.is_profiled:
             self.summary["memory"]["forecast"] = forecast_section(self.config)
 
     def begin(self, trainer: Trainer) -> None:
-        """Note what the stack did before this run was in it."""
+        """Note the stack's progress before this run."""
         self._begin = _Begin(trainer.elapsed_s, trainer.num_live_steps, trainer.phase_seconds())
 
-    def save(self, trainer: Trainer, lane: int) -> None:
-        """Save the policy as it is now; one of NaNs is none."""
-        if trainer.diverged(lane) is None:
-            state = trainer.env.state_dict()
-            save_policy(self.destination.folder, self.config, trainer.model, state, lane=lane)
-
-    def measure(self, trainer: Trainer, lane: int) -> None:
-        """Add what the run and its stack have measured, as far as they came."""
+    def measure(self, trainer: Trainer, lane: int, busy_frac: float) -> None:
+        """Add measurements; ``busy_frac`` is the share of the stack's lanes that trained."""
         self.summary.update(_measured(self.config, trainer, lane, self._begin))
+        if (num_lanes := len(trainer.configs)) > 1:
+            self.summary["stack"] = {"num_lanes": num_lanes, "lane": lane, "busy_frac": busy_frac}
         self.summary["memory"] |= memory_section(trainer)
 
     def clear(self) -> None:
-        """Remove what a failed attempt recorded: another begins in the same folder."""
-        (self.destination.folder / METRICS_FILE).unlink(missing_ok=True)
+        """Remove the records of a failed attempt; the next one uses the same folder."""
+        (self.output.folder / METRICS_FILE).unlink(missing_ok=True)
 
-    def conclude(self, result: LaneResult, stopped: str | None) -> None:
-        """Say how a run ended that did not fail; ``stopped`` is why it was told to end."""
-        self.summary.update(_ending(result, stopped))
-
-    def end(self, status: Status, reason: str) -> None:
-        """Say how it ended otherwise."""
-        self.summary.update(status=status.value, reason=reason)
+    def conclude(self, trainer: Trainer, lane: int, stopped: str | None) -> None:
+        """Set the status, and save the policy unless it diverged; ``stopped`` is why if pruned."""
+        diverged = trainer.history(lane).diverged
+        if diverged is None:
+            state = trainer.env.state_dict()
+            save_policy(self.output.folder, self.config, trainer.model, state, lane=lane)
+            status = Status.finished if stopped is None else Status.pruned
+        else:
+            status = Status.diverged
+        self.summary.update(status=status.value, reason=diverged or stopped)
 
     def finish(self) -> None:
-        """Close the trackers; the summary must have its status."""
+        """Close the trackers; the summary must have a status."""
         self.summary["wall_time_s"] = time.perf_counter() - self._start_s
         is_well = self.summary["status"] in (Status.finished.value, Status.pruned.value)
         self.tracker.finish(self.summary, exit_code=0 if is_well else 1)
@@ -136,55 +133,45 @@ class RunRecorder:
             self.summary["wandb"] = self.tracker.link
 
 
-def _run_info(config: Config, destination: RunOutput, facts: Mapping[str, Any]) -> RunInfo:
+def _run_info(config: Config, output: RunOutput, facts: Mapping[str, Any]) -> RunInfo:
     env = re.sub(r"[^A-Za-z0-9._=-]", "-", config.env.id)[:24]
     parts = [env, config.memory.name, f"eps{config.epsilon_label}", f"s{config.seed}"]
     commit = facts["git"].get("commit")
     tags = [config.env.id, config.memory.name, *([f"g{commit[:7]}"] if commit else [])]
     return RunInfo(
-        folder=destination.folder,
-        id=destination.run_id or "-".join([*parts[:3], parts[3][:12], secrets.token_hex(2)])[:64],
+        folder=output.folder,
+        id=output.run_id or "-".join([*parts[:3], parts[3][:12], secrets.token_hex(2)])[:64],
         name="__".join([config.env.id, *parts[1:]]),
-        group=config.tracking.group or destination.group,
+        group=config.tracking.group or output.group,
         tags=tuple(tag[:64] for tag in [*tags, *config.tracking.tags]),
         total_steps=config.num_iterations * config.num_rows,
         config=config.as_dict()
-        | {"overrides": list(destination.overrides)}
+        | {"overrides": list(output.overrides)}
         | dict(facts)
-        | dict(destination.notes),
-        job_type=destination.job_type,
+        | dict(output.notes),
+        job_type=output.job_type,
     )
 
 
-def _static_summary(
-    config: Config, destination: RunOutput, facts: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what is known before the first step; ``epsilon`` is absent when there is no clip."""
+def _static_summary(config: Config, output: RunOutput, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known before the first step; ``epsilon`` is absent without a clip."""
     summary = {
         "env": config.env.id,
         "memory": {"strategy": config.memory.name},
         "clipped": config.epsilon is not None,
         "seed": config.seed,
         "name": config.name,
-        "overrides": list(destination.overrides),
-        "folder": str(destination.folder),
-        **destination.notes,
+        "overrides": list(output.overrides),
+        "folder": str(output.folder),
+        **output.notes,
     }
     if config.epsilon is not None:
         summary["epsilon"] = config.epsilon
     return summary | dict(facts)
 
 
-def _ending(result: LaneResult, stopped: str | None) -> dict[str, Any]:
-    if result.diverged is not None:
-        return {"status": Status.diverged.value, "reason": result.diverged}
-    if stopped is not None:
-        return {"status": Status.pruned.value, "reason": stopped}
-    return {"status": Status.finished.value, "reason": None}
-
-
 def _measured(config: Config, trainer: Trainer, lane: int, begin: _Begin) -> dict[str, Any]:
-    """Return what a run and its stack measured since the run's begin, as far as they came."""
+    """Return the measurements of a run and of its stack since the run began."""
     trainer.meters.clock.read()
     history = trainer.history(lane)
     elapsed_s = trainer.elapsed_s - begin.elapsed_s
@@ -193,12 +180,10 @@ def _measured(config: Config, trainer: Trainer, lane: int, begin: _Begin) -> dic
         "env_steps": trainer.lane_iteration(lane) * config.num_rows,
         "num_episodes": history.num_episodes,
         "num_parameters": _num_parameters(trainer.model),
-        # Of the whole stack, as the peaks of memory are.
+        # Of the whole stack, like peak memory.
         "time": {f"{name}_s": s - begin.phase_seconds.get(name, 0.0) for name, s in phases_s},
         "env_steps_per_s": (trainer.num_live_steps - begin.num_live_steps) / max(elapsed_s, 1e-9),
     }
-    if len(trainer.configs) > 1:
-        measured["stack"] = {"num_lanes": len(trainer.configs), "lane": lane}
     if trainer.placement.is_cuda or config.is_profiled:
         measured |= device_section(trainer)
     return measured

@@ -1,31 +1,23 @@
-"""A stack that stays full: runs take the lanes of one program, and others follow when they end.
-
-Between iterations the lanes of entries that have ended are given to the next ones that the same
-program can train.
-"""
+"""A stack of lanes that is kept full: when runs end, waiting ones take over their lanes."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
 import logging
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-
+from ppo_lab.compiler.compilation import is_compiled
 from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory, vram_limit
 from ppo_lab.devices.pcie import measure_bus
 from ppo_lab.forecast.budget import over_budget
-from ppo_lab.forecast.counting_trainer import CountedTrainer
-from ppo_lab.runner.entry import GroupView, RunGroup, Running, one_line
+from ppo_lab.forecast.counting import counted_trainer
+from ppo_lab.runner.group import GroupView, RunGroup, one_line
+from ppo_lab.runner.queue import GroupQueue
 from ppo_lab.runner.run_record import RunRecorder, Status
 from ppo_lab.tracking import Progress, Record, Terminal
+from ppo_lab.training.precision import configure_torch
 from ppo_lab.training.trainer import Trainer
-from ppo_lab.utils.provenance import git_state, machine, versions
 
 __all__ = ["LaneUtilization", "Stack"]
 
@@ -34,9 +26,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LaneUtilization:
-    """The share of lanes that trained, up to the last time that a run began.
+    """Share of lanes that trained, up to the start of the last run.
 
-    After that there was nothing left to fill them with.
+    After that there was nothing left to fill lanes with.
     """
 
     num_busy: int = 0
@@ -50,61 +42,46 @@ class LaneUtilization:
         self._latest = (busy + num_busy, every + num_all)
 
     def begin(self) -> None:
-        """Say that a run begins."""
+        """Note the start of a run."""
         self.num_busy, self.num_all = self._latest
 
     @property
     def busy_frac(self) -> float:
-        """The share; 1 where no run began after the first iteration."""
+        """The share; 1 if no run started after the first iteration."""
         return self.num_busy / self.num_all if self.num_all else 1.0
 
 
 class Stack:
-    """Trains entries, as many at a time as there are lanes; see the module.
+    """Trains the run groups of its queue, as many at a time as there are lanes.
 
-    A failure may be one entry's alone, or that of too many lanes for the memory. It costs the
-    others nothing but time: the entries of a stack that failed run again in two halves.
+    When a stack of several groups fails, because of one of them or because of too many lanes for
+    the memory, its groups run again in two halves. So a failure costs the other groups only time.
     """
 
     def __init__(self, max_lanes: int, style: Terminal = Terminal.none) -> None:
-        """Hold at most ``max_lanes``, or one entry; ``style`` is how the terminal shows runs."""
-        self.occupancy = LaneUtilization()
-        self.num_more: int | None = None
-        """Most runs that may still come beside those that wait; None for any number."""
-        self._max_lanes, self._progress = max_lanes, Progress(style)
-        self._waiting: deque[RunGroup] = deque()
-        self._halves: deque[list[RunGroup]] = deque()
-        self._running: list[Running] = []
+        """Use at most ``max_lanes`` lanes, or one group's; ``style`` is the terminal output."""
+        self.queue = GroupQueue(max_lanes)
+        self.utilization = LaneUtilization()
+        self._progress = Progress(style)
+        self._running: list[RunGroup] = []
         self._trainer: Trainer | None = None
-        self._key: str | None = None
-        """Of the entries that the program can train; None for one that takes no others."""
         self._limits = contextlib.ExitStack()
-        self._recorded: dict[int, RunRecorder] = {}
+        self._recorders: dict[int, RunRecorder] = {}
         """By lane."""
 
     @property
     def has_work(self) -> bool:
-        """Whether an entry runs or waits."""
-        return bool(self._running or self._waiting or self._halves)
-
-    @property
-    def num_wanted(self) -> int:
-        """Lanes that the waiting entries will take."""
-        waiting = itertools.chain(self._waiting, *self._halves)
-        return sum(len(entry.configs) for entry in waiting)
+        """Whether a group runs or waits."""
+        return bool(self._running or self.queue.num_wanted)
 
     @property
     def num_free(self) -> int:
-        """Lanes that no entry has; where there is no program, all that one may have."""
-        busy = sum(len(running.lanes) for running in self._running)
-        return (len(self._trainer.configs) if self._trainer else self._max_lanes) - busy
-
-    def put(self, entry: RunGroup) -> None:
-        """Let ``entry`` wait for lanes."""
-        self._waiting.append(entry)
+        """Lanes that no group uses; without a program, the most that one may have."""
+        busy = sum(len(group.lanes) for group in self._running)
+        return (len(self._trainer.configs) if self._trainer else self.queue.max_lanes) - busy
 
     def step(self) -> None:
-        """Fill the free lanes, go through one iteration, end the entries that have ended.
+        """Fill free lanes, run one iteration, and finish the groups that have ended.
 
         Ctrl-C and SystemExit are raised again once the trackers of all runs are closed.
         """
@@ -115,213 +92,148 @@ class Stack:
         except Exception as error:
             self._fail(error)
         except BaseException:
-            for running in self._running:
-                self._interrupt(running)
+            for group in self._running:
+                self._interrupt(group)
             self.close()
             raise
 
-    def abort(self, entry: RunGroup) -> None:
-        """End ``entry`` between iterations: as interrupted if it runs, without a trace if not."""
-        for running in [r for r in self._running if r.entry is entry]:
-            self._interrupt(running)
-            self._free(running)
-        self._waiting = deque(other for other in self._waiting if other is not entry)
-        halves = ([other for other in half if other is not entry] for half in self._halves)
-        self._halves = deque(half for half in halves if half)
+    def abort(self, group: RunGroup) -> None:
+        """End ``group`` between iterations: as interrupted if it runs, silently if it waits."""
+        if group in self._running:
+            self._interrupt(group)
+            self._free(group)
+        self.queue.remove(group)
 
     def close(self) -> None:
-        """Free what the program holds."""
+        """Free the program."""
         trainer, self._trainer, self._running = self._trainer, None, []
         if trainer is None:
             return
-        trainer.meters.close()
         try:
-            trainer.env.close()
-        except Exception:  # the runs' results stand
+            trainer.close()
+        except Exception:  # the runs' results are valid all the same
             log.exception("the environment did not close")
         self._limits.close()
 
     def _fill(self) -> None:
-        """Give free lanes to entries that wait, and build a program for them if there is none."""
-        entries = [entry for entry in self._take() if not self._is_over_budget(entry)]
-        if not entries:
+        """Start waiting groups in free lanes; build a program if there is none."""
+        groups = [group for group in self._next_groups() if not self._is_over_budget(group)]
+        if not groups:
             return
-        num_lanes = len(self._trainer.configs) if self._trainer else self._width(entries)
-        taken = {lane for running in self._running for lane in running.lanes}
+        trainer = self._trainer
+        num_lanes = len(trainer.configs) if trainer else self.queue.num_lanes(groups)
+        taken = {lane for group in self._running for lane in group.lanes}
         free = iter([lane for lane in range(num_lanes) if lane not in taken])
-        begun = []
-        for entry in entries:
-            runs = self._runs_of(entry)
-            begun.append(Running(entry, [next(free) for _ in runs], runs))
-        self._running += begun
-        for running in begun:
-            running.start()
-        self._give_lanes(begun, num_lanes)
-        self.occupancy.begin()
+        for group in groups:
+            group.new_attempt([next(free) for _ in group.configs], self._progress)
+        self._running += groups
+        for group in groups:
+            group.start()
+        recorders = {n: r for group in groups for n, r in zip(group.lanes, group.recorders)}
+        self._recorders.update(recorders)
+        if trainer is None:
+            self._trainer = self._build(groups, num_lanes)
+        else:
+            trainer.replace_lanes({lane: r.config for lane, r in recorders.items()})
+            for recorder in recorders.values():
+                recorder.begin(trainer)
+        self.utilization.begin()
 
-    def _take(self) -> list[RunGroup]:
-        """Return the entries that begin now; without running ones, let go of their program."""
-        if self._running and self._key is None:
-            return []
-        if not self._running and self.num_wanted and not self._suits_next():
+    def _next_groups(self) -> list[RunGroup]:
+        """Return the groups that start now; drops a program that cannot train them."""
+        is_idle = not self._running and self.queue.num_wanted
+        if is_idle and not self.queue.can_reuse(self.num_free):
             self.close()
-        if self._trainer is None and self._halves:
-            self._key = None
-            return self._halves.popleft()
-        if self._trainer is None and self._waiting:
-            first = self._waiting[0]
-            can_refill = first.configs[0].memory.max_lanes is None
-            self._key = first.key if can_refill else None
-            if not can_refill:
-                return [self._waiting.popleft()]
-        room = self._room()
-        chosen = []
-        for entry in [e for e in self._waiting if e.key == self._key]:
-            room -= len(entry.configs)
-            if room < 0:  # those behind it would keep it waiting
-                break
-            chosen.append(entry)
-            self._waiting.remove(entry)
-        return chosen
+        return self.queue.take_first() if self._trainer is None else self.queue.take(self.num_free)
 
-    def _suits_next(self) -> bool:
-        """Return whether the program can train the entry that begins next."""
-        if self._halves or self._key is None or self._trainer is None:
-            return False
-        ours = [entry for entry in self._waiting if entry.key == self._key]
-        return bool(ours) and len(ours[0].configs) <= len(self._trainer.configs)
-
-    def _room(self) -> int:
-        """Return the lanes that are free; a new program has room for one entry at least."""
-        if self._trainer is not None:
-            return self.num_free
-        ours = (len(entry.configs) for entry in self._waiting if entry.key == self._key)
-        return max(self._max_lanes, next(ours, 0))
-
-    def _width(self, entries: Sequence[RunGroup]) -> int:
-        """Return the lanes of a new program: whole entries, as many as it may ever hold.
-
-        Those that come are likely to be of the last program that was asked for.
-        """
-        needed = sum(len(entry.configs) for entry in entries)
-        is_last = all(entry.key == self._key for entry in self._waiting)
-        if self._key is None or not is_last:
-            return needed
-        size = len(entries[0].configs)
-        widest = self._max_lanes - self._max_lanes % size
-        if self.num_more is not None:
-            widest = min(widest, needed + self.num_more)
-        return max(needed, widest)
-
-    def _is_over_budget(self, entry: RunGroup) -> bool:
-        """End an entry whose forecast is above its budget, and return whether it is."""
-        if (excess := over_budget(entry.configs[0])) is None:
+    def _is_over_budget(self, group: RunGroup) -> bool:
+        """Return whether a group's forecast exceeds its budget; if so, end it."""
+        if (excess := over_budget(group.configs[0])) is None:
             return False
         reason = str(excess)
         log.error(reason)
-        refused = Running(entry, [], self._runs_of(entry))
-        refused.start()
-        refused.end(Status.over_budget, reason)
-        refused.finish()
+        group.new_attempt([], self._progress)
+        group.start()
+        group.end(Status.over_budget, reason)
+        group.finish()
         return True
 
-    def _runs_of(self, entry: RunGroup) -> list[RunRecorder]:
-        facts = _facts(entry.configs[0].torch_device)
-        pairs = zip(entry.configs, entry.destinations)
-        entry.num_attempts += 1
-        attempt = entry.num_attempts
-        return [RunRecorder(config, to, self._progress, facts, attempt) for config, to in pairs]
-
-    def _give_lanes(self, begun: Sequence[Running], num_lanes: int) -> None:
-        """Let entries begin in the lanes they were given."""
-        pairs = [pair for running in begun for pair in zip(running.lanes, running.runs)]
-        self._recorded.update(pairs)
-        if self._trainer is not None:
-            self._trainer.replace_lanes({lane: run.config for lane, run in pairs})
-            for _, run in pairs:
-                run.begin(self._trainer)
-            return
-        config = begun[0].runs[0].config
+    def _build(self, groups: Sequence[RunGroup], num_lanes: int) -> Trainer:
+        """Return a trainer for ``groups``, whose further lanes are idle."""
+        configs = [config for group in groups for config in group.configs]
+        config, idle = configs[0], range(len(configs), num_lanes)
         if config.is_profiled and config.torch_device.type == "cuda":
-            measure_bus(config.torch_device)  # before a limit that its buffers might not fit in
+            measure_bus(config.torch_device)  # its buffers might exceed the limit set next
         self._limits.enter_context(vram_limit(config.torch_device, config.vram_limit_gib))
-        configs = [run.config for _, run in pairs]
-        idle = range(len(configs), num_lanes)
-        kind = CountedTrainer if config.is_profiled else Trainer
-        self._trainer = kind(
+        configure_torch(config)
+        build = counted_trainer if config.is_profiled else Trainer
+        planned_steps = max(group.planned_steps for group in groups)
+        trainer = build(
             [*configs, *(config for _ in idle)],
-            on_record=self._record,
-            planned_steps=max(running.entry.planned_steps for running in begun),
+            self._record,
+            compiles=is_compiled(config, num_lanes, planned_steps),
         )
         for lane in idle:
-            self._trainer.retire_lane(lane)
+            trainer.retire_lane(lane)
+        return trainer
 
     def _record(self, lane: int, record: Record) -> None:
-        self._recorded[lane].tracker.record(record)
+        self._recorders[lane].tracker.record(record)
 
     def _iterate(self, trainer: Trainer) -> None:
-        self.occupancy.count(len(trainer.live_lanes), len(trainer.configs))
+        self.utilization.count(len(trainer.live_lanes), len(trainer.configs))
         trainer.iterate()
-        for running in list(self._running):
+        trainer.retire_ended()
+        for group in list(self._running):
             try:
-                self._look_after(running, trainer)
-            except Exception as error:  # of this entry alone: what it reports or saves
-                running.note_phase(trainer)
-                running.measure(trainer, self.occupancy.busy_frac)
-                self._free(running)
-                running.fail(error)
+                self._finish_if_ended(group, trainer)
+            except Exception as error:  # only this group is affected: its callback or its files
+                group.measure(trainer, self.utilization.busy_frac, has_failed=True)
+                self._free(group)
+                group.fail(error)
 
-    def _look_after(self, running: Running, trainer: Trainer) -> None:
-        """End an entry whose lanes have ended, or that has a reason to stop."""
-        for lane in running.lanes:
-            if trainer.has_ended(lane):
-                trainer.retire_lane(lane)
-        reason = running.entry.should_stop(GroupView(trainer, running.lanes))
-        if reason is None and not all(map(trainer.has_ended, running.lanes)):
+    def _finish_if_ended(self, group: RunGroup, trainer: Trainer) -> None:
+        """Finish a group that has a reason to stop or whose runs have all ended."""
+        view = GroupView(trainer, group.lanes)
+        reason = group.should_stop(view) if group.should_stop else None
+        if reason is None and not all(map(trainer.has_ended, group.lanes)):
             return
-        running.conclude(trainer, reason)
-        running.measure(trainer, self.occupancy.busy_frac)
-        self._free(running)
-        running.finish()
+        group.conclude(trainer, reason)
+        group.measure(trainer, self.utilization.busy_frac)
+        self._free(group)
+        group.finish()
 
-    def _free(self, running: Running) -> None:
-        self._running.remove(running)
+    def _free(self, group: RunGroup) -> None:
+        self._running.remove(group)
         if self._trainer is not None:
-            for lane in running.lanes:
+            for lane in group.lanes:
                 self._trainer.retire_lane(lane)
 
-    def _interrupt(self, running: Running) -> None:
-        running.measure(self._trainer, self.occupancy.busy_frac)
-        running.end(Status.interrupted, "stopped by a signal")
-        running.finish()
+    def _interrupt(self, group: RunGroup) -> None:
+        if self._trainer is not None:
+            group.measure(self._trainer, self.utilization.busy_frac)
+        group.end(Status.interrupted, "stopped by a signal")
+        group.finish()
 
     def _fail(self, error: Exception) -> None:
-        """End the one entry that failed; of several let each half run again by itself."""
+        """Fail the one group that runs; schedule several again in halves."""
         failed = list(self._running)
         if not failed:
             raise error
-        for running in failed:
-            running.note_phase(self._trainer)
-            running.measure(self._trainer, self.occupancy.busy_frac)
+        if self._trainer is not None:
+            for group in failed:
+                group.measure(self._trainer, self.utilization.busy_frac, has_failed=True)
         self.close()
         if len(failed) == 1:
             failed[0].fail(error)
             return
         is_full, line = is_out_of_memory(error), one_line(error)
         log.warning("a stack of %d failed and runs again in halves", len(failed), exc_info=error)
-        release_memory(failed[0].entry.configs[0].torch_device, error)
-        for running in failed:
+        release_memory(failed[0].configs[0].torch_device, error)
+        for group in failed:
             status = Status.out_of_memory if is_full else Status.failed
-            running.end(status, f"{line}; runs again beside fewer others")
-            running.clear()
+            group.end(status, f"{line}; runs again beside fewer others")
+            group.clear()
         if is_full:
-            self._max_lanes = max(1, self._max_lanes // 2)
-        middle = (len(failed) + 1) // 2
-        for part in (failed[:middle], failed[middle:]):
-            self._halves.append([running.entry for running in part])
-
-
-@functools.cache
-def _facts(device: torch.device) -> dict[str, Any]:
-    """Return what is known of this process's runs beforehand."""
-    return {"versions": versions(), "git": git_state(), "machine": machine(device)}
+            self.queue.max_lanes = max(1, self.queue.max_lanes // 2)
+        self.queue.put_halves(failed)

@@ -1,4 +1,4 @@
-"""What may differ between the lanes of a stack, as tensors.
+"""Values that may differ between the lanes of a stack, as tensors over lanes.
 
 Shapes: L = lanes.
 """
@@ -16,18 +16,18 @@ from ppo_lab.ppo.losses import ClipRange
 from ppo_lab.ppo.update import LaneHyperparameters
 from ppo_lab.utils.rng import Stream, fold_in, lane_keys
 
-__all__ = ["LaneTensors", "schedule_metrics"]
+__all__ = ["LaneValues", "schedule_metrics"]
 
 
 _REQUIRED = ("gamma", "gae_lambda", "lr", "entropy_coef", "value_coef", "max_grad_norm")
 _OPTIONAL = ("value_epsilon", "dual_clip", "target_kl")
-"""Absent from the program where no lane uses them."""
+"""Left out of the program where no lane uses them."""
 
 
-class LaneTensors:
-    """The lanes' own numbers as (L,) tensors, and their schedules.
+class LaneValues:
+    """Hyperparameters and random keys of every lane as (L,) tensors, with their schedules.
 
-    A lane is given other numbers in place: who holds one of the tensors sees them.
+    Tensors are changed in place when a lane is replaced, so references to them stay valid.
     """
 
     def __init__(self, configs: Sequence[Config], device: torch.device, dtype: torch.dtype) -> None:
@@ -50,7 +50,7 @@ class LaneTensors:
         return {stream: lane_keys(seeds, stream) for stream in (Stream.ACTION, Stream.SHUFFLE)}
 
     def replace(self, lanes: Tensor, configs: Sequence[Config], iteration: int) -> None:
-        """Give ``lanes`` (int64, on the device) to ``configs``, from ``iteration`` on."""
+        """Set ``lanes`` (int64, on the device) to ``configs``, which start at ``iteration``."""
         for key, column in self._columns_of(configs).items():
             self._columns[key].index_copy_(0, lanes, column)
         for stream, keys in self._keys_of(configs).items():
@@ -59,7 +59,7 @@ class LaneTensors:
         self._options |= {key for config in configs for key in _options_of(config)}
 
     def freeze_lane(self, lane: int) -> None:
-        """Let the parameters of ``lane`` stay as they are: its learning rate becomes 0."""
+        """Freeze the parameters of ``lane`` by a learning rate of 0."""
         self._columns["lr"][lane] = 0.0
 
     @property
@@ -76,10 +76,10 @@ class LaneTensors:
         """Return the random keys (L,) of the stack's ``iteration``, counted from 0."""
         return fold_in(self._keys[stream], iteration - self._begins)
 
-    def coefficients(self, iteration: int) -> LaneHyperparameters:
-        """Return the values of the stack's ``iteration``, counted from 0.
+    def hyperparameters(self, iteration: int) -> LaneHyperparameters:
+        """Return the scheduled values in the stack's ``iteration``, counted from 0.
 
-        An infinite epsilon stays infinite; after its last iteration a lane keeps that one's values.
+        An infinite epsilon stays infinite; after its last iteration a lane keeps the last values.
         """
         numbers = self._columns
         last = numbers["num_iterations"] - 1.0
@@ -96,7 +96,7 @@ class LaneTensors:
 
 
 def schedule_metrics(config: Config, iteration: int) -> dict[str, float]:
-    """Return a lane's scheduled numbers as metrics; no ``ppo/epsilon`` without a clip."""
+    """Return a lane's scheduled values as metrics; no ``ppo/epsilon`` without a clip."""
     spent = iteration / config.num_iterations
     metrics = {"charts/learning_rate": config.lr}
     if config.lr_schedule is Schedule.linear:
@@ -108,7 +108,7 @@ def schedule_metrics(config: Config, iteration: int) -> dict[str, float]:
 
 
 def _numbers(config: Config) -> dict[str, float]:
-    """Return what is a tensor over lanes; ``none`` is infinite."""
+    """Return a config's lane values; ``none`` is infinity."""
     values = {key: getattr(config, key) for key in (*_REQUIRED, *_OPTIONAL, "epsilon")}
     both = config.epsilon if config.epsilon_high is None else config.epsilon_high
     numbers = values | {"epsilon_high": both}

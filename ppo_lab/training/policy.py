@@ -1,7 +1,7 @@
-"""A trained policy on disk, and as an object that acts outside the lab.
+"""Save a trained policy, and load it to act outside of training.
 
-``checkpoint/`` in a run's folder holds ``model.safetensors`` (weights, observation statistics) and
-``policy.json`` (what to build them into). Nothing in either is executed on loading.
+``checkpoint/`` in a run's folder holds ``model.safetensors`` (weights and observation statistics)
+and ``policy.json`` (the architecture). Loading executes no code from either.
 
 Shapes: O = observation size, A = action size, n = observations in a batch.
 """
@@ -37,10 +37,10 @@ _OBSERVATION_MEAN, _OBSERVATION_VAR = "observation_mean", "observation_var"
 def save_policy(
     folder: Path, config: Config, model: ActorCritic, env_state: dict[str, Tensor], *, lane: int = 0
 ) -> Path:
-    """Write one lane's policy below ``folder`` and return the checkpoint's own folder."""
+    """Save one lane's policy in ``folder/checkpoint`` and return that path."""
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir(parents=True, exist_ok=True)
-    # A shared trunk appears under both of its names; safetensors wants each tensor once.
+    # ``named_parameters`` lists a shared trunk once, as safetensors requires.
     tensors = {
         f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()
     } | {f"env.{name}": value for name, value in env_state.items()}
@@ -65,12 +65,24 @@ def save_policy(
 
 
 class Policy:
-    """Acts on observations as the environment gives them: it normalises them itself."""
+    """A trained policy for raw observations, which it normalises as in training.
+
+    Attributes:
+        spec: Shape of the observations, and the action space.
+        env_id: Id of the environment that the policy was trained on.
+    """
 
     def __init__(
         self, model: ActorCritic, spec: EnvSpec, env_id: str, state: dict[str, Tensor]
     ) -> None:
-        """Wrap a one-lane ``model``; ``state`` holds observation statistics, if there are any."""
+        """Wrap a model.
+
+        Args:
+            model: A model of one lane.
+            spec: Of the environment.
+            env_id: Of the environment.
+            state: Observation mean and variance, if observations were normalised; else empty.
+        """
         self.spec, self.env_id = spec, env_id
         self._model, self._state = model, state
         self._num_drawn = 0
@@ -78,14 +90,19 @@ class Policy:
     def act(
         self, observation: NDArray[Any], *, deterministic: bool = True, seed: int = 0
     ) -> NDArray[Any]:
-        """Return the action for one observation, or actions for a batch with a leading axis n.
+        """Return the action for one observation, or the actions for a batch.
 
-        Discrete actions are int64, () or (n,), counted as the environment does; continuous ones
-        float32, (A,) or (n, A), clipped to the action space. Stochastic actions follow from
-        ``seed`` and the calls made so far.
+        Args:
+            observation: The environment's observation, with a leading axis n for a batch.
+            deterministic: Take the most probable action (continuous: the mean) instead of a sample.
+            seed: Of the samples; these also depend on the number of earlier calls.
+
+        Returns:
+            Discrete actions as int64, () or (n,), numbered as in the environment; continuous
+            actions as float32, (A,) or (n, A), clipped to the action space.
 
         Raises:
-            ValueError: the observation has another shape than the environment's.
+            ValueError: The observation does not have the environment's shape.
         """
         array = np.asarray(observation)
         shape = self.spec.observation_shape or (self.spec.observation_size,)
@@ -128,8 +145,15 @@ class Policy:
 def load_policy(run: str | Path) -> Policy:
     """Return the policy saved in a run's folder.
 
+    Args:
+        run: Folder of a finished run, such as ``outputs/runs/<run>``.
+
+    Returns:
+        The policy, on the CPU.
+
     Raises:
-        FileNotFoundError: ``run`` holds no finished model.
+        FileNotFoundError: There is no checkpoint in ``run``.
+        ValueError: The checkpoint has the format of another version.
     """
     checkpoint = Path(run) / "checkpoint"
     if not (checkpoint / "policy.json").is_file():

@@ -1,4 +1,4 @@
-"""How exactly float32 matrices are multiplied: a setting of the process, made for each run."""
+"""Settings of the process that a run needs: CPU threads and float32 matrix precision."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import torch
 from ppo_lab.config.choices import Dtype, MatmulPrecision
 from ppo_lab.config.run import Config
 
-__all__ = ["set_matmul_precision"]
+__all__ = ["configure_torch"]
 
 _LOG = logging.getLogger(__name__)
 
 
-def set_matmul_precision(config: Config) -> None:
-    """Have this process multiply float32 matrices as ``config`` says.
+def configure_torch(config: Config) -> None:
+    """Set the process's CPU threads and float32 matrix precision; call it before each ``Trainer``.
 
-    On the CPU torch would take bfloat16 where the processor has it; a run's numbers do not depend
-    on that, so there it is always highest. A setting without effect is logged.
+    On the CPU the precision is always the highest: otherwise torch would use bfloat16 on processors
+    that support it, and numbers would depend on the machine. A precision without effect is logged.
     """
+    torch.set_num_threads(config.choose_num_threads(config.check_env()))
     obstacle = None
     if config.torch_device.type != "cuda":
         obstacle = "this run is not on CUDA"

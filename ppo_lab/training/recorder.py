@@ -1,6 +1,6 @@
-"""Turns an iteration's tensors into one record per lane, and keeps each lane's curve.
+"""Copies an iteration's results to the host: one record per lane, and each lane's history.
 
-Here, and only here, an iteration is read back to the host.
+This is the only place where an iteration synchronises with the host.
 
 Shapes: T = steps per rollout, L = lanes, N = environments per lane, R = T * N.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from ppo_lab.training.scores import History
 
 __all__ = ["EpisodeMeter", "EpisodeTotals", "IterationTensors", "Recorder"]
 
-# CleanRL's names, verbatim, for what it logs too: people compare with their old runs.
+# CleanRL's metric names where it has them, so that runs can be compared with its own.
 _UPDATE_NAMES = {
     "policy_loss": "losses/policy_loss",
     "value_loss": "losses/value_loss",
@@ -46,7 +46,7 @@ _UPDATE_NAMES = {
     "epochs_done": "ppo/epochs_done",
 }
 _MUST_BE_FINITE = (
-    "charts/episodic_return",  # absent where no episode ended
+    "charts/episodic_return",  # absent if no episode ended
     "losses/policy_loss",
     "losses/value_loss",
     "losses/grad_norm",
@@ -56,7 +56,7 @@ _MUST_BE_FINITE = (
 
 @dataclass(frozen=True)
 class IterationTensors:
-    """What one iteration leaves on the device for the record."""
+    """An iteration's results on the device."""
 
     update: UpdateDiagnostics
     after: RolloutDiagnostics
@@ -64,35 +64,27 @@ class IterationTensors:
 
 
 class HostTensors(NamedTuple):
-    """The same, as far as a record needs it, on the host."""
+    """An iteration's results on the host, as far as a record needs them."""
 
-    names: tuple[str, ...]  # of the columns of ``scalars``
+    names: tuple[str, ...]  # the columns of ``scalars``
     scalars: Tensor  # (L, names) float64
     ratio_counts: Tensor  # (L, 64)
     episodes: EpisodeTotals
 
 
-@dataclass
 class Recorder:
-    """Builds records and histories for the lanes of a stack."""
+    """Builds the records and histories of a stack's lanes."""
 
-    num_lanes: int
-    num_rows: int
-    """Environment steps of one lane's rollout."""
-    placement: Placement
-    max_entropy: float | None
-    histories: list[History] = field(init=False)
-    diverged: list[str | None] = field(init=False)
-    """For each lane the first number that was not finite; None while all is well."""
-
-    def __post_init__(self) -> None:
-        """Start with empty histories."""
-        self.histories = [History() for _ in range(self.num_lanes)]
-        self.diverged = [None for _ in range(self.num_lanes)]
+    def __init__(
+        self, num_lanes: int, num_rows: int, placement: Placement, max_entropy: float | None
+    ) -> None:
+        """Record ``num_lanes`` lanes with ``num_rows`` environment steps each per rollout."""
+        self._num_rows, self._placement, self._max_entropy = num_rows, placement, max_entropy
+        self.histories = [History() for _ in range(num_lanes)]
 
     def reset_lane(self, lane: int) -> None:
-        """Begin a lane's curve anew."""
-        self.histories[lane], self.diverged[lane] = History(), None
+        """Start a new history for a lane."""
+        self.histories[lane] = History()
 
     def records(
         self,
@@ -101,35 +93,35 @@ class Recorder:
         iterations: Mapping[int, int],
         shared: Mapping[str, float],
     ) -> dict[int, Record]:
-        """Return a record for each lane in ``iterations``: what it has finished, counted from 1.
+        """Return a record for each lane in ``iterations``, which maps lanes to their iteration.
 
-        ``shared`` holds what is measured for the stack as a whole.
+        Iterations count from 1; ``shared`` holds the metrics of the stack as a whole.
         """
         on_host = self.fetch(tensors)
         scalars, counts = on_host.scalars.tolist(), on_host.ratio_counts.tolist()
-        # In numpy, whose small operations cost a tenth of torch's.
+        # numpy, whose small operations cost a tenth of torch's.
         ended, all_returns, all_lengths = (part.numpy() for part in on_host.episodes)
         records = {}
         for lane, iteration in iterations.items():
             metrics, history = dict(zip(on_host.names, scalars[lane])), self.histories[lane]
-            step = iteration * self.num_rows
+            step = iteration * self._num_rows
             own = ended[:, lane]
             returns = all_returns[:, lane][own].tolist()
             metrics |= _episode_metrics(returns, all_lengths[:, lane][own].tolist())
             entropy_frac = None
-            if self.max_entropy is not None:
-                entropy_frac = metrics["ppo/entropy"] / self.max_entropy
+            if self._max_entropy is not None:
+                entropy_frac = metrics["ppo/entropy"] / self._max_entropy
                 metrics["ppo/entropy_frac"] = entropy_frac
             history.add(step, returns, entropy_frac, metrics["ppo/kl_k3"])
             if history.final_return is not None:
                 metrics["charts/episodic_return_last100"] = history.final_return
-            self._note_divergence(lane, metrics)
+            history.diverged = history.diverged or _divergence(metrics)
             histograms = {"ppo/ratio": Histogram(counts[lane], ratio_edges())}
             records[lane] = Record(step, iteration, metrics | dict(shared), histograms)
         return records
 
     def fetch(self, tensors: IterationTensors) -> HostTensors:
-        """Return copies on the host; the scalars as one tensor, in one copy."""
+        """Copy the results to the host; all scalars as one tensor, in one copy."""
         update = {name: getattr(tensors.update, key) for key, name in _UPDATE_NAMES.items()}
         named = {name: value for name, value in update.items() if value is not None}
         named |= {f"ppo/{key}": value for key, value in tensors.after.ratios._asdict().items()}
@@ -145,16 +137,17 @@ class Recorder:
         )
 
     def _to_host(self, tensor: Tensor) -> Tensor:
-        return self.placement.move(tensor, Place.host)
+        return self._placement.move(tensor, Place.host)
 
-    def _note_divergence(self, lane: int, metrics: Mapping[str, float]) -> None:
-        for name in _MUST_BE_FINITE:
-            if self.diverged[lane] is None and not math.isfinite(metrics.get(name, 0.0)):
-                self.diverged[lane] = f"{name} is {metrics[name]}"  # the first stays
+
+def _divergence(metrics: Mapping[str, float]) -> str | None:
+    """Return the first of the decisive metrics that is not finite, with its value."""
+    bad = (name for name in _MUST_BE_FINITE if not math.isfinite(metrics.get(name, 0.0)))
+    return next((f"{name} is {metrics[name]}" for name in bad), None)
 
 
 def _episode_metrics(returns: Sequence[float], lengths: Sequence[float]) -> dict[str, float]:
-    """Return statistics of the episodes that ended in an iteration; the count alone if none."""
+    """Return statistics of the episodes that ended in an iteration; only the count if none."""
     if not returns:
         return {"charts/episodes": 0.0}
     return {
@@ -168,7 +161,7 @@ def _episode_metrics(returns: Sequence[float], lengths: Sequence[float]) -> dict
 
 
 class EpisodeTotals(NamedTuple):
-    """Return and length of the episode that ended at each step; meaningless where none did."""
+    """Return and length of the episode that ended at each step; undefined where none did."""
 
     ended: Tensor  # (T, L, N) bool
     returns: Tensor  # (T, L, N) undiscounted sum of the environment's own rewards
@@ -176,22 +169,24 @@ class EpisodeTotals(NamedTuple):
 
 
 class EpisodeMeter:
-    """Carries the unfinished episodes' sums from one rollout to the next."""
+    """Episode returns and lengths, with running sums of unfinished episodes between rollouts."""
 
     def __init__(self, num_lanes: int, num_envs: int, device: torch.device) -> None:
-        """Start with every episode at its first step."""
+        """Start with all sums at 0."""
         self._return = torch.zeros(num_lanes, num_envs, dtype=torch.float64, device=device)
         self._length = torch.zeros(num_lanes, num_envs, dtype=torch.float64, device=device)
 
     def reset_lanes(self, lanes: Tensor) -> None:
-        """Start the episodes of ``lanes`` (int64) anew."""
+        """Set the running sums of ``lanes`` (int64) to 0."""
         for carried in (self._return, self._length):
             carried.index_fill_(0, lanes, 0.0)
 
     def count(self, env_rewards: Tensor, ended: Tensor) -> EpisodeTotals:
-        """Add a rollout: ``env_rewards`` and ``ended``, both (T, L, N).
+        """Return the totals of the episodes that end in a rollout.
 
-        A running sum over the rollout, less what the sum was when the episode began.
+        Args:
+            env_rewards: The environment's own rewards, (T, L, N).
+            ended: Whether an episode ended at the step, bool (T, L, N).
         """
         returns, self._return = _since_last_end(env_rewards, ended, self._return)
         lengths, self._length = _since_last_end(torch.ones_like(env_rewards), ended, self._length)
@@ -199,14 +194,17 @@ class EpisodeMeter:
 
 
 def _since_last_end(amounts: Tensor, ended: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sums of ``amounts`` (T, L, N) since each episode's start, and what to carry on."""
+    """Return sums of ``amounts`` (T, L, N) since each episode's start, and the sums to carry.
+
+    Each is the running sum over the rollout minus its value at the start of the episode.
+    """
     num_steps = len(amounts)
     zeros = torch.zeros_like(carried).unsqueeze(0)
-    # sums[t] is what came before step t; the carried part belongs to the first episode alone.
+    # sums[t] is the sum before step t; the carried part belongs to the first episode only.
     sums = torch.cat((zeros, amounts.to(carried.dtype).cumsum(0)))  # (T + 1, L, N)
     steps = torch.arange(1, num_steps + 1, device=amounts.device).view(-1, 1, 1)
     ends = (ended * steps).cummax(0).values  # (T, L, N) steps up to the last end
-    starts = torch.cat((zeros.long(), ends))  # (T + 1, L, N) where step t's episode began
+    starts = torch.cat((zeros.long(), ends))  # (T + 1, L, N) start of step t's episode
     since = sums[1:] - sums.gather(0, starts[:-1])
     since = torch.where(starts[:-1] == 0, since + carried, since)
     last = starts[-1:]

@@ -1,6 +1,6 @@
-"""What a finished run amounts to: its score, and whether it fell apart on the way.
+"""Scores of a run: final return, area under the curve, collapse and dead policies.
 
-All functions take plain sequences: one entry per iteration, oldest first.
+All functions take plain sequences with one entry per iteration, oldest first.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 
 __all__ = ["History", "area_under_curve", "has_collapsed", "is_dead"]
 
-_SCORE_EPISODES = (
-    100  # final_return is a mean of this many, as in the paper (arXiv:1707.06347, 6.1)
-)
-_COLLAPSE_GAIN = 0.2  # a run must first have gained this share of the task's range to lose it
-_COLLAPSE_KEPT = 0.5  # and ends with less than this share of its gain
-_WINDOW_SHARE = 0.1  # windows are this share of the run's iterations
+_SCORE_EPISODES = 100  # averaged in final_return, as in the paper (arXiv:1707.06347, 6.1)
+_COLLAPSE_GAIN = 0.2  # share of the task's range that must have been gained before a collapse
+_COLLAPSE_KEPT = 0.5  # share of the gain below which a run has collapsed
+_WINDOW_SHARE = 0.1  # length of a window, as a share of the run's iterations
 _DEAD_UPDATES = 10
 _DEAD_ENTROPY_FRAC = 0.01
 _DEAD_KL = 1e-4
@@ -25,10 +23,10 @@ _DEAD_KL = 1e-4
 
 @dataclass
 class History:
-    """One lane's curve, and the window of episodes that scores it."""
+    """Learning curve of one lane."""
 
     steps: list[int] = field(default_factory=list)
-    """Environment steps at the end of each iteration in which a return was known."""
+    """Environment steps at the end of each iteration, from the first finished episode on."""
     returns: list[float] = field(default_factory=list)
     """Mean of the last 100 episodes (of all, if fewer) at those steps."""
     entropy_fracs: list[float] = field(default_factory=list)
@@ -36,12 +34,14 @@ class History:
     kls: list[float] = field(default_factory=list)
     """k3 KL over the rollout after each update."""
     num_episodes: int = 0
+    diverged: str | None = None
+    """The first metric that was not finite, with its value; None while all are finite."""
     _last: deque[float] = field(default_factory=lambda: deque(maxlen=_SCORE_EPISODES))
 
     def add(
         self, step: int, episode_returns: Sequence[float], entropy_frac: float | None, kl: float
     ) -> None:
-        """Append an iteration; ``episode_returns`` are of the episodes that ended in it."""
+        """Append an iteration; ``episode_returns`` are those of the episodes that ended in it."""
         self._last.extend(episode_returns)
         self.num_episodes += len(episode_returns)
         self.kls.append(kl)
@@ -58,12 +58,23 @@ class History:
 
     @property
     def best_return(self) -> float | None:
-        """The largest such mean at the end of any iteration."""
+        """Largest such mean at the end of any iteration."""
         return max(self.returns, default=None)
 
 
 def area_under_curve(steps: Sequence[int], returns: Sequence[float]) -> float | None:
-    """Return the mean of the curve over environment steps (trapezoids); None without a curve."""
+    """Return the mean of a curve over environment steps, by the trapezoidal rule.
+
+    Args:
+        steps: Environment steps, ascending.
+        returns: Mean returns at those steps.
+
+    Returns:
+        The area divided by the range of ``steps``; None for an empty curve.
+
+    >>> area_under_curve([0, 10, 30], [0.0, 100.0, 100.0])
+    83.33333333333333
+    """
     if not returns:
         return None
     if len(returns) == 1:
@@ -78,11 +89,21 @@ def area_under_curve(steps: Sequence[int], returns: Sequence[float]) -> float | 
 def has_collapsed(
     returns: Sequence[float], *, random_return: float, target_return: float
 ) -> bool | None:
-    """Return whether a run rose and then lost most of what it had gained.
+    """Return whether a run improved and then lost most of its gain.
 
-    The best window of a tenth of the run must have gained at least 20 % of the way from a random
-    policy to the target, and the last window keep less than half of that gain. None for fewer than
-    ten entries: a tenth of the run is then no window.
+    Windows are a tenth of the run. The best one must have gained at least 20 % of the way from a
+    random policy to the target, and the last one less than half of that gain.
+
+    Args:
+        returns: Mean return after each iteration.
+        random_return: Return of a random policy.
+        target_return: Return at which the task counts as solved.
+
+    Returns:
+        Whether the run collapsed; None for fewer than ten entries.
+
+    >>> has_collapsed([0.0] * 5 + [90.0] * 10 + [20.0] * 5, random_return=0, target_return=100)
+    True
     """
     width = int(len(returns) * _WINDOW_SHARE)
     if width == 0:
@@ -103,10 +124,19 @@ def is_dead(
     *,
     random_return: float,
 ) -> bool | None:
-    """Return whether the policy has stopped moving at or below random.
+    """Return whether the policy has become deterministic and is no better than a random one.
 
-    In each of the last ten updates entropy below 1 % of its maximum and k3 KL below 1e-4, with a
-    final return no better than random's. None where that cannot be told.
+    That is: in each of the last ten updates entropy is below 1 % of its maximum and k3 KL below
+    1e-4, and the last return is at most ``random_return``.
+
+    Args:
+        returns: Mean return after each iteration.
+        entropy_fracs: Entropy as a share of its maximum, after each update.
+        kls: k3 KL over the rollout in nats, after each update.
+        random_return: Return of a random policy.
+
+    Returns:
+        Whether the policy is dead; None without returns or with fewer than ten entropies.
     """
     if not returns or len(entropy_fracs) < _DEAD_UPDATES:
         return None

@@ -7,7 +7,7 @@ import logging
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import resolve_memory
-from ppo_lab.runner.entry import GroupView, RunGroup
+from ppo_lab.runner.group import GroupView, RunGroup
 from ppo_lab.runner.run_record import RunOutput
 from ppo_lab.runner.stack import Stack
 from ppo_lab.tracking import Terminal
@@ -81,15 +81,14 @@ class TaskRun:
         size = self._configs[0].memory.max_lanes or len(self._configs)
         configs = self._configs[first : first + size]
         self._seeds = range(first, first + len(configs))
-        self.group = _CallbackGroup(
+        self.group = RunGroup(
             configs,
             [_output(self._task, config) for config in configs],
-            self._should_stop,
-            self._on_finish,
-            is_forecast=self._task.is_forecast,
+            should_stop=self._should_stop,
+            on_finish=self._on_finish,
             planned_steps=self._task.planned_steps,
         )
-        self._stack.put(self.group)
+        self._stack.queue.put(self.group)
 
     def _should_stop(self, view: GroupView) -> str | None:
         return None if self._reporter is None else self._reporter.after_iteration(view, self._seeds)
@@ -111,30 +110,6 @@ class TaskRun:
         self._on_end(exit_code)
 
 
-class _CallbackGroup(RunGroup):
-    """A run group that calls two functions."""
-
-    def __init__(
-        self,
-        configs: Sequence[Config],
-        outputs: Sequence[RunOutput],
-        should_stop: Callable[[GroupView], str | None],
-        on_finish: Callable[[list[dict[str, Any]]], None],
-        *,
-        is_forecast: bool,
-        planned_steps: int | None,
-    ) -> None:
-        super().__init__(configs, outputs, is_forecast=is_forecast, planned_steps=planned_steps)
-        self._should_stop, self._on_finish = should_stop, on_finish
-
-    def should_stop(self, standing: GroupView) -> str | None:
-        return self._should_stop(standing)
-
-    def finish(self, summaries: list[dict[str, Any]]) -> None:
-        super().finish(summaries)
-        self._on_finish(summaries)
-
-
 def _without_terminal(config: Config) -> Config:
     """Return ``config`` for a process that shows nothing itself."""
     tracking = dataclasses.replace(config.tracking, terminal=Terminal.none)
@@ -152,7 +127,7 @@ def _output(task: Task, config: Config) -> RunOutput:
     atomic_write(folder / ".hydra" / "config.yaml", text.encode())
     atomic_write(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides).encode())
     run_id = f"{task.run_id}-s{config.seed}" if task.run_id else None
-    return RunOutput(folder, overrides, task.group, task.notes, run_id, job_type="trial")
+    return RunOutput(folder, overrides, task.group, task.notes, run_id, "trial", task.is_forecast)
 
 
 class _Reporter:
@@ -174,9 +149,10 @@ class _Reporter:
         if view.iteration == 1:
             self._next = 0
         for run, seed in enumerate(seeds):
-            if (number := view.diverged(run)) is not None:
-                return f"{number} (seed {view.config(run).seed})"
-            self._latest[seed] = view.history(run).final_return
+            history = view.history(run)
+            if history.diverged is not None:
+                return f"{history.diverged} (seed {view.config(run).seed})"
+            self._latest[seed] = history.final_return
         config = view.config(0)
         step, is_last = view.iteration * config.num_rows, view.iteration == config.num_iterations
         self._send_progress(view, step)

@@ -71,7 +71,7 @@ class _Worker:
                     break
         finally:
             self._stack.close()
-            share = self._stack.occupancy.busy_frac
+            share = self._stack.utilization.busy_frac
             log.info("%.1f %% of the lanes were busy until the last run began", 100.0 * share)
         if self._exit_code:
             sys.exit(self._exit_code)
@@ -91,7 +91,9 @@ class _Worker:
 
     def _expects_more(self) -> bool:
         """Return whether the pool may have tasks for lanes that are free."""
-        return self._stack.num_wanted < self._stack.num_free and self._stack.num_more != 0
+        return (
+            self._stack.queue.num_wanted < self._stack.num_free and self._stack.queue.num_more != 0
+        )
 
     def _read_one(self, wait_s: float | None) -> bool:
         """Handle one message and return True; return False if none arrives within ``wait_s``."""
@@ -115,7 +117,7 @@ class _Worker:
         # In a stack with others a trial does not wait for its decisions.
         read = self._read_one if self._is_single else None
         mailbox = Mailbox(task.number, self._connection, read)
-        self._stack.num_more = 0 if self._is_single else task.num_left
+        self._stack.queue.num_more = 0 if self._is_single else task.num_left
         run = TaskRun(task, self._stack, mailbox, lambda code: self._end(task.number, code))
         self._runs[task.number] = run
         run.begin()

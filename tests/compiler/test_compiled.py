@@ -165,7 +165,7 @@ def test_without_a_compiler_auto_goes_on_and_always_fails(monkeypatch, tmp_path,
     with pytest.raises(CompilerError, match=r"RuntimeError: no C[+][+] compiler$"):
         trainer.iterate()
     auto = dataclasses.replace(quick, compile=Compile.auto)
-    trainer = Trainer([auto], planned_steps=MIN_COMPILED_STEPS)
+    trainer = Trainer([auto], compiles=True)
     for _ in range(2):
         trainer.iterate()
     assert trainer.iteration == 2

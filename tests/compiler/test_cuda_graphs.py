@@ -97,7 +97,7 @@ def state_of(trainer):
     """Return copies of all that an iteration changes."""
     env = trainer.env
     tensors = [*trainer.optimizer.state_tensors, env._state, env._deadlines]
-    return [tensor.clone() for tensor in tensors] + [trainer._collector._observations.clone()]
+    return [tensor.clone() for tensor in tensors] + [trainer.collector._observations.clone()]
 
 
 def test_recording_changes_no_state():
@@ -117,13 +117,13 @@ def test_what_an_iteration_returned_is_not_overwritten_by_the_next():
     recorded, _ = pair()
     rollout = recorded.collect()
     kept = [tensor.clone() for tensor in rollout]
-    observations = recorded._collector._observations
+    observations = recorded.collector._observations
     next_observations = observations.clone()
     recorded.iterate()
     for mine, its in zip(rollout, kept):
         assert torch.equal(mine, its)
     assert torch.equal(observations, next_observations)
-    assert not torch.equal(recorded._collector._observations, next_observations)
+    assert not torch.equal(recorded.collector._observations, next_observations)
 
 
 def test_an_option_that_only_a_new_lane_has_is_recorded_again():

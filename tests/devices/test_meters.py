@@ -11,7 +11,7 @@ from ppo_lab.devices.pcie import BusLimit
 from ppo_lab.devices.placement import Placement
 from ppo_lab.devices.trace import Copies, DeviceUse
 from ppo_lab.training.trainer import Trainer
-from tests.helpers.trainers import TWENTY_STEPS, config
+from tests.helpers.trainers import TWENTY_STEPS, config, train_to_end
 
 CPU = torch.device("cpu")
 IDLE = DeviceUse(1.0, 1, 0.25, 0.5, 0.25, Copies(8, 0, 1.0), Copies(0, 0, 0.0))
@@ -121,7 +121,7 @@ def test_on_a_cpu_bytes_are_reported_where_a_run_is_profiled(profile, expected):
     base = config(*TWENTY_STEPS, "memory=offloaded_optimizer", f"profile={profile}")
     base = dataclasses.replace(base, total_steps=2 * base.num_rows)
     trainer = Trainer([base], lambda lane, record: records.append(record))
-    trainer.run()
+    train_to_end(trainer)
     assert [("pcie/h2d_bytes" in record.metrics) for record in records] == [expected] * 2
     if expected:
         # All weights up in each of the 20 gradient steps; the first count holds the start as well.

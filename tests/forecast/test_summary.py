@@ -8,10 +8,10 @@ from ppo_lab.devices.pcie import BusLimit
 from ppo_lab.devices.placement import Traffic
 from ppo_lab.devices.trace import Copies, DeviceUse
 from ppo_lab.forecast.categories import Category
-from ppo_lab.forecast.counting_trainer import CountedTrainer
+from ppo_lab.forecast.counting import counted_trainer, ledger_of
 from ppo_lab.forecast.summary import device_section, memory_section
 from ppo_lab.training.trainer import Trainer
-from tests.helpers.trainers import config
+from tests.helpers.trainers import config, train_to_end
 
 GIB = 1024**3
 
@@ -42,8 +42,8 @@ def test_the_bus_is_summed_over_the_run_and_compared_with_its_limit():
 
 def test_a_counted_run_says_its_peak_by_category_and_network():
     base = config("memory=offloaded_optimizer", "num_epochs=1")
-    trainer = CountedTrainer([dataclasses.replace(base, total_steps=base.num_rows)])
-    trainer.run()
+    trainer = counted_trainer([dataclasses.replace(base, total_steps=base.num_rows)])
+    train_to_end(trainer)
     section = memory_section(trainer)
     ledger = section["ledger"]
     assert sum(ledger["categories_gib"].values()) == ledger["peak_gib"] > 0.0
@@ -65,15 +65,15 @@ def test_the_first_record_of_a_counted_run_has_the_ledger_and_later_ones_have_no
     records = []
     base = config("num_epochs=1")
     base = dataclasses.replace(base, total_steps=2 * base.num_rows)
-    trainer = CountedTrainer([base], lambda _, record: records.append(record.metrics))
-    trainer.run()
+    trainer = counted_trainer([base], lambda _, record: records.append(record.metrics))
+    train_to_end(trainer)
     first, second = ({k for k in m if k.startswith("memory/")} for m in records)
     assert second == set()
     assert first == {
         "memory/ledger_gib",
         *(f"memory/ledger_{category.value}_gib" for category in Category),
     }
-    assert records[0]["memory/ledger_gib"] * GIB == trainer.ledger.peak.total
+    assert records[0]["memory/ledger_gib"] * GIB == ledger_of(trainer).peak.total
     # What bounds the profiled window: every phase but the building, in order.
     assert list(trainer.meters.num_operations) == ["rollout", "advantages", "update", "diagnostics"]
     assert min(trainer.meters.num_operations.values()) > 0

@@ -21,6 +21,7 @@ from tests.helpers.trainers import (
     largest_difference,
     numbers_of,
     record_rows,
+    train_to_end,
     weights,
 )
 
@@ -49,7 +50,7 @@ def test_every_strategy_trains_and_reports_memory_and_bus(strategy, env):
     base = config(*TWENTY_STEPS, "device=cuda", f"memory={strategy}", *env)
     base = dataclasses.replace(base, total_steps=3 * base.num_rows)
     trainer = Trainer([base], lambda lane, record: records.append(record))
-    (result,) = trainer.run()
+    (result,) = train_to_end(trainer)
     assert result.diverged is None
     assert len(records) == 3
     num_bytes = 4 * sum(p.numel() for p in trainer.model.parameters())

@@ -12,6 +12,7 @@ from ppo_lab.config.run import Config
 from ppo_lab.ppo.adam import LaneOptimizer
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import RolloutRows, lane_rows
+from ppo_lab.training.scores import History
 from ppo_lab.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -22,6 +23,7 @@ TWENTY_STEPS = ("num_epochs=5", "num_minibatches=4")
 PENDULUM = ("env=pendulum", "num_steps=64", "num_envs=4", *TWENTY_STEPS)
 
 register()
+torch.set_num_threads(1)  # as the runner does for networks of this size
 
 
 @functools.cache
@@ -34,6 +36,14 @@ def config(*overrides: str) -> Config:
 def lanes_of(base: Config, *changes: dict) -> list[Config]:
     """Return ``base`` once per dictionary of changed keys, each checked anew."""
     return [dataclasses.replace(base, **change) for change in changes]
+
+
+def train_to_end(trainer: Trainer) -> list[History]:
+    """Train until every lane has ended, as the runner does, and return the lanes' histories."""
+    while trainer.retire_ended():
+        trainer.iterate()
+    trainer.meters.close()
+    return [trainer.history(lane) for lane in range(len(trainer.configs))]
 
 
 def record_rows(trainer: Trainer) -> RolloutRows:

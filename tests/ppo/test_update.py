@@ -43,7 +43,7 @@ def one_step_at_a_time(trainer, rows):
     """Yield the diagnostics of each of an update's minibatches, as an update of its own."""
     size = trainer.config.num_rows // trainer.config.num_minibatches
     plan = UpdatePlan(1, trainer.config.advantage_normalization)
-    coefficients = trainer._lanes.coefficients(trainer.iteration)
+    coefficients = trainer._lanes.hyperparameters(trainer.iteration)
     for order in permutations_of(trainer):
         for part in order.split(size, -1):
             yield update(

@@ -174,7 +174,7 @@ from ppo_lab.__main__ import main
 from ppo_lab.training.trainer import Trainer
 update = Trainer.update
 def filled(trainer, rows):
-    if trainer.config.seed == 1 and type(trainer) is Trainer:  # not a forecast's
+    if trainer.config.seed == 1 and trainer.collector.num_dry_steps is None:  # not a dry run
         raise torch.OutOfMemoryError("CUDA out of memory")
     return update(trainer, rows)
 Trainer.update = filled

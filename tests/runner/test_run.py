@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from ppo_lab.config.compose import check_jobs, register
-from ppo_lab.runner.run import RunOutput, run_in_folder, run_stack
+from ppo_lab.runner.group import RunGroup
+from ppo_lab.runner.run import RunOutput, run_group, run_in_folder
 from ppo_lab.tracking import read_metrics, read_summary
 
 
@@ -26,7 +27,7 @@ def folder(path):
 def test_each_lane_has_its_own_files_and_the_numbers_of_its_seed_alone(config, tmp_path):
     configs = [dataclasses.replace(config, seed=seed) for seed in (1, 2)]
     to = [RunOutput(folder(tmp_path / f"seed_{c.seed}"), [], notes={"trial": 7}) for c in configs]
-    summaries = run_stack(configs, to)
+    summaries = run_group(RunGroup(configs, to))
     alone = run_in_folder(configs[1], folder(tmp_path / "alone"), overrides=[])
     assert [summary["seed"] for summary in summaries] == [1, 2]
     assert [summary["status"] for summary in summaries] == ["finished", "finished"]
@@ -42,21 +43,22 @@ def test_each_lane_has_its_own_files_and_the_numbers_of_its_seed_alone(config, t
 
 
 def test_a_reason_to_stop_ends_the_run_as_pruned(config, tmp_path):
-    def at_half(standing):
-        return "behind the others" if standing.iteration == 2 else None
+    def at_half(view):
+        return "behind the others" if view.iteration == 2 else None
 
-    (summary,) = run_stack([config], [RunOutput(folder(tmp_path / "a"), [])], at_half)
+    to = [RunOutput(folder(tmp_path / "a"), [])]
+    (summary,) = run_group(RunGroup([config], to, should_stop=at_half))
     assert (summary["status"], summary["reason"]) == ("pruned", "behind the others")
     assert summary["env_steps"] == 2048
     assert len(read_metrics(tmp_path / "a" / "metrics.jsonl")) == 2
 
 
 def test_an_error_is_told_in_every_lanes_summary(config, tmp_path):
-    def breaks(standing):
+    def breaks(view):
         raise RuntimeError("no more")
 
     configs = [dataclasses.replace(config, seed=seed) for seed in (1, 2)]
     to = [RunOutput(folder(tmp_path / f"{c.seed}"), []) for c in configs]
-    for summary in run_stack(configs, to, breaks):
+    for summary in run_group(RunGroup(configs, to, should_stop=breaks)):
         assert (summary["status"], summary["reason"]) == ("failed", "RuntimeError: no more")
         assert summary["env_steps"] == 1024

@@ -7,7 +7,7 @@ import torch
 
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
-from ppo_lab.runner.entry import RunGroup
+from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.run import RunOutput, run_in_folder
 from ppo_lab.runner.stack import LaneUtilization, Stack
 from ppo_lab.tracking import read_metrics, read_summary
@@ -27,23 +27,23 @@ def base(tmp_path, monkeypatch) -> Config:
     return job.config
 
 
-def entry_of(folder, *configs, kind=RunGroup):
-    """Return an entry whose runs are named after their seeds."""
+def group_of(folder, *configs, should_stop=None):
+    """Return a group whose runs are named after their seeds."""
     to = []
     for config in configs:
         path = folder / f"seed_{config.seed}"
         path.mkdir(exist_ok=True)
         to.append(RunOutput(path, [f"seed={config.seed}"], group="grid"))
-    return kind(configs, to)
+    return RunGroup(configs, to, should_stop=should_stop)
 
 
-def train(stack, entries):
-    for entry in entries:
-        stack.put(entry)
+def train(stack, groups):
+    for group in groups:
+        stack.queue.put(group)
     while stack.has_work:
         stack.step()
     stack.close()
-    return [entry.summaries[0] for entry in entries]
+    return [group.summaries[0] for group in groups]
 
 
 def test_every_run_of_a_queue_leaves_what_it_would_leave_alone(base, tmp_path):
@@ -53,7 +53,7 @@ def test_every_run_of_a_queue_leaves_what_it_would_leave_alone(base, tmp_path):
         dataclasses.replace(base, seed=seed, total_steps=total, lr=1e-4 * seed)
         for seed, total in budgets.items()
     ]
-    train(Stack(2), [entry_of(tmp_path, config) for config in configs])
+    train(Stack(2), [group_of(tmp_path, config) for config in configs])
     for config in configs:
         folder = tmp_path / f"seed_{config.seed}"
         summary, records = (
@@ -84,47 +84,48 @@ def test_the_lanes_are_busy_until_the_queue_is_empty(base, tmp_path):
         for seed in range(1, 10)
     ]
     stack = Stack(4)
-    summaries = train(stack, [entry_of(tmp_path, config) for config in configs])
-    assert stack.occupancy.num_all > 0
-    assert stack.occupancy.busy_frac == 1.0
+    summaries = train(stack, [group_of(tmp_path, config) for config in configs])
+    assert stack.utilization.num_all > 0
+    assert stack.utilization.busy_frac == 1.0
     assert all(summary["stack"]["busy_frac"] == 1.0 for summary in summaries)
 
 
 def test_a_share_of_busy_lanes_counts_iterations_up_to_the_last_begin():
-    occupancy = LaneUtilization()
-    occupancy.begin()
-    occupancy.count(4, 4)
-    occupancy.count(2, 4)
-    assert occupancy.busy_frac == 1.0  # nothing was waiting: there was nothing to be filled with
-    occupancy.begin()
-    occupancy.count(1, 4)
-    assert occupancy.busy_frac == 6 / 8
+    utilization = LaneUtilization()
+    utilization.begin()
+    utilization.count(4, 4)
+    utilization.count(2, 4)
+    assert utilization.busy_frac == 1.0  # nothing was waiting: there was nothing to be filled with
+    utilization.begin()
+    utilization.count(1, 4)
+    assert utilization.busy_frac == 6 / 8
 
 
 def test_a_diverged_run_gives_its_lane_to_the_next(base, tmp_path):
     doomed = dataclasses.replace(base, seed=1, lr=1e30)
     others = [dataclasses.replace(base, seed=seed) for seed in (2, 3)]
     stack = Stack(2)
-    entries = [entry_of(tmp_path, config) for config in (doomed, *others)]
-    first, second, third = train(stack, entries)
+    groups = [group_of(tmp_path, config) for config in (doomed, *others)]
+    first, second, third = train(stack, groups)
     assert first["status"] == "diverged"
     assert not (tmp_path / "seed_1" / "checkpoint").exists()
     assert (second["status"], third["status"]) == ("finished", "finished")
     # 4 iterations each: the third begins after the first's one, and so the stack makes 1 + 4.
-    assert stack.occupancy.num_all == 2
+    assert stack.utilization.num_all == 2
     assert third["stack"]["lane"] == 0
 
 
-class UntilTold(RunGroup):
-    """Ends after two iterations."""
-
-    def should_stop(self, standing):
-        return "behind the others" if standing.iteration == 2 else None
+def after_two_iterations(view):
+    return "behind the others" if view.iteration == 2 else None
 
 
-def test_an_entry_that_is_told_to_stop_frees_all_its_lanes_at_once(base, tmp_path):
+def test_a_group_that_is_told_to_stop_frees_all_its_lanes_at_once(base, tmp_path):
     trials = [
-        entry_of(tmp_path, *(dataclasses.replace(base, seed=s) for s in seeds), kind=UntilTold)
+        group_of(
+            tmp_path,
+            *(dataclasses.replace(base, seed=seed) for seed in seeds),
+            should_stop=after_two_iterations,
+        )
         for seeds in ((1, 2), (3, 4), (5, 6))
     ]
     stack = Stack(5)  # room for two trials of two seeds; a fifth lane would never be filled
@@ -133,7 +134,7 @@ def test_an_entry_that_is_told_to_stop_frees_all_its_lanes_at_once(base, tmp_pat
         assert [summary["status"] for summary in trial.summaries] == ["pruned", "pruned"]
         assert [summary["env_steps"] for summary in trial.summaries] == [128, 128]
         assert trial.summaries[0]["stack"]["num_lanes"] == 4
-    assert stack.occupancy.busy_frac == 1.0
+    assert stack.utilization.busy_frac == 1.0
 
 
 def test_another_program_waits_until_the_lanes_are_free(base, tmp_path):
@@ -142,10 +143,10 @@ def test_another_program_waits_until_the_lanes_are_free(base, tmp_path):
         dataclasses.replace(base, seed=2, num_epochs=2),
         dataclasses.replace(base, seed=3),
     ]
-    entries = [entry_of(tmp_path, config) for config in configs]
-    summaries = train(Stack(2), entries)
+    groups = [group_of(tmp_path, config) for config in configs]
+    summaries = train(Stack(2), groups)
     assert [summary["status"] for summary in summaries] == ["finished"] * 3
-    assert entries[0].key == entries[2].key != entries[1].key
+    assert groups[0].key == groups[2].key != groups[1].key
 
 
 def test_a_strategy_of_one_lane_trains_its_runs_one_after_the_other(base, tmp_path):
@@ -153,7 +154,7 @@ def test_a_strategy_of_one_lane_trains_its_runs_one_after_the_other(base, tmp_pa
         [*QUICK, "memory=offloaded_optimizer"], is_multirun=False, config_dir=None, config_name=None
     )
     configs = [dataclasses.replace(job.config, seed=seed) for seed in (1, 2)]
-    summaries = train(Stack(4), [entry_of(tmp_path, config) for config in configs])
+    summaries = train(Stack(4), [group_of(tmp_path, config) for config in configs])
     assert [summary["status"] for summary in summaries] == ["finished", "finished"]
     assert "stack" not in summaries[0]
 
@@ -179,7 +180,7 @@ def broken_by(monkeypatch):
 def test_a_run_that_fails_costs_the_others_of_its_stack_nothing(base, tmp_path, broken_by):
     broken_by([2], RuntimeError("the pole caught fire"))
     configs = [dataclasses.replace(base, seed=seed) for seed in range(1, 7)]
-    summaries = train(Stack(4), [entry_of(tmp_path, config) for config in configs])
+    summaries = train(Stack(4), [group_of(tmp_path, config) for config in configs])
     assert [summary["status"] for summary in summaries] == [
         "finished", "failed", *["finished"] * 4
     ]  # fmt: skip
@@ -201,7 +202,7 @@ def test_a_stack_that_fills_the_memory_is_run_in_smaller_ones(base, tmp_path, mo
 
     monkeypatch.setattr(Trainer, "update", filled)
     configs = [dataclasses.replace(base, seed=seed) for seed in range(1, 8)]
-    summaries = train(Stack(4), [entry_of(tmp_path, config) for config in configs])
+    summaries = train(Stack(4), [group_of(tmp_path, config) for config in configs])
     assert [summary["status"] for summary in summaries] == ["finished"] * 7
     assert [summary["stack"]["num_lanes"] for summary in summaries] == [2] * 7
 
@@ -213,27 +214,27 @@ def test_ctrl_c_leaves_every_running_runs_summary_and_nothing_of_those_that_wait
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "update", interrupted)
-    entries = [entry_of(tmp_path, dataclasses.replace(base, seed=seed)) for seed in (1, 2, 3)]
+    groups = [group_of(tmp_path, dataclasses.replace(base, seed=seed)) for seed in (1, 2, 3)]
     with pytest.raises(KeyboardInterrupt):
-        train(Stack(2), entries)
+        train(Stack(2), groups)
     for seed in (1, 2):
         summary = read_summary(tmp_path / f"seed_{seed}" / "summary.json")
         assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by a signal")
     assert list((tmp_path / "seed_3").iterdir()) == []
 
 
-def test_an_aborted_entry_frees_its_lane_and_one_that_waits_leaves_no_trace(base, tmp_path):
-    entries = [entry_of(tmp_path, dataclasses.replace(base, seed=seed)) for seed in (1, 2, 3)]
+def test_an_aborted_group_frees_its_lane_and_one_that_waits_leaves_no_trace(base, tmp_path):
+    groups = [group_of(tmp_path, dataclasses.replace(base, seed=seed)) for seed in (1, 2, 3)]
     stack = Stack(1)
-    for entry in entries:
-        stack.put(entry)
+    for group in groups:
+        stack.queue.put(group)
     stack.step()
-    stack.abort(entries[0])
-    stack.abort(entries[1])
+    stack.abort(groups[0])
+    stack.abort(groups[1])
     train(stack, [])
-    assert entries[0].summaries[0]["status"] == "interrupted"
+    assert groups[0].summaries[0]["status"] == "interrupted"
     assert list((tmp_path / "seed_2").iterdir()) == []
-    assert entries[2].summaries[0]["status"] == "finished"
+    assert groups[2].summaries[0]["status"] == "finished"
 
 
 def test_a_program_has_no_lanes_that_nobody_will_take(base, tmp_path):
@@ -244,22 +245,22 @@ def test_a_program_has_no_lanes_that_nobody_will_take(base, tmp_path):
         *(dataclasses.replace(other, seed=seed) for seed in (3, 4, 5)),
     ]
     stack = Stack(8)
-    stack.num_more = 1
-    summaries = train(stack, [entry_of(tmp_path, config) for config in configs])
+    stack.queue.num_more = 1
+    summaries = train(stack, [group_of(tmp_path, config) for config in configs])
     assert [summary["stack"]["num_lanes"] for summary in summaries] == [2, 2, 4, 4, 4]
 
 
-def test_an_entry_can_be_aborted_while_it_waits_to_run_again(base, tmp_path, broken_by):
+def test_a_group_can_be_aborted_while_it_waits_to_run_again(base, tmp_path, broken_by):
     broken_by([1, 2, 3], RuntimeError("the pole caught fire"))
-    entries = [entry_of(tmp_path, dataclasses.replace(base, seed=seed)) for seed in (1, 2, 3)]
+    groups = [group_of(tmp_path, dataclasses.replace(base, seed=seed)) for seed in (1, 2, 3)]
     stack = Stack(3)
-    for entry in entries:
-        stack.put(entry)
+    for group in groups:
+        stack.queue.put(group)
     stack.step()
     stack.step()  # fails: 1 and 2 are to run again, and 3 by itself
-    stack.abort(entries[2])
-    summaries = [entry.summaries for entry in entries]
+    stack.abort(groups[2])
+    summaries = [group.summaries for group in groups]
     assert summaries == [[], [], []]
     train(stack, [])
-    assert [entry.summaries[0]["status"] for entry in entries[:2]] == ["failed", "failed"]
-    assert entries[2].summaries == []
+    assert [group.summaries[0]["status"] for group in groups[:2]] == ["failed", "failed"]
+    assert groups[2].summaries == []

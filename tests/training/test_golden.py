@@ -8,7 +8,7 @@ torch 2.13.0+cpu.
 import pytest
 
 from ppo_lab.training.trainer import Trainer
-from tests.helpers.trainers import config
+from tests.helpers.trainers import config, train_to_end
 
 # Name: its value after iterations 1, 2 and 3. Not here are numbers that cancel to near 0, such as
 # k1: rounding alone moves their fourth digit.
@@ -36,7 +36,7 @@ def metrics():
     """Return each golden metric's value after every iteration of the run."""
     records = []
     run = config("network=tiny", "seed=1", "total_steps=3072")
-    Trainer([run], lambda lane, record: records.append(record)).run()
+    train_to_end(Trainer([run], lambda lane, record: records.append(record)))
     return {name: [record.metrics[name] for record in records] for name in GOLDEN}
 
 

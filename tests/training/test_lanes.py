@@ -9,7 +9,7 @@ import torch
 from ppo_lab.config.lanes import LANE_KEYS, check_stack
 from ppo_lab.config.run import Config, Schedule
 from ppo_lab.ppo.update import AdvantageNormalization
-from ppo_lab.training.lane_values import LaneTensors, schedule_metrics
+from ppo_lab.training.lane_values import LaneValues, schedule_metrics
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError
 from tests.helpers.trainers import (
@@ -22,6 +22,7 @@ from tests.helpers.trainers import (
     largest_difference,
     numbers_of,
     record_rows,
+    train_to_end,
     weights,
 )
 
@@ -74,13 +75,13 @@ def test_a_lane_equals_itself_alone_over_the_first_free_running_iteration(strate
     one_iteration = [dataclasses.replace(c, total_steps=c.num_rows) for c in configs]
     records = {}
     stack = Trainer(one_iteration, records.__setitem__)
-    results = stack.run()
+    results = train_to_end(stack)
     for lane, lane_config in enumerate(one_iteration):
         mine = {}
         alone = Trainer([lane_config], mine.__setitem__)
-        (result,) = alone.run()
+        (result,) = train_to_end(alone)
         assert largest_difference(weights(stack, lane), weights(alone)) < 1e-6
-        assert results[lane].history.returns == pytest.approx(result.history.returns, rel=1e-6)
+        assert results[lane].returns == pytest.approx(result.returns, rel=1e-6)
         names = {n for n in mine[0].metrics if not n.startswith(("time/", "perf/", "charts/SPS"))}
         assert names <= records[lane].metrics.keys()
         for name in names:
@@ -130,7 +131,7 @@ def coefficients(iteration, *changes, total_steps=10_240):
     base = dataclasses.replace(config(), total_steps=total_steps)  # 10 iterations of 1024
     configs = lanes_of(base, *changes)
     assert configs[0].num_iterations == 10
-    return LaneTensors(configs, CPU, torch.float64).coefficients(iteration)
+    return LaneValues(configs, CPU, torch.float64).hyperparameters(iteration)
 
 
 def test_annealing_starts_at_the_full_value_and_ends_at_an_nth():
@@ -170,9 +171,9 @@ def test_scheduled_metrics_say_what_the_coefficients_are():
     change = {"lr": 1e-3, "lr_schedule": Schedule.linear, "epsilon_schedule": Schedule.linear}
     base = dataclasses.replace(config(), total_steps=10_240)
     configs = lanes_of(base, change, {"epsilon": None})
-    lanes = LaneTensors(configs, CPU, torch.float64)
+    lanes = LaneValues(configs, CPU, torch.float64)
     for iteration in range(10):
-        found = lanes.coefficients(iteration)
+        found = lanes.hyperparameters(iteration)
         metrics = [schedule_metrics(c, iteration) for c in configs]
         assert [m["charts/learning_rate"] for m in metrics] == pytest.approx(found.lr.tolist())
         assert metrics[0]["ppo/epsilon"] == pytest.approx(found.clip.low[0].item())
@@ -182,5 +183,7 @@ def test_scheduled_metrics_say_what_the_coefficients_are():
 def test_the_first_update_runs_at_lr_and_the_last_at_an_nth_of_it():
     rates = []
     base = config("total_steps=4096", "lr=0.001", "lr_schedule=linear", "num_epochs=1")
-    Trainer([base], lambda lane, record: rates.append(record.metrics["charts/learning_rate"])).run()
+    train_to_end(
+        Trainer([base], lambda _, record: rates.append(record.metrics["charts/learning_rate"]))
+    )
     assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])

@@ -3,7 +3,7 @@
 import pytest
 
 from ppo_lab.training.trainer import Trainer
-from tests.helpers.trainers import config, lanes_of
+from tests.helpers.trainers import config, lanes_of, train_to_end
 
 
 @pytest.mark.slow
@@ -13,5 +13,5 @@ def test_four_seeds_of_cartpole_reach_300_in_60_000_steps():
     configs = lanes_of(
         config("total_steps=60000", "epsilon=0.2"), *({"seed": seed} for seed in range(1, 5))
     )
-    returns = [result.history.final_return for result in Trainer(configs).run()]
+    returns = [history.final_return for history in train_to_end(Trainer(configs))]
     assert sum(returns) / len(returns) > 300.0, returns

@@ -12,6 +12,7 @@ from ppo_lab.envs.base import DiscreteActions
 from ppo_lab.play import evaluate
 from ppo_lab.training.policy import save_policy
 from ppo_lab.training.trainer import Trainer
+from tests.helpers.trainers import train_to_end
 
 
 def trained(*overrides: str) -> Trainer:
@@ -19,7 +20,7 @@ def trained(*overrides: str) -> Trainer:
     command = ["network=tiny", "num_envs=4", "num_steps=16", "total_steps=128", *overrides]
     jobs = check_jobs(command, is_multirun=True, config_dir=None, config_name=None)
     trainer = Trainer([job.config for job in jobs])
-    trainer.run()
+    train_to_end(trainer)
     return trainer
 
 

@@ -10,7 +10,7 @@ from ppo_lab.compiler.program_cache import ProgramCache, ProgramSource
 from ppo_lab.config.choices import Dtype, MatmulPrecision
 from ppo_lab.config.lanes import check_stack, stack_key
 from ppo_lab.forecast.dry_run import dry_run
-from ppo_lab.training.precision import set_matmul_precision
+from ppo_lab.training.precision import configure_torch
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError
 from tests.helpers.trainers import config, lanes_of
@@ -35,14 +35,14 @@ def fake_cuda(monkeypatch):
 def test_a_run_on_cuda_sets_its_precision(name, caplog):
     torch.set_float32_matmul_precision("high" if name == "highest" else "highest")
     base = dataclasses.replace(config(f"matmul_precision={name}"), device="cuda")
-    set_matmul_precision(base)
+    configure_torch(base)
     assert torch.get_float32_matmul_precision() == name
     assert not caplog.text
 
 
 def test_a_run_on_the_cpu_is_exact_and_says_what_has_no_effect(caplog):
     torch.set_float32_matmul_precision("medium")  # as another run has left it
-    Trainer([config("matmul_precision=high")])
+    configure_torch(config("matmul_precision=high"))
     assert torch.get_float32_matmul_precision() == "highest"
     assert "matmul_precision=high has no effect: this run is not on CUDA" in caplog.text
 
@@ -50,7 +50,7 @@ def test_a_run_on_the_cpu_is_exact_and_says_what_has_no_effect(caplog):
 @pytest.mark.usefixtures("fake_cuda")
 def test_without_float32_products_it_has_no_effect(caplog):
     base = config("matmul_precision=high")
-    set_matmul_precision(dataclasses.replace(base, device="cuda", dtype=Dtype.bfloat16))
+    configure_torch(dataclasses.replace(base, device="cuda", dtype=Dtype.bfloat16))
     assert torch.get_float32_matmul_precision() == "highest"
     assert "no product is in float32 with dtype=bfloat16" in caplog.text
 

@@ -17,6 +17,7 @@ from tests.helpers.trainers import (
     largest_difference,
     numbers_of,
     record_rows,
+    train_to_end,
     weights,
 )
 
@@ -147,10 +148,10 @@ def test_each_lane_ends_by_its_own_number_of_steps_and_stays_as_it_was_then():
     trainer.iterate()
     assert [trainer.has_ended(lane) for lane in (0, 1)] == [True, False]
     at_its_end = weights(trainer, 0)
-    results = trainer.run()
+    results = train_to_end(trainer)
     assert torch.equal(weights(trainer, 0), at_its_end)
     assert [len(lane) for lane in records] == [1, 3]
-    assert [len(result.history.kls) for result in results] == [1, 3]
+    assert [len(result.kls) for result in results] == [1, 3]
     assert trainer.num_live_steps == 4 * 1024
 
 
@@ -159,11 +160,11 @@ def test_schedules_follow_each_lanes_own_number_of_iterations():
     linear = {"lr": 1e-3, "lr_schedule": Schedule.linear}
     changes = ({"total_steps": 2048, **linear}, {"total_steps": 4096, **linear})
     trainer = Trainer(lanes_of(config(), *changes))
-    assert trainer._lanes.coefficients(1).lr.tolist() == pytest.approx([0.5e-3, 0.75e-3])
+    assert trainer._lanes.hyperparameters(1).lr.tolist() == pytest.approx([0.5e-3, 0.75e-3])
     # Replaced in the stack's iteration 1, lane 0 begins again at the full rate.
     trainer.iterate()
     trainer.replace_lanes({0: trainer.configs[0]})
-    assert trainer._lanes.coefficients(1).lr.tolist() == pytest.approx([1e-3, 0.75e-3])
+    assert trainer._lanes.hyperparameters(1).lr.tolist() == pytest.approx([1e-3, 0.75e-3])
 
 
 def test_another_program_is_no_lane_of_this_stack():

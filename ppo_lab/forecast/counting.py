@@ -1,0 +1,149 @@
+"""Counts a trainer's memory by category: while it is built, and in its first iteration.
+
+Nothing is allocated for good after the first iteration, so later ones need the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from ppo_lab.config.run import Config
+from ppo_lab.devices.observers import PhaseObserver
+from ppo_lab.devices.placement import Placement
+from ppo_lab.forecast.categories import Category
+from ppo_lab.forecast.ledger import Ledger, tensors_of
+from ppo_lab.tracking import Record
+from ppo_lab.training.trainer import Trainer
+
+__all__ = ["Counting", "counted_trainer", "ledger_of"]
+
+_GIB = 1024**3
+
+
+def counted_trainer(
+    configs: Sequence[Config],
+    on_record: Callable[[int, Record], None] | None = None,
+    *,
+    compiles: bool | None = None,
+    observers: Sequence[PhaseObserver] = (),
+    placement: Placement | None = None,
+    dry_steps: int | None = None,
+) -> Trainer:
+    """Return a ``Trainer`` whose memory is counted; the arguments are those of ``Trainer``."""
+    placement = placement or Placement(configs[0].torch_device)
+    counting = Counting(placement)
+    with counting.ledger, counting.ledger.phase("build"):
+        trainer = Trainer(
+            configs,
+            on_record,
+            compiles=compiles,
+            observers=[counting, *observers],
+            placement=placement,
+            dry_steps=dry_steps,
+        )
+        counting.watch(trainer)
+    return trainer
+
+
+def ledger_of(trainer: Trainer) -> Ledger | None:
+    """Return the ledger of a trainer from ``counted_trainer``; None for any other."""
+    return next((o.ledger for o in trainer.observers.members if isinstance(o, Counting)), None)
+
+
+class Counting(PhaseObserver):
+    """Counts a trainer's phases in ``ledger`` until the first iteration is recorded."""
+
+    def __init__(self, placement: Placement) -> None:
+        """Count what lies in the two sides of ``placement``."""
+        self.ledger = placement.watcher = Ledger(placement.device)
+        self._removers: list[Callable[[], None]] = []  # of hooks; empty when not counting
+
+    def watch(self, trainer: Trainer) -> None:
+        """Mark what ``trainer`` has allocated, and add hooks for gradients and activations."""
+        self._meters, self._placement = trainer.meters, trainer.placement
+        self._env, self._optimizer = trainer.env, trainer.optimizer
+        model, ledger = trainer.model, self.ledger
+        groups = model.groups()
+        self._network_of = {p: name for name, group in groups.items() for p in group}
+        ledger.mark_shared(Category.weights, list(self._network_of.items()))
+        self._mark_optimizer()
+        ledger.mark(Category.environment, _tensors_held_by(self._env))
+        trunks = {"trunk": model.actor}
+        if not model.shares_trunk:
+            trunks = {"actor": model.actor, "critic": model.critic}
+        heads = [("actor", model.policy_head), ("critic", model.value_head)]
+        for network, module in [*trunks.items(), *heads]:
+            self._removers += ledger.watch_forward(network, module)
+        self._removers += ledger.watch(groups)
+
+    @contextmanager
+    def phase(self, name: str, *inputs: object) -> Iterator[None]:
+        """Count a phase of the first iteration."""
+        if not self._removers:
+            yield
+            return
+        with self.ledger:
+            if name == "update":
+                self.ledger.mark(Category.rollout, tensors_of(inputs))
+            with self.ledger.phase(name):
+                yield
+
+    def finish(self, name: str, result: object) -> None:
+        """Mark the rollout, the advantages, and what the environments have allocated."""
+        if not self._removers or name not in ("rollout", "advantages"):
+            return
+        if name == "rollout":
+            self.ledger.mark(Category.environment, _tensors_held_by(self._env))
+        self.ledger.mark(Category.rollout, tensors_of(result))
+
+    @contextmanager
+    def optimizer_step(self) -> Iterator[None]:
+        """Name an optimizer step in the ledger, then mark the state that it may have moved."""
+        if not self._removers:
+            yield
+            return
+        with self.ledger.doing("optimizer step"):
+            yield
+        self._mark_optimizer()
+
+    def read(self) -> dict[str, float]:
+        """Return the first iteration's peak by category, and stop counting."""
+        if not self._removers:
+            return {}
+        self.stop()
+        peak = self.ledger.peak
+        return {"memory/ledger_gib": peak.total / _GIB} | {
+            f"memory/ledger_{category.value}_gib": num_bytes / _GIB
+            for category, num_bytes in peak.by_category().items()
+        }
+
+    def stop(self) -> None:
+        """Remove the hooks; the following iterations are not counted."""
+        for remove in self._removers:
+            remove()
+        self._removers.clear()
+        self._placement.watcher = None
+        counts = self.ledger.num_operations
+        self._meters.num_operations = {phase: counts[phase] for phase in counts if phase != "build"}
+
+    def _mark_optimizer(self) -> None:
+        networks = self._network_of
+        self.ledger.mark_shared(
+            Category.optimizer,
+            (
+                (tensor, None if parameter is None else networks[parameter])
+                for tensor, parameter in self._optimizer.state_parts()
+            ),
+        )
+
+
+def _tensors_held_by(value: object) -> Iterator[Tensor]:
+    """Return every tensor that an environment keeps, in its own attributes and their parts."""
+    if type(value).__module__.startswith("ppo_lab.envs."):
+        for attribute in vars(value).values():
+            yield from _tensors_held_by(attribute)
+    else:
+        yield from tensors_of(value)

@@ -1,0 +1,166 @@
+"""A group of runs that share a stack's lanes: one run, or the seeds of one trial."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ppo_lab.config.lanes import stack_key
+from ppo_lab.config.run import Config
+from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory
+from ppo_lab.forecast.budget import resolve_memory
+from ppo_lab.forecast.summary import out_of_memory_line
+from ppo_lab.runner.run_record import RunOutput, RunRecorder, Status
+from ppo_lab.tracking import Progress
+from ppo_lab.training.scores import History
+from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.provenance import git_state, machine, versions
+
+__all__ = ["GroupView", "RunGroup", "one_line"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """Snapshot of a run group after an iteration; its runs are counted from 0."""
+
+    trainer: Trainer
+    lanes: Sequence[int]
+    """One per run."""
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that the runs have completed."""
+        return self.trainer.lane_iteration(self.lanes[0])
+
+    def config(self, run: int) -> Config:
+        """Return a run's config."""
+        return self.trainer.configs[self.lanes[run]]
+
+    def history(self, run: int) -> History:
+        """Return a run's curve so far; ``diverged`` in it is the reason if it has diverged."""
+        return self.trainer.history(self.lanes[run])
+
+
+class RunGroup:
+    """Runs that take lanes of a stack together and leave them together."""
+
+    def __init__(
+        self,
+        configs: Sequence[Config],
+        outputs: Sequence[RunOutput],
+        *,
+        should_stop: Callable[[GroupView], str | None] | None = None,
+        on_finish: Callable[[list[dict[str, Any]]], None] | None = None,
+        planned_steps: int | None = None,
+    ) -> None:
+        """Group ``configs``, which must be able to share a stack.
+
+        Args:
+            configs: One per run.
+            outputs: One per run.
+            should_stop: Called after every iteration; a reason ends all runs as ``pruned``.
+            on_finish: Called with the summaries when the runs have ended and are on disk.
+            planned_steps: Environment steps of all groups of the study or grid, which decide
+                whether compiling pays; by default those of ``configs``.
+        """
+        self.configs = [_resolved(config) for config in configs]
+        self.outputs, self.should_stop, self._on_finish = outputs, should_stop, on_finish
+        self.planned_steps = planned_steps or sum(config.total_steps for config in configs)
+        self.key = stack_key(self.configs[0])
+        """Equal for groups that can share a stack."""
+        self.lanes: list[int] = []
+        self.recorders: list[RunRecorder] = []
+        """Of the current attempt, one per run; there is another attempt if the stack failed."""
+        self.summaries: list[dict[str, Any]] = []
+        """One per run, once the runs have ended."""
+        self._num_attempts = 0
+
+    def new_attempt(self, lanes: Sequence[int], progress: Progress) -> None:
+        """Assign ``lanes`` and build the recorders."""
+        self._num_attempts += 1
+        self.lanes = list(lanes)
+        facts = _facts(self.configs[0].torch_device)
+        self.recorders = [
+            RunRecorder(config, output, progress, facts, self._num_attempts)
+            for config, output in zip(self.configs, self.outputs)
+        ]
+
+    def start(self) -> None:
+        """Start the trackers."""
+        for recorder in self.recorders:
+            recorder.start()
+
+    def measure(self, trainer: Trainer, busy_frac: float, *, has_failed: bool = False) -> None:
+        """Add measurements to the summaries, and the phase that failed.
+
+        ``busy_frac`` is the share of the stack's lanes that trained.
+        """
+        for lane, recorder in zip(self.lanes, self.recorders):
+            if has_failed:
+                recorder.summary["stopped_in"] = trainer.meters.running_phase or "record"
+            recorder.measure(trainer, lane, busy_frac)
+
+    def conclude(self, trainer: Trainer, stopped: str | None) -> None:
+        """Save every policy and set every status; ``stopped`` is the reason if pruned."""
+        for lane, recorder in zip(self.lanes, self.recorders):
+            recorder.conclude(trainer, lane, stopped)
+
+    def end(self, status: Status, reason: str) -> None:
+        """Set the status of all runs."""
+        for recorder in self.recorders:
+            recorder.summary.update(status=status.value, reason=reason)
+
+    def finish(self) -> None:
+        """Close the trackers and pass the summaries on."""
+        for recorder in self.recorders:
+            recorder.finish()
+        self.summaries = [recorder.summary for recorder in self.recorders]
+        if self._on_finish is not None:
+            self._on_finish(self.summaries)
+
+    def clear(self) -> None:
+        """Close the trackers of a failed attempt and remove its records before the next one."""
+        for recorder in self.recorders:
+            recorder.finish()
+            recorder.clear()
+
+    def fail(self, error: Exception) -> None:
+        """Log ``error``, free its memory, and finish as ``failed`` or ``out_of_memory``."""
+        is_full, reason = is_out_of_memory(error), one_line(error)
+        if is_full:
+            log.debug("out of memory", exc_info=error)  # the line below says more than the frames
+        else:
+            log.error("the run failed", exc_info=error)
+        config = self.configs[0]
+        release_memory(config.torch_device, error)
+        if is_full:
+            reason = out_of_memory_line(config, error, self.recorders[0].summary)
+            log.error(reason)
+        self.end(Status.out_of_memory if is_full else Status.failed, reason)
+        self.finish()
+
+
+def one_line(error: Exception) -> str:
+    """Return the error's name and the first line of its message."""
+    first = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {first[0] if first else '(no message)'}"
+
+
+def _resolved(config: Config) -> Config:
+    resolved = resolve_memory(config)
+    if resolved.memory.name != config.memory.name:
+        log.info("memory=%s is %s here", config.memory.name, resolved.memory.name)
+    return resolved
+
+
+@functools.cache
+def _facts(device: torch.device) -> dict[str, Any]:
+    """Return versions, commit and machine, which are the same for all runs of this process."""
+    return {"versions": versions(), "git": git_state(), "machine": machine(device)}
