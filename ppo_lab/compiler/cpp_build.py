@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ppo_lab.utils import torch_private
+
 __all__ = ["OPTIONS", "cpu_digest", "package"]
 
 _LOG = logging.getLogger(__name__)
@@ -66,8 +68,6 @@ def package(files: Sequence[str], path: Path, folder: Path) -> None:
     Raises:
         RuntimeError: with the compiler's words.
     """
-    from torch._inductor.package.package import package_aoti
-
     written = Path(_only(files, ".cpp"))
     source = _take_apart(written.read_text())
     flags = _read_flags(files, "_compile_flags.json")
@@ -90,11 +90,11 @@ def package(files: Sequence[str], path: Path, folder: Path) -> None:
         runtime = str(shared / "runtime.o")
         _run([*_compiler(linker), *objects, runtime, *_libraries(linker), "-o", str(library)])
         facts = (n for n in files if n.endswith(".json") and not n.endswith("_flags.json"))
-        package_aoti(str(path), [str(library), *facts])
+        torch_private.package_aoti(str(path), [str(library), *facts])
 
 
 def _take_apart(text: str) -> _Source:
-    interface = (Path(torch._inductor.__file__).parent / _INTERFACE).read_text()
+    interface = (Path(torch_private.inductor.__file__).parent / _INTERFACE).read_text()
     if interface not in text:
         interface = ""
     calls, header, kernels = text.replace(interface, "").partition(_KERNELS_HEADER)

@@ -17,11 +17,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    FakeTensor,
-    FakeTensorMode,
-)
 
 from ppo_lab.config.choices import Compile, MatmulPrecision, Profile
 from ppo_lab.config.run import Config
@@ -29,9 +24,11 @@ from ppo_lab.devices.placement import Traffic
 from ppo_lab.envs.base import Env
 from ppo_lab.forecast.counting_trainer import CountedTrainer
 from ppo_lab.forecast.ledger import Ledger
-from ppo_lab.ppo.collector import MAX_BLOCK_STEPS
+from ppo_lab.ppo.collector import MAX_BUFFERED_STEPS
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
+from ppo_lab.utils import torch_private
+from ppo_lab.utils.torch_private import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 __all__ = ["BusBytes", "DryRun", "dry_run"]
 
@@ -112,7 +109,7 @@ class _DryTrainer(CountedTrainer):
     def dry_iteration(self) -> BusBytes:
         """Count one iteration's memory, and return what would cross the bus."""
         startup = self._traffic()
-        num_dry = min(self.config.num_steps, MAX_BLOCK_STEPS)
+        num_dry = min(self.config.num_steps, MAX_BUFFERED_STEPS)
         with self.ledger:
             dry_steps, rollout = self._moved(lambda: self._rollout(num_dry))
             rows = lane_rows(rollout, self.advantages(rollout))
@@ -192,7 +189,7 @@ class _NoNumbers(FakeTensorMode):
         args: Any = (),  # noqa: ANN401
         kwargs: Any = None,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        if func is torch.ops.aten._fused_adamw_.tensor_lr:
+        if func is torch_private.fused_adamw:
             return None  # torch has no rule for it; it works in place and returns nothing
         try:
             result = self.dispatch(func, types, args, kwargs or {})

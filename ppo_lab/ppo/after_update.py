@@ -5,7 +5,6 @@ Shapes: L = lanes, R = rows per lane.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,16 +27,6 @@ class RolloutDiagnostics(NamedTuple):
     ratio_counts: Tensor  # (L, 64)
     explained_variance: Tensor  # (L,) of the critic that collected the rollout
     advantages_std: Tensor  # (L,) before normalisation
-
-    def flat(self) -> list[Tensor]:
-        """Return all tensors in order."""
-        return [*self.ratios, *self[1:]]
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> RolloutDiagnostics:
-        """Return what ``flat`` took apart."""
-        num_ratios = len(RatioDiagnostics._fields)
-        return cls(RatioDiagnostics(*tensors[:num_ratios]), *tensors[num_ratios:])
 
 
 @torch.no_grad()

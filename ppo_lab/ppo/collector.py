@@ -17,9 +17,15 @@ from ppo_lab.envs.base import Env, Step
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.rollout import DeviceObservations, ObservationStore, Rollout, RolloutRows
 
-__all__ = ["MAX_BLOCK_STEPS", "Collector", "RolloutColumns", "RolloutValues", "policy_over_rollout"]
+__all__ = [
+    "MAX_BUFFERED_STEPS",
+    "Collector",
+    "RolloutColumns",
+    "RolloutValues",
+    "policy_over_rollout",
+]
 
-MAX_BLOCK_STEPS = 32
+MAX_BUFFERED_STEPS = 32
 """Most steps that wait outside the storage; more would hardly make a write cheaper."""
 _MAX_BLOCK_BYTES = 1 << 20
 
@@ -93,11 +99,11 @@ class Collector:
         """Seconds the host has spent in ``env.step``; launches only where steps run on CUDA."""
         self.num_dry_steps = num_dry_steps
         """Steps really taken; None for all."""
-        self.steps: Steps | None = None
+        self.compiled_steps: Steps | None = None
         """Takes all steps at once where that is compiled."""
         self.compiled_act: Act | None = None
         """Takes the place of ``act`` where it is compiled."""
-        self.critique: Callable[[RolloutColumns], RolloutValues] | None = None
+        self.compiled_values: Callable[[RolloutColumns], RolloutValues] | None = None
         """Takes the place of ``evaluate_rollout`` where it is compiled."""
         self.keeps_columns = False
         """Whether to keep the columns of the last rollout in ``columns``."""
@@ -120,12 +126,12 @@ class Collector:
     def collect(self, noise: Tensor) -> Rollout:
         """Return the next T steps; ``noise`` (L, T * N, …) decides every action."""
         noise = noise.unflatten(1, (self._num_steps, -1))
-        if self.steps is None:
+        if self.compiled_steps is None:
             self._observations, columns = self._step_by_step(noise)
         else:
-            self._observations, columns = self.steps(noise)
+            self._observations, columns = self.compiled_steps(noise)
         self.columns = columns if self.keeps_columns else None
-        log_probs, values, next_values = (self.critique or self.evaluate_rollout)(columns)
+        log_probs, values, next_values = (self.compiled_values or self.evaluate_rollout)(columns)
         return Rollout(
             observations=columns.observations,
             actions=columns.actions,
@@ -195,7 +201,7 @@ class _StepWriter:
         with torch.inference_mode(False):  # what is kept may be differentiated through
             self._columns = [s.allocate(num_steps, tensor) for s, tensor in zip(self._stores, row)]
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in row)
-        self._block_steps = max(1, min(MAX_BLOCK_STEPS, _MAX_BLOCK_BYTES // num_bytes))
+        self._block_steps = max(1, min(MAX_BUFFERED_STEPS, _MAX_BLOCK_BYTES // num_bytes))
         self._waiting: list[RolloutColumns] = []
         self._begin = 0  # the first step that is not written yet
 

@@ -141,19 +141,6 @@ class UpdateDiagnostics(NamedTuple):
     gradient_steps: Tensor  # fewer than E * M when target_kl stopped the lane
     epochs_done: Tensor
 
-    def flat(self) -> list[Tensor]:
-        """Return the tensors that there are, in order."""
-        return [value for value in self if value is not None]
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> UpdateDiagnostics:
-        """Return what ``flat`` took apart."""
-        if len(tensors) == len(cls._fields):
-            return cls(*tensors)
-        rest = iter(tensors)
-        separate = ("grad_norm_actor", "grad_norm_critic")
-        return cls(*(None if name in separate else next(rest) for name in cls._fields))  # type: ignore[arg-type]
-
 
 class UpdateStep(NamedTuple):
     """One gradient step's place in the log: views to write to."""
@@ -166,61 +153,59 @@ class UpdateStep(NamedTuple):
     grad_norms: Tensor  # (G, L)
     active: Tensor  # (L,) bool
 
+    def split(self, num_parts: int) -> list[UpdateStep]:
+        """Return the places of equal parts of the minibatch; only log ratios are per row."""
+        if num_parts == 1:
+            return [self]
+        return [self._replace(log_ratios=part) for part in self.log_ratios.chunk(num_parts, -1)]
+
 
 class UpdateLog:
-    """Allocated whole before the first step, so that its memory does not depend on their number.
+    """What every gradient step of an update measured.
 
-    What is added to a step may come in parts, from micro-batches and from several passes.
+    All K steps are allocated at once, so memory does not depend on how many are taken. A step's
+    sums may come in parts, from micro-batches and from several passes.
     """
 
     def __init__(
-        self, num_steps: int, num_lanes: int, num_rows: int, num_clip_groups: int, like: Tensor
+        self, shape: Sequence[int], num_minibatches: int, num_clip_groups: int, like: Tensor
     ) -> None:
-        """Make room for K = ``num_steps`` of B = ``num_rows``, on the device of ``like``."""
-        self._log_ratios = like.new_zeros(num_steps, num_lanes, num_rows)  # (K, L, B)
-        self._advantages = like.new_zeros(num_steps, num_lanes, num_rows)  # (K, L, B) as used
-        self._policy_loss = like.new_zeros(num_steps, num_lanes)  # (K, L)
-        self._value_loss = like.new_zeros(num_steps, num_lanes)  # (K, L)
-        self._entropy = like.new_zeros(num_steps, num_lanes)  # (K, L)
-        self._grad_norms = like.new_zeros(num_steps, num_clip_groups, num_lanes)  # (K, G, L)
-        self._active = like.new_ones(num_steps, num_lanes, dtype=torch.bool)  # (K, L)
-        columns = (
-            self._log_ratios,
-            self._advantages,
-            self._policy_loss,
-            self._value_loss,
-            self._entropy,
-            self._grad_norms,
-            self._active,
+        """Allocate for permutations of ``shape`` (E, L, R), on the device of ``like``."""
+        num_epochs, num_lanes, num_rows = shape
+        steps_lanes = num_epochs * num_minibatches, num_lanes
+        self._log = UpdateStep(  # (K, …)
+            log_ratios=like.new_zeros(*steps_lanes, num_rows // num_minibatches),
+            advantages=like.new_zeros(*steps_lanes, num_rows // num_minibatches),
+            policy_loss=like.new_zeros(steps_lanes),
+            value_loss=like.new_zeros(steps_lanes),
+            entropy=like.new_zeros(steps_lanes),
+            grad_norms=like.new_zeros(steps_lanes[0], num_clip_groups, num_lanes),
+            active=like.new_ones(steps_lanes, dtype=torch.bool),
         )
         # All views at once cost less than one indexing per number and step.
-        self.steps = [UpdateStep(*views) for views in zip(*(c.unbind(0) for c in columns))]
-
-    def apply_target_kl(self, step: int, target_kl: Tensor | None) -> Tensor | None:
-        """Return which lanes take ``step`` (L,); None for all, where there is no ``target_kl``."""
-        return apply_target_kl(self.steps[step], self.steps[step - 1] if step else None, target_kl)
+        self.steps = [UpdateStep(*views) for views in zip(*(c.unbind(0) for c in self._log))]
 
     def means(self, clip: ClipRange, num_minibatches: int) -> UpdateDiagnostics:
         """Return means over the K gradient steps in which a lane was active."""
-        active, log_ratios = self._active, self._log_ratios
+        log, active = self._log, self._log.active
         num_active = active.sum(0)
 
         def mean(steps: Tensor) -> Tensor:
             return steps.masked_fill(~active, 0.0).sum(0) / num_active.clamp(min=1)
 
-        grad_norms = self._grad_norms.unbind(1)  # G of (K, L)
+        grad_norms = log.grad_norms.unbind(1)  # G of (K, L)
         is_separate = len(grad_norms) == 2
-        shares = clip_fractions(log_ratios, self._advantages, clip)
-        taken = log_ratios.masked_fill(~active.unsqueeze(-1), 0.0)  # a ratio of 1 for the rest
+        shares = clip_fractions(log.log_ratios, log.advantages, clip)
+        taken = log.log_ratios.masked_fill(~active.unsqueeze(-1), 0.0)  # a ratio of 1 elsewhere
         return UpdateDiagnostics(
-            policy_loss=mean(self._policy_loss),
-            value_loss=mean(self._value_loss),
-            entropy=mean(self._entropy),
+            policy_loss=mean(log.policy_loss),
+            value_loss=mean(log.value_loss),
+            entropy=mean(log.entropy),
             grad_norm=mean(torch.hypot(*grad_norms) if is_separate else grad_norms[0]),
             grad_norm_actor=mean(grad_norms[0]) if is_separate else None,
             grad_norm_critic=mean(grad_norms[1]) if is_separate else None,
-            approx_kl=mean(approx_kl_k3(log_ratios)),
-            old_approx_kl=mean(-log_ratios.mean(-1)),
+            approx_kl=mean(approx_kl_k3(log.log_ratios)),
+            old_approx_kl=mean(-log.log_ratios.mean(-1)),
             **{name: mean(share) for name, share in shares.items()},
             ratio_min=taken.amin((0, 2)).exp(),
             ratio_max=taken.amax((0, 2)).exp(),
