@@ -81,17 +81,6 @@ def is_compiled(config: Config, num_lanes: int, planned_steps: int) -> bool:
     return config.compile is Compile.always
 
 
-@dataclass(frozen=True)
-class _Examples:
-    """Tensors of the first iteration."""
-
-    noise: Tensor  # (L, T, N, …)
-    columns: RolloutColumns
-    rows: RolloutRows
-    permutations: Tensor  # (E, L, R)
-    coefficients: LaneHyperparameters
-
-
 class _Loader(Protocol):
     """Compiles functions: to libraries on disk, or to CUDA graphs."""
 
@@ -132,46 +121,32 @@ class Compilation:
         With a ``capturer`` functions become CUDA graphs, else libraries.
         """
         self._config, self.parts, self._capturer = config, parts, capturer
-        self._examples: _Examples | None = None
+        self._wants_examples = is_compiled(config, parts.env.num_lanes, planned_steps)
+        self._examples: tuple[RolloutRows, Tensor, LaneHyperparameters] | None = None
+        """The arguments of the first update."""
         self._update: Update | None = None
         self._after_update: CompiledFunction | None = None
-        self.wants_examples = is_compiled(config, parts.env.num_lanes, planned_steps)
-        """Whether an iteration's tensors are still to be noted."""
-        parts.collector.keeps_columns = self.wants_examples
-
-    def note(
-        self,
-        noise: Tensor,
-        rows: RolloutRows,
-        permutations: Tensor,
-        coefficients: LaneHyperparameters,
-    ) -> None:
-        """Keep an iteration's tensors as examples.
-
-        ``noise`` is (L, R, …), ``permutations`` (E, L, R).
-        """
-        collector = self.parts.collector
-        assert collector.columns is not None
-        noise = noise.unflatten(1, (self._config.num_steps, -1))
-        self._examples = _Examples(noise, collector.columns, rows, permutations, coefficients)
-        collector.keeps_columns, collector.columns = False, None
-        self.wants_examples = False
+        parts.collector.keeps_columns = self._wants_examples
 
     @property
     def is_due(self) -> bool:
         """Whether ``compile`` has its examples and has not been called."""
         return self._examples is not None
 
-    def compile(self) -> None:
+    def compile(self, noise: Tensor) -> None:
         """Compile the next iterations; without a working compiler they stay uncompiled.
+
+        ``noise`` (L, R, …) is that of any rollout.
 
         Raises:
             CompilerError: no compiler works, and ``compile=always``.
         """
-        examples, self._examples = self._examples, None
-        assert examples is not None
+        collector, examples = self.parts.collector, self._examples
+        columns = collector.columns
+        assert examples is not None and columns is not None  # noqa: PT018
+        collector.keeps_columns, collector.columns, self._examples = False, None, None
         try:
-            self._compile(examples)
+            self._compile(noise.unflatten(1, (self._config.num_steps, -1)), columns, *examples)
         except CompilerError as error:
             if self._config.compile is Compile.always:
                 raise
@@ -187,6 +162,8 @@ class Compilation:
     ) -> UpdateDiagnostics:
         """Take all gradient steps of an iteration; see ``ppo_lab.ppo.update``."""
         if self._update is None:
+            if self._wants_examples:
+                self._examples, self._wants_examples = (rows, permutations, coefficients), False
             parts = self.parts
             return update(
                 parts.model, parts.optimizer, rows, permutations, coefficients, parts.plan
@@ -236,10 +213,16 @@ class Compilation:
         self._options = structure_of(coefficients)
         return self._update_steps.update(function)
 
-    def _compile(self, examples: _Examples) -> None:
+    def _compile(
+        self,
+        noise: Tensor,
+        columns: RolloutColumns,
+        rows: RolloutRows,
+        permutations: Tensor,
+        coefficients: LaneHyperparameters,
+    ) -> None:
         """Load the compiled functions, compiling those that are not cached."""
         model, collector, env = self.parts.model, self.parts.collector, self.parts.env
-        rows, columns, noise = examples.rows, examples.columns, examples.noise
         block = None
         if isinstance(env, NativeEnv):
             most_steps = MAX_UNROLLED_STEPS if self._capturer is None else env.max_block_steps
@@ -248,18 +231,17 @@ class Compilation:
         else:
             rollout_spec = act_spec(model, collector.act, columns.observations[0], noise[:, 0])
         specs = [
-            self._update_steps.spec(rows, examples.permutations, examples.coefficients),
+            self._update_steps.spec(rows, permutations, coefficients),
             rollout_spec,
             model_spec("rollout_values", model, collector.evaluate_rollout, columns),
-            model_spec("after_update", model, self._diagnose, rows, examples.coefficients.clip),
+            model_spec("after_update", model, self._diagnose, rows, coefficients.clip),
         ]
         if isinstance(env, NormalizedEnv):
             specs.append(advance_spec(env.normalizer, columns.observations[0], columns.rewards[0]))
         if not self._loader.is_cached(specs):
             _LOG.info("compiling, which takes a minute; later runs of this kind load the result")
         step, rollout, values, self._after_update, *advance = self._loader.load(specs)
-        self._update = self._update_steps.update(step)
-        self._options = structure_of(examples.coefficients)
+        self._update, self._options = self._update_steps.update(step), structure_of(coefficients)
         collector.compiled_values = values
         if block is None:
             collector.compiled_act = compiled_act(rollout)

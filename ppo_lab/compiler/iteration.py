@@ -14,7 +14,7 @@ B = rows per lane in a minibatch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -65,11 +65,10 @@ class _WithModel(nn.Module):
 
 
 def with_parameters(
-    model: nn.Module, parameters: Sequence[Tensor], function: Callable[[], Any]
+    model: nn.Module, replacements: Mapping[nn.Parameter, Tensor], function: Callable[[], Any]
 ) -> Any:  # noqa: ANN401 - whatever ``function`` returns
-    """Return what ``function`` returns while ``parameters``, in their order, are the model's."""
-    names = [f"model.{name}" for name, _ in model.named_parameters()]
-    replaced = dict(zip(names, parameters, strict=True))
+    """Return what ``function`` returns while the model's parameters are replaced."""
+    replaced = {f"model.{name}": replacements[p] for name, p in model.named_parameters()}
     # A shared trunk is one module under two names. Tying its weights would swap them twice, and
     # leave the second name's replacement behind.
     return torch.func.functional_call(_WithModel(model), replaced, (function,), tie_weights=False)
@@ -82,12 +81,13 @@ def model_spec(
     *args: Any,  # noqa: ANN401
 ) -> CompileSpec:
     """Return the spec of ``function(*args)``, which runs ``model``."""
-    return CompileSpec(
-        name,
-        lambda parameters, *args: with_parameters(model, parameters, lambda: function(*args)),
-        args,
-        state=[parameter.detach() for parameter in model.parameters()],
-    )
+    parameters = list(model.parameters())
+
+    def with_state(state: Sequence[Tensor], *args: Any) -> Any:  # noqa: ANN401
+        replacements = dict(zip(parameters, state, strict=True))
+        return with_parameters(model, replacements, lambda: function(*args))
+
+    return CompileSpec(name, with_state, args, [parameter.detach() for parameter in parameters])
 
 
 def act_spec(model: ActorCritic, act: Act, observations: Tensor, noise: Tensor) -> CompileSpec:
@@ -193,8 +193,6 @@ class UpdateSteps:
         """
         self._model, self._optimizer, self._plan = model, optimizer, plan
         self._is_whole = is_whole
-        positions = {id(p): position for position, p in enumerate(optimizer.parameters)}
-        self._positions = [positions[id(parameter)] for parameter in model.parameters()]
 
     def spec(
         self, rows: RolloutRows, permutations: Tensor, coefficients: LaneHyperparameters
@@ -203,7 +201,12 @@ class UpdateSteps:
         state = self._optimizer.state_tensors
         if self._is_whole:
             whole = (rows, permutations, coefficients)
-            return CompileSpec("update", self._update_state, whole, state)
+            return CompileSpec(
+                "update",
+                lambda state, *args: self._update(partial(self._take_step, state), *args),
+                whole,
+                state,
+            )
         step = next(self._steps(self._new_log(rows, permutations), permutations))
         args = (self._prepare(rows), coefficients, *step)
         return CompileSpec("gradient_step", self._take_step, args, state)
@@ -211,15 +214,6 @@ class UpdateSteps:
     def update(self, function: CompiledFunction) -> Update:
         """Return the update that calls the compiled function of ``spec``."""
         return function if self._is_whole else partial(self._update, function)
-
-    def _update_state(
-        self,
-        state: Sequence[Tensor],
-        rows: RolloutRows,
-        permutations: Tensor,
-        coefficients: LaneHyperparameters,
-    ) -> UpdateDiagnostics:
-        return self._update(partial(self._take_step, state), rows, permutations, coefficients)
 
     def _update(
         self,
@@ -275,26 +269,28 @@ class UpdateSteps:
         chosen = index.flatten()
         columns = (c.index_select(0, chosen).unflatten(0, index.shape) for c in rows[1:])
         batch = Batch(index, *columns)
-        observations = rows.observations.unsqueeze(0)  # as one long lane: ``index`` counts through
+        observations = rows.observations.unsqueeze(0)  # as one long lane, for ``index``
         loss = UpdateLoss(self._model, observations, coefficients, self._plan)
         previous = step._replace(active=was_active)
-
-        def gradients(parameters: list[Tensor]) -> Sequence[Tensor]:
-            leaves = [parameter.detach().requires_grad_() for parameter in parameters]
+        optimizer = self._optimizer
+        own_state, optimizer.state_tensors = optimizer.state_tensors, state
+        try:
+            leaves = [weights.detach().requires_grad_() for weights in optimizer.split_weights()]
+            replacements = dict(zip(optimizer.parameters, leaves, strict=True))
             with torch.enable_grad():
                 total = with_parameters(
-                    self._model,
-                    [leaves[position] for position in self._positions],
-                    lambda: loss(loss.normalize(batch, step), step).sum(),
+                    self._model, replacements, lambda: loss(loss.normalize(batch, step), step).sum()
                 )
-                return torch.autograd.grad(total, leaves)
-
-        norms = self._optimizer.traced_step(
-            state,
-            gradients,
-            lr=coefficients.lr,
-            max_grad_norm=coefficients.max_grad_norm,
-            active=lambda: apply_target_kl(step, previous, coefficients.target_kl),
-        )
+                gradients = torch.autograd.grad(total, leaves)
+            for parameter, gradient in zip(optimizer.parameters, gradients):
+                parameter.grad = gradient
+            norms = optimizer.step(
+                lr=coefficients.lr,
+                max_grad_norm=coefficients.max_grad_norm,
+                active=apply_target_kl(step, previous, coefficients.target_kl),
+            )
+        finally:
+            optimizer.state_tensors = own_state
+            optimizer.zero_grad()
         step.grad_norms.add_(norms)
         return norms

@@ -48,6 +48,7 @@ __all__ = ["ProgramCache", "trace", "write_cpp"]
 
 _LOG = logging.getLogger(__name__)
 _LOCK_WAIT_S = 0.2
+_FUSION_DEPTH = "_get_outer_loop_fusion_depth"
 _RUN_IN_THIS_THREAD, _NUM_RUNNERS, _DEVICE_OF_THE_PACKAGE = True, 1, -1
 
 
@@ -55,7 +56,7 @@ class _Library:
     """A compiled package with its state bound."""
 
     def __init__(self, path: Path, spec: CompileSpec) -> None:
-        # What torch._inductor.aoti_load_package ends in, without 3 s of imports on the way.
+        # What torch._inductor.aoti_load_package does, without its 3 s of imports.
         loader = torch_private.AOTIModelPackageLoader(
             str(path), "model", _RUN_IN_THIS_THREAD, _NUM_RUNNERS, _DEVICE_OF_THE_PACKAGE
         )
@@ -74,10 +75,10 @@ class _Library:
 
 
 class ProgramCache:
-    """Compiled programs on disk, under keys of all that went into them."""
+    """Compiled programs on disk, under a key of everything that went into them."""
 
     def __init__(self, key: Mapping[str, Any], folder: Path | None = None) -> None:
-        """Keep programs of what ``key`` describes in ``folder``, by default the user's cache."""
+        """Cache programs of configs with this ``key`` in ``folder``, default the user's cache."""
         self._folder = folder or default_folder()
         facts = {
             "key": key,
@@ -89,25 +90,25 @@ class ProgramCache:
         self._facts = json.dumps(facts, sort_keys=True, default=str)
 
     def path(self, spec: CompileSpec) -> Path:
-        """Return where the program of ``spec`` lies or would lie."""
-        layout = layout_of((tuple(spec.state), spec.args))  # nested: it shows which args are None
+        """Return the path of the program of ``spec``, whether or not it exists."""
+        layout = layout_of((tuple(spec.state), spec.args))  # with None for absent args
         text = json.dumps([self._facts, spec.name, layout])
         return self._folder / f"{spec.name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.pt2"
 
     def is_cached(self, specs: Sequence[CompileSpec]) -> bool:
-        """Return whether nothing of ``specs`` is left to compile."""
+        """Return whether every program of ``specs`` exists."""
         return all(self.path(spec).exists() for spec in specs)
 
     def load(self, specs: Sequence[CompileSpec]) -> list[CompiledFunction]:
-        """Return the programs of ``specs``, compiling those that are missing.
+        """Return the compiled functions of ``specs``, compiling those that are missing.
 
-        Processes that need the same ones share the work: each takes one that nobody is at.
+        Processes that need the same programs share the work: each takes one that is not locked.
 
         Raises:
-            CompilerError: with the compiler's first line, if there is none that works.
+            CompilerError: the compiler failed; with the first line of its message.
         """
         missing = {self.path(spec): spec for spec in specs}
-        # While the C++ compiler is at one program, the next is traced here.
+        # The next program is traced here while the C++ compiler works on the last one.
         with ThreadPoolExecutor() as compilers:
             compiled: list[Future[None]] = []
             while missing:
@@ -127,10 +128,9 @@ class ProgramCache:
         return [self._load_one(spec) for spec in specs]
 
     def _load_one(self, spec: CompileSpec) -> CompiledFunction:
-        library = _Library(self.path(spec), spec)
         with torch.no_grad():  # an uncompiled call shows how results are nested
-            result = spec.call(*spec.copies())
-        return CompiledFunction(spec, library, structure_of(result))
+            result = structure_of(spec.call(*spec.copies()))
+        return CompiledFunction(spec, _Library(self.path(spec), spec), result)
 
 
 def default_folder() -> Path:
@@ -141,7 +141,7 @@ def default_folder() -> Path:
 
 
 def _lock(path: Path) -> contextlib.ExitStack | None:
-    """Return what holds the lock of the program at ``path`` until it is closed, if it is free."""
+    """Lock the program at ``path`` until the stack is closed; None if another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as lock:
         file = lock.enter_context(path.with_suffix(".lock").open("w"))
@@ -155,7 +155,7 @@ def _lock(path: Path) -> contextlib.ExitStack | None:
 def _begin_build(
     spec: CompileSpec, path: Path, lock: contextlib.ExitStack, compilers: ThreadPoolExecutor
 ) -> Future[None]:
-    """Trace ``spec`` and have it compiled; once begun, ``lock`` is held until that has ended."""
+    """Trace ``spec``, then compile it in a thread, which holds ``lock`` until it is done."""
     begin_s = time.perf_counter()
     with _as_compiler_error(spec.name):
         files = write_cpp(spec)
@@ -171,7 +171,7 @@ def _begin_build(
 
 @contextlib.contextmanager
 def _as_compiler_error(name: str) -> Iterator[None]:
-    """Raise ``CompilerError`` with the first line of whatever goes wrong."""
+    """Turn any error into a ``CompilerError`` with its first line."""
     try:
         yield
     except Exception as error:  # of many kinds, from the tracer to the C++ compiler
@@ -182,7 +182,7 @@ def _as_compiler_error(name: str) -> Iterator[None]:
 
 
 def _package(files: Sequence[str], path: Path) -> None:
-    """Compile ``files``; the program at ``path`` appears whole or not at all."""
+    """Compile ``files`` into a program at ``path``, atomically."""
     part = path.with_name(f"{path.stem}.{os.getpid()}.pt2")
     try:
         cpp_build.package(files, part, path.parent)
@@ -192,7 +192,7 @@ def _package(files: Sequence[str], path: Path) -> None:
 
 
 def trace(spec: CompileSpec) -> torch.fx.GraphModule:
-    """Return the operations of ``spec``, seen through autograd, modules and Python."""
+    """Return the graph of operations of ``spec``, backward pass included."""
     with torch.no_grad(), tracing():
         traced = torch_private.make_fx(spec.call_flat, decomposition_table=DECOMPOSITIONS)
         graph: torch.fx.GraphModule = traced(*spec.copies())
@@ -200,28 +200,23 @@ def trace(spec: CompileSpec) -> torch.fx.GraphModule:
 
 
 def write_cpp(spec: CompileSpec) -> list[str]:
-    """Have Inductor write ``spec`` in C++; return the files."""
-    with (
-        warnings.catch_warnings(),
-        torch.no_grad(),
-        _without_helpers(),
-        _without_outer_loop_fusion(),
-    ):
-        warnings.simplefilter("ignore")  # of torch's own making, about its own internals
+    """Generate the C++ of ``spec`` with Inductor; return the files."""
+    with warnings.catch_warnings(), torch.no_grad(), _inductor_settings():
+        warnings.simplefilter("ignore")  # torch warns about its own internals
         graph = trace(spec)
         for node in graph.graph.nodes:
-            node.meta.clear()  # each has fake tensors of its own, which Inductor refuses
+            node.meta.clear()  # Inductor refuses the fake tensors in it
         files = torch_private.aot_compile(graph, tuple(spec.copies()), options=_options())
-    assert isinstance(files, list)  # as the option ``package`` says
+    assert isinstance(files, list)  # because of the option ``package``
     return [name for name in files if isinstance(name, str)]
 
 
 def _options() -> dict[str, Any]:
-    """Return Inductor's options, those of them that this version of torch has."""
+    """Return our options of Inductor, without those that the installed torch does not have."""
     wanted = {
         "aot_inductor.package": True,
         "aot_inductor.enable_line_tables": False,
-        # Whether it knows AVX2 need not be asked of a compiler for C++20, which takes 4 s.
+        # Skip a trial compilation of 4 s: every compiler for C++20 supports AVX2.
         "cpp.vec_isa_ok": torch.backends.cpu.get_cpu_capability() == "AVX2" or None,
         **cpp_build.OPTIONS,
     }
@@ -230,26 +225,20 @@ def _options() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _without_helpers() -> Iterator[None]:
-    """Start no pool of compiling processes: one program is one call of the C++ compiler."""
-    with torch_private.inductor_config.patch(compile_threads=1):
-        yield
+def _inductor_settings() -> Iterator[None]:
+    """Start no pool of compile workers, and switch off a fusion of loops on the CPU.
 
-
-@contextlib.contextmanager
-def _without_outer_loop_fusion() -> Iterator[None]:
-    """Switch off a fusion of loops on the CPU that fails with a KeyError for stacks of lanes.
-
-    https://github.com/pytorch/pytorch/issues/188228, not yet mended in torch 2.13.
+    The fusion fails with a KeyError for stacks of lanes:
+    https://github.com/pytorch/pytorch/issues/188228, not fixed in torch 2.13.
     """
-    scheduling = torch_private.CppScheduling
-    with patch.object(scheduling, "_get_outer_loop_fusion_depth", lambda *_: 0):
+    fusion = patch.object(torch_private.CppScheduling, _FUSION_DEPTH, lambda *_: 0)
+    with torch_private.inductor_config.patch(compile_threads=1), fusion:
         yield
 
 
 @cache
 def _source_digest() -> str:
-    """Return a digest of this package: a program holds its arithmetic, whatever the version."""
+    """Return a digest of this package's source, which programs are compiled from."""
     digest = hashlib.sha256()
     root = Path(ppo_lab.__file__).parent
     for path in sorted(root.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""The second of PPO's two phases: learn from a rollout.
+"""PPO's update: epochs of gradient steps over the minibatches of one rollout.
 
 Shapes: L = lanes, R = rows per lane of a rollout, E = epochs, M = minibatches per epoch,
 K = E * M gradient steps, B = rows per lane in a minibatch.
@@ -34,7 +34,7 @@ __all__ = ["AdvantageNormalization", "LaneHyperparameters", "UpdateLoss", "Updat
 
 
 class AdvantageNormalization(Enum):
-    """Over which rows advantages get mean 0 and standard deviation 1."""
+    """Over which rows advantages are normalized to mean 0 and standard deviation 1."""
 
     minibatch = "minibatch"
     rollout = "rollout"
@@ -42,13 +42,13 @@ class AdvantageNormalization(Enum):
 
 
 class LaneHyperparameters(NamedTuple):
-    """What may differ between lanes, this iteration's values; every field (L,)."""
+    """Hyperparameters that may differ between lanes, in this iteration; every field (L,)."""
 
     lr: Tensor
     clip: ClipRange
-    value_epsilon: Tensor | None  # None where no lane clips its value loss
-    dual_clip: Tensor | None  # None where no lane bounds its objective below
-    target_kl: Tensor | None  # nats, None where no lane stops early
+    value_epsilon: Tensor | None  # None if no lane clips its value loss
+    dual_clip: Tensor | None  # None if no lane bounds its objective below
+    target_kl: Tensor | None  # nats, None if no lane stops early
     entropy_coef: Tensor
     value_coef: Tensor
     max_grad_norm: Tensor
@@ -56,16 +56,16 @@ class LaneHyperparameters(NamedTuple):
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """What all lanes of a stack share in an update."""
+    """Settings of an update that all lanes share."""
 
     num_minibatches: int
     normalization: AdvantageNormalization
     store: ObservationStore = field(default_factory=DeviceObservations)
-    """What keeps the rollout's observations."""
+    """Storage of the rollout's observations."""
     num_micro_batches: int = 1
-    """Parts of a minibatch whose gradients are added up."""
+    """Parts of a minibatch whose gradients are summed."""
     num_dry_steps: int | None = None
-    """A forecast takes only the first few gradient steps of a pass; memory is that of all."""
+    """Gradient steps of a pass that a forecast takes; memory is that of all. None for all."""
 
 
 def update(

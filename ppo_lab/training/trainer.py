@@ -214,7 +214,7 @@ class Trainer:
         """Collect, advantages, update, record; what it needed is free again when it returns."""
         if self._compilation.is_due:
             with self.meters.phase("compile"):
-                self._compilation.compile()
+                self._compilation.compile(self._noise())
         self.meters.begin_iteration(self.iteration + 1)
         with self.meters.phase("rollout"):
             rollout = self.collect()
@@ -225,9 +225,6 @@ class Trainer:
             diagnostics = self.update(rows)
         with self.meters.phase("diagnostics"):
             tensors = self.diagnose(rollout, rows, diagnostics)
-        if self._compilation.wants_examples:
-            coefficients = self._lanes.coefficients(self.iteration)
-            self._compilation.note(self._noise(), rows, self._row_permutations(), coefficients)
         self.iteration += 1
         self.num_live_steps += self.config.num_rows * len(self.live_lanes)
         self.record(tensors)

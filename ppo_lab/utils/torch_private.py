@@ -38,6 +38,9 @@ _ENTRY_POINTS = {
     "inductor": "torch._inductor",
     "inductor_config": "torch._inductor.config",
     "make_fx": "torch.fx.experimental.proxy_tensor.make_fx",
+    "outer_loop_fusion_depth": (  # replaced while a program is compiled
+        "torch._inductor.codegen.cpp.CppScheduling._get_outer_loop_fusion_depth"
+    ),
     "package_aoti": "torch._inductor.package.package.package_aoti",
 }
 """The name in this package, and where torch has it."""

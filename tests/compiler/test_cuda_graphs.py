@@ -107,7 +107,7 @@ def test_capturing_changes_no_state():
     trainer.iterate()
     before = state_of(trainer)
     clock = trainer.env._clock
-    trainer._compilation.compile()
+    trainer._compilation.compile(trainer._noise())
     assert trainer._compilation.is_compiled
     assert trainer.env._clock == clock
     for mine, its in zip(state_of(trainer), before, strict=True):

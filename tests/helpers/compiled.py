@@ -43,7 +43,7 @@ def pair_of(*overrides, kind=Trainer):
     for trainer in (compiled, plain):
         trainer.iterate()
     assert torch.equal(weights_of(compiled), weights_of(plain))
-    compiled._compilation.compile()
+    compiled._compilation.compile(compiled._noise())
     assert compiled._compilation.is_compiled
     assert not plain._compilation.is_compiled
     return compiled, plain
