@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ppo_lab.compiler.compiled import CompiledFunction, CompilerError, CompileSpec, structure_of
+from ppo_lab.compiler.compiled import CompiledFunction, CompilerError, structure_of
 from ppo_lab.compiler.cuda_graphs import GraphCapturer, GraphLoader
 from ppo_lab.compiler.iteration import (
     MAX_UNROLLED_STEPS,
@@ -43,7 +41,13 @@ from ppo_lab.ppo.losses import ClipRange
 from ppo_lab.ppo.rollout import RolloutRows
 from ppo_lab.ppo.update import AdvantageNormalization, LaneHyperparameters, UpdatePlan, update
 
-__all__ = ["MIN_COMPILED_STEPS", "MIN_STACKED_STEPS", "Compilation", "Parts", "is_compiled"]
+__all__ = [
+    "MIN_COMPILED_STEPS",
+    "MIN_STACKED_STEPS",
+    "Compilation",
+    "TrainerComponents",
+    "is_compiled",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,18 +85,8 @@ def is_compiled(config: Config, num_lanes: int, planned_steps: int) -> bool:
     return config.compile is Compile.always
 
 
-class _Loader(Protocol):
-    """Compiles functions: to libraries on disk, or to CUDA graphs."""
-
-    def is_cached(self, specs: Sequence[CompileSpec]) -> bool:
-        """Return whether ``load`` will not take long."""
-
-    def load(self, specs: Sequence[CompileSpec]) -> Sequence[CompiledFunction]:
-        """Return the compiled functions of ``specs``."""
-
-
 @dataclass(frozen=True)
-class Parts:
+class TrainerComponents:
     """The components of a trainer that compiled functions run."""
 
     model: ActorCritic
@@ -112,21 +106,21 @@ class Compilation:
     def __init__(
         self,
         config: Config,
-        parts: Parts,
+        components: TrainerComponents,
         planned_steps: int,
         capturer: GraphCapturer | None = None,
     ) -> None:
-        """Compile ``parts`` if that repays for ``planned_steps`` in total.
+        """Compile ``components`` if that repays for ``planned_steps`` in total.
 
         With a ``capturer`` functions become CUDA graphs, else libraries.
         """
-        self._config, self.parts, self._capturer = config, parts, capturer
-        self._wants_examples = is_compiled(config, parts.env.num_lanes, planned_steps)
+        self._config, self.components, self._capturer = config, components, capturer
+        self._wants_examples = is_compiled(config, components.env.num_lanes, planned_steps)
         self._examples: tuple[RolloutRows, Tensor, LaneHyperparameters] | None = None
         """The arguments of the first update."""
         self._update: Update | None = None
         self._after_update: CompiledFunction | None = None
-        parts.collector.keeps_columns = self._wants_examples
+        components.collector.keeps_columns = self._wants_examples
 
     @property
     def is_due(self) -> bool:
@@ -141,7 +135,7 @@ class Compilation:
         Raises:
             CompilerError: no compiler works, and ``compile=always``.
         """
-        collector, examples = self.parts.collector, self._examples
+        collector, examples = self.components.collector, self._examples
         columns = collector.columns
         assert examples is not None and columns is not None  # noqa: PT018
         collector.keeps_columns, collector.columns, self._examples = False, None, None
@@ -164,10 +158,8 @@ class Compilation:
         if self._update is None:
             if self._wants_examples:
                 self._examples, self._wants_examples = (rows, permutations, coefficients), False
-            parts = self.parts
-            return update(
-                parts.model, parts.optimizer, rows, permutations, coefficients, parts.plan
-            )
+            own = self.components
+            return update(own.model, own.optimizer, rows, permutations, coefficients, own.plan)
         if self._options != structure_of(coefficients):  # a new lane has an option of its own
             self._update = self._compile_update(rows, permutations, coefficients)
         with torch.no_grad():
@@ -184,16 +176,16 @@ class Compilation:
     def _diagnose(self, rows: RolloutRows, clip: ClipRange) -> RolloutDiagnostics:
         normalization = self._config.advantage_normalization
         return after_update(
-            self.parts.model,
+            self.components.model,
             rows,
             clip,
             are_normalized=normalization is not AdvantageNormalization.none,
-            rows_per_pass=self.parts.rows_per_pass,
-            store=self.parts.plan.store,
+            rows_per_pass=self.components.rows_per_pass,
+            store=self.components.plan.store,
         )
 
     @functools.cached_property
-    def _loader(self) -> _Loader:
+    def _loader(self) -> ProgramCache | GraphLoader:
         if self._capturer is not None:
             return GraphLoader(self._capturer)
         values = stack_values(self._config)
@@ -201,10 +193,12 @@ class Compilation:
 
     @functools.cached_property
     def _update_steps(self) -> UpdateSteps:
-        optimizer = self.parts.optimizer
+        optimizer = self.components.optimizer
         assert isinstance(optimizer, LaneAdam)  # else compilation has an obstacle
         is_whole = self._capturer is not None
-        return UpdateSteps(self.parts.model, optimizer, self.parts.plan, is_whole=is_whole)
+        return UpdateSteps(
+            self.components.model, optimizer, self.components.plan, is_whole=is_whole
+        )
 
     def _compile_update(
         self, rows: RolloutRows, permutations: Tensor, coefficients: LaneHyperparameters
@@ -222,7 +216,11 @@ class Compilation:
         coefficients: LaneHyperparameters,
     ) -> None:
         """Load the compiled functions, compiling those that are not cached."""
-        model, collector, env = self.parts.model, self.parts.collector, self.parts.env
+        model, collector, env = (
+            self.components.model,
+            self.components.collector,
+            self.components.env,
+        )
         block = None
         if isinstance(env, NativeEnv):
             most_steps = MAX_UNROLLED_STEPS if self._capturer is None else env.max_block_steps
@@ -238,8 +236,6 @@ class Compilation:
         ]
         if isinstance(env, NormalizedEnv):
             specs.append(advance_spec(env.normalizer, columns.observations[0], columns.rewards[0]))
-        if not self._loader.is_cached(specs):
-            _LOG.info("compiling, which takes a minute; later runs of this kind load the result")
         step, rollout, values, self._after_update, *advance = self._loader.load(specs)
         self._update, self._options = self._update_steps.update(step), structure_of(coefficients)
         collector.compiled_values = values

@@ -131,10 +131,6 @@ class GraphLoader:
         """Capture with ``capturer``."""
         self._capturer = capturer
 
-    def is_cached(self, specs: Sequence[CompileSpec]) -> bool:  # noqa: ARG002 - all the same
-        """Return True: a capture takes no longer than a run."""
-        return True
-
     def load(self, specs: Sequence[CompileSpec]) -> list[CompiledFunction]:
         """Return the compiled functions of ``specs``.
 

@@ -105,13 +105,8 @@ def advance_spec(normalizer: Normalizer, observations: Tensor, rewards: Tensor) 
     moments = normalizer.observations
     observation_size = 0 if moments is None else moments.mean.shape[-1]
 
-    def advance(
-        state: Sequence[Tensor],
-        observations: Tensor,
-        rewards: Tensor,
-        terminated: Tensor,
-        truncated: Tensor,
-    ) -> list[Tensor]:
+    def advance(state: Sequence[Tensor], *step: Tensor) -> list[Tensor]:
+        observations, rewards, terminated, truncated = step
         copy = Normalizer(state, observation_size)
         results = copy.advance(observations, rewards, terminated | truncated)
         return [result.clone() for result in results]  # what is not normalized is an argument

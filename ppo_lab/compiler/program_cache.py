@@ -107,6 +107,8 @@ class ProgramCache:
         Raises:
             CompilerError: the compiler failed; with the first line of its message.
         """
+        if not self.is_cached(specs):
+            _LOG.info("compiling, which takes a minute; later runs of this kind load the result")
         missing = {self.path(spec): spec for spec in specs}
         # The next program is traced here while the C++ compiler works on the last one.
         with ThreadPoolExecutor() as compilers:

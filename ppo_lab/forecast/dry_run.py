@@ -130,8 +130,8 @@ class _DryTrainer(CountedTrainer):
         return self.collect()
 
     def _dry_update(self, rows: RolloutRows) -> UpdateDiagnostics:
-        parts = self._compilation.parts
-        store = parts.plan.store
+        components = self._compilation.components
+        store = components.plan.store
         index_to_store = store.index_to_store
 
         def counted(index: Tensor) -> Tensor:
@@ -141,8 +141,8 @@ class _DryTrainer(CountedTrainer):
             return placed
 
         store.index_to_store = counted  # type: ignore[method-assign]
-        few_steps = dataclasses.replace(parts.plan, num_dry_steps=_GRADIENT_STEPS)
-        self._compilation.parts = dataclasses.replace(parts, plan=few_steps)
+        few_steps = dataclasses.replace(components.plan, num_dry_steps=_GRADIENT_STEPS)
+        self._compilation.components = dataclasses.replace(components, plan=few_steps)
         return self.update(rows)
 
     def _after_gradient_step(self) -> None:

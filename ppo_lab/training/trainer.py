@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppo_lab.compiler.compilation import Compilation, Parts
+from ppo_lab.compiler.compilation import Compilation, TrainerComponents
 from ppo_lab.compiler.cuda_graphs import CudaGraphCapturer, GraphCapturer
 from ppo_lab.config.lanes import check_lane, check_stack
 from ppo_lab.config.run import Config
@@ -109,11 +109,11 @@ class Trainer:
         )
         if planned_steps is None:
             planned_steps = sum(c.total_steps for c in configs)
-        parts = Parts(
+        components = TrainerComponents(
             self.model, self.optimizer, self.env, self._collector, plan, self._rows_per_pass
         )
         recorder = self._build_recorder(device)
-        self._compilation = Compilation(config, parts, planned_steps, recorder)
+        self._compilation = Compilation(config, components, planned_steps, recorder)
         self._is_live = [True] * len(configs)
         self._begins = [0] * len(configs)  # the stack's iteration at which a lane began
         self._start_s = time.perf_counter()
