@@ -28,6 +28,7 @@ FlatFunction = Callable[[list[Tensor]], list[Tensor]]
 """A compiled program, however it was made: takes the tensors of the arguments, in order."""
 
 _LEAF = "tensor"
+_NESTED = (tuple, list)
 
 
 class CompilerError(RuntimeError):
@@ -84,12 +85,17 @@ class CompiledFunction:
         """Return what the function returns."""
         return _unflatten(self._result_structure, iter(self._run(flatten(args))))
 
+    def bind(self, *first: Any) -> Callable[..., Any]:  # noqa: ANN401
+        """Return the function of the other arguments, without the cost of flattening ``first``."""
+        flat, structure = flatten(first), self._result_structure
+        return lambda *rest: _unflatten(structure, iter(self._run(flat + flatten(rest))))
+
 
 def flatten(nested: Sequence[Any]) -> list[Tensor]:
     """Return the tensors in nested tuples and lists, in order; None is skipped."""
     tensors: list[Tensor] = []
     for part in nested:
-        if isinstance(part, tuple | list):
+        if isinstance(part, _NESTED):
             tensors.extend(flatten(part))
         elif part is not None:
             tensors.append(part)
@@ -98,14 +104,14 @@ def flatten(nested: Sequence[Any]) -> list[Tensor]:
 
 def structure_of(nested: Any) -> Any:  # noqa: ANN401 - the same nest of types
     """Return ``nested`` with a placeholder for each tensor."""
-    if isinstance(nested, tuple | list):
+    if isinstance(nested, _NESTED):
         return _nest_like(nested, [structure_of(part) for part in nested])
     return None if nested is None else _LEAF
 
 
 def _unflatten(structure: Any, tensors: Iterator[Tensor]) -> Any:  # noqa: ANN401
     """Return ``structure`` with the next of ``tensors`` for each placeholder."""
-    if isinstance(structure, tuple | list):
+    if isinstance(structure, _NESTED):
         return _nest_like(structure, [_unflatten(part, tensors) for part in structure])
     return None if structure is None else next(tensors)
 
@@ -119,7 +125,7 @@ def layout_of(nested: Any) -> Any:  # noqa: ANN401
 
     Along an axis of one, the stride is irrelevant and reported as 0.
     """
-    if isinstance(nested, tuple | list):
+    if isinstance(nested, _NESTED):
         return tuple(layout_of(part) for part in nested)
     if nested is None:
         return None

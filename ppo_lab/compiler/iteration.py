@@ -198,7 +198,7 @@ class UpdateSteps:
             whole = (rows, permutations, coefficients)
             return CompileSpec(
                 "update",
-                lambda state, *args: self._update(partial(self._take_step, state), *args),
+                lambda state, *args: self._update(partial(partial, self._take_step, state), *args),
                 whole,
                 state,
             )
@@ -208,20 +208,23 @@ class UpdateSteps:
 
     def update(self, function: CompiledFunction) -> Update:
         """Return the update that calls the compiled function of ``spec``."""
-        return function if self._is_whole else partial(self._update, function)
+        return function if self._is_whole else partial(self._update, function.bind)
 
     def _update(
         self,
-        take_step: Callable[..., Tensor],
+        bind: Callable[..., Callable[..., Tensor]],
         rows: RolloutRows,
         permutations: Tensor,
         coefficients: LaneHyperparameters,
     ) -> UpdateDiagnostics:
-        """Take every gradient step of an update over rows (L, R, …) and permutations (E, L, R)."""
+        """Take every gradient step of an update over rows (L, R, …) and permutations (E, L, R).
+
+        ``bind`` fixes the first arguments of a gradient step.
+        """
         log = self._new_log(rows, permutations)
-        flat_rows = self._prepare(rows)
+        take_step = bind(self._prepare(rows), coefficients)
         for step in self._steps(log, permutations):
-            take_step(flat_rows, coefficients, *step)
+            take_step(*step)
         return log.means(coefficients.clip, self._plan.num_minibatches)
 
     def _new_log(self, rows: RolloutRows, permutations: Tensor) -> UpdateLog:
