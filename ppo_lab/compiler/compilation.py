@@ -100,7 +100,7 @@ class TrainerComponents:
 class Compilation:
     """Runs a trainer's update and the diagnostics after it, and compiles its collector.
 
-    Everything runs uncompiled until ``compile`` is called with an iteration's tensors noted.
+    The first update provides example tensors; everything runs uncompiled until ``compile``.
     """
 
     def __init__(
@@ -174,14 +174,14 @@ class Compilation:
         return diagnostics
 
     def _diagnose(self, rows: RolloutRows, clip: ClipRange) -> RolloutDiagnostics:
-        normalization = self._config.advantage_normalization
+        own = self.components
         return after_update(
-            self.components.model,
+            own.model,
             rows,
             clip,
-            are_normalized=normalization is not AdvantageNormalization.none,
-            rows_per_pass=self.components.rows_per_pass,
-            store=self.components.plan.store,
+            are_normalized=own.plan.normalization is not AdvantageNormalization.none,
+            rows_per_pass=own.rows_per_pass,
+            store=own.plan.store,
         )
 
     @functools.cached_property
@@ -193,12 +193,9 @@ class Compilation:
 
     @functools.cached_property
     def _update_steps(self) -> UpdateSteps:
-        optimizer = self.components.optimizer
-        assert isinstance(optimizer, LaneAdam)  # else compilation has an obstacle
-        is_whole = self._capturer is not None
-        return UpdateSteps(
-            self.components.model, optimizer, self.components.plan, is_whole=is_whole
-        )
+        own, is_whole = self.components, self._capturer is not None
+        assert isinstance(own.optimizer, LaneAdam)  # else compilation has an obstacle
+        return UpdateSteps(own.model, own.optimizer, own.plan, is_whole=is_whole)
 
     def _compile_update(
         self, rows: RolloutRows, permutations: Tensor, coefficients: LaneHyperparameters
@@ -216,12 +213,8 @@ class Compilation:
         coefficients: LaneHyperparameters,
     ) -> None:
         """Load the compiled functions, compiling those that are not cached."""
-        model, collector, env = (
-            self.components.model,
-            self.components.collector,
-            self.components.env,
-        )
-        block = None
+        own, block = self.components, None
+        model, collector, env = own.model, own.collector, own.env
         if isinstance(env, NativeEnv):
             most_steps = MAX_UNROLLED_STEPS if self._capturer is None else env.max_block_steps
             block = RolloutBlock(env, collector.act, self._config.num_steps, most_steps)
