@@ -155,7 +155,7 @@ def attach(watch: Stopwatch, trainer: Trainer) -> None:
         (distribution, "noise", "sampling", None),
         (distribution, "sample", "sampling", None),
         (model, "values", "values", collecting),
-        (DeviceObservations, "take", "gather", None),
+        (DeviceObservations, "gather", "gather", None),
         (model, "forward", "forward", updating),
         (torch.Tensor, "backward", "backward", None),
         (trainer.optimizer, "step", "optimizer", None),

@@ -1,1 +1,1 @@
-"""An iteration's parts as programs: C++ libraries on a CPU, CUDA graphs on a GPU."""
+"""Compiles the functions of an iteration: C++ libraries on a CPU, CUDA graphs on a GPU."""

@@ -1,30 +1,31 @@
-"""Whether a trainer's iterations are compiled, and the compiled parts that then take over.
+"""Whether a trainer's iterations are compiled, and the compiled functions that replace its own.
 
-The first iteration always runs uncompiled: it shows the programs what their tensors look like.
+The first iteration always runs uncompiled: it yields example tensors.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ppo_lab.compiler.compiled import CompiledFunction, CompilerError, structure_of
 from ppo_lab.compiler.cuda_graphs import GraphCapturer, GraphLoader
-from ppo_lab.compiler.program_cache import CompilerError, ProgramCache, ProgramSource, Run
-from ppo_lab.compiler.rollout_programs import (
-    MAX_BLOCK_STEPS,
-    CompiledAct,
-    CompiledAdvance,
-    CompiledAfterUpdate,
-    CompiledRolloutValues,
-    CompiledSteps,
+from ppo_lab.compiler.iteration import (
+    MAX_UNROLLED_STEPS,
+    RolloutBlock,
+    Update,
+    UpdateSteps,
+    act_spec,
+    advance_spec,
+    compiled_act,
+    compiled_advance,
+    model_spec,
 )
-from ppo_lab.compiler.update_program import CompiledUpdate, WholeUpdate
+from ppo_lab.compiler.program_cache import ProgramCache
 from ppo_lab.config.choices import Compile
 from ppo_lab.config.lanes import stack_values
 from ppo_lab.config.run import Config
@@ -40,7 +41,13 @@ from ppo_lab.ppo.losses import ClipRange
 from ppo_lab.ppo.rollout import RolloutRows
 from ppo_lab.ppo.update import AdvantageNormalization, LaneHyperparameters, UpdatePlan
 
-__all__ = ["MIN_COMPILED_STEPS", "MIN_STACKED_STEPS", "Compilation", "Parts", "is_compiled"]
+__all__ = [
+    "MIN_COMPILED_STEPS",
+    "MIN_STACKED_STEPS",
+    "Compilation",
+    "TrainerComponents",
+    "is_compiled",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,7 +55,8 @@ MIN_COMPILED_STEPS, MIN_STACKED_STEPS = 1_000_000, 6_000_000
 """Environment steps from which ``compile=auto`` compiles one run, and a stack of several. One run
 of CartPole has repaid the compiler's processor time after 0.9 to 1.0 million, a stack of eight,
 which is fast without it, after 3.3 million (benchmarks/results/compile_time.md). Two stacks beside
-each other wait some 45 s on both cores, which takes twice that to repay in wall time."""
+each other keep both cores compiling for some 45 s, which takes twice as many steps to repay in wall
+time."""
 
 _NOT_IN_A_PROGRAM = (
     "compile",
@@ -65,9 +73,9 @@ _NOT_IN_A_PROGRAM = (
 
 
 def is_compiled(config: Config, num_lanes: int, planned_steps: int) -> bool:
-    """Return whether to compile a stack like ``config`` that will make ``planned_steps`` in all.
+    """Return whether to compile a stack like ``config`` with ``planned_steps`` in total.
 
-    It depends on nothing else, neither on the clock nor on what lies in the cache: compiled and
+    It depends on nothing else, neither on the clock nor on what is in the cache: compiled and
     uncompiled runs differ by rounding, and a command must not change its result by itself. On CUDA
     ``auto`` does not compile: whether it pays there has not been measured.
     """
@@ -78,29 +86,8 @@ def is_compiled(config: Config, num_lanes: int, planned_steps: int) -> bool:
 
 
 @dataclass(frozen=True)
-class _Examples:
-    """Tensors of the first iteration."""
-
-    noise: Tensor  # (L, T, N, …)
-    columns: RolloutColumns
-    rows: RolloutRows
-    permutations: Tensor  # (E, L, R)
-    coefficients: LaneHyperparameters
-
-
-class _Loader(Protocol):
-    """Makes programs of one kind: compiled libraries, or recordings."""
-
-    def is_cached(self, sources: Sequence[ProgramSource]) -> bool:
-        """Return whether ``load`` will not take long."""
-
-    def load(self, sources: Sequence[ProgramSource]) -> Sequence[Run]:
-        """Return the programs of ``sources``."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a trainer is made of, as far as programs run it."""
+class TrainerComponents:
+    """The components of a trainer that compiled functions run."""
 
     model: ActorCritic
     optimizer: LaneOptimizer
@@ -111,60 +98,49 @@ class Parts:
 
 
 class Compilation:
-    """Runs a trainer's update and what follows it, and gives its collector compiled parts.
+    """Runs a trainer's update and the diagnostics after it, and compiles its collector.
 
-    All of it runs uncompiled until the tensors of an iteration have been noted.
+    The first update provides example tensors; everything runs uncompiled until ``compile``.
     """
 
     def __init__(
         self,
         config: Config,
-        parts: Parts,
+        components: TrainerComponents,
         compiles: bool,
-        recorder: GraphCapturer | None = None,
+        capturer: GraphCapturer | None = None,
     ) -> None:
-        """Compile ``parts`` after the first iteration if ``compiles``.
+        """Compile ``components`` after the first iteration if ``compiles``.
 
-        With a ``recorder`` programs are its recordings, which may be long; else libraries.
+        With a ``capturer`` functions become CUDA graphs, else libraries.
         """
-        self._config, self.parts, self._recorder = config, parts, recorder
-        self._examples: _Examples | None = None
-        self._update: CompiledUpdate | None = None
-        self._after_update: CompiledAfterUpdate | None = None
-        self.wants_examples = compiles
-        """Whether an iteration's tensors are still to be noted."""
-        parts.collector.keeps_columns = self.wants_examples
-
-    def note(
-        self,
-        noise: Tensor,
-        rows: RolloutRows,
-        permutations: Tensor,
-        coefficients: LaneHyperparameters,
-    ) -> None:
-        """Note an iteration's tensors, with ``noise`` (L, R, …) and ``permutations`` (E, L, R)."""
-        collector = self.parts.collector
-        assert collector.columns is not None
-        noise = noise.unflatten(1, (self._config.num_steps, -1))
-        self._examples = _Examples(noise, collector.columns, rows, permutations, coefficients)
-        collector.keeps_columns, collector.columns = False, None
-        self.wants_examples = False
+        self._config, self.components, self._capturer = config, components, capturer
+        self._wants_examples = compiles
+        self._examples: tuple[RolloutRows, Tensor, LaneHyperparameters] | None = None
+        """The arguments of the first update."""
+        self._update: Update | None = None
+        self._after_update: CompiledFunction | None = None
+        components.collector.keeps_columns = compiles
 
     @property
     def is_due(self) -> bool:
-        """Whether all is known that ``compile`` needs, and it has not been called."""
+        """Whether ``compile`` has its examples and has not been called."""
         return self._examples is not None
 
-    def compile(self) -> None:
-        """Run the next iterations as programs; without a compiler go on as before.
+    def compile(self, noise: Tensor) -> None:
+        """Compile the next iterations; without a working compiler they stay uncompiled.
+
+        ``noise`` (L, R, …) is that of any rollout.
 
         Raises:
-            CompilerError: there is none that works, and ``compile=always``.
+            CompilerError: no compiler works, and ``compile=always``.
         """
-        examples, self._examples = self._examples, None
-        assert examples is not None
+        collector, examples = self.components.collector, self._examples
+        columns = collector.columns
+        assert examples is not None and columns is not None  # noqa: PT018
+        collector.keeps_columns, collector.columns, self._examples = False, None, None
         try:
-            self._compile(examples)
+            self._compile(noise.unflatten(1, (self._config.num_steps, -1)), columns, *examples)
         except CompilerError as error:
             if self._config.compile is Compile.always:
                 raise
@@ -172,81 +148,96 @@ class Compilation:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether iterations run as programs."""
+        """Whether iterations run compiled."""
         return self._update is not None
+
+    def keep_examples(
+        self, rows: RolloutRows, permutations: Tensor, coefficients: LaneHyperparameters
+    ) -> None:
+        """Keep the arguments of the first update, whose tensors ``compile`` traces with."""
+        if self._wants_examples:
+            self._examples, self._wants_examples = (rows, permutations, coefficients), False
 
     def update(
         self, rows: RolloutRows, permutations: Tensor, coefficients: LaneHyperparameters
     ) -> UpdateDiagnostics:
-        """Pass over ``rows`` once per permutation (E, L, R); see ``ppo_lab.ppo.update``."""
+        """Take all gradient steps of an iteration; see ``ppo_lab.ppo.update``."""
         assert self._update is not None
-        if not self._update.fits(coefficients):  # a new lane came with an option of its own
-            source = self._update.source(rows, permutations, coefficients)
-            (self._update.program,) = self._loader.load([source])
+        if self._options != structure_of(coefficients):  # a new lane has an option of its own
+            self._update = self._compile_update(rows, permutations, coefficients)
         with torch.no_grad():
             return self._update(rows, permutations, coefficients)
 
     def after_update(self, rows: RolloutRows, clip: ClipRange) -> RolloutDiagnostics:
-        """Return what the new policy says of ``rows``; see ``ppo_lab.ppo.after_update``."""
+        """Return the diagnostics of ``rows`` after the update; see ``ppo_lab.ppo.after_update``."""
         if self._after_update is None:
-            return self._look_back(rows, clip)
+            return self._diagnose(rows, clip)
         with torch.no_grad():
-            return self._after_update(rows, clip)
+            diagnostics: RolloutDiagnostics = self._after_update(rows, clip)
+        return diagnostics
 
-    def _look_back(self, rows: RolloutRows, clip: ClipRange) -> RolloutDiagnostics:
-        normalization = self._config.advantage_normalization
+    def _diagnose(self, rows: RolloutRows, clip: ClipRange) -> RolloutDiagnostics:
+        own = self.components
         return after_update(
-            self.parts.model,
+            own.model,
             rows,
             clip,
-            are_normalized=normalization is not AdvantageNormalization.none,
-            rows_per_pass=self.parts.rows_per_pass,
-            store=self.parts.plan.store,
+            are_normalized=own.plan.normalization is not AdvantageNormalization.none,
+            rows_per_pass=own.rows_per_pass,
+            store=own.plan.store,
         )
 
     @functools.cached_property
-    def _loader(self) -> _Loader:
-        if self._recorder is not None:
-            return GraphLoader(self._recorder)
+    def _loader(self) -> ProgramCache | GraphLoader:
+        if self._capturer is not None:
+            return GraphLoader(self._capturer)
         values = stack_values(self._config)
         return ProgramCache({k: v for k, v in values.items() if k not in _NOT_IN_A_PROGRAM})
 
-    def _compile(self, examples: _Examples) -> None:
-        """Load the programs, making those that are not there."""
-        model, optimizer = self.parts.model, self.parts.optimizer
-        collector, env = self.parts.collector, self.parts.env
-        assert isinstance(optimizer, LaneAdam)  # or there was an obstacle
-        is_recorded = self._recorder is not None
-        kind = WholeUpdate if is_recorded else CompiledUpdate
-        update_part = kind(model, optimizer, self.parts.plan)
-        after_part = CompiledAfterUpdate(model, self._look_back)
-        critique = CompiledRolloutValues(model, collector.evaluate_rollout)
-        steps = act = advance = None
+    @functools.cached_property
+    def _update_steps(self) -> UpdateSteps:
+        own, is_whole = self.components, self._capturer is not None
+        assert isinstance(own.optimizer, LaneAdam)  # else compilation has an obstacle
+        return UpdateSteps(own.model, own.optimizer, own.plan, is_whole=is_whole)
+
+    def _compile_update(
+        self, rows: RolloutRows, permutations: Tensor, coefficients: LaneHyperparameters
+    ) -> Update:
+        (function,) = self._loader.load([self._update_steps.spec(rows, permutations, coefficients)])
+        self._options = structure_of(coefficients)
+        return self._update_steps.update(function)
+
+    def _compile(
+        self,
+        noise: Tensor,
+        columns: RolloutColumns,
+        rows: RolloutRows,
+        permutations: Tensor,
+        coefficients: LaneHyperparameters,
+    ) -> None:
+        """Load the compiled functions, compiling those that are not cached."""
+        own, block = self.components, None
+        model, collector, env = own.model, own.collector, own.env
         if isinstance(env, NativeEnv):
-            most_steps = env.max_block_steps if is_recorded else MAX_BLOCK_STEPS
-            steps = CompiledSteps(model, env, self._config.num_steps, most_steps)
-            rollout_source = steps.source(examples.noise)
+            most_steps = MAX_UNROLLED_STEPS if self._capturer is None else env.max_block_steps
+            block = RolloutBlock(env, collector.act, self._config.num_steps, most_steps)
+            rollout_spec = block.spec(model, noise)
         else:
-            act = CompiledAct(model, collector.act)
-            rollout_source = act.source(examples.columns.observations[0], examples.noise[:, 0])
-        sources = [
-            update_part.source(examples.rows, examples.permutations, examples.coefficients),
-            rollout_source,
-            critique.source(examples.columns),
-            after_part.source(examples.rows, examples.coefficients.clip),
+            rollout_spec = act_spec(model, collector.act, columns.observations[0], noise[:, 0])
+        specs = [
+            self._update_steps.spec(rows, permutations, coefficients),
+            rollout_spec,
+            model_spec("rollout_values", model, collector.evaluate_rollout, columns),
+            model_spec("after_update", model, self._diagnose, rows, coefficients.clip),
         ]
         if isinstance(env, NormalizedEnv):
-            advance = CompiledAdvance(env.normalizer)
-            columns = examples.columns
-            sources.append(advance.source(columns.observations[0], columns.rewards[0]))
-        if not self._loader.is_cached(sources):
-            _LOG.info("compiling, which takes a minute; later runs of this kind load the result")
-        programs = self._loader.load(sources)
-        parts = (update_part, steps or act, critique, after_part, advance)
-        for part, program in zip(parts, programs):
-            assert part is not None
-            part.program = program
-        self._update, self._after_update = update_part, after_part
-        collector.steps, collector.compiled_act, collector.critique = steps, act, critique
+            specs.append(advance_spec(env.normalizer, columns.observations[0], columns.rewards[0]))
+        step, rollout, values, self._after_update, *advance = self._loader.load(specs)
+        self._update, self._options = self._update_steps.update(step), structure_of(coefficients)
+        collector.compiled_values = values
+        if block is None:
+            collector.compiled_act = compiled_act(rollout)
+        else:
+            collector.compiled_steps = block.rollout(rollout)
         if isinstance(env, NormalizedEnv):
-            env.compiled_advance = advance
+            env.compiled_advance = compiled_advance(*advance)

@@ -1,9 +1,8 @@
-"""Libraries: the C++ that Inductor writes for a program, compiled without its runtime each time.
+"""Builds libraries from Inductor's C++, with the shared runtime compiled once per machine.
 
-Most of what the compiler is given for a program is the same in every one: headers, the C interface
-of a library, and the class that all programs are made from, with a regular expression in it that
-costs more than all kernels together. Here that is compiled once per machine, into precompiled
-headers and one object file. Programs get the flags that Inductor gives them.
+Most of a program's C++ is the same in every program: headers, the C interface of a library, and the
+base class of all models, whose regular expression takes longer to compile than all kernels. That
+part is compiled once, into precompiled headers and one object file. Flags are Inductor's own.
 """
 
 from __future__ import annotations
@@ -24,21 +23,23 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ppo_lab.utils import torch_private
+
 __all__ = ["OPTIONS", "cpu_digest", "package"]
 
 _LOG = logging.getLogger(__name__)
 
 OPTIONS: dict[str, Any] = {
     "aot_inductor.package_cpp_only": True,
-    "aot_inductor.precompile_headers": False,  # ours are others
+    "aot_inductor.precompile_headers": False,  # we have our own
 }
-"""Inductor's options with which it leaves the compiling to us."""
+"""Options with which Inductor only generates C++."""
 
 _CALLS_HEADER = """\
 #include <torch/csrc/inductor/aoti_include/cpu.h>
 #include <torch/csrc/inductor/aoti_runtime/model_container.h>
 namespace torch::aot_inductor {
-extern template class AOTInductorModelBase<AOTInductorModel>;  // it is in the runtime
+extern template class AOTInductorModelBase<AOTInductorModel>;  // defined in runtime.o
 }
 """
 _KERNELS_HEADER = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
@@ -47,11 +48,11 @@ namespace torch::aot_inductor {
 template class AOTInductorModelBase<AOTInductorModel>;
 }
 """
-_LITTLE = "-O1"  # what Inductor takes for calls; with -O0 each program takes 15 to 20 us longer
+_CALLS_LEVEL = "-O1"  # as in Inductor; with -O0 each call of a program takes 15 to 20 us longer
 
 
 class _Source(NamedTuple):
-    """C++ of one program; what is not where it is expected stays with the calls."""
+    """C++ of one program; a part that is not found stays in ``calls``."""
 
     interface: str  # the same in every program
     calls: str
@@ -59,24 +60,20 @@ class _Source(NamedTuple):
 
 
 def package(files: Sequence[str], path: Path, folder: Path) -> None:
-    """Compile what Inductor wrote, ``files``, to a package at ``path``.
-
-    What all programs share is kept in ``folder``.
+    """Compile Inductor's ``files`` to a package at ``path``; the runtime is kept in ``folder``.
 
     Raises:
-        RuntimeError: with the compiler's words.
+        RuntimeError: the compiler failed; with its output.
     """
-    from torch._inductor.package.package import package_aoti
-
     written = Path(_only(files, ".cpp"))
-    source = _take_apart(written.read_text())
+    source = _split(written.read_text())
     flags = _read_flags(files, "_compile_flags.json")
     compiler = _compiler(flags)
     shared = _shared(compiler, source.interface, folder)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)
-        # Kernels that were not found are among the calls, which then get all optimization.
-        calls = [_LITTLE, "-include", str(shared / "calls.h")] if source.kernels else []
+        # Without kernels of their own, calls contain them and need full optimization.
+        calls = [_CALLS_LEVEL, "-include", str(shared / "calls.h")] if source.kernels else []
         kernels = ["-include", str(shared / "kernels.h")]
         _run_all(
             [
@@ -84,17 +81,17 @@ def package(files: Sequence[str], path: Path, folder: Path) -> None:
                 [*compiler, *kernels, *_object(work / "kernels.cpp", source.kernels)],
             ]
         )
-        library = work / f"{written.stem}.so"  # a package goes by the names of its files
+        library = work / f"{written.stem}.so"  # names in a package must match
         objects = [*map(str, work.glob("*.o")), *(name for name in files if name.endswith(".o"))]
         linker = _read_flags(files, "_linker_flags.json")
         runtime = str(shared / "runtime.o")
         _run([*_compiler(linker), *objects, runtime, *_libraries(linker), "-o", str(library)])
         facts = (n for n in files if n.endswith(".json") and not n.endswith("_flags.json"))
-        package_aoti(str(path), [str(library), *facts])
+        torch_private.package_aoti(str(path), [str(library), *facts])
 
 
-def _take_apart(text: str) -> _Source:
-    interface = (Path(torch._inductor.__file__).parent / _INTERFACE).read_text()
+def _split(text: str) -> _Source:
+    interface = (Path(torch_private.inductor.__file__).parent / _INTERFACE).read_text()
     if interface not in text:
         interface = ""
     calls, header, kernels = text.replace(interface, "").partition(_KERNELS_HEADER)
@@ -105,9 +102,9 @@ _INTERFACE = "codegen/aoti_runtime/interface.cpp"
 
 
 def _shared(compiler: Sequence[str], interface: str, folder: Path) -> Path:
-    """Return the folder of what all programs share, filling it if this is the first."""
-    ours = [_CALLS_HEADER, _KERNELS_HEADER, _RUNTIME_END, _LITTLE, interface]
-    facts = [compiler, ours, torch.__version__, _version(compiler[0]), cpu_digest()]
+    """Return the folder of the runtime and the precompiled headers, building them if missing."""
+    texts = [_CALLS_HEADER, _KERNELS_HEADER, _RUNTIME_END, _CALLS_LEVEL, interface]
+    facts = [compiler, texts, torch.__version__, _version(compiler[0]), cpu_digest()]
     shared = folder / f"runtime-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}"
     shared.mkdir(parents=True, exist_ok=True)
     runtime = shared / "runtime.o"
@@ -117,15 +114,15 @@ def _shared(compiler: Sequence[str], interface: str, folder: Path) -> Path:
             return shared
         for name, text in {"calls.h": _CALLS_HEADER, "kernels.h": _KERNELS_HEADER}.items():
             (shared / name).write_text(text)
-        calls = [_LITTLE, "-x", "c++-header", str(shared / "calls.h")]
+        calls = [_CALLS_LEVEL, "-x", "c++-header", str(shared / "calls.h")]
         kernels = ["-x", "c++-header", str(shared / "kernels.h")]
-        _LOG.info("compiling what all programs share, once per machine")
+        _LOG.info("compiling the runtime of all programs, once per machine")
         _run_all([*compiler, *own, "-o", f"{own[-1]}.gch"] for own in (calls, kernels))
-        include = [_LITTLE, "-include", str(shared / "calls.h")]
+        include = [_CALLS_LEVEL, "-include", str(shared / "calls.h")]
         text = f"{_CALLS_HEADER}{interface}{_RUNTIME_END}"
         _run([*compiler, *include, *_object(shared / "part.cpp", text)])
-        (shared / "part.o").replace(runtime)  # last: it stands for all of them
-        _LOG.info("compiled what all programs share")
+        (shared / "part.o").replace(runtime)  # last: its presence means that all is built
+        _LOG.info("compiled the runtime of all programs")
     return shared
 
 
@@ -162,7 +159,7 @@ def _libraries(flags: dict[str, Any]) -> list[str]:
 
 
 def _run_all(commands: Iterable[Sequence[str]]) -> None:
-    """Run ``commands`` at the same time."""
+    """Run ``commands`` in parallel."""
     with ThreadPoolExecutor() as pool:
         list(pool.map(_run, commands))
 
@@ -183,7 +180,7 @@ def _version(compiler: str) -> str:
 
 @cache
 def cpu_digest() -> str:
-    """Return what decides the instructions that are compiled for: a cache may be shared."""
+    """Return a digest of the CPU's instruction set, as several machines may share a cache."""
     flags = ""
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -1,4 +1,4 @@
-"""What some operations become in a program, because a library is slow at them.
+"""Replacements of operations whose library functions are slow on a CPU.
 
 Shapes: L = lanes, M x K and K x N = the matrices of a product.
 """
@@ -18,8 +18,8 @@ def fast_tanh(x: Tensor) -> Tensor:
     """Return tanh(x) in float32 to 4e-7, from multiplications and one division.
 
     The library function takes longer than the matrix products of a policy of 64 units. The
-    coefficients are those of the rational approximation in Eigen (MathFunctionsImpl.h,
-    ``generic_fast_tanh_float``), which XLA uses as well; other types take the library function.
+    coefficients are those of Eigen's rational approximation (MathFunctionsImpl.h,
+    ``generic_fast_tanh_float``), which XLA also uses. Other types use the library function.
     """
     if x.dtype is not torch.float32:
         return torch.tanh(x)
@@ -57,16 +57,16 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
 def narrow_bmm(x: Tensor, y: Tensor) -> Tensor:
     """Return the products of ``x`` (L, M, K) and ``y`` (L, K, N) where N or K is small.
 
-    The heads of a policy are that narrow. Written the plain way a matrix library takes as long for
-    their 5 % of the arithmetic as for the rest; with narrow rows in place of narrow columns, and
-    with no inner size of 1, it takes a fifth of that.
+    A policy's heads are that narrow. A matrix library takes as long for their 5 % of the arithmetic
+    as for the rest; with narrow rows in place of narrow columns, and no inner size of 1, it takes a
+    fifth of that.
     """
     num_rows, num_inner, num_columns = *x.shape[1:], y.shape[2]
     if num_inner == 1:
         return torch.bmm(torch.cat((x, x), 2), torch.cat((y, torch.zeros_like(y)), 1))
     if num_columns <= _NARROW < num_rows:
         return torch.bmm(y.mT.contiguous(), x.mT).mT
-    return NotImplemented  # left as it is
+    return NotImplemented  # the operation is kept
 
 
 def narrow_baddbmm(
@@ -85,4 +85,4 @@ DECOMPOSITIONS: dict[Any, Callable[..., Tensor]] = {
     torch.ops.aten.bmm.default: narrow_bmm,
     torch.ops.aten.baddbmm.default: narrow_baddbmm,
 }
-"""What an operation becomes in a program."""
+"""The replacement of each operation in a compiled program."""

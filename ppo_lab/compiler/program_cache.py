@@ -1,11 +1,11 @@
-"""Programs: functions of tensors, compiled ahead of time and kept on disk.
+"""Functions of tensors, compiled ahead of time and cached on disk.
 
-A function is traced once with the tensors it will get (its Python runs no more after that),
-compiled by TorchInductor into a shared library, and called through it without Python between its
-operations. The library is kept in a cache folder under a key of everything that went into it, so
-only the first run of a kind pays for the compiler; loading takes some 20 ms.
+A function is traced once with example tensors (its Python does not run again), compiled by
+TorchInductor into a shared library, and called through it without Python between its operations.
+The library is kept in a cache folder under a key of everything that went into it, so only the first
+run of a kind pays for the compiler; loading takes some 20 ms.
 
-A program is fixed to the shapes, strides and types of its tensors. Arguments that it changes in
+A program is specific to the shapes, strides and types of its tensors. Arguments that it changes in
 place must not overlap.
 """
 
@@ -19,9 +19,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,75 +31,54 @@ from torch import Tensor
 
 import ppo_lab
 from ppo_lab.compiler import cpp_build
+from ppo_lab.compiler.compiled import (
+    CompiledFunction,
+    CompilerError,
+    CompileSpec,
+    FlatFunction,
+    flatten,
+    layout_of,
+    structure_of,
+)
 from ppo_lab.compiler.decompositions import DECOMPOSITIONS
+from ppo_lab.utils import torch_private
 from ppo_lab.utils.tracing import tracing
 
-__all__ = [
-    "CompilerError",
-    "Program",
-    "ProgramCache",
-    "ProgramSource",
-    "Run",
-    "copy_of",
-    "trace",
-    "write_cpp",
-]
+__all__ = ["ProgramCache", "trace", "write_cpp"]
 
 _LOG = logging.getLogger(__name__)
 _LOCK_WAIT_S = 0.2
+_FUSION_DEPTH = "_get_outer_loop_fusion_depth"
 _RUN_IN_THIS_THREAD, _NUM_RUNNERS, _DEVICE_OF_THE_PACKAGE = True, 1, -1
 
-Run = Callable[[list[Tensor]], list[Tensor]]
-"""What a program is to its caller, however it was made."""
 
+class _Library:
+    """A compiled package with its state bound."""
 
-class CompilerError(RuntimeError):
-    """A program could not be compiled."""
-
-
-@dataclass(frozen=True)
-class ProgramSource:
-    """A function with the tensors it is traced with."""
-
-    name: str
-    function: Callable[..., Sequence[Tensor]]
-    """Takes the tensors one by one; may change them in place."""
-    examples: Sequence[Tensor]
-    """Of the shapes, strides and types of all later calls; they are not changed."""
-    kept: Sequence[Tensor] = ()
-    """Those examples that every call passes again, by the same address: what outlives a call."""
-
-
-class Program:
-    """A compiled function; call it with a list of tensors like its examples."""
-
-    def __init__(self, path: Path, examples: Sequence[Tensor]) -> None:
-        """Load the package at ``path``."""
-        # What torch._inductor.aoti_load_package ends in, without 3 s of imports on the way.
-        loader = torch._C._aoti.AOTIModelPackageLoader(
+    def __init__(self, path: Path, spec: CompileSpec) -> None:
+        # What torch._inductor.aoti_load_package does, without its 3 s of imports.
+        loader = torch_private.AOTIModelPackageLoader(
             str(path), "model", _RUN_IN_THIS_THREAD, _NUM_RUNNERS, _DEVICE_OF_THE_PACKAGE
         )
-        self._run: Callable[[list[Tensor]], list[Tensor]] = loader.boxed_run
-        self._layouts: list[tuple[object, ...]] | None = [_layout(t) for t in examples]
+        self._run: FlatFunction = loader.boxed_run
+        self._state = list(spec.state)
+        self._layouts: list[Any] | None = [layout_of(tensor) for tensor in flatten(spec.args)]
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return the function's tensors; the list ``tensors`` is used up.
-
-        The library trusts its caller: the first call is checked against the examples.
-        """
+        """Run the library, which does not check its arguments: the first call is checked here."""
         if self._layouts is not None:
             for position, (tensor, layout) in enumerate(zip(tensors, self._layouts, strict=True)):
-                if _layout(tensor) != layout:
-                    raise ValueError(f"argument {position} is {_layout(tensor)}, not {layout}")
+                if layout_of(tensor) != layout:
+                    raise ValueError(f"argument {position} is {layout_of(tensor)}, not {layout}")
             self._layouts = None
-        return self._run(tensors)
+        return self._run([*self._state, *tensors])
 
 
 class ProgramCache:
-    """Compiled programs on disk, under keys of all that went into them."""
+    """Compiled programs on disk, under a key of everything that went into them."""
 
     def __init__(self, key: Mapping[str, Any], folder: Path | None = None) -> None:
-        """Keep programs of what ``key`` describes in ``folder``, by default the user's cache."""
+        """Cache programs of configs with this ``key`` in ``folder``, default the user's cache."""
         self._folder = folder or default_folder()
         facts = {
             "key": key,
@@ -111,43 +89,50 @@ class ProgramCache:
         }
         self._facts = json.dumps(facts, sort_keys=True, default=str)
 
-    def path(self, source: ProgramSource) -> Path:
-        """Return where the program of ``source`` lies or would lie."""
-        layouts = [str(_layout(tensor)) for tensor in source.examples]
-        text = json.dumps([self._facts, source.name, layouts])
-        return self._folder / f"{source.name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.pt2"
+    def path(self, spec: CompileSpec) -> Path:
+        """Return the path of the program of ``spec``, whether or not it exists."""
+        layout = layout_of((tuple(spec.state), spec.args))  # with None for absent args
+        text = json.dumps([self._facts, spec.name, layout])
+        return self._folder / f"{spec.name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.pt2"
 
-    def is_cached(self, sources: Sequence[ProgramSource]) -> bool:
-        """Return whether nothing of ``sources`` is left to compile."""
-        return all(self.path(source).exists() for source in sources)
+    def is_cached(self, specs: Sequence[CompileSpec]) -> bool:
+        """Return whether every program of ``specs`` exists."""
+        return all(self.path(spec).exists() for spec in specs)
 
-    def load(self, sources: Sequence[ProgramSource]) -> list[Program]:
-        """Return the programs of ``sources``, compiling those that are missing.
+    def load(self, specs: Sequence[CompileSpec]) -> list[CompiledFunction]:
+        """Return the compiled functions of ``specs``, compiling those that are missing.
 
-        Processes that need the same ones share the work: each takes one that nobody is at.
+        Processes that need the same programs share the work: each takes one that is not locked.
 
         Raises:
-            CompilerError: with the compiler's first line, if there is none that works.
+            CompilerError: the compiler failed; with the first line of its message.
         """
-        missing = {self.path(source): source for source in sources}
-        # While the C++ compiler is at one program, the next is traced here.
+        if not self.is_cached(specs):
+            _LOG.info("compiling, which takes a minute; later runs of this kind load the result")
+        missing = {self.path(spec): spec for spec in specs}
+        # The next program is traced here while the C++ compiler works on the last one.
         with ThreadPoolExecutor() as compilers:
             compiled: list[Future[None]] = []
             while missing:
                 has_advanced = False
-                for path, source in list(missing.items()):
+                for path, spec in list(missing.items()):
                     if (lock := _lock(path)) is None:
                         continue
                     has_advanced = True
                     del missing[path]
                     with lock:
                         if not path.exists():
-                            compiled.append(_begin_build(source, path, lock, compilers))
+                            compiled.append(_begin_build(spec, path, lock, compilers))
                 if missing and not has_advanced:
                     time.sleep(_LOCK_WAIT_S)
             for program in compiled:
                 program.result()
-        return [Program(self.path(source), source.examples) for source in sources]
+        return [self._load_one(spec) for spec in specs]
+
+    def _load_one(self, spec: CompileSpec) -> CompiledFunction:
+        with torch.no_grad():  # an uncompiled call shows how results are nested
+            result = structure_of(spec.call(*spec.copies()))
+        return CompiledFunction(spec, _Library(self.path(spec), spec), result)
 
 
 def default_folder() -> Path:
@@ -158,7 +143,7 @@ def default_folder() -> Path:
 
 
 def _lock(path: Path) -> contextlib.ExitStack | None:
-    """Return what holds the lock of the program at ``path`` until it is closed, if it is free."""
+    """Lock the program at ``path`` until the stack is closed; None if another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as lock:
         file = lock.enter_context(path.with_suffix(".lock").open("w"))
@@ -170,25 +155,25 @@ def _lock(path: Path) -> contextlib.ExitStack | None:
 
 
 def _begin_build(
-    source: ProgramSource, path: Path, lock: contextlib.ExitStack, compilers: ThreadPoolExecutor
+    spec: CompileSpec, path: Path, lock: contextlib.ExitStack, compilers: ThreadPoolExecutor
 ) -> Future[None]:
-    """Trace ``source`` and have it compiled; once begun, ``lock`` is held until that has ended."""
+    """Trace ``spec``, then compile it in a thread, which holds ``lock`` until it is done."""
     begin_s = time.perf_counter()
-    with _told_as_ours(source.name):
-        files = write_cpp(source)
+    with _as_compiler_error(spec.name):
+        files = write_cpp(spec)
     held = lock.pop_all()
 
     def compile_files() -> None:
-        with held, _told_as_ours(source.name):
+        with held, _as_compiler_error(spec.name):
             _package(files, path)
-        _LOG.info("compiled %s in %.0f s", source.name, time.perf_counter() - begin_s)
+        _LOG.info("compiled %s in %.0f s", spec.name, time.perf_counter() - begin_s)
 
     return compilers.submit(compile_files)
 
 
 @contextlib.contextmanager
-def _told_as_ours(name: str) -> Iterator[None]:
-    """Raise ``CompilerError`` with the first line of whatever goes wrong."""
+def _as_compiler_error(name: str) -> Iterator[None]:
+    """Turn any error into a ``CompilerError`` with its first line."""
     try:
         yield
     except Exception as error:  # of many kinds, from the tracer to the C++ compiler
@@ -199,7 +184,7 @@ def _told_as_ours(name: str) -> Iterator[None]:
 
 
 def _package(files: Sequence[str], path: Path) -> None:
-    """Compile ``files``; the program at ``path`` appears whole or not at all."""
+    """Compile ``files`` into a program at ``path``, atomically."""
     part = path.with_name(f"{path.stem}.{os.getpid()}.pt2")
     try:
         cpp_build.package(files, part, path.parent)
@@ -208,86 +193,54 @@ def _package(files: Sequence[str], path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def trace(source: ProgramSource) -> torch.fx.GraphModule:
-    """Return the operations of ``source``, seen through autograd, modules and Python."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
+def trace(spec: CompileSpec) -> torch.fx.GraphModule:
+    """Return the graph of operations of ``spec``, backward pass included."""
     with torch.no_grad(), tracing():
-        return make_fx(source.function, decomposition_table=DECOMPOSITIONS)(*_copies(source))
+        traced = torch_private.make_fx(spec.call_flat, decomposition_table=DECOMPOSITIONS)
+        graph: torch.fx.GraphModule = traced(*spec.copies())
+    return graph
 
 
-def write_cpp(source: ProgramSource) -> list[str]:
-    """Have Inductor write ``source`` in C++; return the files."""
-    with (
-        warnings.catch_warnings(),
-        torch.no_grad(),
-        _without_helpers(),
-        _without_outer_loop_fusion(),
-    ):
-        warnings.simplefilter("ignore")  # of torch's own making, about its own internals
-        graph = trace(source)
+def write_cpp(spec: CompileSpec) -> list[str]:
+    """Generate the C++ of ``spec`` with Inductor; return the files."""
+    with warnings.catch_warnings(), torch.no_grad(), _inductor_settings():
+        warnings.simplefilter("ignore")  # torch warns about its own internals
+        graph = trace(spec)
         for node in graph.graph.nodes:
-            node.meta.clear()  # each has fake tensors of its own, which Inductor refuses
-        files = torch._inductor.aot_compile(graph, _copies(source), options=_options())
-    assert isinstance(files, list)  # as the option ``package`` says
+            node.meta.clear()  # Inductor refuses the fake tensors in it
+        files = torch_private.aot_compile(graph, tuple(spec.copies()), options=_options())
+    assert isinstance(files, list)  # because of the option ``package``
     return [name for name in files if isinstance(name, str)]
 
 
-def _copies(source: ProgramSource) -> tuple[Tensor, ...]:
-    return tuple(copy_of(tensor) for tensor in source.examples)
-
-
-def copy_of(tensor: Tensor) -> Tensor:
-    """Return a copy with the same strides, holes and all; ``clone`` would close them."""
-    return torch.empty_strided(
-        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
-    ).copy_(tensor.detach())
-
-
 def _options() -> dict[str, Any]:
-    """Return Inductor's options, those of them that this version of torch has."""
-    from torch._inductor import config
-
+    """Return our options of Inductor, without those that the installed torch does not have."""
     wanted = {
         "aot_inductor.package": True,
         "aot_inductor.enable_line_tables": False,
-        # Whether it knows AVX2 need not be asked of a compiler for C++20, which takes 4 s.
+        # Skip a trial compilation of 4 s: every compiler for C++20 supports AVX2.
         "cpp.vec_isa_ok": torch.backends.cpu.get_cpu_capability() == "AVX2" or None,
         **cpp_build.OPTIONS,
     }
-    return {key: value for key, value in wanted.items() if key in config.get_config_copy()}
+    known = torch_private.inductor_config.get_config_copy()
+    return {key: value for key, value in wanted.items() if key in known}
 
 
 @contextlib.contextmanager
-def _without_helpers() -> Iterator[None]:
-    """Start no pool of compiling processes: one program is one call of the C++ compiler."""
-    from torch._inductor import config
+def _inductor_settings() -> Iterator[None]:
+    """Start no pool of compile workers, and switch off a fusion of loops on the CPU.
 
-    with config.patch(compile_threads=1):
-        yield
-
-
-@contextlib.contextmanager
-def _without_outer_loop_fusion() -> Iterator[None]:
-    """Switch off a fusion of loops on the CPU that fails with a KeyError for stacks of lanes.
-
-    https://github.com/pytorch/pytorch/issues/188228, not yet mended in torch 2.13.
+    The fusion fails with a KeyError for stacks of lanes:
+    https://github.com/pytorch/pytorch/issues/188228, not fixed in torch 2.13.
     """
-    from torch._inductor.codegen.cpp import CppScheduling
-
-    with patch.object(CppScheduling, "_get_outer_loop_fusion_depth", lambda *_: 0):
+    fusion = patch.object(torch_private.CppScheduling, _FUSION_DEPTH, lambda *_: 0)
+    with torch_private.inductor_config.patch(compile_threads=1), fusion:
         yield
-
-
-def _layout(tensor: Tensor) -> tuple[object, ...]:
-    """Return what a program relies on; along an axis of one, the stride is nothing."""
-    strides = [step if size > 1 else 0 for size, step in zip(tensor.shape, tensor.stride())]
-    return tuple(tensor.shape), tuple(strides), str(tensor.dtype), tensor.device.type
 
 
 @cache
 def _source_digest() -> str:
-    """Return a digest of this package: a program holds its arithmetic, whatever the version."""
+    """Return a digest of this package's source, which programs are compiled from."""
     digest = hashlib.sha256()
     root = Path(ppo_lab.__file__).parent
     for path in sorted(root.rglob("*.py")):

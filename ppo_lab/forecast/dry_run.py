@@ -18,11 +18,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    FakeTensor,
-    FakeTensorMode,
-)
 
 from ppo_lab.config.choices import Compile, Profile
 from ppo_lab.config.run import Config
@@ -30,9 +25,11 @@ from ppo_lab.devices.observers import PhaseObserver
 from ppo_lab.devices.placement import Placement, Traffic
 from ppo_lab.forecast.counting import counted_trainer, ledger_of
 from ppo_lab.forecast.ledger import Ledger
-from ppo_lab.ppo.collector import MAX_BLOCK_STEPS
+from ppo_lab.ppo.collector import MAX_BUFFERED_STEPS
 from ppo_lab.ppo.rollout import lane_rows
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils import torch_private
+from ppo_lab.utils.torch_private import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 __all__ = ["BusBytes", "DryRun", "dry_run"]
 
@@ -126,7 +123,7 @@ def _dry_iteration(trainer: Trainer, bus: _BusCounter) -> None:
 
 
 def _num_dry_steps(config: Config) -> int:
-    return min(config.num_steps, MAX_BLOCK_STEPS)
+    return min(config.num_steps, MAX_BUFFERED_STEPS)
 
 
 def _extrapolate(config: Config, bus: _BusCounter) -> tuple[Traffic, Traffic]:
@@ -164,7 +161,7 @@ class _NoNumbers(FakeTensorMode):
         args: Any = (),  # noqa: ANN401
         kwargs: Any = None,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        if func is torch.ops.aten._fused_adamw_.tensor_lr:
+        if func is torch_private.fused_adamw:
             return None  # torch has no rule for it; it works in place and returns nothing
         try:
             result = self.dispatch(func, types, args, kwargs or {})

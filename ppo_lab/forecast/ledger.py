@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo_lab.devices.placement import Place
 from ppo_lab.forecast.categories import (
@@ -34,6 +33,8 @@ from ppo_lab.forecast.categories import (
     replay,
     sum_by_key,
 )
+from ppo_lab.utils import torch_private
+from ppo_lab.utils.torch_private import TorchDispatchMode
 
 __all__ = ["Ledger", "tensors_of"]
 
@@ -299,7 +300,7 @@ def tensors_of(values: Any) -> Iterator[Tensor]:  # noqa: ANN401 - any nest
 
 
 def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
+    return torch_private.current_graph_task_id() != -1
 
 
 def _pass_of(allocation: Allocation) -> str:

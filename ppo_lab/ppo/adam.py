@@ -1,8 +1,8 @@
-"""Adam over lanes: each with its own learning rate, gradient clip, step count and on/off switch.
+"""Adam over lanes, each with its own learning rate, gradient clip, step count and active flag.
 
-torch's optimizers take one learning rate for all rows of a tensor, so this one is ours. Small
-parameters are kept side by side in *buckets*, one flat (L, D) tensor each, because a policy of ten
-tiny tensors is otherwise bound by the number of operations, not by their size.
+torch's optimizers have one learning rate for all rows of a tensor. Small parameters are stored in
+*buckets*, one flat (L, D) tensor each, because a policy of ten small tensors is otherwise limited
+by the number of operations.
 
 Shapes: L = lanes, D = parameters per lane in a bucket, G = groups of parameters, each clipped by
 its own norm.
@@ -14,8 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
-from itertools import islice
-from typing import NamedTuple
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -24,11 +23,11 @@ from torch.nn import Parameter
 __all__ = ["BETAS", "LaneAdam", "LaneOptimizer", "TrainTarget", "clip_coefficient", "group_by_size"]
 
 BETAS = (0.9, 0.999)
-_BUCKET_SIZE = 1 << 22  # elements (16 MiB of float32): the largest gradient copied for flatness
+_BUCKET_SIZE = 1 << 22  # elements (16 MiB of float32): the largest gradient that is copied
 
 
 class TrainTarget(Enum):
-    """What a round of gradient steps over all minibatches trains."""
+    """What a pass over all minibatches trains."""
 
     both = "both"
     policy = "policy"
@@ -36,18 +35,18 @@ class TrainTarget(Enum):
 
 
 class LaneOptimizer(ABC):
-    """Steps every lane's parameters; a strategy decides where the moments live."""
+    """Optimizer of all lanes' parameters; a memory strategy decides where the moments are."""
 
     parameters: list[Parameter]
     num_clip_groups: int = 1
-    """G: 1 where one norm is taken over all parameters, 2 where actor and critic have their own."""
+    """G: 1 with one norm over all parameters, 2 with one each for actor and critic."""
 
     def passes(self) -> Iterator[TrainTarget]:
-        """Yield what to train in each round of an update; between them state may move."""
+        """Yield what to train in each pass of an update; between passes state may be moved."""
         yield TrainTarget.both
 
     def prepare_final_backward(self) -> None:  # noqa: B027 (a default, not an omission)
-        """Say that the next backward pass completes the gradients: they may leave as they come."""
+        """Announce that the next backward pass completes the gradients."""
 
     def zero_grad(self) -> None:
         """Free the gradients."""
@@ -58,8 +57,8 @@ class LaneOptimizer(ABC):
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
         """Clip each group's gradient norm in each lane, take one step.
 
-        All arguments are (L,). Where ``active`` is false, parameters, moments and step count stand
-        still; None for all lanes active. Gradients are used up.
+        All arguments are (L,). Where ``active`` is false, parameters, moments and step count do not
+        change; None for all lanes active. Gradients are consumed.
 
         Returns:
             The norms before clipping, (G, L); 0 for a group that this pass does not train.
@@ -70,11 +69,11 @@ class LaneOptimizer(ABC):
         """Return the moments and step counts."""
 
     def reset_lanes(self, lanes: Tensor) -> None:
-        """Forget the moments and step counts of ``lanes`` (int64); the others are not touched."""
-        raise NotImplementedError  # only strategies that stack lanes have a lane to restart
+        """Reset the moments and step counts of ``lanes`` (int64) only."""
+        raise NotImplementedError  # only strategies that stack lanes reset one
 
     def state_parts(self) -> Iterator[tuple[Tensor, Parameter | None]]:
-        """Return the state as it lies in memory: each part, and the one parameter it belongs to."""
+        """Yield each tensor of the state, and the parameter it belongs to if there is just one."""
         yield from ((tensor, None) for tensor in self.state_dict().values())
 
     @abstractmethod
@@ -83,7 +82,7 @@ class LaneOptimizer(ABC):
 
 
 def clip_coefficient(grad_norm: Tensor, max_grad_norm: Tensor) -> Tensor:
-    """Return the factor (L,) that brings ``grad_norm`` (L,) down to ``max_grad_norm`` (L,).
+    """Return the factor (L,) that reduces ``grad_norm`` (L,) to ``max_grad_norm`` (L,).
 
     1e-6 as in ``torch.nn.utils.clip_grad_norm_``. An infinite limit never clips.
     """
@@ -105,8 +104,8 @@ class LaneAdam(LaneOptimizer):
     ) -> None:
         """Take groups of (L, …) parameters, each clipped by its own norm.
 
-        ``eps`` is added to the root of the second moment; ``zeros`` makes the moments, from a
-        tensor of their shape.
+        ``eps`` is added to the root of the second moment; ``zeros`` allocates the moments, given
+        a tensor of their shape.
         """
         members = [list(group) for group in groups]
         self.parameters = [parameter for group in members for parameter in group]
@@ -121,90 +120,61 @@ class LaneAdam(LaneOptimizer):
     @torch.no_grad()
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
         """See ``LaneOptimizer.step``."""
-        gradients = [[bucket.gradient() for bucket in group] for group in self._groups]
-        groups = [[bucket.state for bucket in group] for group in self._groups]
-        return self._apply(groups, gradients, self._num_steps, lr, max_grad_norm, active)
-
-    def _apply(
-        self,
-        groups: Sequence[Sequence[LaneState]],
-        gradients: Sequence[Sequence[Tensor]],
-        num_steps: Tensor,
-        lr: Tensor,
-        max_grad_norm: Tensor,
-        active: Tensor | None,
-    ) -> Tensor:
-        """Step ``groups`` in place and use up their ``gradients``; see ``LaneOptimizer.step``."""
+        gradients = [[bucket.take_gradient() for bucket in group] for group in self._groups]
         norms = [_joint_norm(group) for group in gradients]  # G of (L,)
         weight1: float | Tensor = 1.0 - BETAS[0]
         weight2: float | Tensor = 1.0 - BETAS[1]
         if active is None:
-            num_steps += 1.0
+            self._num_steps += 1.0
         else:
             is_active = active.to(lr.dtype)
-            num_steps += is_active
+            self._num_steps += is_active
             lr = lr * is_active
             weight1, weight2 = (is_active.unsqueeze(-1) * weight for weight in (weight1, weight2))
         # 1 - beta^t without cancellation; before a lane's first step it is unused, so not 0.
-        corrections = torch.expm1(num_steps * self._log_betas).neg_().clamp_(min=1e-12)
+        corrections = torch.expm1(self._num_steps * self._log_betas).neg_().clamp_(min=1e-12)
         step_size = (lr / corrections[0]).neg_().unsqueeze(-1)
         root_scale = corrections[1].rsqrt_().unsqueeze(-1)
-        for group, its_gradients, norm in zip(groups, gradients, norms):
+        for group, its_gradients, norm in zip(self._groups, gradients, norms):
             scale = clip_coefficient(norm, max_grad_norm).unsqueeze(-1)
-            for state, gradient in zip(group, its_gradients):
+            for bucket, gradient in zip(group, its_gradients):
                 gradient.mul_(scale)
                 if active is not None:
-                    # A switched-off lane may hold an infinite gradient, and 0 * inf would poison.
+                    # An inactive lane may have an infinite gradient, and 0 * inf is NaN.
                     gradient.masked_fill_(~active.unsqueeze(-1), 0.0)
-                state.exp_avg.lerp_(gradient, weight1)
-                state.exp_avg_sq.lerp_(gradient.square_(), weight2)
-                # The gradient is used up: its memory takes the rest of the arithmetic.
-                root = torch.sqrt(state.exp_avg_sq, out=gradient)
+                bucket.exp_avg.lerp_(gradient, weight1)
+                bucket.exp_avg_sq.lerp_(gradient.square_(), weight2)
+                # The gradient is used up: the rest of the arithmetic reuses its memory.
+                root = torch.sqrt(bucket.exp_avg_sq, out=gradient)
                 root.mul_(root_scale).add_(self._eps)
-                state.weights.addcmul_(torch.div(state.exp_avg, root, out=root), step_size)
+                bucket.weights.addcmul_(torch.div(bucket.exp_avg, root, out=root), step_size)
         return norms[0].unsqueeze(0) if len(norms) == 1 else torch.stack(norms)
 
     @property
     def state_tensors(self) -> list[Tensor]:
-        """All that a step changes: step counts (L,), each bucket's weights and moments (L, D)."""
-        return [self._num_steps, *(tensor for bucket in self._buckets for tensor in bucket.state)]
+        """All that a step changes: step counts (L,), each bucket's weights and moments (L, D).
 
-    def traced_step(
-        self,
-        state: Sequence[Tensor],
-        backward: Callable[[list[Tensor]], Sequence[Tensor]],
-        *,
-        lr: Tensor,
-        max_grad_norm: Tensor,
-        active: Callable[[], Tensor | None],
-    ) -> Tensor:
-        """Take the step of ``step`` on other tensors, ``state`` as ``state_tensors`` lists them.
-
-        ``backward`` takes the parameters, in the order of ``parameters``, and returns their
-        gradients; ``active`` is asked after it.
+        Setting them makes the next steps change other tensors; the model's parameters remain views
+        of the former weights.
         """
-        num_steps, *rest = state
-        tensors = iter(rest)
-        groups = [[LaneState(*islice(tensors, 3)) for _ in group] for group in self._groups]
-        members = [
-            (state, bucket)
-            for states, buckets in zip(groups, self._groups)
-            for state, bucket in zip(states, buckets)
-        ]
-        parts = [part for state, bucket in members for part in bucket.split(state.weights)]
-        its_gradients = iter(backward(parts))
-        gradients = [
-            [
-                torch.cat([next(its_gradients).flatten(1) for _ in bucket.parameters], -1)
-                for bucket in group
-            ]
-            for group in self._groups
-        ]
-        return self._apply(groups, gradients, num_steps, lr, max_grad_norm, active())
+        buckets = ((b.weights, b.exp_avg, b.exp_avg_sq) for b in self._buckets)
+        return [self._num_steps, *chain.from_iterable(buckets)]
+
+    @state_tensors.setter
+    def state_tensors(self, tensors: Sequence[Tensor]) -> None:
+        self._num_steps, *rest = tensors
+        for bucket, weights, first, second in zip(
+            self._buckets, rest[::3], rest[1::3], rest[2::3], strict=True
+        ):
+            bucket.weights, bucket.exp_avg, bucket.exp_avg_sq = weights, first, second
+
+    def split_weights(self) -> list[Tensor]:
+        """Return views of the buckets' weights, in the order and shapes of ``parameters``."""
+        return [part for bucket in self._buckets for part in bucket.split(bucket.weights)]
 
     @property
     def moments(self) -> list[Tensor]:
-        """Every bucket's first and second moments (L, D); they may lie elsewhere between steps."""
+        """Every bucket's first and second moments (L, D); replaceable between steps."""
         return [m for bucket in self._buckets for m in (bucket.exp_avg, bucket.exp_avg_sq)]
 
     @moments.setter
@@ -243,14 +213,6 @@ class LaneAdam(LaneOptimizer):
             tensor.copy_(state[name])
 
 
-class LaneState(NamedTuple):
-    """What Adam changes in a step, each (L, D)."""
-
-    weights: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-
-
 class _Bucket:
     """Some parameters' weights and moments as flat (L, D) tensors."""
 
@@ -263,21 +225,16 @@ class _Bucket:
         self.exp_avg = zeros(self.weights)  # (L, D)
         self.exp_avg_sq = zeros(self.weights)  # (L, D)
 
-    @property
-    def state(self) -> LaneState:
-        """What a step changes."""
-        return LaneState(self.weights, self.exp_avg, self.exp_avg_sq)
-
     def split(self, weights: Tensor) -> list[Tensor]:
         """Return views of ``weights`` (L, D) in the parameters' shapes."""
         sizes = [parameter[0].numel() for parameter in self.parameters]
         parts = zip(self.parameters, weights.split(sizes, -1))
         return [part.view(parameter.shape) for parameter, part in parts]
 
-    def gradient(self) -> Tensor:
+    def take_gradient(self) -> Tensor:
         """Return the bucket's gradient (L, D); a copy when it holds several parameters.
 
-        A parameter that the loss does not reach has a gradient of zero. What was copied is freed.
+        The gradient of a parameter that the loss does not depend on is 0. What was copied is freed.
         """
         parts = [
             (torch.zeros_like(p) if p.grad is None else p.grad).flatten(1) for p in self.parameters
@@ -296,16 +253,13 @@ def _joint_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def group_by_size(parameters: list[Parameter], size: int | None = None) -> list[list[Parameter]]:
-    """Return runs of consecutive parameters of at most ``size`` elements together, or single ones.
-
-    None for a bucket's size.
-    """
+    """Group consecutive parameters, at most ``size`` elements each (default a bucket), or one."""
     groups: list[list[Parameter]] = []
-    room = 0
+    free = 0
     for parameter in parameters:
-        if not groups or parameter.numel() > room:
+        if not groups or parameter.numel() > free:
             groups.append([])
-            room = _BUCKET_SIZE if size is None else size
+            free = _BUCKET_SIZE if size is None else size
         groups[-1].append(parameter)
-        room -= parameter.numel()
+        free -= parameter.numel()
     return groups

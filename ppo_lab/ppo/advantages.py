@@ -1,4 +1,4 @@
-"""How much better an action was than expected.
+"""Generalized advantage estimation.
 
 Shapes: T = steps per rollout, L = lanes, N = environments per lane.
 """
@@ -14,7 +14,7 @@ __all__ = ["Advantages", "gae"]
 
 
 class Advantages(NamedTuple):
-    """Advantages and the critic's regression targets."""
+    """Advantages and the critic's targets."""
 
     advantages: Tensor  # (T, L, N)
     value_targets: Tensor  # (T, L, N) advantages + values
@@ -30,23 +30,40 @@ def gae(
     gamma: Tensor,
     gae_lambda: Tensor,
 ) -> Advantages:
-    """Return generalised advantage estimates (arXiv:1506.02438, eqs. 11, 12 and 16).
+    """Return generalized advantage estimates (arXiv:1506.02438, eqs. 11, 12 and 16).
 
-    ``next_values`` is the value of the observation each step really led to: after a truncation
-    that of the episode's true last observation, so that a time limit does not look like a death
-    (arXiv:1712.00378). After a termination it is not used. All inputs (T, L, N), ``gamma`` and
-    ``gae_lambda`` (L,).
+    The recursion over T steps is computed in log2(T) doublings, each over all steps at once.
 
-    The recursion over T steps is done in log2(T) doublings, each over all steps at once.
+    Args:
+        rewards: (T, L, N).
+        values: Of the observations acted on, (T, L, N).
+        next_values: Of the observation each step led to, (T, L, N): after a truncation the
+            episode's last one, so that a time limit is not a termination (arXiv:1712.00378).
+            Unused after a termination.
+        terminated: (T, L, N) bool.
+        truncated: (T, L, N) bool.
+        gamma: Discount, (L,).
+        gae_lambda: (L,).
+
+    Returns:
+        Advantages and value targets, (T, L, N).
+
+    Example:
+        One step, with delta 1 + 0.5 * 4 - 2:
+
+        >>> values = [torch.full((1, 1, 1), value) for value in (1.0, 2.0, 4.0)]
+        >>> never, half = torch.zeros(1, 1, 1, dtype=torch.bool), torch.tensor([0.5])
+        >>> gae(*values, never, never, gamma=half, gae_lambda=half).advantages.item()
+        1.0
     """
     gamma, gae_lambda = gamma.unsqueeze(-1), gae_lambda.unsqueeze(-1)  # (L, 1)
     future = gamma * next_values.masked_fill(terminated, 0.0)
-    advantages = rewards + future - values  # the deltas, to begin with
+    advantages = rewards + future - values  # at first the deltas
     reach = (~(terminated | truncated)) * (gamma * gae_lambda)  # (T, L, N)
     span = 1
     while span < len(advantages):
-        # ``advantages`` add up ``span`` deltas from each step on; the next ``span`` are those of
-        # the step ``span`` later, and ``reach`` is the weight they have here.
+        # ``advantages`` are weighted sums of ``span`` deltas from each step on; those of the step
+        # ``span`` later are added with the weight ``reach``.
         longer = torch.addcmul(
             advantages[:-span], reach[: len(advantages) - span], advantages[span:]
         )

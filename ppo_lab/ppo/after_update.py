@@ -1,11 +1,10 @@
-"""What the updated policy and the critic say of the rollout they learned from.
+"""Diagnostics of a whole rollout after the update from it.
 
 Shapes: L = lanes, R = rows per lane.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,23 +20,13 @@ __all__ = ["RolloutDiagnostics", "after_update"]
 
 
 class RolloutDiagnostics(NamedTuple):
-    """Numbers of a whole rollout, after the last epoch."""
+    """Diagnostics of a whole rollout, after the last epoch."""
 
     ratios: RatioDiagnostics
     entropy: Tensor  # (L,) nats
     ratio_counts: Tensor  # (L, 64)
     explained_variance: Tensor  # (L,) of the critic that collected the rollout
-    advantages_std: Tensor  # (L,) before normalisation
-
-    def flat(self) -> list[Tensor]:
-        """Return all tensors in order."""
-        return [*self.ratios, *self[1:]]
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> RolloutDiagnostics:
-        """Return what ``flat`` took apart."""
-        num_ratios = len(RatioDiagnostics._fields)
-        return cls(RatioDiagnostics(*tensors[:num_ratios]), *tensors[num_ratios:])
+    advantages_std: Tensor  # (L,) before normalization
 
 
 @torch.no_grad()
@@ -50,11 +39,15 @@ def after_update(
     rows_per_pass: int,
     store: ObservationStore,
 ) -> RolloutDiagnostics:
-    """Return the numbers of ``rows``; ``are_normalized`` says whether their advantages were."""
+    """Return the diagnostics of ``rows``.
+
+    ``are_normalized`` says whether the update normalized the advantages; ``rows_per_pass`` limits
+    the rows per lane of a forward pass.
+    """
     log_ratio, entropy = policy_over_rollout(model, rows, rows_per_pass, store)
     advantages = rows.advantages
     if are_normalized:
-        # The gradient saw them standardised, and their signs decide what the clip cuts.
+        # As in the loss: their signs decide which gradients the clip cuts.
         advantages = normalize_advantages(advantages)
     return RolloutDiagnostics(
         ratios=ratio_diagnostics(log_ratio, advantages, clip),

@@ -1,4 +1,4 @@
-"""The first of PPO's two phases: step the environments and keep what happened.
+"""Collects rollouts: steps the environments with the policy and stores the results.
 
 Shapes: T = steps per rollout, L = lanes, N = environments per lane, O = observation size,
 R = T * N rows per lane.
@@ -17,15 +17,21 @@ from ppo_lab.envs.base import Env, Step
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.rollout import DeviceObservations, ObservationStore, Rollout, RolloutRows
 
-__all__ = ["MAX_BLOCK_STEPS", "Collector", "RolloutColumns", "RolloutValues", "policy_over_rollout"]
+__all__ = [
+    "MAX_BUFFERED_STEPS",
+    "Collector",
+    "RolloutColumns",
+    "RolloutValues",
+    "policy_over_rollout",
+]
 
-MAX_BLOCK_STEPS = 32
-"""Most steps that wait outside the storage; more would hardly make a write cheaper."""
+MAX_BUFFERED_STEPS = 32
+"""Most steps that are buffered before they are written; more hardly make a write cheaper."""
 _MAX_BLOCK_BYTES = 1 << 20
 
 
 class RolloutColumns(NamedTuple):
-    """What is kept of every step: (T, L, N, …), or (L, N, …) for one of them."""
+    """What is stored of every step: (T, L, N, …), or (L, N, …) for a single one."""
 
     observations: Tensor
     last_observations: Tensor
@@ -40,7 +46,7 @@ class RolloutColumns(NamedTuple):
     def of(
         cls, observations: Tensor, policy_parameters: Tensor, actions: Tensor, step: Step
     ) -> RolloutColumns:
-        """Return one step: what was seen, what was done, and what came of it."""
+        """Return the columns of one step, (L, N, …)."""
         return cls(
             observations,
             step.last_observations,
@@ -57,7 +63,7 @@ _NUM_OBSERVATIONS = 2  # of the columns, the first ones
 
 
 class RolloutValues(NamedTuple):
-    """What a rollout is worth to the networks that collected it, each (T, L, N)."""
+    """Log probabilities and values under the networks that collected the rollout; (T, L, N)."""
 
     log_probs: Tensor
     values: Tensor
@@ -72,7 +78,7 @@ Steps = Callable[[Tensor], tuple[Tensor, RolloutColumns]]
 
 
 class Collector:
-    """Keeps what one rollout hands to the next: the current observations."""
+    """Collects rollouts; each continues from the last observations of the one before."""
 
     def __init__(
         self,
@@ -82,23 +88,21 @@ class Collector:
         num_steps: int,
         rows_per_pass: int,
         store: ObservationStore,
-        num_dry_steps: int | None = None,
     ) -> None:
         """Reset ``env``; rollouts have ``num_steps``, forward passes ``rows_per_pass`` rows.
 
-        ``store`` keeps the observations. A forecast takes only the first ``num_dry_steps`` and
-        leaves the rest of the storage, which has its full size all the same, as it was allocated.
+        ``store`` keeps the observations.
         """
         self.env_s = 0.0
         """Seconds the host has spent in ``env.step``; launches only where steps run on CUDA."""
-        self.num_dry_steps = num_dry_steps
-        """Steps really taken; None for all."""
-        self.steps: Steps | None = None
-        """Takes all steps at once where that is compiled."""
+        self.num_dry_steps: int | None = None
+        """Steps really taken, for a forecast; the storage still has its full size. None for all."""
+        self.compiled_steps: Steps | None = None
+        """Takes all steps of a rollout, if compiled."""
         self.compiled_act: Act | None = None
-        """Takes the place of ``act`` where it is compiled."""
-        self.critique: Callable[[RolloutColumns], RolloutValues] | None = None
-        """Takes the place of ``evaluate_rollout`` where it is compiled."""
+        """Replaces ``act``, if compiled."""
+        self.compiled_values: Callable[[RolloutColumns], RolloutValues] | None = None
+        """Replaces ``evaluate_rollout``, if compiled."""
         self.keeps_columns = False
         """Whether to keep the columns of the last rollout in ``columns``."""
         self.columns: RolloutColumns | None = None
@@ -108,24 +112,21 @@ class Collector:
 
     @torch.inference_mode()  # as the environment's steps are
     def reset_lane(self, lane: int, seed: int) -> None:
-        """Begin the episodes of one lane anew, as if its environments had been built with ``seed``.
-
-        The other lanes go on from what they saw last.
-        """
-        observations = self._observations.clone()  # what an environment has returned is read-only
+        """Restart the episodes of one lane, as if its environments had been built with ``seed``."""
+        observations = self._observations.clone()  # an environment's results are read-only
         observations[lane] = self._env.reset_lane(lane, seed)[lane]
         self._observations = observations
 
     @torch.no_grad()
     def collect(self, noise: Tensor) -> Rollout:
-        """Return the next T steps; ``noise`` (L, T * N, …) decides every action."""
+        """Return the next T steps; ``noise`` (L, T * N, …) determines every action."""
         noise = noise.unflatten(1, (self._num_steps, -1))
-        if self.steps is None:
+        if self.compiled_steps is None:
             self._observations, columns = self._step_by_step(noise)
         else:
-            self._observations, columns = self.steps(noise)
+            self._observations, columns = self.compiled_steps(noise)
         self.columns = columns if self.keeps_columns else None
-        log_probs, values, next_values = (self.critique or self.evaluate_rollout)(columns)
+        log_probs, values, next_values = (self.compiled_values or self.evaluate_rollout)(columns)
         return Rollout(
             observations=columns.observations,
             actions=columns.actions,
@@ -139,15 +140,14 @@ class Collector:
         )
 
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return policy parameters (L, N, P) and the actions that ``noise`` (L, N, …) decides."""
+        """Return policy parameters (L, N, P) and actions sampled with ``noise`` (L, N, …)."""
         policy_parameters = self._model.policy(observations)
         return policy_parameters, self._model.distribution.sample(policy_parameters, noise)
 
     def evaluate_rollout(self, columns: RolloutColumns) -> RolloutValues:
-        """Return log probabilities and values of all rows at once.
+        """Return log probabilities and values of all rows.
 
-        The critic is not needed to act, so it runs over the rollout afterwards, in far fewer and
-        larger operations.
+        Acting does not need the critic, so it runs afterwards in few large forward passes.
         """
         log_prob = self._model.distribution.log_prob
         return RolloutValues(
@@ -156,9 +156,9 @@ class Collector:
             self._values(columns.last_observations),
         )
 
-    @torch.inference_mode()  # small operations cost less than without gradients alone
+    @torch.inference_mode()  # cheaper than no_grad for small operations
     def _step_by_step(self, noise: Tensor) -> tuple[Tensor, RolloutColumns]:
-        """Take T steps, decided by ``noise`` (L, T, N, …); return what ``Steps`` does."""
+        """Take T steps with ``noise`` (L, T, N, …); see ``Steps``."""
         observations = self._observations
         act = self.compiled_act or self.act
         writer: _StepWriter | None = None
@@ -182,41 +182,41 @@ class Collector:
 
 
 class _StepWriter:
-    """Writes steps into columns (L, T, …) that were allocated whole, a block of steps at a time.
+    """Writes steps into preallocated columns (L, T, …), a block of steps at a time.
 
-    One write per step would cost 8 % of an iteration of CartPole. Steps too large for that to
-    matter are written at once, so no more than 1 MiB of them lies beside the columns.
+    One write per step would take 8 % of an iteration of CartPole. Large steps are written at once,
+    so the buffer holds at most 1 MiB.
     """
 
     def __init__(self, num_steps: int, row: RolloutColumns, store: ObservationStore) -> None:
-        """Allocate ``num_steps`` of what ``row``, of tensors (L, …), shows one step of."""
+        """Allocate columns for ``num_steps`` like ``row``, whose tensors are (L, …)."""
         on_device = DeviceObservations()
         self._stores = [store] * _NUM_OBSERVATIONS + [on_device] * (len(row) - _NUM_OBSERVATIONS)
-        with torch.inference_mode(False):  # what is kept may be differentiated through
+        with torch.inference_mode(False):  # autograd refuses inference tensors
             self._columns = [s.allocate(num_steps, tensor) for s, tensor in zip(self._stores, row)]
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in row)
-        self._block_steps = max(1, min(MAX_BLOCK_STEPS, _MAX_BLOCK_BYTES // num_bytes))
-        self._waiting: list[RolloutColumns] = []
-        self._begin = 0  # the first step that is not written yet
+        self._block_steps = max(1, min(MAX_BUFFERED_STEPS, _MAX_BLOCK_BYTES // num_bytes))
+        self._buffer: list[RolloutColumns] = []
+        self._begin = 0  # the first step not written yet
 
     def append(self, row: RolloutColumns) -> None:
-        """Take one more step; its tensors must not change any more."""
-        self._waiting.append(row)
-        if len(self._waiting) == self._block_steps:
+        """Add one step; its tensors must not change afterwards."""
+        self._buffer.append(row)
+        if len(self._buffer) == self._block_steps:
             self._write()
 
     def close(self) -> RolloutColumns:
         """Return the columns (T, L, …), complete."""
-        if self._waiting:
+        if self._buffer:
             self._write()
         self._stores[0].synchronize()
         return RolloutColumns(*(column.transpose(0, 1) for column in self._columns))
 
     def _write(self) -> None:
-        end = self._begin + len(self._waiting)
-        for store, column, steps in zip(self._stores, self._columns, zip(*self._waiting)):
+        end = self._begin + len(self._buffer)
+        for store, column, steps in zip(self._stores, self._columns, zip(*self._buffer)):
             store.write(column[:, self._begin : end], torch.stack(steps, 1))
-        self._waiting.clear()
+        self._buffer.clear()
         self._begin = end
 
 

@@ -1,9 +1,9 @@
-"""The numbers that tell whether an update stayed near the policy that collected the data.
+"""Diagnostics of how far an update moved from the policy that collected the data.
 
-The clip fraction alone is blind where it is needed most: without a clip it is 0 by definition, and
-it falls as epsilon grows while the policy dies. The ratio's extremes and histogram, k3 KL, the
-effective sample size and the entropy show it. They are measured twice: as means over the update's
-minibatches, and over the whole rollout after the last epoch.
+The clip fraction alone is not enough: without a clip it is 0 by definition, and it falls as epsilon
+grows while the policy collapses. The ratio's extremes and histogram, k3 KL, the effective sample
+size and the entropy show that. They are measured twice: as means over the update's minibatches, and
+over the whole rollout after the last epoch.
 
 Shapes: L = lanes, R = rows per lane, K = gradient steps of one update. Tensors stay on the device.
 """
@@ -33,19 +33,19 @@ __all__ = [
 ]
 
 NUM_RATIO_BINS = 64
-_DECADES = 2.0  # bins span ratios from 1/100 to 100; what lies beyond is counted in the end bins
-_FIXED_WIDTH = 0.2  # PPO's usual epsilon: a yardstick that does not move with the one in use
+_DECADES = 2.0  # bins span ratios from 1/100 to 100; the end bins count all beyond
+_FIXED_WIDTH = 0.2  # PPO's usual epsilon: comparable between runs with any other
 
 
 class RatioDiagnostics(NamedTuple):
-    """What the probability ratios say; every field (L,), ``*_frac`` a share of rows."""
+    """Statistics of the probability ratios; every field (L,), ``*_frac`` a share of rows."""
 
     clip_frac: Tensor  # outside [1 - low, 1 + high]; 0 by definition where there is no clip
     clip_above_frac: Tensor  # above 1 + high
     clip_below_frac: Tensor  # below 1 - low
     cut_above_frac: Tensor  # above, with a positive advantage: the gradient is cut
     cut_below_frac: Tensor  # below, with a negative advantage: the gradient is cut
-    pass_frac: Tensor  # outside, but the gradient still flows (it pulls the ratio back)
+    pass_frac: Tensor  # outside, but with a gradient, which pulls the ratio back
     outside_0p2_frac: Tensor  # outside [0.8, 1.2] whatever epsilon is: comparable between runs
     ratio_min: Tensor
     ratio_p01: Tensor
@@ -58,7 +58,7 @@ class RatioDiagnostics(NamedTuple):
 
 
 def clip_fractions(log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> dict[str, Tensor]:
-    """Return the shares of rows outside the clip range (L,), by side and by fate of the gradient.
+    """Return the shares of rows outside the clip range (L,), by side and by effect on the gradient.
 
     ``log_ratio`` and ``advantages`` are (L, R), or (K, L, B) for K minibatches: then a mean over
     rows leaves (K, L).
@@ -82,7 +82,7 @@ def clip_fractions(log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> di
 
 
 def ratio_diagnostics(log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> RatioDiagnostics:
-    """Return what ``log_ratio`` (L, R) = log pi_new - log pi_old shows; ``advantages`` (L, R)."""
+    """Return statistics of ``log_ratio`` (L, R), log pi_new - log pi_old; ``advantages`` (L, R)."""
     num_rows = log_ratio.shape[-1]
     ordered = log_ratio.sort(-1).values
     ranks = [0, round(0.01 * (num_rows - 1)), round(0.99 * (num_rows - 1)), num_rows - 1]
@@ -120,13 +120,13 @@ def ratio_histogram(log_ratio: Tensor) -> Tensor:
 
 
 class UpdateDiagnostics(NamedTuple):
-    """Means over the gradient steps that a lane really took; every field (L,)."""
+    """Means over the gradient steps that a lane took; every field (L,)."""
 
     policy_loss: Tensor
     value_loss: Tensor
     entropy: Tensor  # nats
     grad_norm: Tensor  # before clipping, actor and critic together
-    grad_norm_actor: Tensor | None  # where each is clipped by its own norm
+    grad_norm_actor: Tensor | None  # if actor and critic are clipped separately
     grad_norm_critic: Tensor | None
     approx_kl: Tensor  # nats, k3
     old_approx_kl: Tensor  # nats, k1
@@ -141,22 +141,9 @@ class UpdateDiagnostics(NamedTuple):
     gradient_steps: Tensor  # fewer than E * M when target_kl stopped the lane
     epochs_done: Tensor
 
-    def flat(self) -> list[Tensor]:
-        """Return the tensors that there are, in order."""
-        return [value for value in self if value is not None]
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> UpdateDiagnostics:
-        """Return what ``flat`` took apart."""
-        if len(tensors) == len(cls._fields):
-            return cls(*tensors)
-        rest = iter(tensors)
-        separate = ("grad_norm_actor", "grad_norm_critic")
-        return cls(*(None if name in separate else next(rest) for name in cls._fields))  # type: ignore[arg-type]
-
 
 class UpdateStep(NamedTuple):
-    """One gradient step's place in the log: views to write to."""
+    """What one gradient step measured: views of the log, written in place."""
 
     log_ratios: Tensor  # (L, B)
     advantages: Tensor  # (L, B) as used
@@ -166,61 +153,59 @@ class UpdateStep(NamedTuple):
     grad_norms: Tensor  # (G, L)
     active: Tensor  # (L,) bool
 
+    def split(self, num_parts: int) -> list[UpdateStep]:
+        """Return the views of a minibatch's equal parts, which differ in ``log_ratios`` alone."""
+        if num_parts == 1:
+            return [self]
+        return [self._replace(log_ratios=part) for part in self.log_ratios.chunk(num_parts, -1)]
+
 
 class UpdateLog:
-    """Allocated whole before the first step, so that its memory does not depend on their number.
+    """What every gradient step of an update measured.
 
-    What is added to a step may come in parts, from micro-batches and from several passes.
+    All K steps are allocated at once, so memory does not depend on how many are taken. A step's
+    sums may come in parts, from micro-batches and from several passes.
     """
 
     def __init__(
-        self, num_steps: int, num_lanes: int, num_rows: int, num_clip_groups: int, like: Tensor
+        self, shape: Sequence[int], num_minibatches: int, num_clip_groups: int, like: Tensor
     ) -> None:
-        """Make room for K = ``num_steps`` of B = ``num_rows``, on the device of ``like``."""
-        self._log_ratios = like.new_zeros(num_steps, num_lanes, num_rows)  # (K, L, B)
-        self._advantages = like.new_zeros(num_steps, num_lanes, num_rows)  # (K, L, B) as used
-        self._policy_loss = like.new_zeros(num_steps, num_lanes)  # (K, L)
-        self._value_loss = like.new_zeros(num_steps, num_lanes)  # (K, L)
-        self._entropy = like.new_zeros(num_steps, num_lanes)  # (K, L)
-        self._grad_norms = like.new_zeros(num_steps, num_clip_groups, num_lanes)  # (K, G, L)
-        self._active = like.new_ones(num_steps, num_lanes, dtype=torch.bool)  # (K, L)
-        columns = (
-            self._log_ratios,
-            self._advantages,
-            self._policy_loss,
-            self._value_loss,
-            self._entropy,
-            self._grad_norms,
-            self._active,
+        """Allocate for permutations of ``shape`` (E, L, R), on the device of ``like``."""
+        num_epochs, num_lanes, num_rows = shape
+        steps_lanes = num_epochs * num_minibatches, num_lanes
+        self._log = UpdateStep(  # (K, …)
+            log_ratios=like.new_zeros(*steps_lanes, num_rows // num_minibatches),
+            advantages=like.new_zeros(*steps_lanes, num_rows // num_minibatches),
+            policy_loss=like.new_zeros(steps_lanes),
+            value_loss=like.new_zeros(steps_lanes),
+            entropy=like.new_zeros(steps_lanes),
+            grad_norms=like.new_zeros(steps_lanes[0], num_clip_groups, num_lanes),
+            active=like.new_ones(steps_lanes, dtype=torch.bool),
         )
         # All views at once cost less than one indexing per number and step.
-        self.steps = [UpdateStep(*views) for views in zip(*(c.unbind(0) for c in columns))]
-
-    def apply_target_kl(self, step: int, target_kl: Tensor | None) -> Tensor | None:
-        """Return which lanes take ``step`` (L,); None for all, where there is no ``target_kl``."""
-        return apply_target_kl(self.steps[step], self.steps[step - 1] if step else None, target_kl)
+        self.steps = [UpdateStep(*views) for views in zip(*(c.unbind(0) for c in self._log))]
 
     def means(self, clip: ClipRange, num_minibatches: int) -> UpdateDiagnostics:
         """Return means over the K gradient steps in which a lane was active."""
-        active, log_ratios = self._active, self._log_ratios
+        log, active = self._log, self._log.active
         num_active = active.sum(0)
 
         def mean(steps: Tensor) -> Tensor:
             return steps.masked_fill(~active, 0.0).sum(0) / num_active.clamp(min=1)
 
-        grad_norms = self._grad_norms.unbind(1)  # G of (K, L)
+        grad_norms = log.grad_norms.unbind(1)  # G of (K, L)
         is_separate = len(grad_norms) == 2
-        shares = clip_fractions(log_ratios, self._advantages, clip)
-        taken = log_ratios.masked_fill(~active.unsqueeze(-1), 0.0)  # a ratio of 1 for the rest
+        shares = clip_fractions(log.log_ratios, log.advantages, clip)
+        taken = log.log_ratios.masked_fill(~active.unsqueeze(-1), 0.0)  # a ratio of 1 elsewhere
         return UpdateDiagnostics(
-            policy_loss=mean(self._policy_loss),
-            value_loss=mean(self._value_loss),
-            entropy=mean(self._entropy),
+            policy_loss=mean(log.policy_loss),
+            value_loss=mean(log.value_loss),
+            entropy=mean(log.entropy),
             grad_norm=mean(torch.hypot(*grad_norms) if is_separate else grad_norms[0]),
             grad_norm_actor=mean(grad_norms[0]) if is_separate else None,
             grad_norm_critic=mean(grad_norms[1]) if is_separate else None,
-            approx_kl=mean(approx_kl_k3(log_ratios)),
-            old_approx_kl=mean(-log_ratios.mean(-1)),
+            approx_kl=mean(approx_kl_k3(log.log_ratios)),
+            old_approx_kl=mean(-log.log_ratios.mean(-1)),
             **{name: mean(share) for name, share in shares.items()},
             ratio_min=taken.amin((0, 2)).exp(),
             ratio_max=taken.amax((0, 2)).exp(),
@@ -230,15 +215,15 @@ class UpdateLog:
 
 
 def apply_target_kl(
-    slot: UpdateStep, previous: UpdateStep | None, target_kl: Tensor | None
+    step: UpdateStep, previous: UpdateStep | None, target_kl: Tensor | None
 ) -> Tensor | None:
-    """Note in ``slot`` and return which lanes take its step (L,); None without ``target_kl`` (L,).
+    """Write to ``step`` and return which lanes take it (L,); None without ``target_kl`` (L,).
 
-    A lane stops before the first step whose whole minibatch shows a k3 KL above 1.5 times its
-    target, for good. Every pass finds the same: the policy's log ratios are kept.
+    A lane stops before the first step whose whole minibatch has a k3 KL above 1.5 times its target,
+    and takes no later step. Every pass gives the same result, as the log ratios are kept.
     """
     if target_kl is None:
         return None
-    is_near = approx_kl_k3(slot.log_ratios) <= 1.5 * target_kl
-    slot.active.copy_(is_near if previous is None else is_near & previous.active)
-    return slot.active
+    is_near = approx_kl_k3(step.log_ratios) <= 1.5 * target_kl
+    step.active.copy_(is_near if previous is None else is_near & previous.active)
+    return step.active

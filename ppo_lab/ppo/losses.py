@@ -1,4 +1,4 @@
-"""PPO's arithmetic, free of networks, devices and loops.
+"""PPO's loss functions: pure functions of tensors.
 
 Shapes: L = lanes, B = minibatch rows per lane. ``*_frac`` is a share in [0, 1]. Coefficients are
 (L,) tensors; an ``epsilon`` of infinity means no clipping on that side.
@@ -22,19 +22,33 @@ __all__ = [
 
 
 class ClipRange(NamedTuple):
-    """The band [1 - low, 1 + high] that the probability ratio has no incentive to leave."""
+    """The interval [1 - low, 1 + high] to which the surrogate clips the probability ratio."""
 
-    low: Tensor  # (L,) epsilon; from 1 on nothing is clipped below
-    high: Tensor  # (L,) epsilon_high, equal to low unless asked otherwise
+    low: Tensor  # (L,) epsilon; 1 or more clips nothing below
+    high: Tensor  # (L,) epsilon_high, by default equal to low
 
 
 def clipped_surrogate(
     log_ratio: Tensor, advantages: Tensor, clip: ClipRange, dual_clip: Tensor | None = None
 ) -> Tensor:
-    """Return PPO's pessimistic policy loss (L,) (arXiv:1707.06347, eq. 7), to be minimised.
+    """Return PPO's clipped policy loss (arXiv:1707.06347, eq. 7), to be minimized.
 
-    ``log_ratio`` is log pi_new - log pi_old, (L, B). With ``dual_clip`` c (L,) > 1 the objective of
-    a negative advantage is bounded below by c * A (arXiv:1912.09729, eq. 5).
+    Args:
+        log_ratio: log pi_new - log pi_old of the actions, (L, B).
+        advantages: (L, B).
+        clip: Limits of the probability ratio, (L,) each.
+        dual_clip: c > 1, (L,): bounds the objective of a negative advantage A below by c * A
+            (arXiv:1912.09729, eq. 5). None for no bound.
+
+    Returns:
+        The loss of each lane, (L,).
+
+    Example:
+        A ratio of 1.5 with advantage 1 counts as 1.2 if epsilon is 0.2:
+
+        >>> clip = ClipRange(torch.tensor([0.2]), torch.tensor([0.2]))
+        >>> clipped_surrogate(torch.tensor([[1.5]]).log(), torch.ones(1, 1), clip)
+        tensor([-1.2000])
     """
     ratio = log_ratio.exp()
     clipped = torch.clamp(ratio, (1.0 - clip.low).unsqueeze(-1), (1.0 + clip.high).unsqueeze(-1))
@@ -50,23 +64,23 @@ def value_loss(
 ) -> Tensor:
     """Return half the mean squared error of the critic (L,), inputs (L, B).
 
-    With ``epsilon`` (L,), the larger of the error and the error of a prediction held within
-    ``epsilon`` of the old one (OpenAI baselines ppo2; detail 9 of "The 37 implementation details",
-    which finds no benefit in it).
+    With ``epsilon`` (L,), the larger of the error and the error of a prediction clipped to
+    ``epsilon`` around the old one (OpenAI baselines ppo2; detail 9 of "The 37 implementation
+    details", which finds no benefit in it).
     """
     errors = (values - value_targets).square()
     if epsilon is not None:
         width = epsilon.unsqueeze(-1)
-        held = old_values + torch.clamp(values - old_values, -width, width)
-        errors = torch.maximum(errors, (held - value_targets).square())
+        clipped = old_values + torch.clamp(values - old_values, -width, width)
+        errors = torch.maximum(errors, (clipped - value_targets).square())
     return 0.5 * errors.mean(-1)
 
 
 def normalize_advantages(advantages: Tensor) -> Tensor:
     """Return (L, B) with each lane's mean 0 and unbiased standard deviation 1.
 
-    A single row has no spread and is returned as it is. 1e-8 guards a constant minibatch, as in
-    every public PPO (detail 7 of "The 37 implementation details").
+    A single row is returned as it is. 1e-8 avoids a division by 0 for a
+    constant minibatch, as in every public PPO (detail 7 of "The 37 implementation details").
     """
     if advantages.shape[-1] == 1:
         return advantages
@@ -85,7 +99,7 @@ def approx_kl_k3(log_ratio: Tensor) -> Tensor:
 def explained_variance(values: Tensor, value_targets: Tensor) -> Tensor:
     """Return 1 - Var(targets - values) / Var(targets) per lane (L,), NaN for constant targets.
 
-    1 is a perfect critic, 0 one no better than a constant, below 0 worse than that.
+    1 is a perfect critic, 0 as good as a constant, below 0 worse.
     """
     variance = value_targets.var(-1, correction=0)
     explained = 1.0 - (value_targets - values).var(-1, correction=0) / variance

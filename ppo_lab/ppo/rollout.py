@@ -1,8 +1,8 @@
-"""One rollout, and how it is dealt out in minibatches.
+"""Rollouts, minibatches, and storage of observations on the device or in pinned host memory.
 
 Shapes: T = steps per rollout, L = lanes, N = environments per lane, O = observation size,
-B = minibatch rows per lane. Actions are int64 (T, L, N) or
-float (T, L, N, A).
+R = T * N rows per lane, B = minibatch rows per lane. Actions are int64 (T, L, N) or float
+(T, L, N, A).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Rollout(NamedTuple):
-    """What T steps of L * N environments produced."""
+    """T steps of L * N environments."""
 
     observations: Tensor  # (T, L, N, O) what the policy saw, normalised if the config says so
     actions: Tensor  # (T, L, N[, A]) as sampled, not clipped to the action space
@@ -44,7 +44,7 @@ class Rollout(NamedTuple):
 
 
 class RolloutRows(NamedTuple):
-    """What the update needs, as rows per lane; R = T * N."""
+    """The inputs of an update, as rows per lane."""
 
     observations: Tensor  # (L, R, O)
     actions: Tensor  # (L, R[, A])
@@ -55,9 +55,9 @@ class RolloutRows(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A minibatch, or a part of one; its observations are taken when they are needed."""
+    """A minibatch or micro-batch; its observations are gathered when they are needed."""
 
-    row_index: Tensor  # (L, B) of its rows, counted through all lanes, where observations are kept
+    row_index: Tensor  # (L, B) counted through all lanes, on the store's device
     actions: Tensor  # (L, B[, A])
     log_probs: Tensor  # (L, B)
     values: Tensor  # (L, B)
@@ -72,7 +72,7 @@ class Batch(NamedTuple):
 
 
 def lane_rows(rollout: Rollout, advantages: Advantages) -> RolloutRows:
-    """Return the rollout with its time and environment axes merged; of collected ones, views."""
+    """Merge the time and environment axes; a collected rollout gives views."""
 
     def rows(tensor: Tensor) -> Tensor:
         return tensor.transpose(0, 1).flatten(1, 2)  # (T, L, N, …) to (L, T * N, …)
@@ -106,7 +106,7 @@ def minibatches(
 
 
 class ObservationStore(ABC):
-    """Keeps observations; what is in use lies on the device."""
+    """Stores observations; those in use are on the device."""
 
     @abstractmethod
     def allocate(self, num_steps: int, observations: Tensor) -> Tensor:
@@ -118,15 +118,15 @@ class ObservationStore(ABC):
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Return when everything written can be read."""
+        """Wait until everything written can be read."""
 
     @abstractmethod
     def index_to_store(self, index: Tensor) -> Tensor:
-        """Return ``index`` (L, R), all rows in an epoch's order, where ``take`` wants it."""
+        """Return an epoch's order of rows ``index`` (L, R) on the device that ``gather`` needs."""
 
     @abstractmethod
     def gather(self, rows: Tensor, index: Tensor) -> Tensor:
-        """Return the rows (L, b, O) of ``rows`` (L, R, O) that ``index`` (L, b) names.
+        """Return the rows (L, b, O) of ``rows`` (L, R, O) at ``index`` (L, b).
 
         ``index`` counts through all lanes: row r of lane l is l * R + r.
         """
@@ -137,7 +137,7 @@ class ObservationStore(ABC):
 
 
 class DeviceObservations(ObservationStore):
-    """On the device: nothing moves."""
+    """Observations on the device: nothing is transferred."""
 
     def allocate(self, num_steps: int, observations: Tensor) -> Tensor:
         """See ``ObservationStore.allocate``."""
@@ -149,14 +149,14 @@ class DeviceObservations(ObservationStore):
         out.copy_(observations)
 
     def synchronize(self) -> None:
-        """Nothing to wait for: the device reads in the order it wrote."""
+        """Return at once: the device reads in the order it wrote."""
 
     def index_to_store(self, index: Tensor) -> Tensor:
         """Return ``index`` as it is."""
         return index
 
     def gather(self, rows: Tensor, index: Tensor) -> Tensor:
-        """See ``ObservationStore.take``."""
+        """See ``ObservationStore.gather``."""
         return rows.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
 
     def slice(self, rows: Tensor, begin: int, end: int) -> Tensor:
@@ -165,15 +165,16 @@ class DeviceObservations(ObservationStore):
 
 
 class HostObservations(ObservationStore):
-    """In host memory, pinned where there is CUDA; rows cross the bus each time they are used.
+    """Observations in host memory, pinned with CUDA; rows are transferred each time they are used.
 
-    An iteration sends observations and last observations down (2 * L * R * O numbers), both up for
-    their values and the former once more for the policy after the update (3 * L * R * O), and each
-    epoch of each pass every row up (L * R * O) and its number down (8 bytes).
+    An iteration copies observations and last observations to the host (2 * L * R * O numbers), both
+    to the device for their values and the former again for the policy after the update
+    (3 * L * R * O). Each epoch of each pass copies every row to the device (L * R * O) and its
+    index to the host (8 bytes).
     """
 
     def __init__(self, placement: Placement) -> None:
-        """Count what moves in ``placement``."""
+        """Transfer through ``placement``, which counts the bytes."""
         self._placement = placement
 
     def allocate(self, num_steps: int, observations: Tensor) -> Tensor:
@@ -184,23 +185,23 @@ class HostObservations(ObservationStore):
         )
 
     def write(self, out: Tensor, observations: Tensor) -> None:
-        """Send each lane's part, which is one piece of memory on both sides."""
+        """Copy each lane's part, which is contiguous on both sides."""
         for lane_out, lane in zip(out.unbind(0), observations.unbind(0)):
             self._placement.move(lane, Place.host, out=lane_out, non_blocking=True)
 
     def synchronize(self) -> None:
-        """Wait for the copies, which the host reads next."""
+        """Wait for the copies to the host."""
         if self._placement.is_cuda:
             torch.cuda.current_stream(self._placement.device).synchronize()
 
     def index_to_store(self, index: Tensor) -> Tensor:
-        """Return a copy on the host, which gathers; waits for it."""
+        """Return a copy on the host, which gathers; synchronizes."""
         return self._placement.move(index, Place.host)
 
     def gather(self, rows: Tensor, index: Tensor) -> Tensor:
-        """Gather on the host, send the result up."""
+        """Gather on the host, then copy to the device."""
         flat, chosen = rows.flatten(0, 1), index.flatten()
-        # The allocator of pinned memory keeps a freed block until the copies from it are done.
+        # The pinned allocator reuses a freed block only after the copies from it.
         packed = self._placement.empty_host(len(chosen), flat.shape[-1], dtype=flat.dtype, pin=True)
         torch.index_select(flat, 0, chosen, out=packed)
         return self._placement.move(packed, Place.device, non_blocking=True).unflatten(
@@ -208,5 +209,5 @@ class HostObservations(ObservationStore):
         )
 
     def slice(self, rows: Tensor, begin: int, end: int) -> Tensor:
-        """Send the rows up."""
+        """Copy the rows to the device."""
         return self._placement.move(rows[:, begin:end], Place.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""The second of PPO's two phases: learn from a rollout.
+"""PPO's update: epochs of gradient steps over the minibatches of one rollout.
 
 Shapes: L = lanes, R = rows per lane of a rollout, E = epochs, M = minibatches per epoch,
 K = E * M gradient steps, B = rows per lane in a minibatch.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.adam import LaneOptimizer, TrainTarget
-from ppo_lab.ppo.diagnostics import UpdateDiagnostics, UpdateLog, UpdateStep
+from ppo_lab.ppo.diagnostics import UpdateDiagnostics, UpdateLog, UpdateStep, apply_target_kl
 from ppo_lab.ppo.losses import (
     ClipRange,
     clipped_surrogate,
@@ -35,7 +35,7 @@ __all__ = ["AdvantageNormalization", "LaneHyperparameters", "UpdateLoss", "Updat
 
 
 class AdvantageNormalization(Enum):
-    """Over which rows advantages get mean 0 and standard deviation 1."""
+    """Over which rows advantages are normalized to mean 0 and standard deviation 1."""
 
     minibatch = "minibatch"
     rollout = "rollout"
@@ -43,13 +43,13 @@ class AdvantageNormalization(Enum):
 
 
 class LaneHyperparameters(NamedTuple):
-    """What may differ between lanes, this iteration's values; every field (L,)."""
+    """Hyperparameters that may differ between lanes, in this iteration; every field (L,)."""
 
     lr: Tensor
     clip: ClipRange
-    value_epsilon: Tensor | None  # None where no lane clips its value loss
-    dual_clip: Tensor | None  # None where no lane bounds its objective below
-    target_kl: Tensor | None  # nats, None where no lane stops early
+    value_epsilon: Tensor | None  # None if no lane clips its value loss
+    dual_clip: Tensor | None  # None if no lane bounds its objective below
+    target_kl: Tensor | None  # nats, None if no lane stops early
     entropy_coef: Tensor
     value_coef: Tensor
     max_grad_norm: Tensor
@@ -57,18 +57,18 @@ class LaneHyperparameters(NamedTuple):
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """What all lanes of a stack share in an update."""
+    """Settings of an update that all lanes share."""
 
     num_minibatches: int
     normalization: AdvantageNormalization
     store: ObservationStore = field(default_factory=DeviceObservations)
-    """What keeps the rollout's observations."""
+    """Storage of the rollout's observations."""
     num_micro_batches: int = 1
-    """Parts of a minibatch whose gradients are added up."""
+    """Parts of a minibatch whose gradients are summed."""
     around_step: Callable[[], AbstractContextManager[None]] = nullcontext
     """Context of each optimizer step, for the observers that count memory."""
     num_dry_steps: int | None = None
-    """A forecast takes only the first few gradient steps of a pass; memory is that of all."""
+    """Gradient steps of a pass that a forecast takes; memory is that of all. None for all."""
 
 
 def update(
@@ -79,126 +79,114 @@ def update(
     coefficients: LaneHyperparameters,
     plan: UpdatePlan,
 ) -> UpdateDiagnostics:
-    """Pass over ``rows`` once per permutation (E, L, R); nothing is read back to the host.
+    """Take E epochs of gradient steps on ``rows``, without synchronizing with the device.
 
     With ``target_kl`` a lane stops before the first gradient step whose minibatch shows a k3 KL
-    above 1.5 times it, and sits out the rest of the update (Stable-Baselines3's rule).
+    above 1.5 times it, for the rest of the update (Stable-Baselines3's rule).
+
+    Args:
+        model: Policy and value network of all lanes.
+        optimizer: Holds the parameters of ``model``.
+        rows: The rollout, (L, R, ...).
+        permutations: Order of the rows in each epoch, (E, L, R).
+        coefficients: This iteration's hyperparameters of each lane.
+        plan: What all lanes share.
+
+    Returns:
+        Means over the gradient steps that each lane took.
     """
     if plan.normalization is AdvantageNormalization.rollout:
         rows = rows._replace(advantages=normalize_advantages(rows.advantages))
-    num_epochs, num_lanes, num_rows = permutations.shape
-    num_steps = num_epochs * plan.num_minibatches
     log = UpdateLog(
-        num_steps,
-        num_lanes,
-        num_rows // plan.num_minibatches,
-        optimizer.num_clip_groups,
-        like=rows.advantages,
+        permutations.shape, plan.num_minibatches, optimizer.num_clip_groups, like=rows.advantages
     )
-    objective = UpdateLoss(model, rows.observations, coefficients, plan)
-    for training in optimizer.passes():
+    loss = UpdateLoss(model, rows.observations, coefficients, plan)
+    for target in optimizer.passes():
+        previous: UpdateStep | None = None
         batches = minibatches(rows, permutations, plan.num_minibatches, plan.store)
-        for step, batch in zip(range(num_steps)[: plan.num_dry_steps], batches):
-            slot = log.steps[step]
-            objective.backward(slot, batch, training, before_last=optimizer.prepare_final_backward)
-            active = log.apply_target_kl(step, coefficients.target_kl)
+        for step, batch in zip(log.steps[: plan.num_dry_steps], batches):
+            loss.backward(batch, step, target, before_last=optimizer.prepare_final_backward)
+            active = apply_target_kl(step, previous, coefficients.target_kl)
             with plan.around_step():
                 norms = optimizer.step(
                     lr=coefficients.lr, max_grad_norm=coefficients.max_grad_norm, active=active
                 )
-            slot.grad_norms.add_(norms)
+            step.grad_norms.add_(norms)
             optimizer.zero_grad()
+            previous = step
     return log.means(coefficients.clip, plan.num_minibatches)
 
 
+@dataclass(frozen=True)
 class UpdateLoss:
-    """Each lane's loss (L,), policy - c2 * entropy + c1 * value (arXiv:1707.06347, eq. 9)."""
+    """Each lane's loss (L,): policy - c2 * entropy + c1 * value (arXiv:1707.06347, eq. 9)."""
 
-    def __init__(
-        self,
-        model: ActorCritic,
-        observations: Tensor,
-        coefficients: LaneHyperparameters,
-        plan: UpdatePlan,
-    ) -> None:
-        """Take the rollout's ``observations`` (L, R, O), which ``plan``'s store keeps."""
-        self._model, self._observations = model, observations
-        self._coefficients, self._plan = coefficients, plan
-        self._share = 1.0 / plan.num_micro_batches
+    model: ActorCritic
+    observations: Tensor
+    """The rollout's (L, R, O), in the plan's store."""
+    coefficients: LaneHyperparameters
+    plan: UpdatePlan
+
+    @property
+    def _share(self) -> float:
+        """Weight of a micro-batch in the mean over its minibatch."""
+        return 1.0 / self.plan.num_micro_batches
 
     def backward(
-        self, slot: UpdateStep, batch: Batch, training: TrainTarget, before_last: Callable[[], None]
+        self, batch: Batch, step: UpdateStep, target: TrainTarget, before_last: Callable[[], None]
     ) -> None:
-        """Add the gradient of the minibatch's mean loss, part by part, to the parameters' own.
+        """Add the gradient of the minibatch's loss to the parameters' own, part by part.
 
-        Advantages are normalised over the whole minibatch, so that its parts make no difference.
-        ``before_last`` is called before the pass that completes the gradients.
+        ``before_last`` is called before the backward pass that completes the gradients.
         """
-        batch = self._prepare(slot, batch)
-        parts = batch.split(self._plan.num_micro_batches)
-        log_ratios = [slot.log_ratios]
-        if len(parts) > 1:
-            log_ratios = list(slot.log_ratios.chunk(len(parts), -1))
-        for number, (part, log_ratio) in enumerate(zip(parts, log_ratios), 1):
-            loss = _LOSSES[training](self, slot, part, log_ratio)
+        batch = self.normalize(batch, step)
+        num_parts = self.plan.num_micro_batches
+        parts = list(zip(batch.split(num_parts), step.split(num_parts)))
+        for number, (part, part_of_step) in enumerate(parts, 1):
+            loss = self(part, part_of_step, target).sum()  # over lanes: their gradients are apart
             if number == len(parts):
                 before_last()
-            total = loss.sum()  # over lanes, whose gradients never meet
-            (total if len(parts) == 1 else total * self._share).backward()
+            (loss if num_parts == 1 else loss * self._share).backward()
 
-    def whole_loss(self, slot: UpdateStep, batch: Batch) -> Tensor:
-        """Return the minibatch's loss in one part, over all lanes, to be differentiated."""
-        return self.joint_loss(slot, self._prepare(slot, batch), slot.log_ratios).sum()
-
-    def _prepare(self, slot: UpdateStep, batch: Batch) -> Batch:
-        """Return ``batch`` with its advantages as they are used; ``slot`` notes them."""
-        if self._plan.normalization is AdvantageNormalization.minibatch:
+    def normalize(self, batch: Batch, step: UpdateStep) -> Batch:
+        """Return a whole minibatch with its advantages as used; write them to ``step``."""
+        if self.plan.normalization is AdvantageNormalization.minibatch:
             batch = batch._replace(advantages=normalize_advantages(batch.advantages))
-        slot.advantages.copy_(batch.advantages)
+        step.advantages.copy_(batch.advantages)
         return batch
 
-    def joint_loss(self, slot: UpdateStep, part: Batch, log_ratio: Tensor) -> Tensor:
-        """Return the loss of both networks; ``log_ratio`` (L, b) is written, as are all numbers."""
-        policy_parameters, values = self._model(self._rows(part))
-        policy = self._policy_loss(slot, part, policy_parameters, log_ratio)
-        return policy + self._value_loss(slot, part, values)
-
-    def policy_alone(self, slot: UpdateStep, part: Batch, log_ratio: Tensor) -> Tensor:
-        """Return the policy's part of it."""
-        return self._policy_loss(slot, part, self._model.policy(self._rows(part)), log_ratio)
-
-    def values_alone(self, slot: UpdateStep, part: Batch, log_ratio: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the values' part of it."""
-        return self._value_loss(slot, part, self._model.values(self._rows(part)))
-
-    def _rows(self, part: Batch) -> Tensor:
-        return self._plan.store.gather(self._observations, part.row_index)
-
-    def _policy_loss(
-        self, slot: UpdateStep, part: Batch, policy_parameters: Tensor, kept_log_ratio: Tensor
+    def __call__(
+        self, batch: Batch, step: UpdateStep, target: TrainTarget = TrainTarget.both
     ) -> Tensor:
-        """Return the surrogate less the entropy bonus; ``kept_log_ratio`` (L, b) is written."""
-        distribution, coefficients = self._model.distribution, self._coefficients
-        log_prob, entropies = distribution.log_prob_and_entropy(policy_parameters, part.actions)
-        log_ratio, entropy = log_prob - part.log_probs, entropies.mean(-1)
-        loss = clipped_surrogate(
-            log_ratio, part.advantages, coefficients.clip, coefficients.dual_clip
-        )
-        kept_log_ratio.copy_(log_ratio.detach())
-        slot.policy_loss.add_(loss.detach(), alpha=self._share)
-        slot.entropy.add_(entropy.detach(), alpha=self._share)
-        return loss - coefficients.entropy_coef * entropy
+        """Return the loss (L,) of a micro-batch, and add its diagnostics to ``step``."""
+        coefficients, share = self.coefficients, self._share
+        policy_parameters, values = self._forward(batch, target)
+        losses: list[Tensor] = []
+        if policy_parameters is not None:
+            log_prob, entropies = self.model.distribution.log_prob_and_entropy(
+                policy_parameters, batch.actions
+            )
+            log_ratio, entropy = log_prob - batch.log_probs, entropies.mean(-1)
+            policy_loss = clipped_surrogate(
+                log_ratio, batch.advantages, coefficients.clip, coefficients.dual_clip
+            )
+            step.log_ratios.copy_(log_ratio.detach())
+            step.policy_loss.add_(policy_loss.detach(), alpha=share)
+            step.entropy.add_(entropy.detach(), alpha=share)
+            losses.append(policy_loss - coefficients.entropy_coef * entropy)
+        if values is not None:
+            error = value_loss(
+                values, batch.values, batch.value_targets, coefficients.value_epsilon
+            )
+            step.value_loss.add_(error.detach(), alpha=share)
+            losses.append(coefficients.value_coef * error)
+        return sum(losses[1:], start=losses[0])
 
-    def _value_loss(self, slot: UpdateStep, part: Batch, values: Tensor) -> Tensor:
-        coefficients = self._coefficients
-        loss = value_loss(values, part.values, part.value_targets, coefficients.value_epsilon)
-        slot.value_loss.add_(loss.detach(), alpha=self._share)
-        return coefficients.value_coef * loss
-
-
-# Not in the object: bound methods would make a cycle, which keeps a rollout until it is collected.
-_LOSSES = {
-    TrainTarget.both: UpdateLoss.joint_loss,
-    TrainTarget.policy: UpdateLoss.policy_alone,
-    TrainTarget.values: UpdateLoss.values_alone,
-}
+    def _forward(self, batch: Batch, target: TrainTarget) -> tuple[Tensor | None, Tensor | None]:
+        """Return policy parameters (L, b, P) and values (L, b); None for what is not trained."""
+        observations = self.plan.store.gather(self.observations, batch.row_index)
+        if target is TrainTarget.policy:
+            return self.model.policy(observations), None
+        if target is TrainTarget.values:
+            return None, self.model.values(observations)
+        return self.model(observations)

@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from ppo_lab.compiler.compilation import Compilation, Parts, is_compiled
+from ppo_lab.compiler.compilation import Compilation, TrainerComponents, is_compiled
 from ppo_lab.compiler.cuda_graphs import CudaGraphCapturer, GraphCapturer
 from ppo_lab.config.lanes import check_lane, check_stack
 from ppo_lab.config.run import Config
@@ -91,16 +91,16 @@ class Trainer:
         )
         self._lanes = LaneValues(configs, self.placement.device, config.weights_dtype)
         self.env = self._build_env(seeds, dry_steps is not None)
-        parts = self._build_parts(observers, dry_steps)
-        self.collector = parts.collector
+        components = self._build_components(observers, dry_steps)
+        self.collector = components.collector
         self._episodes = EpisodeMeter(len(configs), config.num_envs, self.placement.device)
         self.recorder = Recorder(
             len(configs), config.num_rows, self.placement, self.model.distribution.max_entropy
         )
         if compiles is None:
             compiles = is_compiled(config, len(configs), sum(c.total_steps for c in configs))
-        capturer = self._build_recorder(self.placement.device)
-        self._compilation = Compilation(config, parts, compiles, capturer)
+        capturer = self._build_capturer(self.placement.device)
+        self._compilation = Compilation(config, components, compiles, capturer)
 
         self._is_live = [True] * len(configs)
         self._begins = [0] * len(configs)  # the stack's iteration at which a lane began
@@ -127,7 +127,9 @@ class Trainer:
             is_dry=is_dry,
         )
 
-    def _build_parts(self, observers: Sequence[PhaseObserver], dry_steps: int | None) -> Parts:
+    def _build_components(
+        self, observers: Sequence[PhaseObserver], dry_steps: int | None
+    ) -> TrainerComponents:
         """Return what the update and the collector consist of; resets the environments."""
         config = self.config
         rows_per_pass = max(config.num_rows // config.num_minibatches, _MIN_ROWS_PER_PASS)
@@ -147,24 +149,24 @@ class Trainer:
             around_step=PhaseObservers(observers).optimizer_step if observers else nullcontext,
             num_dry_steps=dry_steps,
         )
-        return Parts(self.model, self.optimizer, self.env, collector, plan, rows_per_pass)
+        return TrainerComponents(
+            self.model, self.optimizer, self.env, collector, plan, rows_per_pass
+        )
 
-    def _build_recorder(self, device: torch.device) -> GraphCapturer | None:
+    def _build_capturer(self, device: torch.device) -> GraphCapturer | None:
         """Return what captures programs as CUDA graphs; None where they are compiled libraries."""
         return CudaGraphCapturer(device) if device.type == "cuda" else None
 
     def iterate(self) -> None:
         """Run one iteration of every lane: collect, advantages, update, diagnose, record."""
         if self._compilation.is_due:
-            self.phase("compile", self._compilation.compile)
+            self.phase("compile", self._compilation.compile, self._noise())
         self.meters.begin_iteration(self.iteration + 1)
         rollout = self.phase("rollout", self.collect)
         advantages = self.phase("advantages", self.advantages, rollout)
         rows = lane_rows(rollout, advantages)
         diagnostics = self.phase("update", self.update, rows)
         tensors = self.phase("diagnostics", self.diagnose, rollout, rows, diagnostics)
-        if self._compilation.wants_examples:
-            self._compilation.note(self._noise(), rows, self._permutations(), self._values())
         self.iteration += 1
         self.num_live_steps += self.config.num_rows * len(self.live_lanes)
         self.record(tensors)
@@ -200,8 +202,9 @@ class Trainer:
         permutations, values = self._permutations(), self._values()
         if self._compilation.is_compiled:
             return self._compilation.update(rows, permutations, values)
-        parts = self._compilation.parts
-        return update(parts.model, parts.optimizer, rows, permutations, values, parts.plan)
+        self._compilation.keep_examples(rows, permutations, values)
+        plan = self._compilation.components.plan
+        return update(self.model, self.optimizer, rows, permutations, values, plan)
 
     def _noise(self) -> Tensor:
         """Return the noise that decides this iteration's actions, (L, R, …)."""

@@ -1,4 +1,4 @@
-"""Whether what runs now is being traced into a program, which has its own way of some things."""
+"""Whether make_fx is tracing: a few functions then take another form."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 
 __all__ = ["is_tracing", "tracing"]
 
-_TRACES: list[None] = []  # one for each that runs
+_TRACES: list[None] = []
 
 
 def is_tracing() -> bool:
-    """Return whether a trace runs."""
+    """Return whether a function is being traced."""
     return bool(_TRACES)
 
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Say that what runs inside is traced."""
+    """Mark the block as traced."""
     _TRACES.append(None)
     try:
         yield

@@ -10,19 +10,16 @@ import pytest
 import torch
 
 from ppo_lab.compiler.compilation import MIN_COMPILED_STEPS, MIN_STACKED_STEPS, is_compiled
+from ppo_lab.compiler.compiled import CompiledFunction, CompilerError, CompileSpec, structure_of
 from ppo_lab.compiler.decompositions import fast_tanh, narrow_baddbmm, narrow_bmm
-from ppo_lab.compiler.program_cache import (
-    CompilerError,
-    Program,
-    ProgramCache,
-    ProgramSource,
-    trace,
-)
-from ppo_lab.compiler.rollout_programs import CompiledAdvance
+from ppo_lab.compiler.iteration import advance_spec, compiled_advance
+from ppo_lab.compiler.program_cache import ProgramCache, trace
 from ppo_lab.config.choices import Compile
 from ppo_lab.envs.base import Step
 from ppo_lab.envs.running_stats import Normalizer
+from ppo_lab.ppo.losses import ClipRange
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils import torch_private
 from ppo_lab.utils.errors import ConfigError
 from tests.helpers.compiled import (
     KINDS,
@@ -37,14 +34,15 @@ from tests.helpers.trainers import config, largest_difference
 
 @pytest.fixture
 def traced_only(monkeypatch):
-    """Have programs be the traced graphs."""
+    """Have compiled functions be the traced graphs."""
 
-    def load(cache, sources):
-        return [traced(source) for source in sources]
+    def load(cache, specs):
+        return [traced(spec) for spec in specs]
 
-    def traced(source):
-        graph = trace(source)
-        return lambda tensors: list(graph(*tensors))
+    def traced(spec):
+        graph = trace(spec)
+        result = structure_of(spec.call(*spec.copies()))
+        return CompiledFunction(spec, lambda args: list(graph(*spec.state, *args)), result)
 
     monkeypatch.setattr(ProgramCache, "load", load)
 
@@ -60,7 +58,7 @@ def test_a_rollout_and_twenty_gradient_steps_on_it_agree_when_compiled(monkeypat
     compiled, plain = pair_of()
     check_agreement(compiled, plain)
     names = {path.name.partition("-")[0] for path in folder.glob("*.pt2")}
-    assert names >= {"after_update", "critique", "gradient_step", "steps"}
+    assert names >= {"after_update", "rollout_values", "gradient_step", "steps"}
     check_replacement(compiled, plain)
 
 
@@ -91,9 +89,9 @@ def test_a_normaliser_advances_as_before_when_compiled(folder):
     generator = torch.Generator().manual_seed(0)
     gamma = torch.tensor([0.99, 0.5])
     pair = [Normalizer.begin(2, 4, 3, gamma=gamma, device=torch.device("cpu")) for _ in range(2)]
-    compiled, plain = CompiledAdvance(pair[0]), pair[1]
-    source = compiled.source(torch.zeros(2, 4, 3), torch.zeros(2, 4))
-    (compiled.program,) = ProgramCache({"kind": "test"}, folder).load([source])
+    spec = advance_spec(pair[0], torch.zeros(2, 4, 3), torch.zeros(2, 4))
+    (function,) = ProgramCache({"kind": "test"}, folder).load([spec])
+    compiled, plain = compiled_advance(function), pair[1]
     for _ in range(20):
         observations = torch.randn(2, 4, 3, generator=generator) * 30 + 5
         rewards = torch.randn(2, 4, generator=generator)
@@ -158,7 +156,7 @@ def test_without_a_compiler_auto_goes_on_and_always_fails(monkeypatch, tmp_path,
     def no_compiler(*args, **kwargs):
         raise RuntimeError("no C++ compiler\nsecond line")
 
-    monkeypatch.setattr(torch._inductor, "aot_compile", no_compiler)
+    monkeypatch.setattr(torch_private, "aot_compile", no_compiler)
     quick = config(*SMALL)
     trainer = Trainer([quick])
     trainer.iterate()
@@ -174,24 +172,55 @@ def test_without_a_compiler_auto_goes_on_and_always_fails(monkeypatch, tmp_path,
 
 
 def test_a_program_refuses_tensors_unlike_its_examples(folder):
-    def double(x):
+    def double(state, x):
         x.mul_(2.0)
-        return [x + 1.0]
+        return x + 1.0
 
     cache = ProgramCache({"kind": "test"}, folder)
     # The first of four, as the only lane of a stack: its stride over lanes does not matter.
-    source = ProgramSource("double", double, [torch.ones(4, 2, 3)[:1]])
-    assert not cache.is_cached([source])
-    (program,) = cache.load([source])
-    assert cache.is_cached([source])
+    spec = CompileSpec("double", double, (torch.ones(4, 2, 3)[:1],))
+    assert not cache.is_cached([spec])
+    (function,) = cache.load([spec])
+    assert cache.is_cached([spec])
     x = torch.arange(6.0).view(1, 2, 3)
-    (y,) = program([x])
+    y = function(x)
     assert x.tolist() == [[[0.0, 2.0, 4.0], [6.0, 8.0, 10.0]]]
     assert y.tolist() == [[[1.0, 3.0, 5.0], [7.0, 9.0, 11.0]]]
-    assert source.examples[0].tolist() == [[[1.0] * 3] * 2]
+    assert spec.examples[0].tolist() == [[[1.0] * 3] * 2]
     with pytest.raises(ValueError, match="argument 0 is"):
-        Program(cache.path(source), source.examples)([torch.ones(1, 3, 2).mT])
-    assert cache.path(source) != ProgramCache({"kind": "other"}, folder).path(source)
+        cache.load([spec])[0](torch.ones(1, 3, 2).mT)
+    assert cache.path(spec) != ProgramCache({"kind": "other"}, folder).path(spec)
+
+
+def test_a_key_depends_on_which_options_are_there_and_on_what_is_state(tmp_path):
+    # Two optional arguments of one layout: only their places tell them apart.
+    cache, x = ProgramCache({"kind": "test"}, tmp_path), torch.ones(2)
+
+    def spec(*args, state=()):
+        return CompileSpec("f", lambda state, *args: x, args, state)
+
+    specs = [spec(x, (x, None)), spec(x, (None, x)), spec(x, x), spec(x, state=[x])]
+    assert len({cache.path(each) for each in specs}) == 4
+    assert cache.path(specs[0]) == cache.path(spec(x.clone(), (x, None)))
+
+
+def test_a_compiled_function_takes_and_returns_nested_tensors():
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    spec = CompileSpec("f", lambda *all_args: None, (ClipRange(a, b), None, [a]), state=[b])
+    assert spec.call_flat(b, a, b, a) == []
+    seen = []
+
+    def run(tensors):
+        seen.extend(tensors)
+        return [a + 1.0, b]
+
+    structure = structure_of((ClipRange(a, b), None))
+    clip, nothing = CompiledFunction(spec, run, structure)(ClipRange(a, b), None, [b])
+    assert [tensor.tolist() for tensor in seen] == [[1.0, 2.0], [3.0, 4.0], [3.0, 4.0]]
+    assert isinstance(clip, ClipRange)
+    assert clip.low.tolist() == [2.0, 3.0]
+    assert clip.high is b
+    assert nothing is None
 
 
 def test_what_replaces_an_operation_in_a_program_computes_the_same():

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from ppo_lab.compiler import cpp_build as library
-from ppo_lab.compiler.program_cache import ProgramSource, write_cpp
+from ppo_lab.compiler.compiled import CompileSpec
+from ppo_lab.compiler.program_cache import write_cpp
 
 
 def test_what_inductor_writes_comes_apart_into_interface_calls_and_kernels():
-    source = ProgramSource("tanh", lambda x, y: [(x @ y).tanh()], [torch.ones(4, 4)] * 2)
-    (written,) = (Path(name) for name in write_cpp(source) if name.endswith(".cpp"))
+    spec = CompileSpec("tanh", lambda _, x, y: (x @ y).tanh(), (torch.ones(4, 4),) * 2)
+    (written,) = (Path(name) for name in write_cpp(spec) if name.endswith(".cpp"))
     text = written.read_text()
-    interface, calls, kernels = library._take_apart(text)
+    interface, calls, kernels = library._split(text)
     assert "AOTInductorModelContainerCreate(" in interface
     assert "AOTInductorModel::run_impl(" in calls
     assert 'extern "C"  void  cpp_fused' in kernels
@@ -22,7 +23,7 @@ def test_what_inductor_writes_comes_apart_into_interface_calls_and_kernels():
 
 
 def test_what_is_not_where_it_is_expected_stays_with_the_calls():
-    assert library._take_apart("int main() {}") == ("", "int main() {}", "")
+    assert library._split("int main() {}") == ("", "int main() {}", "")
 
 
 def test_a_failing_compiler_is_quoted():

@@ -1,7 +1,7 @@
-"""Programs that are recorded: all of them but the two calls that need a CUDA device.
+"""CUDA graphs without a device: everything but the two calls that need one.
 
-A recorder that keeps a list of operations stands in for CUDA's: as there, Python runs once, memory
-is fixed, and what a program returned is overwritten by the next replay.
+``HostCapturer`` stands in for CUDA: as there, Python runs once, memory is fixed, and results are
+overwritten by the next replay.
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ppo_lab.compiler.compilation import MIN_COMPILED_STEPS, is_compiled
-from ppo_lab.compiler.cuda_graphs import GraphLoader, GraphProgram, HostRecorder, Recording
-from ppo_lab.compiler.program_cache import CompilerError, ProgramSource
+from ppo_lab.compiler.compiled import CompilerError, CompileSpec
+from ppo_lab.compiler.cuda_graphs import Capture, GraphLoader
 from ppo_lab.config.choices import Compile
 from ppo_lab.config.run import Config
 from ppo_lab.training.trainer import Trainer
@@ -24,32 +24,33 @@ from tests.helpers.compiled import (
     pair_of,
     weights_of,
 )
+from tests.helpers.host_capturer import HostCapturer
 from tests.helpers.trainers import config, lanes_of, largest_difference
 
 
-class CountingRecorder(HostRecorder):
-    """Counts what is recorded and replayed."""
+class CountingCapturer(HostCapturer):
+    """Counts captures and replays."""
 
     def __init__(self):
-        self.num_recorded = self.num_replays = 0
+        self.num_captured = self.num_replays = 0
 
-    def record(self, function, tensors):
-        self.num_recorded += 1
-        recording = super().record(function, tensors)
+    def capture(self, function, tensors):
+        self.num_captured += 1
+        capture = super().capture(function, tensors)
 
         def replay():
             self.num_replays += 1
-            recording.replay()
+            capture.replay()
 
-        return Recording(replay, recording.outputs)
+        return Capture(replay, capture.outputs)
 
 
 class GraphTrainer(Trainer):
-    """A trainer on the CPU whose programs are recordings."""
+    """A trainer on the CPU that captures graphs."""
 
-    def _build_recorder(self, device):
-        self.recorder = CountingRecorder()
-        return self.recorder
+    def _build_capturer(self, device):
+        self.capturer = CountingCapturer()
+        return self.capturer
 
 
 def pair(*overrides):
@@ -57,40 +58,40 @@ def pair(*overrides):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rollout_and_twenty_gradient_steps_on_it_agree_when_recorded(kind):
+def test_a_rollout_and_twenty_gradient_steps_on_it_agree_when_captured(kind):
     check_agreement(*pair(*KINDS[kind]))
 
 
 @pytest.mark.parametrize("kind", ["cartpole", "normalised gymnasium"])
-def test_a_lane_that_is_replaced_is_trained_as_a_fresh_run_when_recorded(kind):
+def test_a_lane_that_is_replaced_is_trained_as_a_fresh_run_when_captured(kind):
     check_replacement(*pair(*KINDS[kind]))
 
 
-def test_bfloat16_is_recorded_as_it_runs(monkeypatch):
+def test_bfloat16_is_captured_as_it_runs(monkeypatch):
     # Only what the CPU's compiler cannot do is in the way.
     monkeypatch.setattr(Config, "compile_obstacle", None)
-    recorded, plain = pair("dtype=bfloat16")
-    for trainer in (recorded, plain):
+    graphed, plain = pair("dtype=bfloat16")
+    for trainer in (graphed, plain):
         trainer.iterate()
-    assert largest_difference(weights_of(recorded), weights_of(plain)) < 1e-6
+    assert largest_difference(weights_of(graphed), weights_of(plain)) < 1e-6
 
 
 def test_an_iteration_is_four_replays_whatever_its_steps():
-    recorded, _ = pair()
-    assert recorded.recorder.num_recorded == 4
+    graphed, _ = pair()
+    assert graphed.capturer.num_captured == 4
     for num_replays in (4, 8):
-        recorded.iterate()
-        assert recorded.recorder.num_replays == num_replays
-    assert recorded.recorder.num_recorded == 4
+        graphed.iterate()
+        assert graphed.capturer.num_replays == num_replays
+    assert graphed.capturer.num_captured == 4
 
 
-def test_a_rollout_longer_than_its_starts_is_recorded_in_blocks(monkeypatch):
+def test_a_rollout_longer_than_its_starts_is_captured_in_blocks(monkeypatch):
     monkeypatch.setattr("ppo_lab.envs.native._MAX_BLOCK_STEPS", 4)
-    recorded, plain = pair()  # of 16 steps
-    check_agreement(recorded, plain)
-    before = recorded.recorder.num_replays
-    recorded.collect()
-    assert recorded.recorder.num_replays - before == 4 + 1  # and the critique
+    graphed, plain = pair()  # of 16 steps
+    check_agreement(graphed, plain)
+    before = graphed.capturer.num_replays
+    graphed.collect()
+    assert graphed.capturer.num_replays - before == 4 + 1  # and the values
 
 
 def state_of(trainer):
@@ -100,13 +101,13 @@ def state_of(trainer):
     return [tensor.clone() for tensor in tensors] + [trainer.collector._observations.clone()]
 
 
-def test_recording_changes_no_state():
+def test_capturing_changes_no_state():
     base = config(*SMALL)
     trainer = GraphTrainer(lanes_of(base, {"seed": 1}, {"seed": 2}))
     trainer.iterate()
     before = state_of(trainer)
     clock = trainer.env._clock
-    trainer._compilation.compile()
+    trainer._compilation.compile(trainer._noise())
     assert trainer._compilation.is_compiled
     assert trainer.env._clock == clock
     for mine, its in zip(state_of(trainer), before, strict=True):
@@ -114,45 +115,50 @@ def test_recording_changes_no_state():
 
 
 def test_what_an_iteration_returned_is_not_overwritten_by_the_next():
-    recorded, _ = pair()
-    rollout = recorded.collect()
+    graphed, _ = pair()
+    rollout = graphed.collect()
     kept = [tensor.clone() for tensor in rollout]
-    observations = recorded.collector._observations
+    observations = graphed.collector._observations
     next_observations = observations.clone()
-    recorded.iterate()
+    graphed.iterate()
     for mine, its in zip(rollout, kept):
         assert torch.equal(mine, its)
     assert torch.equal(observations, next_observations)
-    assert not torch.equal(recorded.collector._observations, next_observations)
+    assert not torch.equal(graphed.collector._observations, next_observations)
 
 
-def test_an_option_that_only_a_new_lane_has_is_recorded_again():
-    recorded, plain = pair()
-    for trainer in (recorded, plain):
+def test_an_option_that_only_a_new_lane_has_is_captured_again():
+    graphed, plain = pair()
+    for trainer in (graphed, plain):
         new = dataclasses.replace(trainer.configs[0], seed=5, value_epsilon=0.05)
         trainer.replace_lanes({0: new})
         trainer.iterate()
-    assert recorded.recorder.num_recorded == 5
-    assert largest_difference(weights_of(recorded), weights_of(plain)) < 1e-6
+    assert graphed.capturer.num_captured == 5
+    assert largest_difference(weights_of(graphed), weights_of(plain)) < 1e-6
 
 
-def count_up(total, step, log):
-    """Add ``step`` to ``total``, note it in ``log``, and return twice the new total."""
+def compiled(spec):
+    (function,) = GraphLoader(HostCapturer()).load([spec])
+    return function
+
+
+def count_up(state, step, log):
+    """Add ``step`` to the state, copy it to ``log``, and return twice the new total."""
+    (total,) = state
     total.add_(step)
     log.copy_(total)
-    return [total * 2.0]
+    return total * 2.0
 
 
-def test_a_program_changes_kept_tensors_in_place_and_others_by_copies():
+def test_a_program_changes_its_state_in_place_and_others_by_copies():
     total, step, log = torch.zeros(2), torch.ones(2), torch.full((2,), -1.0)
-    source = ProgramSource("count", count_up, [total, step, log], kept=[total])
-    program = GraphProgram(source, HostRecorder())
-    assert total.tolist() == [0.0, 0.0]  # neither the warm-up nor the recording counts
+    program = compiled(CompileSpec("count", count_up, (step, log), state=[total]))
+    assert total.tolist() == [0.0, 0.0]  # neither the warm-up nor the capture counts
     assert step.tolist() == [1.0, 1.0]
     assert log.tolist() == [-1.0, -1.0]
     first_log, second_log = torch.zeros(2), torch.zeros(2)
-    (first,) = program([total, torch.tensor([1.0, 10.0]), first_log])
-    (second,) = program([total, torch.tensor([2.0, 20.0]), second_log])
+    first = program(torch.tensor([1.0, 10.0]), first_log)
+    second = program(torch.tensor([2.0, 20.0]), second_log)
     assert total.tolist() == second_log.tolist() == [3.0, 30.0]
     assert first_log.tolist() == [1.0, 10.0]
     assert first.tolist() == [2.0, 20.0]  # not overwritten
@@ -160,49 +166,42 @@ def test_a_program_changes_kept_tensors_in_place_and_others_by_copies():
     assert step.tolist() == [1.0, 1.0]
 
 
-def test_a_program_takes_any_strides_and_refuses_other_shapes_types_and_addresses():
-    def double(x, weight):
-        return [x * weight]
-
+def test_a_program_takes_any_strides_and_refuses_other_shapes_and_types():
     weight = torch.tensor(2.0)
-    source = ProgramSource("double", double, [torch.ones(2, 3), weight], kept=[weight])
-    program = GraphProgram(source, HostRecorder())
-    (y,) = program([torch.arange(6.0).view(3, 2).mT, weight])
+    program = compiled(
+        CompileSpec("double", lambda state, x: x * state[0], (torch.ones(2, 3),), state=[weight])
+    )
+    y = program(torch.arange(6.0).view(3, 2).mT)
     assert y.tolist() == [[0.0, 4.0, 8.0], [2.0, 6.0, 10.0]]
     with pytest.raises(ValueError, match=r"argument 0 is \(3, 2\)"):
-        program([torch.ones(3, 2), weight])
+        program(torch.ones(3, 2))
     with pytest.raises(ValueError, match=r"argument 0 is .* of torch.int64"):
-        program([torch.ones(2, 3, dtype=torch.int64), weight])
-    with pytest.raises(ValueError, match="argument 1 has moved"):
-        program([torch.ones(2, 3), weight.clone()])
+        program(torch.ones(2, 3, dtype=torch.int64))
     weight.fill_(3.0)  # in place, as lanes are replaced
-    (y,) = program([torch.ones(2, 3), weight])
+    y = program(torch.ones(2, 3))
     assert y.tolist() == [[3.0] * 3] * 2
 
 
-def test_what_reads_a_number_back_cannot_be_recorded():
-    def read(x):
-        return [x * float(x.sum())]
-
-    source = ProgramSource("read", read, [torch.ones(2)])
-    with pytest.raises(CompilerError, match="could not record read: RuntimeError: "):
-        GraphLoader(HostRecorder()).load([source])
+def test_what_reads_a_number_back_cannot_be_captured():
+    spec = CompileSpec("read", lambda _, x: x * float(x.sum()), (torch.ones(2),))
+    with pytest.raises(CompilerError, match="could not capture read: RuntimeError: "):
+        compiled(spec)
 
 
-class FullRecorder(HostRecorder):
-    """Runs out of memory, and fails once more when the recording is ended, as CUDA does."""
+class FullCapturer(HostCapturer):
+    """Runs out of memory, and fails once more when the capture is ended, as CUDA does."""
 
-    def record(self, function, tensors):
+    def capture(self, function, tensors):
         try:
             raise torch.OutOfMemoryError("CUDA out of memory")
         finally:
             raise RuntimeError("operation failed due to a previous error during capture")
 
 
-def test_a_full_memory_while_recording_stays_one():
-    source = ProgramSource("double", lambda x: [x * 2.0], [torch.ones(2)])
+def test_a_full_memory_while_capturing_stays_one():
+    spec = CompileSpec("double", lambda _, x: x * 2.0, (torch.ones(2),))
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        GraphLoader(FullRecorder()).load([source])
+        GraphLoader(FullCapturer()).load([spec])
 
 
 @pytest.fixture

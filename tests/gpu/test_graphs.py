@@ -58,12 +58,12 @@ def test_a_lane_that_is_replaced_is_trained_as_a_fresh_run_with_graphs(kind):
     check_replacement(graphed, plain)
 
 
-def test_recording_changes_no_state():
+def test_capturing_changes_no_state():
     trainer = Trainer(lanes_of(config(*SMALL, "device=cuda"), {"seed": 1}, {"seed": 2}))
     trainer.iterate()
     tensors = [*trainer.optimizer.state_tensors, trainer.env._state, trainer.env._deadlines]
     before = [tensor.clone() for tensor in tensors]
-    trainer._compilation.compile()
+    trainer._compilation.compile(trainer._noise())
     torch.cuda.synchronize()
     for mine, its in zip(tensors, before):
         assert torch.equal(mine, its)
@@ -78,7 +78,7 @@ def test_what_an_iteration_returned_is_not_overwritten_by_the_next():
         assert torch.equal(mine, its)
 
 
-def test_an_option_that_only_a_new_lane_has_is_recorded_again():
+def test_an_option_that_only_a_new_lane_has_is_captured_again():
     graphed, plain = pair()
     for trainer in (graphed, plain):
         new = dataclasses.replace(trainer.configs[0], seed=5, value_epsilon=0.05)

@@ -1,9 +1,10 @@
-"""What tests of compiled and of recorded programs share: pairs of trainers that must agree."""
+"""What tests of libraries and of CUDA graphs share: pairs of trainers that must agree."""
 
 import dataclasses
 
 import torch
 
+from ppo_lab.compiler.compiled import flatten
 from ppo_lab.config.choices import Compile
 from ppo_lab.ppo.rollout import lane_rows
 from ppo_lab.training.trainer import Trainer
@@ -42,7 +43,7 @@ def pair_of(*overrides, kind=Trainer):
     for trainer in (compiled, plain):
         trainer.iterate()
     assert torch.equal(weights_of(compiled), weights_of(plain))
-    compiled._compilation.compile()
+    compiled._compilation.compile(compiled._noise())
     assert compiled._compilation.is_compiled
     assert not plain._compilation.is_compiled
     return compiled, plain
@@ -65,7 +66,7 @@ def check_agreement(compiled, plain):
         if a is not None:
             assert largest_difference(a.double(), b.double()) < 1e-4, name
     looks = [trainer.diagnose(rollouts[1], rows, its).after for trainer in pair]
-    for mine_after, its_after in zip(looks[0].flat(), looks[1].flat()):
+    for mine_after, its_after in zip(*map(flatten, looks)):
         assert torch.allclose(mine_after, its_after, atol=1e-4, equal_nan=True)
 
 

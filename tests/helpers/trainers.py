@@ -75,15 +75,16 @@ def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
 def spy_on(trainer: Trainer) -> GradientSpy:
     """Have ``trainer``'s update hand its gradients to the spy returned, and move nothing."""
     spy = GradientSpy(trainer.model.parameters())
-    trainer._compilation.parts = dataclasses.replace(trainer._compilation.parts, optimizer=spy)
+    compilation = trainer._compilation
+    compilation.components = dataclasses.replace(compilation.components, optimizer=spy)
     return spy
 
 
 def limit_steps(trainer: Trainer, num_steps: int) -> None:
     """Have an update end after its first ``num_steps`` gradient steps."""
-    parts = trainer._compilation.parts
-    plan = dataclasses.replace(parts.plan, num_dry_steps=num_steps)
-    trainer._compilation.parts = dataclasses.replace(parts, plan=plan)
+    components = trainer._compilation.components
+    plan = dataclasses.replace(components.plan, num_dry_steps=num_steps)
+    trainer._compilation.components = dataclasses.replace(components, plan=plan)
 
 
 class GradientSpy(LaneOptimizer):

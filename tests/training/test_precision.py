@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from ppo_lab.compiler.program_cache import ProgramCache, ProgramSource
+from ppo_lab.compiler.compiled import CompileSpec
+from ppo_lab.compiler.program_cache import ProgramCache
 from ppo_lab.config.choices import Dtype, MatmulPrecision
 from ppo_lab.config.lanes import check_stack, stack_key
 from ppo_lab.forecast.dry_run import dry_run
@@ -62,11 +63,11 @@ def test_lanes_and_programs_share_one_precision(tmp_path):
     assert stack_key(base) != stack_key(other)
     with pytest.raises(ConfigError, match="matmul_precision"):
         check_stack(lanes_of(base, {}, {"matmul_precision": MatmulPrecision.high}))
-    source = ProgramSource("double", lambda x: [x * 2.0], [torch.ones(2)])
+    spec = CompileSpec("double", lambda _, x: x * 2.0, (torch.ones(2),))
     trainers = [Trainer([dataclasses.replace(each)]) for each in (base, other)]
     loaders = [trainer._compilation._loader for trainer in trainers]
     assert all(isinstance(loader, ProgramCache) for loader in loaders)
-    assert loaders[0].path(source) != loaders[1].path(source)
+    assert loaders[0].path(spec) != loaders[1].path(spec)
 
 
 def test_a_forecast_leaves_the_precision_of_a_run_beside_it():

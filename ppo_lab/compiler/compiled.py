@@ -1,0 +1,140 @@
+"""Functions of nested tensors, and their compiled counterparts.
+
+A compiled program takes and returns lists of tensors; the functions of an iteration take and return
+NamedTuples, some of whose fields are None. ``CompiledFunction`` converts between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "CompileSpec",
+    "CompiledFunction",
+    "CompilerError",
+    "FlatFunction",
+    "clone_strided",
+    "flatten",
+    "layout_of",
+    "structure_of",
+]
+
+FlatFunction = Callable[[list[Tensor]], list[Tensor]]
+"""A compiled program, however it was made: takes the tensors of the arguments, in order."""
+
+_LEAF = "tensor"
+_NESTED = (tuple, list)
+
+
+class CompilerError(RuntimeError):
+    """A function could not be compiled."""
+
+
+@dataclass(frozen=True)
+class CompileSpec:
+    """A function to compile, with example arguments."""
+
+    name: str
+    function: Callable[..., Any]
+    """Called as ``function(state, *args)``; it may change tensors in place."""
+    args: tuple[Any, ...]
+    """Tensors, None, and tuples of them, with the shapes, strides and types of all later calls."""
+    state: Sequence[Tensor] = ()
+    """Tensors that every call reads and changes in place, at the same address: parameters, say."""
+
+    @property
+    def examples(self) -> list[Tensor]:
+        """All tensors that the function depends on: the state, then the arguments."""
+        return [*self.state, *flatten(self.args)]
+
+    def copies(self) -> list[Tensor]:
+        """Return copies of the examples, for a call that must not change them."""
+        return [clone_strided(tensor) for tensor in self.examples]
+
+    def call(self, *tensors: Tensor) -> Any:  # noqa: ANN401 - whatever ``function`` returns
+        """Call the function with tensors like ``examples``."""
+        structure = ([_LEAF] * len(self.state), *structure_of(self.args))
+        return self.function(*_unflatten(structure, iter(tensors)))
+
+    def call_flat(self, *tensors: Tensor) -> list[Tensor]:
+        """Call the function with tensors like ``examples``; return the tensors of its result."""
+        return flatten((self.call(*tensors),))
+
+
+class CompiledFunction:
+    """A compiled function; call it with arguments like those of its spec."""
+
+    def __init__(self, spec: CompileSpec, run: FlatFunction, result_structure: Any) -> None:  # noqa: ANN401
+        """Wrap ``run``, the program of ``spec`` with its state bound.
+
+        ``result_structure`` is ``structure_of`` a result of the function: how results are nested.
+        """
+        self._run, self._result_structure = run, result_structure
+        self._args_structure = structure_of(spec.args)
+
+    def accepts(self, *args: Any) -> bool:  # noqa: ANN401 - nested as the function takes them
+        """Return whether ``args`` have None where the examples have."""
+        return structure_of(args) == self._args_structure
+
+    def __call__(self, *args: Any) -> Any:  # noqa: ANN401
+        """Return what the function returns."""
+        return _unflatten(self._result_structure, iter(self._run(flatten(args))))
+
+    def bind(self, *first: Any) -> Callable[..., Any]:  # noqa: ANN401
+        """Return the function of the other arguments, without the cost of flattening ``first``."""
+        flat, structure = flatten(first), self._result_structure
+        return lambda *rest: _unflatten(structure, iter(self._run(flat + flatten(rest))))
+
+
+def flatten(nested: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors in nested tuples and lists, in order; None is skipped."""
+    tensors: list[Tensor] = []
+    for part in nested:
+        if isinstance(part, _NESTED):
+            tensors.extend(flatten(part))
+        elif part is not None:
+            tensors.append(part)
+    return tensors
+
+
+def structure_of(nested: Any) -> Any:  # noqa: ANN401 - the same nest of types
+    """Return ``nested`` with a placeholder for each tensor."""
+    if isinstance(nested, _NESTED):
+        return _nest_like(nested, [structure_of(part) for part in nested])
+    return None if nested is None else _LEAF
+
+
+def _unflatten(structure: Any, tensors: Iterator[Tensor]) -> Any:  # noqa: ANN401
+    """Return ``structure`` with the next of ``tensors`` for each placeholder."""
+    if isinstance(structure, _NESTED):
+        return _nest_like(structure, [_unflatten(part, tensors) for part in structure])
+    return None if structure is None else next(tensors)
+
+
+def _nest_like(nested: Any, parts: list[Any]) -> Any:  # noqa: ANN401
+    return type(nested)(*parts) if hasattr(nested, "_fields") else type(nested)(parts)
+
+
+def layout_of(nested: Any) -> Any:  # noqa: ANN401
+    """Return what a program relies on: shapes, strides, types and devices, nested alike.
+
+    Along an axis of one, the stride is irrelevant and reported as 0.
+    """
+    if isinstance(nested, _NESTED):
+        return tuple(layout_of(part) for part in nested)
+    if nested is None:
+        return None
+    strides = [step if size > 1 else 0 for size, step in zip(nested.shape, nested.stride())]
+    return tuple(nested.shape), tuple(strides), str(nested.dtype), nested.device.type
+
+
+def clone_strided(tensor: Tensor) -> Tensor:
+    """Return a copy with the same strides, gaps included; ``clone`` would close them."""
+    return torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    ).copy_(tensor.detach())

@@ -1,0 +1,79 @@
+"""Private entry points of torch. No other module of the package uses a private torch name.
+
+They may change in any minor release, so ``pyproject.toml`` admits only the releases that were
+tested. An entry point is imported when it is first used: some of them load the compiler.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # types of the names in _ENTRY_POINTS that are subclassed or caught
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        FakeTensor,
+        FakeTensorMode,
+    )
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "DataDependentOutputException",
+    "FakeTensor",
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "missing",
+]
+
+_ENTRY_POINTS = {
+    "AOTIModelPackageLoader": "torch._C._aoti.AOTIModelPackageLoader",
+    "CppScheduling": "torch._inductor.codegen.cpp.CppScheduling",
+    "DataDependentOutputException": "torch._subclasses.fake_tensor.DataDependentOutputException",
+    "FakeTensor": "torch._subclasses.fake_tensor.FakeTensor",
+    "FakeTensorMode": "torch._subclasses.fake_tensor.FakeTensorMode",
+    "TorchDispatchMode": "torch.utils._python_dispatch.TorchDispatchMode",
+    "aot_compile": "torch._inductor.aot_compile",
+    "current_graph_task_id": "torch._C._current_graph_task_id",
+    "fused_adamw": "torch.ops.aten._fused_adamw_.tensor_lr",
+    "inductor": "torch._inductor",
+    "inductor_config": "torch._inductor.config",
+    "make_fx": "torch.fx.experimental.proxy_tensor.make_fx",
+    "outer_loop_fusion_depth": (  # replaced while a program is compiled
+        "torch._inductor.codegen.cpp.CppScheduling._get_outer_loop_fusion_depth"
+    ),
+    "package_aoti": "torch._inductor.package.package.package_aoti",
+}
+"""The name in this package, and where torch has it."""
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class, a function or a module
+    if name not in _ENTRY_POINTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = _load(_ENTRY_POINTS[name])  # found without this function from now on
+    return value
+
+
+def missing() -> list[str]:
+    """Return the entry points that the installed torch does not have."""
+    return [path for path in _ENTRY_POINTS.values() if not _exists(path)]
+
+
+def _load(path: str) -> Any:  # noqa: ANN401
+    first, *rest = path.split(".")
+    loaded, value = first, import_module(first)
+    for name in rest:
+        loaded = f"{loaded}.{name}"
+        try:
+            value = getattr(value, name) if hasattr(value, name) else import_module(loaded)
+        except ImportError:
+            version = import_module("torch").__version__
+            raise ImportError(f"torch {version} has no {path}") from None
+    return value
+
+
+def _exists(path: str) -> bool:
+    try:
+        _load(path)
+    except ImportError:
+        return False
+    return True
