@@ -41,8 +41,6 @@ def why_not_stacked(plan: Plan) -> str | None:
     strategy = resolve_memory(plan.config).memory
     if strategy.max_lanes is not None:
         return f"memory={strategy.name} trains {strategy.max_lanes} lane"
-    keys = [objective.key for objective in plan.objectives]
-    keys += [constraint.key for constraint in plan.constraints]
-    if measured := next(filter(is_measured, keys), None):
+    if measured := next(filter(is_measured, plan.quantities), None):
         return f"{measured} is measured of a process, and lanes share one"
     return None

@@ -18,7 +18,6 @@ from ppo_lab.studies.choose_executor import choose_executor
 from ppo_lab.studies.definition.plan import Plan, make_plan
 from ppo_lab.studies.results.confirmation import (
     Confirmed,
-    check_confirmation,
     confirmation_plan,
     read_confirmation,
 )
@@ -49,9 +48,7 @@ def check_study(command: DictConfig, loader: ConfigLoader) -> None:
     Raises:
         ConfigError: the study cannot run.
     """
-    plan = make_plan(command, loader)
-    check_confirmation(plan)
-    plan.check()
+    make_plan(command, loader).check()
 
 
 def run_study(command: DictConfig, loader: ConfigLoader) -> None:

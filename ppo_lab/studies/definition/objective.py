@@ -12,18 +12,8 @@ from typing import Any
 from ppo_lab.config.study import Aggregate
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = [
-    "Constraint",
-    "Objective",
-    "aggregate_seeds",
-    "check_measured",
-    "forecast_limit_gib",
-    "is_forecast",
-    "is_measured",
-    "parse_constraints",
-    "parse_objectives",
-    "quantity",
-]
+__all__ = ["Constraint", "Objective", "parse_constraints", "parse_objectives", "quantity"]
+__all__ += ["aggregate_seeds", "check_measured", "forecast_limit_gib", "is_forecast", "is_measured"]
 
 _SHORT = {  # short name to dotted key of the summary
     "peak_vram_gib": "memory.measured.reserved_gib",
@@ -31,9 +21,9 @@ _SHORT = {  # short name to dotted key of the summary
     "forecast_vram_gib": "memory.forecast.total_gib",
 }
 _OF_A_PROCESS = (
-    *("env_steps_per_s", "wall_time_s", "memory.measured.", "memory.ledger."),
-    *("time.", "pcie.", "perf."),
-)
+    "env_steps_per_s", "wall_time_s", "memory.measured.", "memory.ledger.", "time.", "pcie.",
+    "perf.",
+)  # fmt: skip
 _CUDA_ONLY = {"peak_vram_gib"}
 _SMALLER_IS_BETTER = {"peak_vram_gib", "peak_host_gib", "forecast_vram_gib", "wall_time_s"}
 _DIRECTIONS = ("maximize", "minimize")
@@ -51,11 +41,8 @@ class Objective:
 
     def value(self, summaries: Sequence[Mapping[str, Any]]) -> float | None:
         """Return the aggregate over the seeds' summaries; None if a seed lacks the number."""
-        values = [quantity(summary, self.key) for summary in summaries]
-        known = [value for value in values if value is not None]
-        if not known or len(known) < len(values):
-            return None
-        return aggregate_seeds(known, self.aggregate)
+        values = _of_seeds(summaries, self.key)
+        return aggregate_seeds(values, self.aggregate) if values else None
 
 
 @dataclass(frozen=True)
@@ -74,36 +61,45 @@ class Constraint:
 
         None if a seed lacks the number.
         """
-        values = [quantity(summary, self.key) for summary in summaries]
-        known = [self.sign * (value - self.limit) for value in values if value is not None]
-        return max(known) if known and len(known) == len(values) else None
+        values = _of_seeds(summaries, self.key)
+        return max((self.sign * (value - self.limit) for value in values), default=None)
+
+
+def _of_seeds(summaries: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """Return the number ``key`` of each seed's summary; empty if a seed lacks it."""
+    values = [quantity(summary, key) for summary in summaries]
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else []
 
 
 def quantity(summary: Mapping[str, Any], key: str) -> float | None:
     """Return the finite number ``key`` (dotted where nested) of a summary, or None."""
     value: Any = summary
-    for part in _SHORT.get(key, key).split("."):
+    for part in _path(key).split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
 
 
+def _path(key: str) -> str:
+    return _SHORT.get(key, key)
+
+
 def is_forecast(key: str) -> bool:
     """Return whether ``key`` is in a summary only where memory was forecast."""
-    return _SHORT.get(key, key).startswith("memory.forecast.")
+    return _path(key).startswith("memory.forecast.")
 
 
 def is_measured(key: str) -> bool:
     """Return whether ``key`` is measured per process, so that a lane of a stack has none."""
-    return _SHORT.get(key, key).startswith(_OF_A_PROCESS)
+    return _path(key).startswith(_OF_A_PROCESS)
 
 
 def forecast_limit_gib(constraints: Sequence[Constraint]) -> float | None:
     """Return the limit on forecast device memory, in GiB; None for no limit."""
-    key = _SHORT["forecast_vram_gib"]
-    limits = [c.limit for c in constraints if c.sign > 0 and _SHORT.get(c.key, c.key) == key]
-    return min(limits, default=None)
+    path = _path("forecast_vram_gib")
+    return min((c.limit for c in constraints if c.sign > 0 and _path(c.key) == path), default=None)
 
 
 def aggregate_seeds(values: Sequence[float], aggregate: Aggregate) -> float:
@@ -126,11 +122,7 @@ def parse_objectives(
     aggregate: Aggregate,
     num_seeds: int,
 ) -> tuple[Objective, ...]:
-    """Return a study's objectives; without ``direction`` each has its usual one.
-
-    Raises:
-        ConfigError: a key or direction is wrong, or IQM has fewer than 4 seeds.
-    """
+    """Return a study's objectives; without ``direction`` each has its usual one."""
     keys = _listed("study.objective", objective)
     if len(set(keys)) < len(keys):
         raise ConfigError("study.objective", objective, "must name each quantity once")
@@ -155,13 +147,9 @@ def parse_constraints(texts: Sequence[str]) -> tuple[Constraint, ...]:
 
     >>> parse_constraints(["peak_vram_gib <= 8"])[0].text
     'peak_vram_gib<=8'
-
-    Raises:
-        ConfigError: one is not of that form, or occurs twice.
     """
-    constraints = tuple(_parse_constraint(text) for text in texts)
-    names = [constraint.text for constraint in constraints]
-    if len(set(names)) < len(names):
+    constraints = tuple(map(_parse_constraint, texts))
+    if len({constraint.text for constraint in constraints}) < len(constraints):
         raise ConfigError("study.constraints", ", ".join(texts), "must name each limit once")
     return constraints
 
@@ -169,32 +157,26 @@ def parse_constraints(texts: Sequence[str]) -> tuple[Constraint, ...]:
 def check_measured(
     objectives: Sequence[Objective], constraints: Sequence[Constraint], *, is_cuda: bool
 ) -> None:
-    """Check that the quantities are measured on the study's device.
-
-    Raises:
-        ConfigError: one is measured on CUDA devices only.
-    """
-    for where, keys in (
-        ("study.objective", [objective.key for objective in objectives]),
-        ("study.constraints", [constraint.key for constraint in constraints]),
-    ):
-        for key in keys:
-            if key in _CUDA_ONLY and not is_cuda:
-                allowed = "is measured on CUDA devices only; forecast_vram_gib is known everywhere"
-                raise ConfigError(where, key, allowed)
+    """Raise ``ConfigError`` for a quantity that the study's device does not measure."""
+    keys = [("study.objective", objective.key) for objective in objectives]
+    keys += [("study.constraints", constraint.key) for constraint in constraints]
+    for where, key in keys:
+        if key in _CUDA_ONLY and not is_cuda:
+            allowed = "is measured on CUDA devices only; forecast_vram_gib is known everywhere"
+            raise ConfigError(where, key, allowed)
 
 
 def _parse_constraint(text: str) -> Constraint:
     match = re.fullmatch(rf"\s*({_NAME})\s*(<=|>=)\s*(\S+)\s*", text)
+    key, comparison, number = match.groups() if match else ("", "", "nan")
     try:
-        limit = float(match[3]) if match else math.nan
+        limit = float(number)
     except ValueError:
         limit = math.nan
-    if match is None or not math.isfinite(limit):
+    if not math.isfinite(limit):
         allowed = "must be a limit such as peak_vram_gib <= 8 or env_steps_per_s >= 10000"
         raise ConfigError("study.constraints", text, allowed)
-    name = f"{match[1]}{match[2]}{match[3]}"
-    return Constraint(name, match[1], 1.0 if match[2] == "<=" else -1.0, limit)
+    return Constraint(key + comparison + number, key, 1.0 if comparison == "<=" else -1.0, limit)
 
 
 def _listed(key: str, value: str | Sequence[str]) -> list[str]:

@@ -21,30 +21,19 @@ from hydra.core.override_parser.types import (
     RangeSweep,
 )
 from hydra.errors import HydraException
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial
 
 from ppo_lab.config.compose import parse
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = [
-    "Choice",
-    "Condition",
-    "Parameter",
-    "parse_override",
-    "read_conditions",
-    "read_parameter",
-    "values_of",
-]
-
+__all__ = ["Choice", "Condition", "Parameter"]
+__all__ += ["parse_override", "read_conditions", "read_parameter", "values_of"]
 
 Choice = bool | int | float | str
 """A parameter's value, of a type that Optuna's storages keep."""
+
+_MOST_VALUES = 16  # an integer with more is checked at both ends only before a study
 
 
 @dataclass(frozen=True)
@@ -59,60 +48,6 @@ class Condition:
         return self.key in params and params[self.key] in self.values
 
 
-def parse_override(key: str, text: str) -> Override:
-    """Return ``key=text`` as Hydra reads it.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        return parse(f"{key}={text}")
-    except HydraException as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise ConfigError(key, text, f"cannot be read by Hydra's grammar: {first}") from None
-
-
-def values_of(parsed: Any) -> tuple[tuple[Choice, ...], tuple[str, ...]]:  # noqa: ANN401 - Hydra's
-    """Return the values of a parsed choice or single element, and each one's text in Hydra.
-
-    The value of a list, dictionary or null is its text, since Optuna cannot store it.
-    """
-    elements: list[Any] = parsed.list if isinstance(parsed, ChoiceSweep) else [parsed]
-    texts = tuple(Override._get_value_element_as_str(element) for element in elements)
-    values = (
-        element.text
-        if isinstance(element, QuotedString)
-        else element
-        if isinstance(element, bool | int | float | str)
-        else text
-        for element, text in zip(elements, texts)
-    )
-    return tuple(values), texts
-
-
-def read_conditions(key: str, texts: str | Sequence[str]) -> tuple[Condition, ...]:
-    """Return the conditions of the parameter ``key``; all must hold.
-
-    Each is ``other=value``, or ``other=value,value`` where any of the values will do.
-
-    Raises:
-        ConfigError: one is not of that form.
-    """
-    conditions = []
-    for text in [texts] if isinstance(texts, str) else texts:
-        other, _, value = (part.strip() for part in text.partition("="))
-        parsed = parse_override(other, value) if value else None
-        if parsed is None or parsed.is_range_sweep() or parsed.is_interval_sweep():
-            allowed = "must be key=value or key=value,value of another key of the search space"
-            raise ConfigError(f"study.conditions.{key}", text, allowed)
-        conditions.append(Condition(other, values_of(parsed._value)[0]))
-    return tuple(conditions)
-
-
-_MOST_VALUES = 16
-"""An integer parameter with more values is checked at both ends only before a study."""
-
-
 @dataclass(frozen=True)
 class Parameter:
     """A key that trials vary."""
@@ -120,7 +55,7 @@ class Parameter:
     key: str
     text: str
     """The dimension as it was written."""
-    distribution: BaseDistribution
+    distribution: CategoricalDistribution | IntDistribution | FloatDistribution
     choice_texts: tuple[str, ...] = ()
     """Each choice of a categorical parameter in Hydra's grammar."""
     conditions: tuple[Condition, ...] = ()
@@ -139,7 +74,6 @@ class Parameter:
                 return trial.suggest_int(self.key, low, high, step=step, log=log)
             case CategoricalDistribution(choices=choices):
                 return cast(Choice, trial.suggest_categorical(self.key, choices))
-        raise AssertionError(self.distribution)
 
     def override(self, value: Choice) -> str:
         """Return the Hydra override ``key=value``."""
@@ -153,7 +87,6 @@ class Parameter:
         if isinstance(distribution, CategoricalDistribution):
             choices = (c for c in distribution.choices if isinstance(c, bool) == is_bool)
             return next((choice for choice in choices if choice == value), None)
-        assert isinstance(distribution, FloatDistribution | IntDistribution)
         if isinstance(value, str | bool) or not distribution.low <= value <= distribution.high:
             return None
         if distribution.step is not None:
@@ -171,98 +104,118 @@ class Parameter:
                 return tuple(range(low, high + 1, step))
             case FloatDistribution(low=low, high=high, step=float(step)):
                 first, width = Decimal(repr(low)), Decimal(repr(step))
-                return tuple(
-                    float(first + i * width) for i in range(round((high - low) / step) + 1)
-                )
+                num_values = round((high - low) / step) + 1
+                return tuple(float(first + i * width) for i in range(num_values))
         return None
 
     def probes(self) -> tuple[Choice, ...]:
         """Return values to check before a study: all choices, all of few integers, or the ends."""
-        match self.distribution:
-            case CategoricalDistribution(choices=choices):
-                return cast("tuple[Choice, ...]", choices)
-            case IntDistribution(low=low, high=high, step=step):
-                values = range(low, high + 1, step)
-                return tuple(values) if len(values) <= _MOST_VALUES else (low, high)
-            case FloatDistribution(low=low, high=high):
-                return (low, high)
-        raise AssertionError(self.distribution)
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return cast("tuple[Choice, ...]", d.choices)
+        if isinstance(d, IntDistribution) and len(range(d.low, d.high + 1, d.step)) <= _MOST_VALUES:
+            return tuple(range(d.low, d.high + 1, d.step))
+        return d.low, d.high
+
+
+def parse_override(key: str, text: str) -> Override:
+    """Return ``key=text`` as Hydra reads it; ``ConfigError`` if it cannot."""
+    try:
+        return parse(f"{key}={text}")
+    except HydraException as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ConfigError(key, text, f"cannot be read by Hydra's grammar: {first}") from None
+
+
+def values_of(parsed: Any) -> tuple[tuple[Choice, ...], tuple[str, ...]]:  # noqa: ANN401 - Hydra's
+    """Return the values of a parsed choice or single element, and each one's text in Hydra.
+
+    The value of a list, dictionary or null is its text, since Optuna cannot store it.
+    """
+    elements: list[Any] = parsed.list if isinstance(parsed, ChoiceSweep) else [parsed]
+    texts = tuple(map(Override._get_value_element_as_str, elements))
+    plain = (e.text if isinstance(e, QuotedString) else e for e in elements)
+    return tuple(e if isinstance(e, Choice) else text for e, text in zip(plain, texts)), texts
+
+
+def read_conditions(key: str, texts: str | Sequence[str]) -> tuple[Condition, ...]:
+    """Return the conditions of the parameter ``key``; all must hold.
+
+    Each is ``other=value``, or ``other=value,value`` where any of the values will do.
+    """
+    conditions = []
+    for text in [texts] if isinstance(texts, str) else texts:
+        other, _, value = (part.strip() for part in text.partition("="))
+        parsed = parse_override(other, value) if value else None
+        if parsed is None or parsed.is_range_sweep() or parsed.is_interval_sweep():
+            allowed = "must be key=value or key=value,value of another key of the search space"
+            raise ConfigError(f"study.conditions.{key}", text, allowed)
+        conditions.append(Condition(other, values_of(parsed._value)[0]))
+    return tuple(conditions)
 
 
 def read_parameter(
     key: str, text: str, default: Choice, conditions: tuple[Condition, ...] = ()
 ) -> Parameter:
-    """Return the dimension ``key: text``; ``default`` is the key's value in the base run.
-
-    Raises:
-        ConfigError: ``text`` is no dimension, or none for a key of this type.
-    """
-    parsed = _parse(key, text)
-    if isinstance(parsed, ChoiceSweep):
-        values, texts = values_of(parsed)
-        if len(set(texts)) < max(len(texts), 2):
-            raise ConfigError(key, text, "must hold two different choices or more, each once")
-        return Parameter(key, text, CategoricalDistribution(values), texts, conditions)
-    is_whole = isinstance(default, int) and not isinstance(default, bool)
-    if not (is_whole or isinstance(default, float) or default == "none"):
-        allowed = f"is no number by default ({default}); list its values in choice(...)"
-        raise ConfigError(key, text, allowed)
-    if isinstance(parsed, RangeSweep):
-        distribution = _range(key, text, parsed, is_whole=is_whole)
-    else:
-        assert isinstance(parsed, IntervalSweep)
-        distribution = _interval(key, text, parsed, is_whole=is_whole)
-    return Parameter(key, text, distribution, conditions=conditions)
-
-
-def _parse(key: str, text: str) -> ChoiceSweep | RangeSweep | IntervalSweep:
-    """Return the sweep in ``text``, its tags checked."""
+    """Return the dimension ``key: text``; ``default`` is the key's value in the base run."""
     is_interval = text.replace(" ", "").startswith(("interval(", "tag(log,interval("))
     if is_interval and "none" in text.lower():
         allowed = "an interval cannot hold none; write choice(0.1, 0.2, none)"
         raise ConfigError(key, text, allowed)
-    parsed = parse_override(key, text)._value
-    is_shuffled = isinstance(parsed, ChoiceSweep | RangeSweep) and parsed.shuffle
-    if not isinstance(parsed, ChoiceSweep | RangeSweep | IntervalSweep) or is_shuffled:
-        allowed = (
-            "must be choice(a, b), range(start, stop), interval(low, high) "
-            "or tag(log, interval(low, high))"
-        )
-        raise ConfigError(key, text, allowed)
+    parsed: Any = parse_override(key, text)._value
+    try:
+        _check_sweep(parsed)
+        if not isinstance(parsed, ChoiceSweep):
+            return Parameter(key, text, _numbers(parsed, default), conditions=conditions)
+        values, texts = values_of(parsed)
+        if len(set(texts)) < max(len(texts), 2):
+            raise ValueError("must hold two different choices or more, each once")
+    except ValueError as error:
+        raise ConfigError(key, text, str(error)) from None
+    return Parameter(key, text, CategoricalDistribution(values), texts, conditions)
+
+
+def _check_sweep(parsed: Any) -> None:  # noqa: ANN401 - Hydra's
+    is_interval = isinstance(parsed, IntervalSweep)
+    is_list = isinstance(parsed, ChoiceSweep | RangeSweep) and not parsed.shuffle
+    if not (is_interval or is_list):
+        kinds = "choice(a, b), range(start, stop), interval(low, high)"
+        raise ValueError(f"must be {kinds} or tag(log, interval(low, high))")
     if unknown := parsed.tags - {"log"}:
-        raise ConfigError(key, text, f"has an unknown tag, {min(unknown)}; the only one is log")
-    if parsed.tags and not isinstance(parsed, IntervalSweep):
-        allowed = "cannot be on a log scale; a log scale needs tag(log, interval(low, high))"
-        raise ConfigError(key, text, allowed)
-    return parsed
+        raise ValueError(f"has an unknown tag, {min(unknown)}; the only one is log")
+    if parsed.tags and not is_interval:
+        scale = "a log scale needs tag(log, interval(low, high))"
+        raise ValueError(f"cannot be on a log scale; {scale}")
 
 
-def _range(key: str, text: str, parsed: RangeSweep, *, is_whole: bool) -> BaseDistribution:
-    assert parsed.start is not None
-    assert parsed.stop is not None
-    # Decimal, because summed in binary fractions range(0.1, 0.4, 0.1) would include 0.4.
-    start, stop, step = (Decimal(repr(x)) for x in (parsed.start, parsed.stop, parsed.step))
-    num_values = math.ceil((stop - start) / step) if step else 0
-    if num_values < 2:
-        raise ConfigError(key, text, "must hold two values or more; a range excludes its stop")
-    low, high = sorted((start, start + (num_values - 1) * step))
-    if not is_whole:
-        return FloatDistribution(float(low), float(high), step=float(abs(step)))
-    if low != int(low) or step != int(step):
-        raise ConfigError(key, text, "must hold whole numbers, as the key's default is one")
-    return IntDistribution(int(low), int(high), step=int(abs(step)))
-
-
-def _interval(key: str, text: str, parsed: IntervalSweep, *, is_whole: bool) -> BaseDistribution:
+def _numbers(
+    parsed: RangeSweep | IntervalSweep, default: Choice
+) -> IntDistribution | FloatDistribution:
+    """Return the distribution of a range or an interval, of whole numbers if ``default`` is one."""
+    is_whole = isinstance(default, int) and not isinstance(default, bool)
+    if not (is_whole or isinstance(default, float) or default == "none"):
+        raise ValueError(f"is no number by default ({default}); list its values in choice(...)")
+    if isinstance(parsed, RangeSweep):
+        # Decimal, because summed in binary fractions range(0.1, 0.4, 0.1) would include 0.4.
+        start, stop, step = (Decimal(repr(x)) for x in (parsed.start, parsed.stop, parsed.step))
+        num_values = math.ceil((stop - start) / step) if step else 0
+        if num_values < 2:
+            raise ValueError("must hold two values or more; a range excludes its stop")
+        first, last = sorted((start, start + (num_values - 1) * step))
+        if not is_whole:
+            return FloatDistribution(float(first), float(last), step=float(abs(step)))
+        if first != int(first) or step != int(step):
+            raise ValueError("must hold whole numbers, as the key's default is one")
+        return IntDistribution(int(first), int(last), step=int(abs(step)))
     low, high, log = parsed.start, parsed.end, "log" in parsed.tags
     assert low is not None
     assert high is not None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ConfigError(key, text, "must go from a smaller to a larger number")
+        raise ValueError("must go from a smaller to a larger number")
     if log and (low <= 0 or (is_whole and low < 1)):
-        raise ConfigError(key, text, "must begin above 0 on a log scale")
+        raise ValueError("must begin above 0 on a log scale")
     if not is_whole:
         return FloatDistribution(low, high, log=log)
     if low != int(low) or high != int(high):
-        raise ConfigError(key, text, "must have whole numbers as ends, as the key's default is one")
+        raise ValueError("must have whole numbers as ends, as the key's default is one")
     return IntDistribution(int(low), int(high), log=log)

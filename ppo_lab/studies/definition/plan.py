@@ -35,13 +35,22 @@ from ppo_lab.studies.definition.storage_url import storage_url
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.json_files import to_jsonable
 
-__all__ = ["ATTRIBUTE", "Plan", "differences", "fingerprint", "make_plan", "refuse_change"]
+__all__ = ["ATTRIBUTE", "Plan", "differences", "make_plan", "refuse_change"]
 
 _STUDIES = Path("outputs") / "studies"
 _MOST_NAME_CHARS = 80
 _NO_PRUNER = "optuna.pruners.NopPruner"
 _PRUNED_SHARE = 0.5  # of all steps, where trials are pruned (benchmarks/results/pruning.md)
-_NOT_IN_NAME = ("sweep", "study", "study/", "study.", "hydra", "tracking", "num_threads", "device")
+_NOT_IN_NAME = ("sweep", "study", "hydra", "tracking", "num_threads", "device")
+# Keys that change where and how a run is computed and shown, not its numbers.
+_NOT_IN_FINGERPRINT = {
+    "tracking", "name", "device", "num_threads", "forecast", "forecast_format", "profile",
+    "vram_budget_gib", "vram_limit_gib",
+}  # fmt: skip
+_MOST_LINES = 12
+
+ATTRIBUTE = "fingerprint"
+"""User attribute of the study that holds its fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,11 @@ class Plan:
     """Folder of the study whose best trials this one runs again."""
 
     @property
+    def quantities(self) -> list[str]:
+        """The keys of the objectives, then of the constraints."""
+        return [o.key for o in self.objectives] + [c.key for c in self.constraints]
+
+    @property
     def marks(self) -> tuple[int, ...]:
         """Environment steps at which trials report, without the last.
 
@@ -83,21 +97,30 @@ class Plan:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The settings that make trials of this study comparable."""
-        return fingerprint(
-            self.config,
-            self.space,
-            self.objectives,
-            self.constraints,
-            num_seeds=self.study.num_seeds,
-            marks=self.marks,
-        )
+        """The settings that make trials comparable, as JSON values with their digest."""
+        run = self.config.as_dict().items()
+        content = {
+            "space": self.space.texts(),
+            "when": {  # the old name of study.conditions: kept, so that stored studies resume
+                p.key: [f"{c.key}={','.join(map(str, c.values))}" for c in p.conditions]
+                for p in self.space.parameters
+                if p.conditions
+            },
+            "objectives": [f"{goal.direction} {goal.key}" for goal in self.objectives],
+            "aggregate": self.objectives[0].aggregate,
+            "constraints": [constraint.text for constraint in self.constraints],
+            "num_seeds": self.study.num_seeds,
+            "marks": self.marks,
+            "run": {key: value for key, value in run if key not in _NOT_IN_FINGERPRINT},
+        }
+        parts: dict[str, Any] = to_jsonable(content)
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return {"sha256": digest[:16]} | parts
 
     @property
     def is_forecast(self) -> bool:
         """Whether an objective or a constraint is about forecast memory."""
-        keys = [o.key for o in self.objectives] + [c.key for c in self.constraints]
-        return any(map(is_forecast, keys))
+        return any(map(is_forecast, self.quantities))
 
     def trial_configs(self, params: Mapping[str, Choice]) -> tuple[Config, ...]:
         """Return a trial's runs, one per seed; every trial has the same seeds.
@@ -105,11 +128,10 @@ class Plan:
         A limit on forecast memory becomes their budget, so that a run above it is refused.
         """
         config = self.base.config(self.space.overrides(params))
-        limit = forecast_limit_gib(self.constraints)
-        if limit is not None:
-            is_number = isinstance(config.vram_budget_gib, float)
-            budget = min(config.vram_budget_gib, limit) if is_number else limit
-            config = replace(config, vram_budget_gib=budget)
+        if (limit := forecast_limit_gib(self.constraints)) is not None:
+            budget = config.vram_budget_gib
+            limit = min(budget, limit) if isinstance(budget, float) else limit
+            config = replace(config, vram_budget_gib=limit)
         return tuple(replace(config, seed=config.seed + i) for i in range(self.study.num_seeds))
 
     def planned_steps(self, configs: Sequence[Config]) -> int:
@@ -122,25 +144,24 @@ class Plan:
         return (*self.overrides, *self.space.overrides(params))
 
     def check(self) -> None:
-        """Check the sampler, the pruner and every corner of the space, in a second or so.
+        """Raise ``ConfigError`` unless every trial could start; takes a second or so.
 
-        Raises:
-            ConfigError: a trial could not start, or the sampler or pruner does not suit the study.
+        Checks the confirmation, the sampler, the pruner, and the runs at the corners of the space.
         """
         study, num_objectives = self.study, len(self.objectives)
+        if study.confirm.top and num_objectives > 1:
+            allowed = "a study of several objectives has a front, not a best trial; must be 0"
+            raise ConfigError("study.confirm.top", study.confirm.top, allowed)
+        if (text := self.space.texts().get("seed")) is not None:
+            raise ConfigError("seed", text, "is not searched but repeated over: study.num_seeds=3")
         check_sampler(
-            study.sampler,
-            self.space,
-            num_trials=study.num_trials,
-            starts=self.starts,
+            study.sampler, self.space, num_trials=study.num_trials, starts=self.starts,
             num_objectives=num_objectives,
-        )
+        )  # fmt: skip
         check_pruner(
-            study.pruner,
-            confidence=study.prune_confidence,
-            total_steps=self.config.total_steps,
+            study.pruner, confidence=study.prune_confidence, total_steps=self.config.total_steps,
             num_objectives=num_objectives,
-        )
+        )  # fmt: skip
         if not self._is_of_returns and study.pruner["_target_"] != _NO_PRUNER:
             allowed = "cannot be pruned by: only final_return can; use study/pruner=none"
             raise ConfigError("study.objective", study.objective, allowed)
@@ -158,23 +179,19 @@ def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
     study = OmegaConf.to_object(command.study)
     assert isinstance(study, StudyConfig)
     _check_launcher(command)
-    typed = list(command.hydra.overrides.task)
-    fixed, searched = split_overrides(typed)
+    fixed, searched = split_overrides(command.hydra.overrides.task)
     searched = {key.removeprefix("study.space."): text for key, text in searched.items()}
-    keys_fixed = {override.partition("=")[0].lstrip("+~") for override in fixed}
     texts = {key: str(text) for key, text in {**study.space, **searched}.items()}
-    texts = {key: text for key, text in texts.items() if key not in keys_fixed}
-    when = {key: condition for key, condition in study.conditions.items() if key in texts}
+    for override in fixed:
+        texts.pop(_key(override), None)
+    conditions = {key: when for key, when in study.conditions.items() if key in texts}
     replace(study, space=texts).check()
 
     base = BaseRun(Composer(loader, command, fixed))
-    space = read_space(texts, when, base)
+    space = read_space(texts, conditions, base)
     name = study.name if study.name != "auto" else _auto_name(command, fixed)
     folder = _STUDIES / name
     starts = [space.read_point(point, base) for point in study.enqueue]
-    objectives = parse_objectives(
-        study.objective, study.direction, study.aggregate, study.num_seeds
-    )
     return Plan(
         study=study,
         name=name,
@@ -184,37 +201,38 @@ def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
         config=base.config(),
         space=space,
         starts=(space.defaults(base), *starts),
-        objectives=objectives,
+        objectives=parse_objectives(
+            study.objective, study.direction, study.aggregate, study.num_seeds
+        ),
         constraints=parse_constraints(study.constraints),
-        overrides=tuple(override for override in fixed if not _is_of_study(override)),
+        overrides=tuple(override for override in fixed if not _is_of_study(_key(override))),
     )
 
 
 def _check_launcher(command: DictConfig) -> None:
     launcher = str(command.hydra.runtime.choices["hydra/launcher"])
+    allowed = (
+        "is for grids: a study starts its own trials, as results come in. Start this command "
+        "once on each machine, with study.storage=postgresql://..."
+    )
     if launcher == "stacked":
         allowed = "is for grids; for a study use study.executor=stacked"
-        raise ConfigError("hydra/launcher", launcher, allowed)
     if launcher != "basic":
-        allowed = (
-            "is for grids: a study starts its own trials, as results come in. Start this command "
-            "once on each machine, with study.storage=postgresql://..."
-        )
         raise ConfigError("hydra/launcher", launcher, allowed)
 
 
-def _is_of_study(override: str) -> bool:
-    key = override.partition("=")[0].lstrip("+~")
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _is_of_study(key: str) -> bool:
     return key in ("sweep", "study") or key.startswith(("study.", "study/"))
 
 
 def _auto_name(command: DictConfig, fixed: Sequence[str]) -> str:
     """Return the name of the sweep and the fixed overrides, as a file name."""
     parts = [str(command.hydra.runtime.choices["sweep"] or "study")]
-    for override in fixed:
-        key = override.partition("=")[0].lstrip("+~")
-        if not key.startswith(_NOT_IN_NAME):
-            parts.append(override.lstrip("+~"))
+    parts += [text.lstrip("+~") for text in fixed if not _key(text).startswith(_NOT_IN_NAME)]
     name = re.sub(r"[^A-Za-z0-9._=,+-]", "-", ",".join(parts))
     if len(name) > _MOST_NAME_CHARS:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -222,67 +240,18 @@ def _auto_name(command: DictConfig, fixed: Sequence[str]) -> str:
     return name
 
 
-ATTRIBUTE = "fingerprint"
-"""User attribute of the study that holds its fingerprint."""
-
-# Keys that change where and how a run is computed and shown, not its numbers.
-_FREE = {
-    "tracking", "name", "device", "num_threads", "forecast", "forecast_format", "profile",
-    "vram_budget_gib", "vram_limit_gib",
-}  # fmt: skip
-_MOST_LINES = 12
-
-
-def fingerprint(
-    base: Config,
-    space: Space,
-    objectives: Sequence[Objective],
-    constraints: Sequence[Constraint],
-    *,
-    num_seeds: int,
-    marks: Sequence[int],
-) -> dict[str, Any]:
-    """Return the settings that make trials comparable, as JSON values with their digest."""
-    run = {key: value for key, value in base.as_dict().items() if key not in _FREE}
-    parts: dict[str, Any] = to_jsonable(
-        {
-            "space": space.texts(),
-            "when": {  # the old name of study.conditions: kept, so that stored studies resume
-                p.key: [f"{c.key}={','.join(map(str, c.values))}" for c in p.conditions]
-                for p in space.parameters
-                if p.conditions
-            },
-            "objectives": [f"{objective.direction} {objective.key}" for objective in objectives],
-            "aggregate": objectives[0].aggregate,
-            "constraints": [constraint.text for constraint in constraints],
-            "num_seeds": num_seeds,
-            "marks": list(marks),
-            "run": run,
-        }
-    )
-    parts = json.loads(json.dumps(parts, default=str))  # as a storage returns it
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return {"sha256": digest[:16]} | parts
-
-
 def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Return a line for each setting that changed: ``space.epsilon: old -> new``."""
     old, new = dict(_flat(stored)), dict(_flat(current))
-    return [
-        f"{key}: {old.get(key, '(none)')} -> {new.get(key, '(none)')}"
-        for key in [*old, *(key for key in new if key not in old)]
-        if key != "sha256" and old.get(key, "(none)") != new.get(key, "(none)")
-    ]
+    keys = [key for key in old | new if key != "sha256"]
+    pairs = [(key, old.get(key, "(none)"), new.get(key, "(none)")) for key in keys]
+    return [f"{key}: {before} -> {after}" for key, before, after in pairs if before != after]
 
 
 def refuse_change(
     study: str, stored: Mapping[str, Any], current: Mapping[str, Any], *, allow: bool
 ) -> None:
-    """Refuse to resume a study whose new trials would not be comparable with the stored ones.
-
-    Raises:
-        ConfigError: a setting changed and ``allow`` is not set; the message lists the changes.
-    """
+    """Raise ``ConfigError`` if new trials would not be comparable with those stored, with why."""
     if allow or stored.get("sha256") == current["sha256"]:
         return
     lines = differences(stored, current)

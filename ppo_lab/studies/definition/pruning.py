@@ -36,7 +36,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial
 from scipy.special import digamma, polygamma, stdtrit
 
-__all__ = ["SPREAD", "ConfidencePruner", "SeedMeans", "Spread", "moderated", "report"]
+__all__ = ["SPREAD", "ConfidencePruner", "Spread", "moderated", "report"]
 
 SPREAD = "spread"
 """User attribute of a trial: mark to [variance of the seeds' returns, number of seeds]."""
@@ -52,20 +52,12 @@ class Spread(NamedTuple):
     num_seeds: int
 
 
-class SeedMeans(NamedTuple):
-    """A report: mean over the seeds of a trial at one mark."""
-
-    mean: float
-    standard_error: float | None
-    """Standard error of the mean, from the trial's own seeds; None for one seed."""
-
-
-def report(trial: Trial, step: int, returns: Sequence[float | None]) -> SeedMeans | None:
+def report(trial: Trial, step: int, returns: Sequence[float | None]) -> bool:
     """Report the mean of ``returns``, one per seed, at environment step ``step``.
 
-    Returns None and reports nothing while a seed has no return yet: means over fewer seeds are not
-    comparable. With several objectives Optuna neither prunes nor stores intermediate values, so
-    nothing is stored.
+    Returns False and reports nothing while a seed has no return yet, since means over fewer seeds
+    are not comparable, and with several objectives, where Optuna neither prunes nor stores
+    intermediate values.
 
     Raises:
         ValueError: a return is not finite.
@@ -73,16 +65,13 @@ def report(trial: Trial, step: int, returns: Sequence[float | None]) -> SeedMean
     known = [value for value in returns if value is not None]
     if not all(math.isfinite(value) for value in known):
         raise ValueError(f"returns must be finite, not {known}")
-    if len(known) < len(returns) or not known:
-        return None
-    mean, num_seeds = statistics.fmean(known), len(known)
-    variance = statistics.variance(known) if num_seeds > 1 else 0.0
-    if len(trial.study.directions) == 1:
-        if num_seeds > 1:
-            spreads = trial.user_attrs.get(SPREAD, {})
-            trial.set_user_attr(SPREAD, spreads | {str(step): [variance, num_seeds]})
-        trial.report(mean, step)
-    return SeedMeans(mean, math.sqrt(variance / num_seeds) if num_seeds > 1 else None)
+    if len(known) < len(returns) or not known or len(trial.study.directions) > 1:
+        return False
+    if len(known) > 1:
+        spread = {str(step): [statistics.variance(known), len(known)]}
+        trial.set_user_attr(SPREAD, trial.user_attrs.get(SPREAD, {}) | spread)
+    trial.report(statistics.fmean(known), step)
+    return True
 
 
 class ConfidencePruner(BasePruner):
@@ -90,8 +79,6 @@ class ConfidencePruner(BasePruner):
 
     def __init__(self, wrapped: BasePruner, *, confidence: float) -> None:
         """Wrap a pruner that compares trials with each other; ``confidence`` is one-sided."""
-        if not 0.5 <= confidence < 1.0:
-            raise ValueError(f"confidence must be at least 0.5 and below 1, not {confidence}")
         self.wrapped, self.confidence = wrapped, confidence
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
@@ -100,17 +87,13 @@ class ConfidencePruner(BasePruner):
         own = None if step is None else _spread(trial, step)
         if step is None or own is None:
             return bool(self.wrapped.prune(study, trial))  # Optuna returns numpy.bool
-        others = [
-            spread
-            for other in study.get_trials(deepcopy=False)
-            if other.number != trial.number and (spread := _spread(other, step)) is not None
-        ]
-        is_maximised = study.direction is StudyDirection.MAXIMIZE
+        trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        others = [spread for t in trials if (spread := _spread(t, step)) is not None]
         width = self.half_width(own, others)
-        mean = trial.intermediate_values[step]
-        view = copy.copy(trial)
-        view.intermediate_values = dict(trial.intermediate_values)
-        view.intermediate_values[step] = mean + width if is_maximised else mean - width
+        is_maximised = study.direction is StudyDirection.MAXIMIZE
+        mean, view = trial.intermediate_values[step], copy.copy(trial)
+        bound = mean + width if is_maximised else mean - width
+        view.intermediate_values = trial.intermediate_values | {step: bound}
         is_pruned = bool(self.wrapped.prune(study, view))
         _keep_means(study, trial, mean)
         return is_pruned

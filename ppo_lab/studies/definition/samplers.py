@@ -12,7 +12,8 @@ import importlib.util
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -51,13 +52,7 @@ _OF_RUN = {  # shares of a run in YAML, environment steps for Optuna
 class _EndlessGridSampler(GridSampler):
     """Optuna's grid without its call of ``study.stop``, which raises outside ``optimize``."""
 
-    def after_trial(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
+    def after_trial(self, *_: object) -> None:
         """Do nothing: a study ends at its total of trials."""
 
 
@@ -75,15 +70,12 @@ class _PrunedGpSampler(GPSampler):
         running_trials: list[FrozenTrial],
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
-        pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-        added = [
+        trials = completed_trials + [
             _as_complete(trial, completed_trials, study.directions)
-            for trial in pruned
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
             if search_space.keys() <= trial.params.keys()
         ]
-        return super()._sample_relative_impl(
-            study, [*completed_trials, *added], running_trials, search_space
-        )
+        return super()._sample_relative_impl(study, trials, running_trials, search_space)
 
 
 _OWN = {"optuna.samplers.GPSampler": f"{__name__}.{_PrunedGpSampler.__qualname__}"}
@@ -100,10 +92,9 @@ def _as_complete(
             (min if direction is StudyDirection.MAXIMIZE else max)(t.values[i] for t in complete)
             for i, direction in enumerate(directions)
         ]
-    names = complete[0].constraints
     given = copied.constraints
     copied.system_attrs = {}  # GPSampler needs the same constraints of every trial
-    for name in names:
+    for name in complete[0].constraints:
         copied.set_constraint(name, given.get(name, max(t.constraints[name] for t in complete)))
     return copied
 
@@ -121,21 +112,16 @@ def mixed_seed(seed: int, worker: str, num_trials: int) -> int:
 def build_sampler(
     node: Mapping[str, Any], *, space: Space, seed: int, worker: str, num_trials: int
 ) -> BaseSampler:
-    """Return the sampler of ``node``; ``num_trials`` is how many the study has so far.
-
-    Raises:
-        ConfigError: it is none of Optuna's, or not its arguments.
-    """
+    """Return the sampler of ``node``; ``num_trials`` is how many the study has so far."""
     name = _class_name(node, "study.sampler", _SAMPLERS)
     if "seed" in node:
         raise ConfigError("study.sampler.seed", node["seed"], "is mixed from study.seed")
-    sampler_seed = seed if name in _SHARED_SEED else mixed_seed(seed, worker, num_trials)
+    if name not in _SHARED_SEED:
+        seed = mixed_seed(seed, worker, num_trials)
     if name == "GridSampler":
         grid = {p.key: list(p.grid() or ()) for p in space.parameters}
-        return _EndlessGridSampler(grid, seed=sampler_seed)
-    sampler = _build(node, "study.sampler", _SAMPLERS, seed=sampler_seed)
-    assert isinstance(sampler, BaseSampler)
-    return sampler
+        return _EndlessGridSampler(grid, seed=seed)
+    return cast(BaseSampler, _build(node, "study.sampler", _SAMPLERS, seed=seed))
 
 
 def check_sampler(
@@ -146,12 +132,7 @@ def check_sampler(
     starts: Sequence[EnqueuedPoint],
     num_objectives: int,
 ) -> None:
-    """Check that a sampler can search ``space`` after ``starts``, which are not sampled.
-
-    Raises:
-        ConfigError: it cannot, or not in a study of this kind.
-    """
-    key = "study/sampler"
+    """Raise ``ConfigError`` unless a sampler can search ``space`` after the points ``starts``."""
     name = _class_name(node, "study.sampler", _SAMPLERS)
     if name == "CmaEsSampler":
         _check_cmaes(space, num_objectives)
@@ -162,41 +143,35 @@ def check_sampler(
         if population >= num_trials:
             allowed = f"all {num_trials} trials would be drawn at random; must be below num_trials"
             raise ConfigError("study.sampler.population_size", population, allowed)
-    elif name in {"GPSampler", "QMCSampler"} and importlib.util.find_spec("scipy") is None:
-        raise ConfigError(key, name, "needs SciPy: pip install scipy")
     build_sampler(node, space=space, seed=0, worker="", num_trials=0)
 
 
 def _check_cmaes(space: Space, num_objectives: int) -> None:
-    key = "study/sampler"
+    refusal = partial(ConfigError, "study/sampler", "cmaes")
     if importlib.util.find_spec("cmaes") is None:
-        raise ConfigError(key, "cmaes", "needs a package: pip install 'ppo_lab[cmaes]'")
+        raise refusal("needs a package: pip install 'ppo_lab[cmaes]'")
     if num_objectives > 1:
-        raise ConfigError(key, "cmaes", "has one objective only; take nsga2 or tpe")
-    numbers = [
-        p for p in space.parameters if not isinstance(p.distribution, CategoricalDistribution)
-    ]
-    if len(numbers) < 2:
-        raise ConfigError(key, "cmaes", "needs two numbers to vary or more; take tpe")
+        raise refusal("has one objective only; take nsga2 or tpe")
+    if sum(not isinstance(p.distribution, CategoricalDistribution) for p in space.parameters) < 2:
+        raise refusal("needs two numbers to vary or more; take tpe")
 
 
 def _check_grid(space: Space, num_trials: int, starts: Sequence[EnqueuedPoint]) -> None:
-    for parameter in space.parameters:
-        if parameter.grid() is None:
-            allowed = f"{parameter.key}={parameter.text} has no grid; use choice or range"
-            raise ConfigError("study/sampler", "grid", allowed)
-        if parameter.conditions:
-            allowed = f"{parameter.key} is conditional, and a grid is not; take tpe"
-            raise ConfigError("study/sampler", "grid", allowed)
+    refusal, num_points = partial(ConfigError, "study/sampler", "grid"), 1
+    for p in space.parameters:
+        if (values := p.grid()) is None:
+            raise refusal(f"{p.key}={p.text} has no grid; use choice or range")
+        if p.conditions:
+            raise refusal(f"{p.key} is conditional, and a grid is not; take tpe")
+        num_points *= len(values)
     for start in starts:
         if start.is_inside and len(start.params) < len(space.parameters):
             allowed = "sampler grid needs every key of the space in an enqueued point"
             raise ConfigError("study.enqueue", start.params, allowed)
-    assert space.num_points is not None
     num_starts = len(starts)
-    most = space.num_points + num_starts
+    most = num_points + num_starts
     if num_trials > most:
-        allowed = f"the grid has {space.num_points} points; with {num_starts} more, {most} at most"
+        allowed = f"the grid has {num_points} points; with {num_starts} more, {most} at most"
         raise ConfigError("study.num_trials", num_trials, allowed)
 
 
@@ -205,29 +180,20 @@ def build_pruner(node: Mapping[str, Any], *, confidence: float, total_steps: int
 
     ``PatientPruner`` compares a trial with itself, so it is given the means, and the pruner that it
     wraps the bounds.
-
-    Raises:
-        ConfigError: it is none of Optuna's, or not its arguments.
     """
     name = _class_name(node, "study.pruner", _PRUNERS)
     if not 0.5 <= confidence < 1.0:
         allowed = "must be at least 0.5 and below 1; one-sided"
         raise ConfigError("study.prune_confidence", confidence, allowed)
+    # Rounded down, since marks are rounded up: so a rung is decided at its own mark.
+    rest, more = dict(node), dict[str, Any]()
+    for key in _OF_RUN.keys() & node.keys():
+        more[_OF_RUN[key]] = max(int(rest.pop(key) * total_steps), 1)
     if name == "PatientPruner":
-        wrapped = node.get("wrapped_pruner")
-        inner = wrapped and build_pruner(wrapped, confidence=confidence, total_steps=total_steps)
-        rest = {key: value for key, value in node.items() if key != "wrapped_pruner"}
-        pruner = _build(rest, "study.pruner", _PRUNERS, wrapped_pruner=inner)
-    else:
-        # Rounded down, since marks are rounded up: so a rung is decided at its own mark.
-        steps = {
-            _OF_RUN[key]: max(int(value * total_steps), 1)
-            for key, value in node.items()
-            if key in _OF_RUN
-        }
-        rest = {key: value for key, value in node.items() if key not in _OF_RUN}
-        pruner = _build(rest, "study.pruner", _PRUNERS, **steps)
-    assert isinstance(pruner, BasePruner)
+        inner = rest.pop("wrapped_pruner", None)
+        build = partial(build_pruner, confidence=confidence, total_steps=total_steps)
+        more["wrapped_pruner"] = inner and build(inner)
+    pruner = cast(BasePruner, _build(rest, "study.pruner", _PRUNERS, **more))
     compares_itself = name in {"NopPruner", "PatientPruner"}
     return pruner if compares_itself else ConfidencePruner(pruner, confidence=confidence)
 
@@ -235,11 +201,7 @@ def build_pruner(node: Mapping[str, Any], *, confidence: float, total_steps: int
 def check_pruner(
     node: Mapping[str, Any], *, confidence: float, total_steps: int, num_objectives: int
 ) -> None:
-    """Check that a pruner can be built and can serve a study of ``num_objectives``.
-
-    Raises:
-        ConfigError: it cannot.
-    """
+    """Raise ``ConfigError`` unless a pruner can serve a study of ``num_objectives``."""
     name = _class_name(node, "study.pruner", _PRUNERS)
     if num_objectives > 1 and name != "NopPruner":
         allowed = (
@@ -282,11 +244,7 @@ def _check_targets(value: object, key: str, package: str) -> None:
 
 
 def _build(node: Mapping[str, Any], key: str, package: str, **more: object) -> object:
-    """Return what ``node`` describes, built with ``more`` arguments.
-
-    Raises:
-        ConfigError: a target is not of ``package``, or does not take its arguments.
-    """
+    """Return what ``node`` describes, built with ``more`` arguments."""
     _check_targets(node, key, package)
     target = _OWN.get(node["_target_"], node["_target_"])
     try:

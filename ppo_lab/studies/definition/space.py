@@ -6,12 +6,11 @@ its space are composed and checked, so that no trial is refused later.
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from optuna.trial import BaseTrial
 
@@ -29,6 +28,7 @@ from ppo_lab.utils.errors import ConfigError, closest_match
 
 __all__ = ["EnqueuedPoint", "Space", "read_space", "split_overrides"]
 
+T = TypeVar("T")
 _MOST_CORNERS = 64  # checked before a study: about a second
 
 
@@ -53,11 +53,7 @@ class Space:
 
     def sample(self, trial: BaseTrial) -> dict[str, Choice]:
         """Return the parameters of ``trial``, sampled where they are not fixed yet."""
-        params: dict[str, Choice] = {}
-        for parameter in self.parameters:
-            if parameter.is_active(params):
-                params[parameter.key] = parameter.suggest(trial)
-        return params
+        return self._choose(lambda parameter: parameter.suggest(trial))
 
     def overrides(self, params: Mapping[str, Choice]) -> list[str]:
         """Return the Hydra overrides of a trial with ``params``."""
@@ -67,29 +63,15 @@ class Space:
         """Return the text of each dimension, without spaces."""
         return {p.key: p.text.replace(" ", "") for p in self.parameters}
 
-    @property
-    def num_points(self) -> int | None:
-        """Points of the full grid; None if a parameter has infinitely many values."""
-        grids = [parameter.grid() for parameter in self.parameters]
-        return None if None in grids else math.prod(len(grid) for grid in grids if grid)
-
     def defaults(self, base: BaseRun) -> EnqueuedPoint:
         """Return the point of the base run's own values."""
-        params: dict[str, Choice] = {}
-        for parameter in self.parameters:
-            if parameter.is_active(params):
-                value = parameter.match(base.value(parameter.key))
-                if value is None:
-                    return EnqueuedPoint({}, is_inside=False)
-                params[parameter.key] = value
-        return EnqueuedPoint(params, is_inside=True)
+        params = self._choose(lambda parameter: parameter.match(base.value(parameter.key)))
+        inside = {key: value for key, value in params.items() if value is not None}
+        is_inside = len(inside) == len(params)
+        return EnqueuedPoint(inside if is_inside else {}, is_inside)
 
     def read_point(self, point: Mapping[str, object], base: BaseRun) -> EnqueuedPoint:
-        """Return an entry of ``study.enqueue``: values as on a command line; keys may be missing.
-
-        Raises:
-            ConfigError: a key or value is outside the space, or such a run could not start.
-        """
+        """Return an entry of ``study.enqueue``, checked; values as typed, keys may be missing."""
         known = {parameter.key: parameter for parameter in self.parameters}
         params: dict[str, Choice] = {}
         for key, raw in point.items():
@@ -111,12 +93,9 @@ class Space:
         return EnqueuedPoint(params, is_inside=True)
 
     def check(self, base: BaseRun) -> None:
-        """Compose and check the runs at the corners of the space.
+        """Raise ``ConfigError`` unless the runs at the corners of the space could start.
 
         Of more than 64 corners a sample: every end and every choice, not every combination.
-
-        Raises:
-            ConfigError: one of them could not start.
         """
         for params in self._corners():
             self._compose(params, base)
@@ -134,30 +113,31 @@ class Space:
             corners: list[dict[str, Choice]] = [{}]
             for p in self.parameters:
                 corners = [
-                    corner | ({p.key: value} if value is not None else {})
+                    corner | added
                     for corner in corners
-                    for value in (p.probes() if p.is_active(corner) else (None,))
+                    for added in ([{p.key: v} for v in p.probes()] if p.is_active(corner) else [{}])
                 ]
             return corners
         pick = random.Random(0)  # the same corners each time
         forced = [
             self.required(p.conditions) | {p.key: v} for p in self.parameters for v in p.probes()
         ]
-        others: list[dict[str, Choice]] = [{}] * max(_MOST_CORNERS - len(forced), 0)
-        return [
-            self._complete(params, lambda p: pick.choice(p.probes()))
-            for params in itertools.chain(forced, others)
-        ]
+        forced += [{}] * (_MOST_CORNERS - len(forced))
+        return [self._complete(params, lambda p: pick.choice(p.probes())) for params in forced]
 
     def _complete(
         self, params: Mapping[str, Choice], choose: Callable[[Parameter], Choice]
     ) -> dict[str, Choice]:
         """Return ``params`` with a value for every other active parameter."""
-        complete: dict[str, Choice] = {}
-        for p in self.parameters:
-            if p.is_active(complete):
-                complete[p.key] = params[p.key] if p.key in params else choose(p)
-        return complete
+        return self._choose(lambda p: params[p.key] if p.key in params else choose(p))
+
+    def _choose(self, value_of: Callable[[Parameter], T]) -> dict[str, T]:
+        """Return a value for each parameter that is active given the values before it."""
+        params: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if parameter.is_active(params):
+                params[parameter.key] = value_of(parameter)
+        return params
 
     def required(self, conditions: Sequence[Condition]) -> dict[str, Choice]:
         """Return values under which ``conditions`` hold."""
@@ -191,33 +171,24 @@ def read_space(
 ) -> Space:
     """Return the search space, its keys and types checked against ``base``.
 
-    Args:
-        space: Key to dimension, such as ``interval(0.1, 0.3)``.
-        when: Key to ``other=value`` or a list of such conditions.
-        base: The run that trials vary.
-
-    Raises:
-        ConfigError: a key does not exist, or a dimension or a condition cannot be used.
+    ``space`` maps a key to its dimension, such as ``interval(0.1, 0.3)``; ``when`` maps a key to
+    ``other=value`` or a list of such conditions.
     """
-    if not space:
-        raise ConfigError(
-            "study.space", "{}", "must hold a key to vary: epsilon=interval(0.05, 0.5)"
-        )
     if stray := next((key for key in when if key not in space), None):
         raise ConfigError(f"study.conditions.{stray}", when[stray], "is not in the search space")
     conditions = {key: read_conditions(key, when.get(key, ())) for key in space}
     parameters: dict[str, Parameter] = {}
-    waiting = dict(space)
-    while waiting:
+    while len(parameters) < len(space):
+        waiting = [key for key in space if key not in parameters]
         ready = [key for key in waiting if all(c.key in parameters for c in conditions[key])]
         if not ready:
-            key = next(iter(waiting))
+            key = waiting[0]
             missing = next(c.key for c in conditions[key] if c.key not in parameters)
             allowed = f"{missing} is not in the search space, or depends on this key itself"
             raise ConfigError(f"study.conditions.{key}", when[key], allowed)
         for key in ready:
-            text, earlier = str(waiting.pop(key)), Space(tuple(parameters.values()))
-            parameters[key] = _read(key, text, conditions[key], earlier, base)
+            earlier = Space(tuple(parameters.values()))
+            parameters[key] = _read(key, str(space[key]), conditions[key], earlier, base)
     return Space(tuple(parameters.values()))
 
 
@@ -229,6 +200,6 @@ def _read(
         if stray := [value for value in condition.values if other.match(value) is None]:
             allowed = f"can never hold: {condition.key} is searched in {other.text}"
             raise ConfigError(f"study.conditions.{key}", f"{condition.key}={stray[0]}", allowed)
-    required = earlier.required(conditions)
-    groups = [text for text in earlier.overrides(required) if base.is_group(text.partition("=")[0])]
-    return read_parameter(key, text, base.value(key, groups), conditions)
+    required, groups = earlier.required(conditions), base.choices()
+    chosen = [text for text in earlier.overrides(required) if text.partition("=")[0] in groups]
+    return read_parameter(key, text, base.value(key, chosen), conditions)

@@ -26,17 +26,9 @@ from ppo_lab.studies.results.trial_table import (
     rank_trials,
 )
 from ppo_lab.studies.store.database import Database
-from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.json_files import write_json
 
-__all__ = [
-    "CONFIRM_FILE",
-    "Candidate",
-    "Confirmed",
-    "check_confirmation",
-    "confirmation_plan",
-    "read_confirmation",
-]
+__all__ = ["CONFIRM_FILE", "Candidate", "Confirmed", "confirmation_plan", "read_confirmation"]
 
 CONFIRM_FILE = "confirm.json"
 _RANDOM = {"_target_": "optuna.samplers.RandomSampler"}  # every trial is enqueued with its values
@@ -101,20 +93,6 @@ class Confirmed:
         write_json(plan.folder / CONFIRM_FILE, content)
 
 
-def check_confirmation(plan: Plan) -> None:
-    """Check that a study can be confirmed as it asks to be.
-
-    Raises:
-        ConfigError: it has no single best trial, or searches over seeds.
-    """
-    if plan.study.confirm.top and len(plan.objectives) > 1:
-        allowed = "a study of several objectives has a front, not a best trial; must be 0"
-        raise ConfigError("study.confirm.top", plan.study.confirm.top, allowed)
-    if (text := plan.space.texts().get("seed")) is not None:
-        allowed = "is not searched but repeated over: study.num_seeds=3"
-        raise ConfigError("seed", text, allowed)
-
-
 def confirmation_plan(plan: Plan, study: Study, database: Database) -> Plan | None:
     """Return the plan that runs the best trials of ``study`` again; None if there are none.
 
@@ -130,13 +108,10 @@ def confirmation_plan(plan: Plan, study: Study, database: Database) -> Plan | No
         if trial.params not in (default.params, *chosen):
             chosen.append(trial.params)
     # Seeds of the search are seed, seed + 1, ...; these follow them.
-    base = plan.base.fixing(f"seed={plan.config.seed + plan.study.num_seeds}")
+    seed = f"seed={plan.config.seed + plan.study.num_seeds}"
+    base = replace(plan.base, fixed=(*plan.base.fixed, seed))
     confirm = replace(
-        plan.study,
-        num_seeds=num_seeds,
-        sampler=_RANDOM,
-        pruner=_NO_PRUNER,
-        confirm=ConfirmConfig(),
+        plan.study, num_seeds=num_seeds, sampler=_RANDOM, pruner=_NO_PRUNER, confirm=ConfirmConfig()
     )
     fresh = replace(plan, study=confirm, base=base, config=base.config(), confirms=plan.folder)
     # A search that was allowed to change is confirmed anew: earlier runs do not compare.
@@ -173,30 +148,27 @@ def read_confirmation(plan: Plan, study: Study, confirming: Plan, fresh: Study) 
     default = next((trial for trial in trials if trial.role == "baseline"), None)
     if default is None:
         return None
-    others = {trial.number: trial for trial in trials if trial is not default}
+    others = [trial for trial in trials if trial is not default]
     gains = compare_with_default(
-        {number: _returns(trial, "kept") for number, trial in others.items()},
+        {trial.number: _returns(trial, "kept") for trial in others},
         _returns(default, "kept", "over limit"),
         is_maximised=plan.objectives[0].direction == "maximize",
     )
     searched = finished_trials(study, plan.objectives)
-    candidates = {
-        number: Candidate(trial, _find(trial, searched), gains[number])
-        for number, trial in others.items()
-    }
-    ranked = sorted(candidates.values(), key=_rank)
+    candidates = [Candidate(t, _find(t, searched), gains[t.number]) for t in others]
+    candidates.sort(key=_rank)
     baseline = Candidate(default, _find(default, searched), None)
     winner: Candidate | None = baseline
     if default.label != "kept":  # then any candidate that is within limits is better
-        best = best_trial([*others.values()], plan.objectives)
-        winner = candidates[best.number] if best else None
-    elif ranked and _rank(ranked[0]) < 0:
-        winner = ranked[0]
+        best = best_trial(others, plan.objectives)
+        winner = next((c for c in candidates if c.fresh is best), None)
+    elif candidates and _rank(candidates[0]) < 0:
+        winner = candidates[0]
     first = confirming.config.seed
     return Confirmed(
         seeds=tuple(range(first, first + confirming.study.num_seeds)),
         default=baseline,
-        candidates=tuple(ranked),
+        candidates=tuple(candidates),
         winner=winner,
         num_searched=len(searched),
     )
@@ -209,10 +181,12 @@ def _returns(trial: TrialSummary, *labels: str) -> Sequence[float | None]:
 
 def _find(trial: TrialSummary, searched: Sequence[TrialSummary]) -> TrialSummary | None:
     """Return the search's first trial within limits that has the setting of ``trial``."""
-    kept = [found for found in searched if found.label == "kept"]
-    if trial.role == "baseline":  # its parameters may lie outside the space
-        return next((found for found in kept if found.role == "baseline"), None)
-    return next((found for found in kept if found.params == trial.params), None)
+    is_baseline = trial.role == "baseline"  # its parameters may lie outside the space
+    for found in searched:
+        is_same = found.role == "baseline" if is_baseline else found.params == trial.params
+        if is_same and found.label == "kept":
+            return found
+    return None
 
 
 def _rank(candidate: Candidate) -> float:

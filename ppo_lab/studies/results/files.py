@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from ppo_lab.config.compose import load
+from ppo_lab.config.run import Config
+from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.storage_url import masked
-from ppo_lab.studies.results.best_config import write_best
 from ppo_lab.studies.results.confirmation import CONFIRM_FILE
 from ppo_lab.studies.results.study_result import StudyResult
 from ppo_lab.studies.results.trial_table import TrialSummary, trial_table
 from ppo_lab.utils.json_files import atomic_write, to_jsonable, write_json
+from ppo_lab.utils.paths import CONF_DIR
 
-__all__ = ["space_of", "write_outputs"]
+__all__ = ["BEST_FILE", "run_command", "space_of", "write_outputs"]
+
+BEST_FILE = "best.yaml"
+_GROUPS = ("env", "network", "memory", "tracking")
 
 
 def write_outputs(result: StudyResult) -> None:
@@ -41,15 +52,71 @@ def write_outputs(result: StudyResult) -> None:
     if confirmed is not None and (winner := confirmed.winner) is not None:
         name = "The defaults" if winner is confirmed.default else f"Trial {winner.number}"
         seeds = f" over {len(confirmed.seeds)} fresh seeds"
-        write_best(plan, winner.fresh.params, f"{name} {_scores(plan, winner.fresh)}{seeds}.")
+        _write_best(plan, winner.fresh.params, f"{name} {_scores(plan, winner.fresh)}{seeds}.")
     elif best := result.best or next(iter(result.front), None):
         seeds = f" over {plan.study.num_seeds} seeds" if plan.study.num_seeds > 1 else ""
-        write_best(plan, best.params, f"Trial {best.number} {_scores(plan, best)}{seeds}.")
+        _write_best(plan, best.params, f"Trial {best.number} {_scores(plan, best)}{seeds}.")
 
 
 def _scores(plan: Plan, trial: TrialSummary) -> str:
     scores = [f"{objective.key} {score}" for objective, score in zip(plan.objectives, trial.scores)]
     return f"of study {plan.name}: {', '.join(scores)}"
+
+
+def run_command(folder: Path) -> str:
+    """Return the command that runs the best config in ``folder``."""
+    return f"python -m ppo_lab --config-dir {shlex.quote(str(folder))} --config-name best"
+
+
+def _write_best(plan: Plan, params: Mapping[str, Choice], title: str) -> None:
+    """Write the config of ``params`` as ``best.yaml`` under the comment ``title``.
+
+    Hydra runs it by ``--config-dir FOLDER --config-name best``. It holds the run's choice of each
+    group and the values that differ from them, so that it is short and does not need the sweep that
+    found it. Hydra must be initialised.
+    """
+    overrides = plan.space.overrides(params)
+    config, choices = plan.base.config(overrides), plan.base.choices(overrides)
+    groups = {group: choices[group] for group in _GROUPS if group in choices}
+    plain = load(compose("config", [f"{group}={name}" for group, name in groups.items()]))
+    chosen = [{f"override {group}": name} for group, name in groups.items()]
+    content = {"defaults": ["config", "_self_", *chosen]}
+    content |= _differences(_values(config), _values(plain))
+    text = f"# {title}\n# {run_command(plan.folder)}\n{OmegaConf.to_yaml(content)}"
+    _keep_own_options(groups, plan.folder)
+    atomic_write(plan.folder / BEST_FILE, text.encode())
+
+
+def _keep_own_options(groups: Mapping[str, str], folder: Path) -> None:
+    """Copy options of ``groups`` that came from ``--config-dir`` beside ``best.yaml``."""
+    search_path = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    for group, name in groups.items():
+        option = Path(group) / f"{name}.yaml"
+        own = [Path(e.path) / option for e in search_path if e.provider == "command-line"]
+        found = next(filter(Path.is_file, own), None)
+        if found is not None and not (CONF_DIR / option).is_file():
+            (folder / group).mkdir(exist_ok=True)
+            atomic_write(folder / option, found.read_bytes())
+
+
+def _values(config: Config) -> dict[str, Any]:
+    """Return the config as plain YAML values."""
+    values = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _differences(ours: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of ``ours`` that ``plain`` lacks or that differ from it."""
+    found: dict[str, Any] = {}
+    for key, value in ours.items():
+        other = plain.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            if below := _differences(value, other):
+                found[key] = below
+        elif value != other or key not in plain:
+            found[key] = value
+    return found
 
 
 def space_of(plan: Plan) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.storage_url import masked
-from ppo_lab.studies.results.best_config import BEST_FILE, run_command
-from ppo_lab.studies.results.confirmation import Candidate, Confirmed
+from ppo_lab.studies.results.confirmation import Confirmed
+from ppo_lab.studies.results.files import BEST_FILE, run_command
 from ppo_lab.studies.results.format import params_text, plain_table, score_text
-from ppo_lab.studies.results.statistics import CONFIDENCE
+from ppo_lab.studies.results.statistics import CONFIDENCE, Gain
 from ppo_lab.studies.results.study_result import StudyResult
 from ppo_lab.studies.results.trial_table import count_labels
 from ppo_lab.tracking.terminal import format_duration
@@ -44,19 +44,14 @@ def study_panel(result: StudyResult) -> RenderableType:
 
 def commands(plan: Plan) -> str:
     """Return the study's folder and the commands to copy, one per line."""
-    lines = [f"folder     {plan.folder}"]
     url = masked(plan.url)
     if plan.url.get_backend_name() == "sqlite":
-        url = f"sqlite:///{_short(Path(plan.url.database or ''))}"
-    lines.append(f"dashboard  optuna-dashboard {shlex.quote(url)}")
+        path, here = Path(plan.url.database or ""), Path.cwd()
+        url = f"sqlite:///{path.relative_to(here) if path.is_relative_to(here) else path}"
+    lines = [f"folder     {plan.folder}", f"dashboard  optuna-dashboard {shlex.quote(url)}"]
     if (plan.folder / BEST_FILE).is_file():
         lines.append(f"run best   {run_command(plan.folder)}")
     return "\n".join(lines)
-
-
-def _short(path: Path) -> Path:
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
 def _facts(result: StudyResult) -> Table:
@@ -123,15 +118,14 @@ def _confirmation(confirmed: Confirmed) -> RenderableType:
             "defaults" if is_default else f"#{candidate.number}",
             score_text(found.values[0] if found else None, None),
             fresh.scores[0] if fresh.scores else fresh.label,
-            "" if is_default else _gain_text(candidate),
+            "" if is_default else _gain_text(candidate.gain),
             Text(params_text(fresh.params)),
             style="bold" if candidate is confirmed.winner else "",
         )
     return Group(table, Text(_conclusion(confirmed)))
 
 
-def _gain_text(candidate: Candidate) -> str:
-    gain = candidate.gain
+def _gain_text(gain: Gain | None) -> str:
     return f"{gain.mean:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]" if gain else "-"
 
 

@@ -112,11 +112,7 @@ def compare_with_default(
     Intervals are Welch's t (1947, Biometrika 34:28, unequal variances) at level
     1 - (1 - CONFIDENCE) / k for k candidates (Bonferroni): all k hold together, so the winner's
     does although it was selected. Without any spread the interval is the difference itself.
-
-    Args:
-        candidates: One return per fresh seed, by candidate.
-        default: One return per fresh seed.
-        is_maximised: Whether a larger return is better.
+    ``candidates`` and ``default`` hold one return per fresh seed.
     """
     level = 1 - (1 - CONFIDENCE) / max(len(candidates), 1)
     sign = 1.0 if is_maximised else -1.0

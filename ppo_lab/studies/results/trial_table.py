@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from ppo_lab.config.study import Aggregate
 from ppo_lab.studies.definition.objective import Objective, aggregate_seeds
@@ -117,19 +117,17 @@ class TrialSummary:
 def finished_trials(study: Study, objectives: Sequence[Objective]) -> list[TrialSummary]:
     """Return the trials that count towards the study's total, in order of their numbers."""
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    return [_read(trial, objectives) for trial in study.get_trials(deepcopy=False, states=states)]
-
-
-def _read(trial: FrozenTrial, objectives: Sequence[Objective]) -> TrialSummary:
-    attrs = trial.user_attrs
-    return TrialSummary(
-        number=trial.number,
-        role=attrs.get("role", "search"),
-        params=trial.params,
-        attempts=attrs.get("attempt", 1),
-        host=(attrs.get("owner") or {}).get("host"),
-        folder=attrs.get("folder"),
-    ).with_outcome(TrialOutcome.read(trial), objectives)
+    return [
+        TrialSummary(
+            number=trial.number,
+            role=trial.user_attrs.get("role", "search"),
+            params=trial.params,
+            attempts=trial.user_attrs.get("attempt", 1),
+            host=(trial.user_attrs.get("owner") or {}).get("host"),
+            folder=trial.user_attrs.get("folder"),
+        ).with_outcome(TrialOutcome.read(trial), objectives)
+        for trial in study.get_trials(deepcopy=False, states=states)
+    ]
 
 
 def count_labels(trials: Sequence[TrialSummary]) -> dict[str, int]:

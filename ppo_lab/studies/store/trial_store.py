@@ -242,7 +242,7 @@ class TrialStore:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*already reported.*")  # a retried call
             reported = report(claim.trial, mark.step, mark.returns)
-        if reported is None or not claim.trial.should_prune():
+        if not reported or not claim.trial.should_prune():
             return None
         return f"behind other trials after {mark.step:,} steps"
 

@@ -1,10 +1,12 @@
 """Objectives, constraints and the fingerprint of a study."""
 
 import json
+from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
-from ppo_lab.config.study import Aggregate
+from ppo_lab.config.study import Aggregate, StudyConfig
 from ppo_lab.studies.definition.objective import (
     aggregate_seeds,
     check_measured,
@@ -12,7 +14,7 @@ from ppo_lab.studies.definition.objective import (
     parse_objectives,
     quantity,
 )
-from ppo_lab.studies.definition.plan import differences, fingerprint, refuse_change
+from ppo_lab.studies.definition.plan import Plan, differences, refuse_change
 from ppo_lab.studies.definition.space import read_space
 from ppo_lab.utils.errors import ConfigError
 from tests.helpers.spaces import make_base
@@ -126,14 +128,19 @@ def test_vram_is_not_measured_without_cuda():
 def fingerprint_of(*fixed, space=None, when=None, objective="final_return", num_seeds=3):
     base = make_base("network=tiny", *fixed)
     texts = space or {"epsilon": "interval(0.05, 0.5)"}
-    return fingerprint(
-        base.config(),
-        read_space(texts, when or {}, base),
-        objectives(objective),
-        parse_constraints(["wall_time_s <= 60"]),
-        num_seeds=num_seeds,
-        marks=[1000, 2000],
-    )
+    return Plan(
+        study=StudyConfig(num_seeds=num_seeds, num_reports=1),
+        name="s",
+        folder=Path("s"),
+        url=make_url("sqlite://"),
+        base=base,
+        config=base.config(),
+        space=read_space(texts, when or {}, base),
+        starts=(),
+        objectives=objectives(objective),
+        constraints=parse_constraints(["wall_time_s <= 60"]),
+        overrides=(),
+    ).fingerprint
 
 
 def test_a_fingerprint_survives_a_storage_and_does_not_depend_on_where_it_runs():

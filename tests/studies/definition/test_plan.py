@@ -71,6 +71,7 @@ def test_the_storage_is_taken_from_the_environment(monkeypatch):
         ("study.direction=up", "study.direction"),
         ("study.constraints=[peak_vram_gib]", "study.constraints"),
         ("epsilom=interval(0.1,0.2)", "epsilom"),
+        ("epsilon=0.2", "study.space"),  # fixed, so that nothing is left to vary
         ("study.enqueue=[{lr:1e-3}]", "study.enqueue.lr"),
     ],
 )

@@ -13,7 +13,6 @@ from ppo_lab.config.study import Aggregate, ConfirmConfig, StudyConfig
 from ppo_lab.studies.definition.objective import parse_constraints, parse_objectives
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.results.confirmation import (
-    check_confirmation,
     confirmation_plan,
     read_confirmation,
 )
@@ -257,13 +256,12 @@ def test_confirm_json_holds_every_return(plan, search, database):
 
 
 def test_several_objectives_cannot_be_confirmed(plan):
-    check_confirmation(plan)
     objectives = parse_objectives(["final_return", "auc_return"], None, Aggregate.mean, 3)
     with pytest.raises(ConfigError, match=r"study.confirm.top=2: a study of several objectives"):
-        check_confirmation(replace(plan, objectives=objectives))
+        replace(plan, objectives=objectives).check()
 
 
 def test_a_space_over_seeds_is_refused(plan):
     space = make_space(BASE, seed="range(1,5)")
     with pytest.raises(ConfigError, match=r"seed=range\(1,5\): .*study.num_seeds"):
-        check_confirmation(replace(plan, space=space))
+        replace(plan, space=space).check()
