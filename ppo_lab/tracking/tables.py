@@ -14,7 +14,8 @@ from rich.text import Text
 
 from ppo_lab.tracking.terminal import format_duration
 
-__all__ = ["grid_table", "override_values", "places", "reasons", "summary_panel", "varying_keys"]
+__all__ = ["grid_table", "places", "plain_table", "reasons", "summary_panel"]
+__all__ += ["override_values", "varying_keys"]
 
 _BAR_CELLS = 24
 _ABSENT = "-"
@@ -43,7 +44,7 @@ def grid_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """
     overrides = [override_values(row) for row in rows]
     varying = varying_keys(overrides) if len(rows) != 1 else [*overrides[0]]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table()
     table.add_column("#", justify="right")
     for key in varying:
         table.add_column(Text(key), overflow="fold")
@@ -53,6 +54,13 @@ def grid_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     for number, (row, values) in enumerate(zip(rows, overrides)):
         cells = [str(number), *(values.get(key, _ABSENT) for key in varying), *_result_cells(row)]
         table.add_row(*map(Text, cells), _status(row))
+    return table
+
+
+def plain_table(title: str | None = None) -> Table:
+    """Return an empty table in the project's style."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.title, table.title_justify, table.title_style = title, "left", "bold"
     return table
 
 

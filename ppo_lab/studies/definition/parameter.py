@@ -27,11 +27,14 @@ from optuna.trial import BaseTrial
 from ppo_lab.config.compose import parse
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = ["Choice", "Condition", "Parameter"]
+__all__ = ["Choice", "Condition", "Parameter", "Point"]
 __all__ += ["parse_override", "read_conditions", "read_parameter", "values_of"]
 
 Choice = bool | int | float | str
 """A parameter's value, of a type that Optuna's storages keep."""
+Point = dict[str, Choice]
+"""Values of parameters, by key."""
+Distribution = CategoricalDistribution | IntDistribution | FloatDistribution
 
 _MOST_VALUES = 16  # an integer with more is checked at both ends only before a study
 
@@ -55,9 +58,7 @@ class Parameter:
     key: str
     text: str
     """The dimension as it was written."""
-    distribution: CategoricalDistribution | IntDistribution | FloatDistribution
-    choice_texts: tuple[str, ...] = ()
-    """Each choice of a categorical parameter in Hydra's grammar."""
+    distribution: Distribution
     conditions: tuple[Condition, ...] = ()
     """A trial has the parameter only where all of them hold."""
 
@@ -77,9 +78,11 @@ class Parameter:
 
     def override(self, value: Choice) -> str:
         """Return the Hydra override ``key=value``."""
+        text = repr(value)
         if isinstance(self.distribution, CategoricalDistribution):
-            return f"{self.key}={self.choice_texts[self.distribution.choices.index(value)]}"
-        return f"{self.key}={value!r}"
+            _, texts = values_of(parse_override(self.key, self.text)._value)
+            text = texts[self.distribution.choices.index(value)]
+        return f"{self.key}={text}"
 
     def match(self, value: Choice) -> Choice | None:
         """Return ``value`` as a value of this parameter; None if it is outside the dimension."""
@@ -162,20 +165,14 @@ def read_parameter(
     if is_interval and "none" in text.lower():
         allowed = "an interval cannot hold none; write choice(0.1, 0.2, none)"
         raise ConfigError(key, text, allowed)
-    parsed: Any = parse_override(key, text)._value
+    parsed = parse_override(key, text)._value
     try:
-        _check_sweep(parsed)
-        if not isinstance(parsed, ChoiceSweep):
-            return Parameter(key, text, _numbers(parsed, default), conditions=conditions)
-        values, texts = values_of(parsed)
-        if len(set(texts)) < max(len(texts), 2):
-            raise ValueError("must hold two different choices or more, each once")
+        return Parameter(key, text, _distribution(parsed, default), conditions)
     except ValueError as error:
         raise ConfigError(key, text, str(error)) from None
-    return Parameter(key, text, CategoricalDistribution(values), texts, conditions)
 
 
-def _check_sweep(parsed: Any) -> None:  # noqa: ANN401 - Hydra's
+def _distribution(parsed: Any, default: Choice) -> Distribution:  # noqa: ANN401 - Hydra's
     is_interval = isinstance(parsed, IntervalSweep)
     is_list = isinstance(parsed, ChoiceSweep | RangeSweep) and not parsed.shuffle
     if not (is_interval or is_list):
@@ -186,30 +183,33 @@ def _check_sweep(parsed: Any) -> None:  # noqa: ANN401 - Hydra's
     if parsed.tags and not is_interval:
         scale = "a log scale needs tag(log, interval(low, high))"
         raise ValueError(f"cannot be on a log scale; {scale}")
-
-
-def _numbers(
-    parsed: RangeSweep | IntervalSweep, default: Choice
-) -> IntDistribution | FloatDistribution:
-    """Return the distribution of a range or an interval, of whole numbers if ``default`` is one."""
+    if isinstance(parsed, ChoiceSweep):
+        values, texts = values_of(parsed)
+        if len(set(texts)) < max(len(texts), 2):
+            raise ValueError("must hold two different choices or more, each once")
+        return CategoricalDistribution(values)
     is_whole = isinstance(default, int) and not isinstance(default, bool)
     if not (is_whole or isinstance(default, float) or default == "none"):
         raise ValueError(f"is no number by default ({default}); list its values in choice(...)")
-    if isinstance(parsed, RangeSweep):
-        # Decimal, because summed in binary fractions range(0.1, 0.4, 0.1) would include 0.4.
-        start, stop, step = (Decimal(repr(x)) for x in (parsed.start, parsed.stop, parsed.step))
-        num_values = math.ceil((stop - start) / step) if step else 0
-        if num_values < 2:
-            raise ValueError("must hold two values or more; a range excludes its stop")
-        first, last = sorted((start, start + (num_values - 1) * step))
-        if not is_whole:
-            return FloatDistribution(float(first), float(last), step=float(abs(step)))
-        if first != int(first) or step != int(step):
-            raise ValueError("must hold whole numbers, as the key's default is one")
-        return IntDistribution(int(first), int(last), step=int(abs(step)))
+    return (_interval if is_interval else _range)(parsed, is_whole=is_whole)
+
+
+def _range(parsed: RangeSweep, *, is_whole: bool) -> Distribution:
+    # Decimal, because summed in binary fractions range(0.1, 0.4, 0.1) would include 0.4.
+    start, stop, step = (Decimal(repr(x)) for x in (parsed.start, parsed.stop, parsed.step))
+    num_values = math.ceil((stop - start) / step) if step else 0
+    if num_values < 2:
+        raise ValueError("must hold two values or more; a range excludes its stop")
+    low, high = sorted((start, start + (num_values - 1) * step))
+    if not is_whole:
+        return FloatDistribution(float(low), float(high), step=float(abs(step)))
+    if low != int(low) or step != int(step):
+        raise ValueError("must hold whole numbers, as the key's default is one")
+    return IntDistribution(int(low), int(high), step=int(abs(step)))
+
+
+def _interval(parsed: Any, *, is_whole: bool) -> Distribution:  # noqa: ANN401 - Hydra's
     low, high, log = parsed.start, parsed.end, "log" in parsed.tags
-    assert low is not None
-    assert high is not None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError("must go from a smaller to a larger number")
     if log and (low <= 0 or (is_whole and low < 1)):

@@ -28,20 +28,21 @@ from ppo_lab.studies.definition.objective import (
     parse_constraints,
     parse_objectives,
 )
-from ppo_lab.studies.definition.parameter import Choice
+from ppo_lab.studies.definition.parameter import Choice, Point
 from ppo_lab.studies.definition.samplers import check_pruner, check_sampler
-from ppo_lab.studies.definition.space import EnqueuedPoint, Space, read_space, split_overrides
+from ppo_lab.studies.definition.space import Space, read_space, split_overrides
 from ppo_lab.studies.definition.storage_url import storage_url
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.json_files import to_jsonable
 
-__all__ = ["ATTRIBUTE", "Plan", "differences", "make_plan", "refuse_change"]
+__all__ = ["ATTRIBUTE", "Plan", "differences", "make_plan"]
 
 _STUDIES = Path("outputs") / "studies"
 _MOST_NAME_CHARS = 80
 _NO_PRUNER = "optuna.pruners.NopPruner"
 _PRUNED_SHARE = 0.5  # of all steps, where trials are pruned (benchmarks/results/pruning.md)
-_NOT_IN_NAME = ("sweep", "study", "hydra", "tracking", "num_threads", "device")
+_OF_STUDY = ("sweep", "study")
+_NOT_IN_NAME = (*_OF_STUDY, "hydra", "tracking", "num_threads", "device")
 # Keys that change where and how a run is computed and shown, not its numbers.
 _NOT_IN_FINGERPRINT = {
     "tracking", "name", "device", "num_threads", "forecast", "forecast_format", "profile",
@@ -66,8 +67,9 @@ class Plan:
     config: Config
     """The base run."""
     space: Space
-    starts: tuple[EnqueuedPoint, ...]
-    """Points run before any is sampled: the defaults, then those of ``study.enqueue``."""
+    starts: tuple[Point | None, ...]
+    """Parameters of the first trials: the defaults (None if outside the space), then those of
+    ``study.enqueue``, where missing ones are sampled."""
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
     overrides: tuple[str, ...]
@@ -122,6 +124,23 @@ class Plan:
         """Whether an objective or a constraint is about forecast memory."""
         return any(map(is_forecast, self.quantities))
 
+    def refuse_change(self, stored: Mapping[str, Any]) -> None:
+        """Raise ``ConfigError`` if new trials would not be comparable with the stored ones.
+
+        ``stored`` is the fingerprint of the study's first start; the message lists the changes.
+        """
+        current = self.fingerprint
+        if self.study.allow_change or stored.get("sha256") == current["sha256"]:
+            return
+        lines = differences(stored, current)
+        shown = "".join(f"\n  {line}" for line in lines[:_MOST_LINES])
+        rest = f"\n  and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else ""
+        allowed = (
+            "began with other settings; restore them, choose another study.name, "
+            f"or mix unlike trials with study.allow_change=true:{shown}{rest}"
+        )
+        raise ConfigError("study.name", self.name, allowed)
+
     def trial_configs(self, params: Mapping[str, Choice]) -> tuple[Config, ...]:
         """Return a trial's runs, one per seed; every trial has the same seeds.
 
@@ -154,14 +173,8 @@ class Plan:
             raise ConfigError("study.confirm.top", study.confirm.top, allowed)
         if (text := self.space.texts().get("seed")) is not None:
             raise ConfigError("seed", text, "is not searched but repeated over: study.num_seeds=3")
-        check_sampler(
-            study.sampler, self.space, num_trials=study.num_trials, starts=self.starts,
-            num_objectives=num_objectives,
-        )  # fmt: skip
-        check_pruner(
-            study.pruner, confidence=study.prune_confidence, total_steps=self.config.total_steps,
-            num_objectives=num_objectives,
-        )  # fmt: skip
+        check_sampler(study, self.space, self.starts, num_objectives)
+        check_pruner(study, self.config.total_steps, num_objectives)
         if not self._is_of_returns and study.pruner["_target_"] != _NO_PRUNER:
             allowed = "cannot be pruned by: only final_return can; use study/pruner=none"
             raise ConfigError("study.objective", study.objective, allowed)
@@ -205,7 +218,7 @@ def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
             study.objective, study.direction, study.aggregate, study.num_seeds
         ),
         constraints=parse_constraints(study.constraints),
-        overrides=tuple(override for override in fixed if not _is_of_study(_key(override))),
+        overrides=tuple(text for text in fixed if not _key(text).startswith(_OF_STUDY)),
     )
 
 
@@ -225,10 +238,6 @@ def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _is_of_study(key: str) -> bool:
-    return key in ("sweep", "study") or key.startswith(("study.", "study/"))
-
-
 def _auto_name(command: DictConfig, fixed: Sequence[str]) -> str:
     """Return the name of the sweep and the fixed overrides, as a file name."""
     parts = [str(command.hydra.runtime.choices["sweep"] or "study")]
@@ -246,22 +255,6 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
     keys = [key for key in old | new if key != "sha256"]
     pairs = [(key, old.get(key, "(none)"), new.get(key, "(none)")) for key in keys]
     return [f"{key}: {before} -> {after}" for key, before, after in pairs if before != after]
-
-
-def refuse_change(
-    study: str, stored: Mapping[str, Any], current: Mapping[str, Any], *, allow: bool
-) -> None:
-    """Raise ``ConfigError`` if new trials would not be comparable with those stored, with why."""
-    if allow or stored.get("sha256") == current["sha256"]:
-        return
-    lines = differences(stored, current)
-    shown = "".join(f"\n  {line}" for line in lines[:_MOST_LINES])
-    rest = f"\n  and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else ""
-    allowed = (
-        "began with other settings; restore them, choose another study.name, "
-        f"or mix unlike trials with study.allow_change=true:{shown}{rest}"
-    )
-    raise ConfigError("study.name", study, allowed)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -25,8 +25,10 @@ from optuna.samplers import BaseSampler, GPSampler, GridSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from ppo_lab.config.study import StudyConfig
+from ppo_lab.studies.definition.parameter import Point
 from ppo_lab.studies.definition.pruning import ConfidencePruner
-from ppo_lab.studies.definition.space import EnqueuedPoint, Space
+from ppo_lab.studies.definition.space import Space
 from ppo_lab.utils.errors import ConfigError, closest_match
 
 __all__ = ["build_pruner", "build_sampler", "check_pruner", "check_sampler", "mixed_seed"]
@@ -125,14 +127,13 @@ def build_sampler(
 
 
 def check_sampler(
-    node: Mapping[str, Any],
+    study: StudyConfig,
     space: Space,
-    *,
-    num_trials: int,
-    starts: Sequence[EnqueuedPoint],
+    starts: Sequence[Point | None],
     num_objectives: int,
 ) -> None:
-    """Raise ``ConfigError`` unless a sampler can search ``space`` after the points ``starts``."""
+    """Raise ``ConfigError`` unless the sampler can search ``space`` after the points ``starts``."""
+    node, num_trials = study.sampler, study.num_trials
     name = _class_name(node, "study.sampler", _SAMPLERS)
     if name == "CmaEsSampler":
         _check_cmaes(space, num_objectives)
@@ -156,7 +157,7 @@ def _check_cmaes(space: Space, num_objectives: int) -> None:
         raise refusal("needs two numbers to vary or more; take tpe")
 
 
-def _check_grid(space: Space, num_trials: int, starts: Sequence[EnqueuedPoint]) -> None:
+def _check_grid(space: Space, num_trials: int, starts: Sequence[Point | None]) -> None:
     refusal, num_points = partial(ConfigError, "study/sampler", "grid"), 1
     for p in space.parameters:
         if (values := p.grid()) is None:
@@ -165,9 +166,9 @@ def _check_grid(space: Space, num_trials: int, starts: Sequence[EnqueuedPoint]) 
             raise refusal(f"{p.key} is conditional, and a grid is not; take tpe")
         num_points *= len(values)
     for start in starts:
-        if start.is_inside and len(start.params) < len(space.parameters):
+        if start is not None and len(start) < len(space.parameters):
             allowed = "sampler grid needs every key of the space in an enqueued point"
-            raise ConfigError("study.enqueue", start.params, allowed)
+            raise ConfigError("study.enqueue", start, allowed)
     num_starts = len(starts)
     most = num_points + num_starts
     if num_trials > most:
@@ -198,18 +199,16 @@ def build_pruner(node: Mapping[str, Any], *, confidence: float, total_steps: int
     return pruner if compares_itself else ConfidencePruner(pruner, confidence=confidence)
 
 
-def check_pruner(
-    node: Mapping[str, Any], *, confidence: float, total_steps: int, num_objectives: int
-) -> None:
-    """Raise ``ConfigError`` unless a pruner can serve a study of ``num_objectives``."""
-    name = _class_name(node, "study.pruner", _PRUNERS)
+def check_pruner(study: StudyConfig, total_steps: int, num_objectives: int) -> None:
+    """Raise ``ConfigError`` unless the pruner can serve a study of ``num_objectives``."""
+    name = _class_name(study.pruner, "study.pruner", _PRUNERS)
     if num_objectives > 1 and name != "NopPruner":
         allowed = (
             "Optuna prunes by one objective only; use study/pruner=none, or make the others "
             "constraints: study.constraints=[peak_vram_gib <= 8]"
         )
         raise ConfigError("study/pruner", name, allowed)
-    build_pruner(node, confidence=confidence, total_steps=total_steps)
+    build_pruner(study.pruner, confidence=study.prune_confidence, total_steps=total_steps)
 
 
 def _class_name(node: Mapping[str, Any], key: str, package: str) -> str:

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from optuna.trial import BaseTrial
 
@@ -19,6 +19,7 @@ from ppo_lab.studies.definition.parameter import (
     Choice,
     Condition,
     Parameter,
+    Point,
     parse_override,
     read_conditions,
     read_parameter,
@@ -26,19 +27,9 @@ from ppo_lab.studies.definition.parameter import (
 )
 from ppo_lab.utils.errors import ConfigError, closest_match
 
-__all__ = ["EnqueuedPoint", "Space", "read_space", "split_overrides"]
+__all__ = ["Space", "read_space", "split_overrides"]
 
-T = TypeVar("T")
 _MOST_CORNERS = 64  # checked before a study: about a second
-
-
-class EnqueuedPoint(NamedTuple):
-    """A point of the space to run before any is sampled."""
-
-    params: dict[str, Choice]
-    """For ``study.enqueue_trial``; missing parameters are sampled."""
-    is_inside: bool
-    """Whether the point lies in the space. If not, the trial is kept from samplers."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,7 @@ class Space:
         """Return the parameter ``key``."""
         return next(parameter for parameter in self.parameters if parameter.key == key)
 
-    def sample(self, trial: BaseTrial) -> dict[str, Choice]:
+    def sample(self, trial: BaseTrial) -> Point:
         """Return the parameters of ``trial``, sampled where they are not fixed yet."""
         return self._choose(lambda parameter: parameter.suggest(trial))
 
@@ -63,17 +54,15 @@ class Space:
         """Return the text of each dimension, without spaces."""
         return {p.key: p.text.replace(" ", "") for p in self.parameters}
 
-    def defaults(self, base: BaseRun) -> EnqueuedPoint:
-        """Return the point of the base run's own values."""
+    def defaults(self, base: BaseRun) -> Point | None:
+        """Return the parameters of the base run itself; None if it lies outside the space."""
         params = self._choose(lambda parameter: parameter.match(base.value(parameter.key)))
-        inside = {key: value for key, value in params.items() if value is not None}
-        is_inside = len(inside) == len(params)
-        return EnqueuedPoint(inside if is_inside else {}, is_inside)
+        return None if None in params.values() else params
 
-    def read_point(self, point: Mapping[str, object], base: BaseRun) -> EnqueuedPoint:
+    def read_point(self, point: Mapping[str, object], base: BaseRun) -> Point:
         """Return an entry of ``study.enqueue``, checked; values as typed, keys may be missing."""
         known = {parameter.key: parameter for parameter in self.parameters}
-        params: dict[str, Choice] = {}
+        params: Point = {}
         for key, raw in point.items():
             if key not in known:
                 close = closest_match(key, known)
@@ -90,7 +79,7 @@ class Space:
                 allowed = "has no effect where its condition does not hold; see study.conditions"
                 raise ConfigError(f"study.enqueue.{key}", value, allowed)
         self._compose(self._complete(params, lambda p: _default(p, base)), base)
-        return EnqueuedPoint(params, is_inside=True)
+        return params
 
     def check(self, base: BaseRun) -> None:
         """Raise ``ConfigError`` unless the runs at the corners of the space could start.
@@ -108,9 +97,9 @@ class Space:
             allowed = f"{error.allowed} (in the search space at {' '.join(overrides)})"
             raise ConfigError(error.key, str(error.value), allowed) from None
 
-    def _corners(self) -> list[dict[str, Choice]]:
+    def _corners(self) -> list[Point]:
         if math.prod(len(p.probes()) for p in self.parameters) <= _MOST_CORNERS:
-            corners: list[dict[str, Choice]] = [{}]
+            corners: list[Point] = [{}]
             for p in self.parameters:
                 corners = [
                     corner | added
@@ -125,13 +114,11 @@ class Space:
         forced += [{}] * (_MOST_CORNERS - len(forced))
         return [self._complete(params, lambda p: pick.choice(p.probes())) for params in forced]
 
-    def _complete(
-        self, params: Mapping[str, Choice], choose: Callable[[Parameter], Choice]
-    ) -> dict[str, Choice]:
+    def _complete(self, params: Point, choose: Callable[[Parameter], Choice]) -> Point:
         """Return ``params`` with a value for every other active parameter."""
         return self._choose(lambda p: params[p.key] if p.key in params else choose(p))
 
-    def _choose(self, value_of: Callable[[Parameter], T]) -> dict[str, T]:
+    def _choose(self, value_of: Callable[[Parameter], Choice | None]) -> dict[str, Any]:
         """Return a value for each parameter that is active given the values before it."""
         params: dict[str, Any] = {}
         for parameter in self.parameters:
@@ -139,9 +126,9 @@ class Space:
                 params[parameter.key] = value_of(parameter)
         return params
 
-    def required(self, conditions: Sequence[Condition]) -> dict[str, Choice]:
+    def required(self, conditions: Sequence[Condition]) -> Point:
         """Return values under which ``conditions`` hold."""
-        required: dict[str, Choice] = {}
+        required: Point = {}
         for condition in conditions:
             required |= self.required(self[condition.key].conditions)
             required[condition.key] = condition.values[0]

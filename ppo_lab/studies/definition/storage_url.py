@@ -31,7 +31,11 @@ def storage_url(storage: str, folder: Path) -> URL:
     if url.get_backend_name() == "sqlite" and url.database:
         return url
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
-        _check_driver(url)
+        try:
+            import psycopg  # noqa: F401
+        except ImportError:
+            allowed = "needs a driver: pip install 'ppo_lab[postgres]'"
+            raise ConfigError(key, masked(url), allowed) from None
         return url.set(drivername="postgresql+psycopg")
     raise ConfigError(key, masked(url), allowed)
 
@@ -39,11 +43,3 @@ def storage_url(storage: str, folder: Path) -> URL:
 def masked(url: URL) -> str:
     """Return ``url`` without its password, for files and messages."""
     return url.set(query={}).render_as_string(hide_password=True)
-
-
-def _check_driver(url: URL) -> None:
-    try:
-        import psycopg  # noqa: F401
-    except ImportError:
-        allowed = "needs a driver: pip install 'ppo_lab[postgres]'"
-        raise ConfigError("study.storage", masked(url), allowed) from None

@@ -24,8 +24,9 @@ from ppo_lab.studies.display.events import (
     TrialReported,
 )
 from ppo_lab.studies.display.progress import StudyProgress
-from ppo_lab.studies.results.format import number_text, plain_table, score_text
+from ppo_lab.studies.results.format import number_text, score_text
 from ppo_lab.studies.results.trial_table import TrialSummary
+from ppo_lab.tracking.tables import plain_table
 
 __all__ = ["LiveTable", "draw"]
 

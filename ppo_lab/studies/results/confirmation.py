@@ -17,7 +17,6 @@ from optuna.study import Study
 
 from ppo_lab.config.study import ConfirmConfig
 from ppo_lab.studies.definition.plan import Plan
-from ppo_lab.studies.definition.space import EnqueuedPoint
 from ppo_lab.studies.results.statistics import CONFIDENCE, Gain, compare_with_default
 from ppo_lab.studies.results.trial_table import (
     TrialSummary,
@@ -105,7 +104,7 @@ def confirmation_plan(plan: Plan, study: Study, database: Database) -> Plan | No
     default = plan.starts[0]
     chosen: list[Mapping[str, Any]] = []
     for trial in rank_trials(finished_trials(study, plan.objectives), plan.objectives[0]):
-        if trial.params not in (default.params, *chosen):
+        if trial.params not in (default or {}, *chosen):
             chosen.append(trial.params)
     # Seeds of the search are seed, seed + 1, ...; these follow them.
     seed = f"seed={plan.config.seed + plan.study.num_seeds}"
@@ -126,7 +125,7 @@ def confirmation_plan(plan: Plan, study: Study, database: Database) -> Plan | No
         study=replace(confirm, num_trials=1 + len(points)),
         name=name,
         folder=plan.folder / "confirm" / f"{num_seeds}_seeds-{digest}",
-        starts=(default, *(EnqueuedPoint(dict(point), is_inside=True) for point in points)),
+        starts=(default, *map(dict, points)),
     )
 
 

@@ -99,11 +99,9 @@ def _keep_own_options(groups: Mapping[str, str], folder: Path) -> None:
             atomic_write(folder / option, found.read_bytes())
 
 
-def _values(config: Config) -> dict[str, Any]:
+def _values(config: Config) -> Any:  # noqa: ANN401 - of OmegaConf
     """Return the config as plain YAML values."""
-    values = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
 
 
 def _differences(ours: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,41 +6,30 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
-__all__ = ["number_text", "params_text", "plain_table", "score_text"]
+__all__ = ["number_text", "params_text", "score_text"]
 
 
-def number_text(value: float) -> str:
-    """Return ``value`` with three or four digits and thousands separators.
+def number_text(value: float, like: float | None = None) -> str:
+    """Return ``value`` with thousands separators and three or four digits, or those of ``like``.
 
     Example:
-        >>> number_text(12345.6), number_text(9.876)
-        ('12,346', '9.88')
+        >>> number_text(12345.6), number_text(9.876), number_text(9.876, like=12.0)
+        ('12,346', '9.88', '9.9')
     """
-    return _with_decimals(value, _num_decimals(value))
+    size = abs(value if like is None else like)
+    if size >= 1000 or size == 0:
+        num_decimals = 0
+    else:
+        num_decimals = 1 if size >= 10 else 2 - math.floor(math.log10(size))
+    return f"{value:,.{num_decimals}f}" if num_decimals <= 5 else f"{value:.3g}"
 
 
 def score_text(value: float | None, half_width: float | None) -> str:
     """Return ``value ± half_width`` with the same decimals, ``-`` for an unknown value."""
     if value is None:
         return "-"
-    num_decimals = _num_decimals(value)
-    text = _with_decimals(value, num_decimals)
-    return text if half_width is None else f"{text} ± {_with_decimals(half_width, num_decimals)}"
-
-
-def _num_decimals(value: float) -> int:
-    """Return the decimals that leave about three digits: 0 from 1000 on, 1 from 10 on."""
-    size = abs(value)
-    if size >= 1000 or size == 0:
-        return 0
-    return 1 if size >= 10 else 2 - math.floor(math.log10(size))
-
-
-def _with_decimals(value: float, num_decimals: int) -> str:
-    return f"{value:,.{num_decimals}f}" if num_decimals <= 5 else f"{value:.3g}"
+    text = number_text(value)
+    return text if half_width is None else f"{text} ± {number_text(half_width, like=value)}"
 
 
 def params_text(params: Mapping[str, Any]) -> str:
@@ -48,17 +37,4 @@ def params_text(params: Mapping[str, Any]) -> str:
     return " ".join(
         f"{key.rpartition('.')[2]}={f'{value:.3g}' if isinstance(value, float) else value}"
         for key, value in params.items()
-    )
-
-
-def plain_table(title: str | None = None) -> Table:
-    """Return an empty table in the project's style."""
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
     )

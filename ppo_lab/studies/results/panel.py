@@ -15,10 +15,11 @@ from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.storage_url import masked
 from ppo_lab.studies.results.confirmation import Confirmed
 from ppo_lab.studies.results.files import BEST_FILE, run_command
-from ppo_lab.studies.results.format import params_text, plain_table, score_text
+from ppo_lab.studies.results.format import params_text, score_text
 from ppo_lab.studies.results.statistics import CONFIDENCE, Gain
 from ppo_lab.studies.results.study_result import StudyResult
 from ppo_lab.studies.results.trial_table import count_labels
+from ppo_lab.tracking.tables import plain_table
 from ppo_lab.tracking.terminal import format_duration
 
 __all__ = ["commands", "study_panel"]

@@ -23,7 +23,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ppo_lab.studies.definition.parameter import Choice
-from ppo_lab.studies.definition.plan import ATTRIBUTE, Plan, refuse_change
+from ppo_lab.studies.definition.plan import ATTRIBUTE, Plan
 from ppo_lab.studies.definition.pruning import report
 from ppo_lab.studies.definition.samplers import build_pruner, build_sampler
 from ppo_lab.studies.store.database import Database
@@ -77,9 +77,7 @@ class TrialStore:
             self.study = self._open()
             is_new = ATTRIBUTE not in self.study.user_attrs
             if not is_new:
-                stored = self.study.user_attrs[ATTRIBUTE]
-                allow = plan.study.allow_change
-                refuse_change(plan.name, stored, plan.fingerprint, allow=allow)
+                plan.refuse_change(self.study.user_attrs[ATTRIBUTE])
             worker = str(self.study.user_attrs.get("num_parents", 0))
             trials = self.study.get_trials(deepcopy=False)
             self.study.sampler = build_sampler(
@@ -122,10 +120,10 @@ class TrialStore:
         has_baseline = any(trial.user_attrs.get("role") == "baseline" for trial in trials)
         enqueued = [trial.system_attrs.get("fixed_params") for trial in trials]
         for index, start in enumerate(self._plan.starts):
-            if not (start.params in enqueued if index else has_baseline):
+            if not (start in enqueued if index else has_baseline):
                 role = "start" if index else "baseline"
-                attrs = {"role": role, "is_inside": start.is_inside}
-                self.study.enqueue_trial(start.params, user_attrs=attrs)
+                attrs = {"role": role, "is_inside": start is not None}
+                self.study.enqueue_trial(start or {}, user_attrs=attrs)
 
     @property
     def is_stopped(self) -> bool:

@@ -14,7 +14,7 @@ from ppo_lab.studies.definition.objective import (
     parse_objectives,
     quantity,
 )
-from ppo_lab.studies.definition.plan import Plan, differences, refuse_change
+from ppo_lab.studies.definition.plan import Plan, differences
 from ppo_lab.studies.definition.space import read_space
 from ppo_lab.utils.errors import ConfigError
 from tests.helpers.spaces import make_base
@@ -125,12 +125,14 @@ def test_vram_is_not_measured_without_cuda():
         check_measured(objectives("peak_vram_gib"), [], is_cuda=False)
 
 
-def fingerprint_of(*fixed, space=None, when=None, objective="final_return", num_seeds=3):
+def plan_with(
+    *fixed, space=None, when=None, objective="final_return", num_seeds=3, allow_change=False
+):
     base = make_base("network=tiny", *fixed)
     texts = space or {"epsilon": "interval(0.05, 0.5)"}
     return Plan(
-        study=StudyConfig(num_seeds=num_seeds, num_reports=1),
-        name="s",
+        study=StudyConfig(num_seeds=num_seeds, num_reports=1, allow_change=allow_change),
+        name="clip",
         folder=Path("s"),
         url=make_url("sqlite://"),
         base=base,
@@ -140,7 +142,11 @@ def fingerprint_of(*fixed, space=None, when=None, objective="final_return", num_
         objectives=objectives(objective),
         constraints=parse_constraints(["wall_time_s <= 60"]),
         overrides=(),
-    ).fingerprint
+    )
+
+
+def fingerprint_of(*fixed, **settings):
+    return plan_with(*fixed, **settings).fingerprint
 
 
 def test_a_fingerprint_survives_a_storage_and_does_not_depend_on_where_it_runs():
@@ -150,7 +156,7 @@ def test_a_fingerprint_survives_a_storage_and_does_not_depend_on_where_it_runs()
     assert elsewhere == first
     respaced = fingerprint_of(space={"epsilon": "interval(0.05,0.5)"})
     assert respaced == first
-    refuse_change("s", first, elsewhere, allow=False)
+    plan_with("num_threads=1").refuse_change(first)
 
 
 @pytest.mark.parametrize(
@@ -166,14 +172,14 @@ def test_a_fingerprint_survives_a_storage_and_does_not_depend_on_where_it_runs()
     ],
 )  # fmt: skip
 def test_a_change_is_refused_with_its_lines_unless_it_is_allowed(change, line):
-    first, changed = fingerprint_of(), fingerprint_of(**change)
-    assert differences(first, changed) == [line]
+    first, changed = fingerprint_of(), plan_with(**change)
+    assert differences(first, changed.fingerprint) == [line]
     with pytest.raises(ConfigError) as refused:
-        refuse_change("clip", first, changed, allow=False)
+        changed.refuse_change(first)
     assert refused.value.key == "study.name"
     assert line in str(refused.value)
     assert "study.allow_change=true" in str(refused.value)
-    refuse_change("clip", first, changed, allow=True)
+    plan_with(**change, allow_change=True).refuse_change(first)
 
 
 def test_a_changed_base_run_is_a_change():
@@ -190,6 +196,6 @@ def test_a_changed_condition_is_a_change():
 
 
 def test_a_long_list_of_changes_is_cut():
-    first, changed = fingerprint_of(), fingerprint_of("env=halfcheetah", "gamma=0.9", "seed=7")
+    changed = plan_with("env=halfcheetah", "gamma=0.9", "seed=7")
     with pytest.raises(ConfigError, match=r"and \d+ more"):
-        refuse_change("clip", first, changed, allow=False)
+        changed.refuse_change(fingerprint_of())

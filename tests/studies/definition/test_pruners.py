@@ -7,6 +7,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from ppo_lab.config.study import StudyConfig
 from ppo_lab.studies.definition.pruning import ConfidencePruner, report
 from ppo_lab.studies.definition.samplers import build_pruner, check_pruner
 from ppo_lab.utils.errors import ConfigError
@@ -92,7 +93,7 @@ def test_nothing_is_pruned_in_the_warm_up():
 @pytest.mark.parametrize("path", PRUNERS, ids=lambda path: path.stem)
 def test_several_objectives_allow_no_pruner_but_none(path):
     def check():
-        check_pruner(node(path), confidence=0.95, total_steps=1000, num_objectives=2)
+        check_pruner(StudyConfig(pruner=node(path)), total_steps=1000, num_objectives=2)
 
     if path.stem == "none":
         check()
@@ -114,14 +115,15 @@ def test_several_objectives_allow_no_pruner_but_none(path):
 )  # fmt: skip
 def test_only_optunas_own_pruners_are_built(wrong, reason):
     with pytest.raises(ConfigError) as refused:
-        check_pruner(wrong, confidence=0.95, total_steps=1000, num_objectives=1)
+        check_pruner(StudyConfig(pruner=wrong), total_steps=1000, num_objectives=1)
     assert reason in str(refused.value)
 
 
 @pytest.mark.parametrize("confidence", [0.4, 1.0])
 def test_a_confidence_that_is_none_is_refused(confidence):
+    study = StudyConfig(pruner=pruner_node("median"), prune_confidence=confidence)
     with pytest.raises(ConfigError, match=r"at least 0.5 and below 1"):
-        check_pruner(pruner_node("median"), confidence=confidence, total_steps=10, num_objectives=1)
+        check_pruner(study, total_steps=10, num_objectives=1)
 
 
 def test_the_bound_is_shown_inside_patience_and_nowhere_without_comparison():

@@ -7,13 +7,10 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from ppo_lab.config.study import StudyConfig
 from ppo_lab.studies.definition import samplers
-from ppo_lab.studies.definition.samplers import (
-    build_sampler,
-    check_sampler,
-    mixed_seed,
-)
-from ppo_lab.studies.definition.space import EnqueuedPoint, read_space
+from ppo_lab.studies.definition.samplers import build_sampler, check_sampler, mixed_seed
+from ppo_lab.studies.definition.space import read_space
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 from tests.helpers.spaces import make_base
@@ -22,7 +19,7 @@ SAMPLERS = sorted((CONF_DIR / "study" / "sampler").glob("*.yaml"))
 
 
 GP = {"_target_": "optuna.samplers.GPSampler"}
-OUTSIDE = EnqueuedPoint({}, is_inside=False)
+OUTSIDE = None
 
 
 def node(path):
@@ -56,6 +53,10 @@ def build(node, space, worker="w", num_trials=0, seed=1):
     return build_sampler(node, space=space, seed=seed, worker=worker, num_trials=num_trials)
 
 
+def check(node, space, num_trials, starts=(OUTSIDE,), num_objectives=1):
+    check_sampler(StudyConfig(sampler=node, num_trials=num_trials), space, starts, num_objectives)
+
+
 def run(sampler, space, num_trials):
     study = optuna.create_study(sampler=sampler, direction="maximize")
     for _ in range(num_trials):
@@ -84,7 +85,7 @@ def test_every_sampler_searches_without_a_warning(path, finite, mixed):
         pytest.skip("the package cmaes is not installed")
     space = finite if path.stem == "grid" else mixed
     num_trials = 13 if path.stem == "gp" else 24  # of which 10 are random; a fit takes a while
-    check_sampler(node(path), space, num_trials=24, starts=[OUTSIDE], num_objectives=1)
+    check(node(path), space, 24)
     study = run(build(node(path), space), space, num_trials)
     assert all(trial.state is TrialState.COMPLETE for trial in study.trials)
     assert len({tuple(trial.params.items()) for trial in study.trials}) > num_trials - 4
@@ -211,7 +212,7 @@ def test_workers_share_one_quasi_random_sequence(mixed):
 )  # fmt: skip
 def test_only_optunas_own_samplers_are_built(mixed, wrong, reason):
     with pytest.raises(ConfigError) as refused:
-        check_sampler(wrong, mixed, num_trials=10, starts=[OUTSIDE], num_objectives=1)
+        check(wrong, mixed, 10)
     assert reason in str(refused.value)
 
 
@@ -235,11 +236,9 @@ def test_a_sampler_that_does_not_suit_the_study_is_refused(
     base, monkeypatch, name, space, num_trials, num_objectives, reason
 ):
     monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: object())
+    searched, starts = read_space(space, {}, base), [OUTSIDE] * 2
     with pytest.raises(ConfigError) as refused:
-        check_sampler(
-            sampler_node(name), read_space(space, {}, base),
-            num_trials=num_trials, starts=[OUTSIDE] * 2, num_objectives=num_objectives,
-        )  # fmt: skip
+        check(sampler_node(name), searched, num_trials, starts, num_objectives)
     assert reason in str(refused.value)
 
 
@@ -250,20 +249,16 @@ def test_a_conditional_space_has_no_grid(base):
         base,
     )
     with pytest.raises(ConfigError, match="num_epochs is conditional"):
-        check_sampler(sampler_node("grid"), space, num_trials=4, starts=[OUTSIDE], num_objectives=1)
+        check(sampler_node("grid"), space, 4)
 
 
 def test_a_grid_needs_complete_points_to_start_from(finite):
-    part = EnqueuedPoint({"epsilon": 0.1}, is_inside=True)
+    part = {"epsilon": 0.1}
     with pytest.raises(ConfigError, match="every key of the space"):
-        check_sampler(
-            sampler_node("grid"), finite, num_trials=4, starts=[OUTSIDE, part], num_objectives=1
-        )
+        check(sampler_node("grid"), finite, 4, [OUTSIDE, part])
 
 
 def test_a_missing_package_is_named_before_the_study(mixed, monkeypatch):
     monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"ppo_lab\[cmaes\]"):
-        check_sampler(
-            sampler_node("cmaes"), mixed, num_trials=5, starts=[OUTSIDE], num_objectives=1
-        )
+        check(sampler_node("cmaes"), mixed, 5)

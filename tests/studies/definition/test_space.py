@@ -4,7 +4,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from ppo_lab.studies.definition.space import EnqueuedPoint, read_space, split_overrides
+from ppo_lab.studies.definition.space import read_space, split_overrides
 from ppo_lab.utils.errors import ConfigError
 from tests.helpers.spaces import make_base, make_space
 
@@ -225,40 +225,37 @@ def test_the_defaults_are_the_base_configs_values(base):
     space = make_space(
         base, epsilon="interval(0.05, 0.5)", memory="choice(co_resident, shared_trunk)"
     )
-    assert space.defaults(base) == EnqueuedPoint(
-        {"epsilon": 0.2, "memory": "co_resident"}, is_inside=True
-    )
+    assert space.defaults(base) == {"epsilon": 0.2, "memory": "co_resident"}
 
 
 @pytest.mark.parametrize("epsilon", ["none", "0.7"])
 def test_defaults_outside_the_space_say_so(epsilon):
     base = make_base(f"epsilon={epsilon}")
     space = make_space(base, epsilon="interval(0.05, 0.5)")
-    assert space.defaults(base) == EnqueuedPoint({}, is_inside=False)
+    assert space.defaults(base) is None
 
 
 def test_none_is_a_default_where_the_space_offers_it():
     base = make_base("epsilon=none")
     space = make_space(base, epsilon="choice(0.1, none)")
-    assert space.defaults(base) == EnqueuedPoint({"epsilon": "none"}, is_inside=True)
+    assert space.defaults(base) == {"epsilon": "none"}
 
 
 def test_a_default_between_the_steps_of_a_range_is_outside(base):
-    assert not make_space(base, epsilon="range(0.1, 0.5, 0.2)").defaults(base).is_inside
+    assert make_space(base, epsilon="range(0.1, 0.5, 0.2)").defaults(base) is None
     inside = make_space(base, epsilon="range(0.1, 0.4, 0.1)").defaults(base)
-    assert inside.params == {"epsilon": 0.2}
+    assert inside == {"epsilon": 0.2}
 
 
 def test_a_starting_point_may_leave_keys_out_and_is_checked(base):
     space = read_space({**CONDITIONAL, "epsilon": "choice(0.1, 0.2, none)"}, PINNED, base)
-    assert space.read_point({"epsilon": None}, base).params == {"epsilon": "none"}
-    assert space.read_point({"epsilon": 0.1, "memory": "co_resident"}, base).params == {
-        "epsilon": 0.1,
-        "memory": "co_resident",
-    }
-    assert space.read_point({"memory": "offloaded_optimizer"}, base).is_inside
-    pinned = {"memory": "offloaded_optimizer", "memory.pin_memory": True}
-    assert space.read_point(pinned, base).params == pinned
+    assert space.read_point({"epsilon": None}, base) == {"epsilon": "none"}
+    for point in (
+        {"epsilon": 0.1, "memory": "co_resident"},
+        {"memory": "offloaded_optimizer"},
+        {"memory": "offloaded_optimizer", "memory.pin_memory": True},
+    ):
+        assert space.read_point(point, base) == point
 
 
 @pytest.mark.parametrize(

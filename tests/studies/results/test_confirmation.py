@@ -116,9 +116,7 @@ def confirmed(plan, search, database, *others, default=(200.0, 200.0, 210.0, 190
 def test_the_best_settings_run_again_beside_the_defaults(plan, search, database):
     # Not the defaults a second time, no setting twice, nothing beyond a limit, nothing pruned.
     again = confirmation_plan(plan, search, database)
-    assert [start.params for start in again.starts] == [
-        {"epsilon": 0.2}, {"epsilon": 0.1}, {"epsilon": 0.3}
-    ]  # fmt: skip
+    assert again.starts == ({"epsilon": 0.2}, {"epsilon": 0.1}, {"epsilon": 0.3})
     assert again.study.num_trials == 3
     assert re.fullmatch(r"search\.confirm-4-[0-9a-f]{4}", again.name)
     assert again.folder.parent == plan.folder / "confirm"
@@ -164,7 +162,7 @@ def test_settings_that_have_run_stay_when_the_search_goes_on(plan, search, datab
         fresh.enqueue_trial({"epsilon": epsilon}, user_attrs={"role": role})
     add(search, 0.45, [500.0])
     again = confirmation_plan(plan, search, database)
-    assert [start.params["epsilon"] for start in again.starts] == [0.2, 0.1, 0.3, 0.45]
+    assert [start["epsilon"] for start in again.starts] == [0.2, 0.1, 0.3, 0.45]
     assert again.study.num_trials == 4
 
 

@@ -11,7 +11,6 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from ppo_lab.studies.definition.space import EnqueuedPoint
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy
@@ -207,7 +206,7 @@ def test_a_start_that_is_added_to_a_study_runs_next_and_once(open_store, plan):
     first = open_store()
     for number in range(2):
         first.finish(first.claim(), finished(number, 1.0, 1.0))
-    starts = (*plan.starts, EnqueuedPoint({"epsilon": 0.3}, is_inside=True))
+    starts = (*plan.starts, {"epsilon": 0.3})
     second = open_store(starts=starts)
     added = second.claim()
     assert (added.number, added.role, added.params) == (2, "start", {"epsilon": 0.3})
