@@ -68,13 +68,12 @@ class Parameter:
 
     def suggest(self, trial: BaseTrial) -> Choice:
         """Return the trial's value; Optuna samples it where it is not fixed yet."""
-        match self.distribution:
-            case FloatDistribution(low=low, high=high, log=log, step=step):
-                return trial.suggest_float(self.key, low, high, step=step, log=log)
-            case IntDistribution(low=low, high=high, log=log, step=step):
-                return trial.suggest_int(self.key, low, high, step=step, log=log)
-            case CategoricalDistribution(choices=choices):
-                return cast(Choice, trial.suggest_categorical(self.key, choices))
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return cast(Choice, trial.suggest_categorical(self.key, d.choices))
+        if isinstance(d, IntDistribution):
+            return trial.suggest_int(self.key, d.low, d.high, step=d.step, log=d.log)
+        return trial.suggest_float(self.key, d.low, d.high, step=d.step, log=d.log)
 
     def override(self, value: Choice) -> str:
         """Return the Hydra override ``key=value``."""
@@ -86,30 +85,29 @@ class Parameter:
 
     def match(self, value: Choice) -> Choice | None:
         """Return ``value`` as a value of this parameter; None if it is outside the dimension."""
-        distribution, is_bool = self.distribution, isinstance(value, bool)
-        if isinstance(distribution, CategoricalDistribution):
-            choices = (c for c in distribution.choices if isinstance(c, bool) == is_bool)
-            return next((choice for choice in choices if choice == value), None)
-        if isinstance(value, str | bool) or not distribution.low <= value <= distribution.high:
+        d, is_bool = self.distribution, isinstance(value, bool)
+        if isinstance(d, CategoricalDistribution):
+            same = (c for c in d.choices if c == value and isinstance(c, bool) == is_bool)
+            return next(same, None)
+        if isinstance(value, str | bool) or not d.low <= value <= d.high:
             return None
-        if distribution.step is not None:
-            num_steps = (value - distribution.low) / distribution.step
-            if not math.isclose(num_steps, round(num_steps), abs_tol=1e-8):
-                return None
-        return int(value) if isinstance(distribution, IntDistribution) else float(value)
+        num_steps = 0.0 if d.step is None else (value - d.low) / d.step
+        if not math.isclose(num_steps, round(num_steps), abs_tol=1e-8):
+            return None
+        return int(value) if isinstance(d, IntDistribution) else float(value)
 
     def grid(self) -> tuple[Choice, ...] | None:
         """Return all values; None for an interval of real numbers or on a log scale."""
-        match self.distribution:
-            case CategoricalDistribution(choices=choices):
-                return cast("tuple[Choice, ...]", choices)
-            case IntDistribution(low=low, high=high, step=step, log=False):
-                return tuple(range(low, high + 1, step))
-            case FloatDistribution(low=low, high=high, step=float(step)):
-                first, width = Decimal(repr(low)), Decimal(repr(step))
-                num_values = round((high - low) / step) + 1
-                return tuple(float(first + i * width) for i in range(num_values))
-        return None
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return cast("tuple[Choice, ...]", d.choices)
+        if d.log or d.step is None:
+            return None
+        if isinstance(d, IntDistribution):
+            return tuple(range(d.low, d.high + 1, d.step))
+        low, step = Decimal(repr(d.low)), Decimal(repr(d.step))
+        num_values = round((d.high - d.low) / d.step) + 1
+        return tuple(float(low + i * step) for i in range(num_values))
 
     def probes(self) -> tuple[Choice, ...]:
         """Return values to check before a study: all choices, all of few integers, or the ends."""

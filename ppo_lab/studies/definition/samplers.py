@@ -111,10 +111,9 @@ def mixed_seed(seed: int, worker: str, num_trials: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-def build_sampler(
-    node: Mapping[str, Any], *, space: Space, seed: int, worker: str, num_trials: int
-) -> BaseSampler:
-    """Return the sampler of ``node``; ``num_trials`` is how many the study has so far."""
+def build_sampler(study: StudyConfig, space: Space, worker: str, num_trials: int) -> BaseSampler:
+    """Return the sampler of ``worker``; ``num_trials`` is how many the study has so far."""
+    node, seed = study.sampler, study.seed
     name = _class_name(node, "study.sampler", _SAMPLERS)
     if "seed" in node:
         raise ConfigError("study.sampler.seed", node["seed"], "is mixed from study.seed")
@@ -144,7 +143,7 @@ def check_sampler(
         if population >= num_trials:
             allowed = f"all {num_trials} trials would be drawn at random; must be below num_trials"
             raise ConfigError("study.sampler.population_size", population, allowed)
-    build_sampler(node, space=space, seed=0, worker="", num_trials=0)
+    build_sampler(study, space, worker="", num_trials=0)
 
 
 def _check_cmaes(space: Space, num_objectives: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna.study import Study
@@ -17,14 +17,8 @@ from ppo_lab.studies.results.format import params_text, score_text
 from ppo_lab.studies.results.statistics import half_width
 from ppo_lab.studies.store.outcome import TrialOutcome
 
-__all__ = [
-    "TrialSummary",
-    "best_trial",
-    "count_labels",
-    "finished_trials",
-    "rank_trials",
-    "trial_table",
-]
+__all__ = ["TrialSummary", "finished_trials", "trial_table"]
+__all__ += ["best_trial", "count_labels", "rank_trials"]
 
 _MEASURED = ("env_steps_per_s", "peak_vram_gib", "wall_time_s")
 
@@ -57,12 +51,8 @@ class TrialSummary:
     """The first objective's, one per seed."""
     half_width: float | None = None
     """Half the first objective's interval over seeds."""
-    violations: Mapping[str, float] = field(default_factory=dict)
-    """By constraint; <= 0 is satisfied."""
-    seeds: Sequence[Mapping[str, Any]] = ()
-    """``TrialOutcome.seeds``."""
-    measured: Mapping[str, Any] = field(default_factory=dict)
-    """``TrialOutcome.measured``."""
+    outcome: TrialOutcome | None = None
+    """How it ended; None while it runs."""
     attempts: int = 1
     host: str | None = None
     folder: str | None = None
@@ -79,9 +69,7 @@ class TrialSummary:
             values=tuple(outcome.values or [None] * len(objectives)),
             seed_values=seed_values,
             half_width=half_width(seed_values, first.aggregate),
-            violations=outcome.violations,
-            seeds=seeds,
-            measured=outcome.measured,
+            outcome=outcome,
             # The last iteration of a finished trial may end short of total_steps.
             step=self.total_steps if outcome.status == "finished" else steps,
             # A crashed trial has no seeds: it keeps its last progress.
@@ -153,18 +141,19 @@ def best_trial(
 
 
 def trial_table(plan: Plan, trials: Sequence[TrialSummary]) -> list[dict[str, Any]]:
-    """Return one flat row per trial, all with the same columns; None where nothing is known."""
+    """Return one flat row per ended trial, all with the same columns; None for what is unknown."""
     names = [objective.key for objective in plan.objectives]
     params = [parameter.key for parameter in plan.space.parameters]
-    limits = list(dict.fromkeys(name for trial in trials for name in trial.violations))
+    ended = [(trial, trial.outcome) for trial in trials if trial.outcome is not None]
+    limits = list(dict.fromkeys(name for _, outcome in ended for name in outcome.violations))
     return [
         {"trial": t.number, "outcome": t.label, "reason": t.reason, "role": t.role}
         | dict(zip(names, t.values))
-        | {f"{names[0]}_half_width": t.half_width, "num_seeds": len(t.seeds)}
+        | {f"{names[0]}_half_width": t.half_width, "num_seeds": len(end.seeds)}
         | {key: t.params.get(key) for key in params}
-        | {key: t.measured.get(key) for key in _MEASURED}
-        | {f"violation of {name}": t.violations.get(name) for name in limits}
+        | {key: end.measured.get(key) for key in _MEASURED}
+        | {f"violation of {name}": end.violations.get(name) for name in limits}
         | {"attempts": t.attempts, "host": t.host, "folder": t.folder}
-        | {"wandb": " ".join(str(seed["wandb"]) for seed in t.seeds if seed.get("wandb")) or None}
-        for t in trials
+        | {"wandb": " ".join(str(seed["wandb"]) for seed in end.seeds if seed.get("wandb")) or None}
+        for t, end in ended
     ]

@@ -80,13 +80,7 @@ class TrialStore:
                 plan.refuse_change(self.study.user_attrs[ATTRIBUTE])
             worker = str(self.study.user_attrs.get("num_parents", 0))
             trials = self.study.get_trials(deepcopy=False)
-            self.study.sampler = build_sampler(
-                plan.study.sampler,
-                space=plan.space,
-                seed=plan.study.seed,
-                worker=worker,
-                num_trials=len(trials),
-            )
+            self.study.sampler = build_sampler(plan.study, plan.space, worker, len(trials))
             self._enqueue_starts(trials)
             if is_new:
                 self.study.set_user_attr("versions", versions())

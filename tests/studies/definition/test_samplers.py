@@ -50,7 +50,7 @@ def mixed(base):
 
 
 def build(node, space, worker="w", num_trials=0, seed=1):
-    return build_sampler(node, space=space, seed=seed, worker=worker, num_trials=num_trials)
+    return build_sampler(StudyConfig(sampler=node, seed=seed), space, worker, num_trials)
 
 
 def check(node, space, num_trials, starts=(OUTSIDE,), num_objectives=1):
