@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,35 +16,12 @@ from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.forecast.summary import out_of_memory_line
 from ppo_lab.runner.run_record import RunOutput, RunRecorder, Status
 from ppo_lab.tracking import Progress
-from ppo_lab.training.scores import History
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.provenance import git_state, machine, versions
 
-__all__ = ["GroupView", "RunGroup", "one_line"]
+__all__ = ["RunGroup", "one_line"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class GroupView:
-    """Snapshot of a run group after an iteration; its runs are counted from 0."""
-
-    trainer: Trainer
-    lanes: Sequence[int]
-    """One per run."""
-
-    @property
-    def iteration(self) -> int:
-        """Iterations that the runs have completed."""
-        return self.trainer.lane_iteration(self.lanes[0])
-
-    def config(self, run: int) -> Config:
-        """Return a run's config."""
-        return self.trainer.configs[self.lanes[run]]
-
-    def history(self, run: int) -> History:
-        """Return a run's curve so far; ``diverged`` in it is the reason if it has diverged."""
-        return self.trainer.history(self.lanes[run])
 
 
 class RunGroup:
@@ -56,7 +32,7 @@ class RunGroup:
         configs: Sequence[Config],
         outputs: Sequence[RunOutput],
         *,
-        should_stop: Callable[[GroupView], str | None] | None = None,
+        should_stop: Callable[[Trainer, Sequence[int]], str | None] | None = None,
         on_finish: Callable[[list[dict[str, Any]]], None] | None = None,
         planned_steps: int | None = None,
     ) -> None:
@@ -65,7 +41,8 @@ class RunGroup:
         Args:
             configs: One per run.
             outputs: One per run.
-            should_stop: Called after every iteration; a reason ends all runs as ``pruned``.
+            should_stop: Called after every iteration with the trainer and the lane of each run;
+                a reason ends all runs as ``pruned``.
             on_finish: Called with the summaries when the runs have ended and are on disk.
             planned_steps: Environment steps of all groups of the study or grid, which decide
                 whether compiling pays; by default those of ``configs``.

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Status(Enum):
-    """How a run ended."""
+    """How a run ended, from best to worst."""
 
     finished = "finished"
     pruned = "pruned"  # stopped before its last step

@@ -12,7 +12,7 @@ from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory, vram_l
 from ppo_lab.devices.pcie import measure_bus
 from ppo_lab.forecast.budget import over_budget
 from ppo_lab.forecast.counting import counted_trainer
-from ppo_lab.runner.group import GroupView, RunGroup, one_line
+from ppo_lab.runner.group import RunGroup, one_line
 from ppo_lab.runner.queue import GroupQueue
 from ppo_lab.runner.run_record import RunRecorder, Status
 from ppo_lab.tracking import Progress, Record, Terminal
@@ -194,8 +194,7 @@ class Stack:
 
     def _finish_if_ended(self, group: RunGroup, trainer: Trainer) -> None:
         """Finish a group that has a reason to stop or whose runs have all ended."""
-        view = GroupView(trainer, group.lanes)
-        reason = group.should_stop(view) if group.should_stop else None
+        reason = group.should_stop(trainer, group.lanes) if group.should_stop else None
         if reason is None and not all(map(trainer.has_ended, group.lanes)):
             return
         group.conclude(trainer, reason)

@@ -104,8 +104,8 @@ def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> Endin
             ending, confirmed = _confirm(plan, study, runner)
     finally:
         if ending is not Ending.storage_lost:
-            result = runner.call("read", lambda: read_study(plan, study, confirmed))
-            runner.call("write", lambda: write_outputs(result))
+            result = runner.call("read", read_study, plan, study, confirmed)
+            runner.call("write", write_outputs, result)
             _show(result)
             if runner.had_work and not interrupts.is_urgent:
                 _track(result)
@@ -115,13 +115,13 @@ def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> Endin
 
 def _confirm(plan: Plan, study: Study, runner: StudyRunner) -> tuple[Ending, Confirmed | None]:
     """Run the best trials again with fresh seeds; return the result once it is complete."""
-    confirming = runner.call("read", lambda: confirmation_plan(plan, study, runner.database))
+    confirming = runner.call("read", confirmation_plan, plan, study, runner.database)
     if confirming is None:
         return Ending.complete, None
     ending, fresh = runner.run(confirming)
     if ending is not Ending.complete:
         return ending, None
-    return ending, runner.call("read", lambda: read_confirmation(plan, study, confirming, fresh))
+    return ending, runner.call("read", read_confirmation, plan, study, confirming, fresh)
 
 
 def _track(result: StudyResult) -> None:

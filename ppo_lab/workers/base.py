@@ -16,16 +16,9 @@ from typing import Any
 from ppo_lab.config.run import Config
 
 __all__ = [
-    "Decision",
-    "Exited",
-    "Reported",
-    "Task",
-    "TrialProgress",
-    "TrialReport",
-    "WorkerEvent",
-    "WorkerMessage",
+    "Cancel", "Decision", "Exited", "Task", "TrialProgress", "TrialReport", "WorkerEvent",
     "WorkerPool",
-]
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +55,7 @@ class Task:
 class TrialProgress:
     """Worker to scheduler, about twice a second: the current state of a trial."""
 
+    number: int
     step: int
     """Environment steps of the seed that is furthest behind."""
     returns: tuple[float | None, ...]
@@ -74,34 +68,9 @@ class TrialProgress:
 class TrialReport:
     """Worker to scheduler: every seed of a trial has passed ``step``, one of its report steps."""
 
+    number: int
     step: int
     returns: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Scheduler to worker: the answer to the report at ``step``."""
-
-    step: int
-    stop: str | None
-    """The reason to stop the trial; None to continue."""
-
-
-@dataclass(frozen=True)
-class WorkerMessage:
-    """Scheduler to worker: concerns a task that the worker has."""
-
-    number: int
-    decision: Decision | None
-    """None to stop the task now."""
-
-
-@dataclass(frozen=True)
-class Reported:
-    """A running task sent a message."""
-
-    number: int
-    message: TrialReport | TrialProgress
 
 
 @dataclass(frozen=True)
@@ -113,7 +82,24 @@ class Exited:
     """Negative: killed by that signal."""
 
 
-WorkerEvent = Reported | Exited
+@dataclass(frozen=True)
+class Decision:
+    """Scheduler to worker: the answer to the report at ``step``."""
+
+    number: int
+    step: int
+    stop: str | None
+    """The reason to stop the trial; None to continue."""
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Pool to worker: stop a task now."""
+
+    number: int
+
+
+WorkerEvent = TrialProgress | TrialReport | Exited
 
 
 class WorkerPool(ABC):
@@ -132,8 +118,8 @@ class WorkerPool(ABC):
         """
 
     @abstractmethod
-    def send(self, number: int, decision: Decision) -> None:
-        """Send a decision to a task; ignored if the task has ended."""
+    def send(self, decision: Decision) -> None:
+        """Send a decision to its task; ignored if the task has ended."""
 
     @abstractmethod
     def wait(self, timeout_s: float) -> list[WorkerEvent]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from ppo_lab.config.lanes import stack_key
 from ppo_lab.utils.forkserver import start_server
-from ppo_lab.workers.base import Decision, Exited, Task, WorkerEvent, WorkerMessage, WorkerPool
+from ppo_lab.workers.base import Cancel, Decision, Exited, Task, WorkerEvent, WorkerPool
 from ppo_lab.workers.worker import worker_main
 
 __all__ = ["ProcessPool"]
@@ -111,11 +111,8 @@ class ProcessPool(WorkerPool):
         theirs.close()
         self._workers[index] = _WorkerHandle(process, ours)
 
-    def send(self, number: int, decision: Decision) -> None:
-        """Send a decision to a task; ignored if the task has ended."""
-        self._send(WorkerMessage(number, decision))
-
-    def _send(self, message: WorkerMessage) -> None:
+    def send(self, message: Decision | Cancel) -> None:
+        """Send a decision to its task; ignored if the task has ended."""
         if (worker := self._worker_of(message.number)) is not None:
             _send(worker, message)
 
@@ -183,7 +180,7 @@ def _terminate(worker: _WorkerHandle) -> None:
         worker.process.terminate()
 
 
-def _send(worker: _WorkerHandle, message: Task | WorkerMessage) -> None:
+def _send(worker: _WorkerHandle, message: Task | Decision | Cancel) -> None:
     """Send to a worker; if it is ending, the exits of its tasks are the next events."""
     try:
         if not worker.connection.closed:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppo_lab.config.run import Config
-from ppo_lab.workers.base import Task, WorkerMessage
+from ppo_lab.workers.base import Cancel, Task
 from ppo_lab.workers.processes import ProcessPool
 from ppo_lab.workers.resources import choose_lanes, choose_num_workers
 
@@ -50,7 +50,7 @@ class StackedPool(ProcessPool):
 
     def stop(self, number: int) -> None:
         """Stop a task after the current iteration; the others of its stack continue."""
-        self._send(WorkerMessage(number, None))
+        self.send(Cancel(number))
 
 
 def make_stacked_pool(

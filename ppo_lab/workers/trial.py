@@ -7,7 +7,8 @@ import logging
 import select
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,13 +16,14 @@ from omegaconf import OmegaConf
 
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import resolve_memory
-from ppo_lab.runner.group import GroupView, RunGroup
+from ppo_lab.runner.group import RunGroup
+from ppo_lab.runner.result import Result, worst_status
 from ppo_lab.runner.run_record import RunOutput
 from ppo_lab.runner.stack import Stack
 from ppo_lab.tracking import Terminal
+from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.json_files import atomic_write
-from ppo_lab.workers.base import Decision, Reported, Task, TrialProgress, TrialReport
-from ppo_lab.workers.result import Result, worst_status
+from ppo_lab.workers.base import Decision, Task, TrialProgress, TrialReport
 
 __all__ = ["Mailbox", "TaskRun"]
 
@@ -35,11 +37,9 @@ _PROGRESS_INTERVAL_S = 0.5
 class Mailbox:
     """A trial's part of the pipe between its worker and the pool."""
 
-    def __init__(
-        self, number: int, connection: Connection, read: Callable[[float], bool] | None
-    ) -> None:
-        """Send for trial ``number``; ``read`` waits for a message, None where nothing may wait."""
-        self._number, self._connection, self._read = number, connection, read
+    def __init__(self, connection: Connection, read: Callable[[float], bool] | None) -> None:
+        """``read`` waits for a message; None where nothing may wait."""
+        self._connection, self._read = connection, read
         self.decisions: deque[Decision] = deque()
         """Received, but not used yet."""
 
@@ -50,7 +50,7 @@ class Mailbox:
 
     def send(self, message: TrialReport | TrialProgress) -> None:
         """Send ``message`` to the scheduler."""
-        self._connection.send(Reported(self._number, message))
+        self._connection.send(message)
 
     def receive(self, wait_s: float = 0.0) -> Decision | None:
         """Return the next decision; None if there is none within ``wait_s``."""
@@ -80,18 +80,15 @@ class TaskRun:
         first = len(self.summaries)
         size = self._configs[0].memory.max_lanes or len(self._configs)
         configs = self._configs[first : first + size]
-        self._seeds = range(first, first + len(configs))
+        seeds = range(first, first + len(configs))
         self.group = RunGroup(
             configs,
             [_output(self._task, config) for config in configs],
-            should_stop=self._should_stop,
+            should_stop=partial(self._reporter.after_iteration, seeds) if self._reporter else None,
             on_finish=self._on_finish,
             planned_steps=self._task.planned_steps,
         )
         self._stack.queue.put(self.group)
-
-    def _should_stop(self, view: GroupView) -> str | None:
-        return None if self._reporter is None else self._reporter.after_iteration(view, self._seeds)
 
     def _on_finish(self, summaries: list[dict[str, Any]]) -> None:
         """Begin the next seeds, or write the result once all have ended or one did not finish."""
@@ -134,7 +131,7 @@ class _Reporter:
     """Sends a trial's progress and reports, and receives the decisions."""
 
     def __init__(self, task: Task, mailbox: Mailbox) -> None:
-        self._mailbox, self._steps = mailbox, task.report_steps
+        self._number, self._mailbox, self._steps = task.number, mailbox, task.report_steps
         self._num_seeds = len(task.configs)
         self._returns: list[list[float | None]] = [
             [None] * self._num_seeds for _ in task.report_steps
@@ -144,18 +141,18 @@ class _Reporter:
         """Reports that the training seeds have passed, and those sent."""
         self._progress_s = 0.0
 
-    def after_iteration(self, view: GroupView, seeds: range) -> str | None:
-        """Send what is due for the training ``seeds``; return the reason to stop, if any."""
-        if view.iteration == 1:
+    def after_iteration(self, seeds: range, trainer: Trainer, lanes: Sequence[int]) -> str | None:
+        """Send what is due for ``seeds``, trained in ``lanes``; return a reason to stop, if any."""
+        iteration, config = trainer.lane_iteration(lanes[0]), trainer.configs[lanes[0]]
+        if iteration == 1:
             self._next = 0
-        for run, seed in enumerate(seeds):
-            history = view.history(run)
+        for lane, seed in zip(lanes, seeds):
+            history = trainer.history(lane)
             if history.diverged is not None:
-                return f"{history.diverged} (seed {view.config(run).seed})"
+                return f"{history.diverged} (seed {trainer.configs[lane].seed})"
             self._latest[seed] = history.final_return
-        config = view.config(0)
-        step, is_last = view.iteration * config.num_rows, view.iteration == config.num_iterations
-        self._send_progress(view, step)
+        step, is_last = iteration * config.num_rows, iteration == config.num_iterations
+        self._send_progress(trainer, len(lanes), step)
         stop = None
         while self._next < len(self._steps) and step >= self._steps[self._next] and stop is None:
             for seed in seeds:
@@ -171,7 +168,7 @@ class _Reporter:
     def _report(self, index: int) -> str | None:
         """Send a report and wait briefly for the decision; return the reason to stop, if any."""
         step = self._steps[index]
-        self._mailbox.send(TrialReport(step, tuple(self._returns[index])))
+        self._mailbox.send(TrialReport(self._number, step, tuple(self._returns[index])))
         deadline_s = time.monotonic() + _DECISION_WAIT_S
         while decision := self._mailbox.receive(max(deadline_s - time.monotonic(), 0.0)):
             if decision.stop is not None or decision.step == step:
@@ -184,16 +181,17 @@ class _Reporter:
                 return decision.stop
         return None
 
-    def _send_progress(self, view: GroupView, step: int) -> None:
-        now_s, trainer = time.monotonic(), view.trainer
+    def _send_progress(self, trainer: Trainer, num_lanes: int, step: int) -> None:
+        now_s = time.monotonic()
         # A scheduler that retries its storage does not read; a full pipe must not stop training.
         if now_s - self._progress_s < _PROGRESS_INTERVAL_S or not self._mailbox.is_writable:
             return
         self._progress_s = now_s
         memory = trainer.meters.memory.read()
-        share = len(view.lanes) / len(trainer.configs)  # of the stack's speed
+        share = num_lanes / len(trainer.configs)  # of the stack's speed
         self._mailbox.send(
             TrialProgress(
+                number=self._number,
                 step=step,
                 returns=tuple(self._latest),
                 env_steps_per_s=share * trainer.num_live_steps / max(trainer.elapsed_s, 1e-9),

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from ppo_lab.config.study import STORAGE_VARIABLE
 from ppo_lab.runner.stack import Stack
-from ppo_lab.workers.base import Exited, Task, WorkerMessage
+from ppo_lab.workers.base import Cancel, Decision, Exited, Task
 from ppo_lab.workers.trial import Mailbox, TaskRun
 
 __all__ = ["worker_main"]
@@ -100,7 +100,7 @@ class _Worker:
         try:
             if not self._connection.poll(wait_s):
                 return False
-            message: Task | WorkerMessage = self._connection.recv()
+            message: Task | Decision | Cancel = self._connection.recv()
         except (EOFError, ConnectionResetError):  # the pool's process is gone
             sys.exit(1)
         if isinstance(message, Task):
@@ -116,18 +116,18 @@ class _Worker:
         log.info("%d arrives: %s", task.number, " ".join(task.overrides))
         # In a stack with others a trial does not wait for its decisions.
         read = self._read_one if self._is_single else None
-        mailbox = Mailbox(task.number, self._connection, read)
+        mailbox = Mailbox(self._connection, read)
         self._stack.queue.num_more = 0 if self._is_single else task.num_left
         run = TaskRun(task, self._stack, mailbox, lambda code: self._end(task.number, code))
         self._runs[task.number] = run
         run.begin()
 
-    def _handle(self, message: WorkerMessage) -> None:
+    def _handle(self, message: Decision | Cancel) -> None:
         run = self._runs.get(message.number)
         if run is None:
             return  # it has just ended
-        if message.decision is not None:
-            run.mailbox.decisions.append(message.decision)
+        if isinstance(message, Decision):
+            run.mailbox.decisions.append(message)
             return
         self._stack.abort(run.group)
         if message.number in self._runs:  # it had no lanes yet, and leaves no result

@@ -115,8 +115,8 @@ def test_a_diverged_run_gives_its_lane_to_the_next(base, tmp_path):
     assert third["stack"]["lane"] == 0
 
 
-def after_two_iterations(view):
-    return "behind the others" if view.iteration == 2 else None
+def after_two_iterations(trainer, lanes):
+    return "behind the others" if trainer.lane_iteration(lanes[0]) == 2 else None
 
 
 def test_a_group_that_is_told_to_stop_frees_all_its_lanes_at_once(base, tmp_path):

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from ppo_lab.config.run import Config
+from ppo_lab.runner.result import read_result
 from ppo_lab.runner.stack import Stack
 from ppo_lab.studies.choose_executor import choose_executor, why_not_stacked
 from ppo_lab.tracking import read_metrics, read_summary
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.workers import resources
-from ppo_lab.workers.base import Decision, Exited, Reported, Task, TrialReport
+from ppo_lab.workers.base import Decision, Exited, Task, TrialReport
 from ppo_lab.workers.processes import ProcessPool
 from ppo_lab.workers.resources import choose_lanes
-from ppo_lab.workers.result import read_result
 from ppo_lab.workers.stacked import StackedPool
 from ppo_lab.workers.trial import TaskRun
 from tests.helpers.studies import left_by, plan_of, started, trials_of
@@ -59,8 +59,8 @@ def until_exits(pool, count, answer=None, timeout_s=120.0):
         assert time.monotonic() < deadline, events
         for event in pool.wait(0.5):
             events.append(event)
-            if isinstance(event, Reported) and isinstance(event.message, TrialReport) and answer:
-                pool.send(event.number, Decision(event.message.step, answer(event)))
+            if isinstance(event, TrialReport) and answer:
+                pool.send(Decision(event.number, event.step, answer(event)))
     return events
 
 
@@ -72,11 +72,7 @@ def test_trials_share_a_stack_and_each_sends_its_reports_and_then_its_exit(plan,
     events = until_exits(pool, 3, answer=lambda event: None)
     for number in range(3):
         mine = [event for event in events if event.number == number]
-        reports = [
-            e.message
-            for e in mine
-            if isinstance(e, Reported) and isinstance(e.message, TrialReport)
-        ]
+        reports = [event for event in mine if isinstance(event, TrialReport)]
         assert [report.step for report in reports] == [500, 1000]
         assert len(reports[0].returns) == 2
         assert mine[-1] == Exited(number, 0)

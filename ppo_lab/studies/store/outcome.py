@@ -8,9 +8,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from ppo_lab.runner.result import Result
 from ppo_lab.studies.definition.objective import quantity
 from ppo_lab.studies.definition.plan import Plan
-from ppo_lab.workers.result import Result
 
 __all__ = ["OUTCOME", "Counts", "TrialOutcome", "to_outcome"]
 

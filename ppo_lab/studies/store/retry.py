@@ -6,7 +6,7 @@ import errno
 import random
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import (
@@ -29,6 +29,7 @@ _OUTAGES = (
     PoolTimeoutError,
 )
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -61,8 +62,8 @@ class RetryPolicy:
         """Retry for ``longest_s``; before each pause call ``on_wait(what, seconds so far)``."""
         self.longest_s, self.on_wait, self.is_given_up = longest_s, on_wait, is_given_up
 
-    def call(self, what: str, function: Callable[[], T]) -> T:
-        """Return ``function()``, which must be safe to call again after it failed.
+    def call(self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what ``function`` does, which must be safe to call again after it failed.
 
         Raises:
             StorageLostError: the storage stayed unavailable, or ``is_given_up`` became true.
@@ -71,7 +72,7 @@ class RetryPolicy:
         delay_s = _FIRST_DELAY_S
         while True:
             try:
-                return function()
+                return function(*args, **kwargs)
             except Exception as error:
                 if not is_outage(error):
                     raise

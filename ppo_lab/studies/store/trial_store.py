@@ -22,6 +22,7 @@ import optuna
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from ppo_lab.runner.result import Result, read_result
 from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.studies.definition.plan import ATTRIBUTE, Plan, refuse_change
 from ppo_lab.studies.definition.pruning import report
@@ -30,8 +31,6 @@ from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease, Owner
 from ppo_lab.studies.store.outcome import OUTCOME, Counts, TrialOutcome, to_outcome
 from ppo_lab.utils.provenance import versions
-from ppo_lab.workers.base import TrialReport
-from ppo_lab.workers.result import Result, read_result
 
 __all__ = ["Claim", "TrialStore", "run_id_stem"]
 
@@ -71,7 +70,7 @@ class TrialStore:
         Raises:
             ConfigError: it was created with another space, base run or objective.
         """
-        self._plan, self._database, self._lease = plan, database, lease
+        self.plan, self._database, self.lease = plan, database, lease
         self._held: set[int] = set()
         with database.exclusive(plan.name):
             self.study = self._open()
@@ -96,11 +95,11 @@ class TrialStore:
                 self.study.set_user_attr(ATTRIBUTE, plan.fingerprint)  # last: marks it complete
             self.study.set_user_attr("num_parents", int(worker) + 1)
             self._run_id_stem = run_id_stem(self.study)
-            if self.is_stopped:
+            if self.is_stopped():
                 self.study.set_user_attr(_STOP, False)  # a new start resumes the study
 
     def _open(self) -> Study:
-        plan = self._plan
+        plan = self.plan
         study = optuna.create_study(
             storage=self._database.storage,
             study_name=plan.name,
@@ -121,15 +120,14 @@ class TrialStore:
         """Enqueue the starting points that ``trials`` lack; the baseline is the first trial."""
         has_baseline = any(trial.user_attrs.get("role") == "baseline" for trial in trials)
         enqueued = [trial.system_attrs.get("fixed_params") for trial in trials]
-        for index, start in enumerate(self._plan.starts):
+        for index, start in enumerate(self.plan.starts):
             if not (start.params in enqueued if index else has_baseline):
                 role = "start" if index else "baseline"
                 attrs = {"role": role, "is_inside": start.is_inside}
                 self.study.enqueue_trial(start.params, user_attrs=attrs)
 
-    @property
     def is_stopped(self) -> bool:
-        """Whether the study was stopped since it was last started."""
+        """Return whether the study was stopped since it was last started."""
         return bool(self.study.user_attrs.get(_STOP))
 
     def stop(self) -> None:
@@ -153,7 +151,7 @@ class TrialStore:
             pruned=states.count(TrialState.PRUNED),
             failed=states.count(TrialState.FAIL) - num_outside,
             running=states.count(TrialState.RUNNING),
-            total=self._plan.study.num_trials,
+            total=self.plan.study.num_trials,
         )
 
     def claim(self) -> Claim | None:
@@ -161,7 +159,7 @@ class TrialStore:
 
         None if as many have finished or are running as the study wants.
         """
-        with self._database.exclusive(self._plan.name):
+        with self._database.exclusive(self.plan.name):
             claim = self._claim()
         if claim is not None:
             # Only once the lock is released: if that fails, the next claim finds this trial ours.
@@ -186,20 +184,20 @@ class TrialStore:
         owner = Owner.read(trial.user_attrs.get("owner"))
         if owner is None:  # released, or its claim failed halfway
             return True
-        if owner.id == self._lease.owner.id:
+        if owner.id == self.lease.owner.id:
             return trial.number not in self._held  # our own claim failed halfway
-        return self._lease.is_dead(owner)
+        return self.lease.is_dead(owner)
 
     def _take(self, trial: Trial) -> Claim:
         """Sample the missing parameters of ``trial`` and make this parent its owner."""
         attrs = trial.user_attrs
-        params = self._plan.space.sample(trial) if attrs.get("is_inside", True) else {}
+        params = self.plan.space.sample(trial) if attrs.get("is_inside", True) else {}
         folder = attrs.get("folder")
         result = read_result(Path(folder)) if folder else None
         # Counted before the attempt starts, which may take its machine down.
         attempt = attrs.get("attempt", 0) + 1
         trial.set_user_attr("attempt", attempt)
-        trial.set_user_attr("owner", self._lease.owner._asdict())
+        trial.set_user_attr("owner", self.lease.owner._asdict())
         return Claim(
             trial=trial,
             role=attrs.get("role", "search"),
@@ -232,25 +230,25 @@ class TrialStore:
 
     def _is_held(self, trial: FrozenTrial) -> bool:
         owner = Owner.read(trial.user_attrs.get("owner"))
-        return owner is not None and owner.id == self._lease.owner.id
+        return owner is not None and owner.id == self.lease.owner.id
 
-    def report(self, claim: Claim, mark: TrialReport) -> str | None:
+    def report(self, claim: Claim, step: int, returns: Sequence[float | None]) -> str | None:
         """Report returns to Optuna; return the reason to prune the trial, None to continue."""
         # Optuna reports and prunes with one objective only.
-        if len(self._plan.objectives) > 1 or mark.step <= claim.reported_step:
+        if len(self.plan.objectives) > 1 or step <= claim.reported_step:
             return None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*already reported.*")  # a retried call
-            reported = report(claim.trial, mark.step, mark.returns)
+            reported = report(claim.trial, step, returns)
         if reported is None or not claim.trial.should_prune():
             return None
-        return f"behind other trials after {mark.step:,} steps"
+        return f"behind other trials after {step:,} steps"
 
     def finish(self, claim: Claim, result: Result) -> TrialOutcome | None:
         """Store a trial's outcome, once; None if another parent has reclaimed the trial."""
         is_inside = claim.trial.user_attrs.get("is_inside", True)
-        outcome = to_outcome(self._plan, result, is_inside=is_inside)
-        with self._database.exclusive(self._plan.name):
+        outcome = to_outcome(self.plan, result, is_inside=is_inside)
+        with self._database.exclusive(self.plan.name):
             stored = self._stored(claim)
             if not self._is_held(stored):
                 return None

@@ -11,14 +11,13 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
+from ppo_lab.runner.result import Result
 from ppo_lab.studies.definition.space import EnqueuedPoint
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy
 from ppo_lab.studies.store.trial_store import TrialStore
 from ppo_lab.utils.errors import ConfigError
-from ppo_lab.workers.base import TrialReport
-from ppo_lab.workers.result import Result
 from tests.helpers.studies import plan_of
 
 
@@ -141,7 +140,7 @@ def test_what_could_not_run_is_pruned_and_ranks_below_all_that_could(open_store,
     store = open_store()
     good, bad = store.claim(), store.claim()
     store.finish(good, finished(0, 1.0, 1.0))
-    store.report(bad, TrialReport(200, (400.0, 500.0)))  # it was far ahead before it broke
+    store.report(bad, 200, (400.0, 500.0))  # it was far ahead before it broke
     reason = "the reason"
     outcome = store.finish(
         bad, Result(1, status, reason, [summary(1, 400.0, status, reason), summary(2, 500.0)])
@@ -337,7 +336,7 @@ def test_an_outage_at_any_write_loses_no_trial(open_store, plan, monkeypatch, fa
     policy = RetryPolicy(10.0)
     num_finished = 0
     while (claim := policy.call("claim", store.claim)) is not None:
-        policy.call("report", lambda claim=claim: store.report(claim, TrialReport(200, (1.0, 2.0))))
+        policy.call("report", lambda claim=claim: store.report(claim, 200, (1.0, 2.0)))
         result = finished(claim.number, 1.0, 2.0)
         assert policy.call("tell", lambda claim=claim, result=result: store.finish(claim, result))
         num_finished += 1
