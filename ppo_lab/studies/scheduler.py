@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from ppo_lab.runner.result import Result, read_result
+from ppo_lab.runner.run_record import RunOutput
 from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.trial_table import TrialSummary
 from ppo_lab.studies.store.retry import RetryPolicy, StorageLostError
@@ -43,43 +44,37 @@ class InterruptHandler:
 
     def __init__(self, notify: Callable[[str], None]) -> None:
         """Print through ``notify`` what a signal does."""
-        self._notify = notify
-        self.num_interrupts = 0
-        self.is_terminated = False
+        self._notify, self._level = notify, 0
 
     @property
     def is_stopping(self) -> bool:
         """Whether no new trial should start."""
-        return self.num_interrupts > 0 or self.is_terminated
+        return self._level > 0
 
     @property
     def is_urgent(self) -> bool:
         """Whether running trials should be stopped now."""
-        return self.num_interrupts > 1 or self.is_terminated
+        return self._level > 1
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Handle both signals within the block."""
-        before = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [(number, signal.signal(number, self._handle)) for number in numbers]
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in before:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if number == signal.SIGTERM:
-            self.is_terminated = True
-            self._notify("SIGTERM: stopping the running trials; they run again at the next start")
-            return
-        self.num_interrupts += 1
-        if self.num_interrupts == 1:
+        is_term = number == signal.SIGTERM
+        self._level = 2 if is_term else self._level + 1
+        if self._level == 1:
             self._notify("Ctrl-C: finishing the running trials; again to stop them now")
-        elif self.num_interrupts == 2:
-            self._notify("Ctrl-C: stopping the running trials; they run again at the next start")
+        elif self._level == 2:
+            name = "SIGTERM" if is_term else "Ctrl-C"
+            self._notify(f"{name}: stopping the running trials; they run again at the next start")
 
 
 class StudyScheduler:
@@ -167,18 +162,17 @@ class StudyScheduler:
             return
         folder = self._call("start", self._new_folder, number)
         self._call("start", self._store.note_folder, claim, folder)
-        task = Task(
-            number=number,
-            folder=folder,
-            configs=configs,
-            overrides=plan.trial_overrides(claim.params),
+        output = RunOutput(
+            folder,
+            plan.trial_overrides(claim.params),
             group=plan.name,
-            report_steps=plan.marks,
-            run_id=self._store.run_id(claim),
-            is_forecast=plan.is_forecast,
             notes={"study": plan.name, "trial": number, "attempt": claim.attempt},
-            planned_steps=plan.planned_steps(configs),
+            run_id=self._store.run_id(claim),
+            job_type="trial",
+            has_forecast=plan.is_forecast,
         )
+        planned_steps = plan.planned_steps(configs)
+        task = Task(number, configs, output, report_steps=plan.marks, planned_steps=planned_steps)
         slot = self._pool.start(task)
         self._running[number] = (claim, folder)
         trial = TrialSummary(
@@ -241,14 +235,11 @@ class StudyScheduler:
         self._call("retry", self._store.release, claim)
 
     def _finish(self, claim: Claim, result: Result) -> None:
-        outcome = self._call("tell", self._store.finish, claim, result)
-        if outcome is None:
+        trial = self._call("tell", self._store.finish, claim, result)
+        if trial is None:
             log.warning("trial %d was taken over by another machine", claim.number)
             return
-        counts = self._call("count", self._store.counts)
-        num_seeds = len(outcome.seeds)
-        trial = TrialSummary(claim.number, claim.role, claim.params, num_seeds=num_seeds)
-        self._display.end(trial, outcome, counts)
+        self._display.end(trial, self._call("count", self._store.counts))
 
     def _remove(self, claim: Claim) -> None:
         del self._running[claim.number]

@@ -8,12 +8,11 @@ report is answered by a decision. Another kind of pool, such as a cluster's, imp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ppo_lab.config.run import Config
+from ppo_lab.runner.run_record import RunOutput
 
 __all__ = [
     "Cancel", "Decision", "Exited", "Task", "TrialProgress", "TrialReport", "WorkerEvent",
@@ -27,28 +26,23 @@ class Task:
 
     number: int
     """Number of the trial in its study, or of the job in its grid."""
-    folder: Path
-    """Belongs to this attempt alone; exists already."""
     configs: tuple[Config, ...]
     """One per seed; a job has one."""
-    overrides: tuple[str, ...]
-    group: str | None = None
-    """The study or grid, by which trackers group runs."""
+    output: RunOutput
+    """In a folder of this attempt alone; each seed of a trial gets a folder and a run id in it."""
     is_job: bool = False
-    """Whether this is a job of a grid: a run in ``folder`` itself, without reports or result.json;
-    a trial has a subfolder per seed."""
+    """Whether this is a job of a grid: a run in the folder itself, without reports and result."""
     report_steps: tuple[int, ...] = ()
     """Environment steps at which the trial reports, ascending."""
-    run_id: str = "trial"
-    """Prefix of the trackers' run ids; the seed is appended."""
-    is_forecast: bool = False
-    """Whether summaries include the memory forecast on every device."""
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    """Added to each seed's summary."""
     planned_steps: int | None = None
     """Environment steps of all tasks of the study or grid; None: of this one."""
     num_left: int | None = None
     """Tasks that will follow this one; None: unknown."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this attempt, which exists already."""
+        return self.output.folder
 
 
 @dataclass(frozen=True)

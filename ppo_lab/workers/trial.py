@@ -116,15 +116,15 @@ def _without_terminal(config: Config) -> Config:
 def _output(task: Task, config: Config) -> RunOutput:
     """Return where a seed leaves its results; a trial's seed gets a folder with its config."""
     if task.is_job:
-        return RunOutput(task.folder, task.overrides, task.group)
+        return task.output
     folder = task.folder / f"seed_{config.seed}"
     (folder / ".hydra").mkdir(parents=True)
-    overrides = [*task.overrides, f"seed={config.seed}"]
+    overrides = [*task.output.overrides, f"seed={config.seed}"]
     text = OmegaConf.to_yaml(OmegaConf.structured(config))
     atomic_write(folder / ".hydra" / "config.yaml", text.encode())
     atomic_write(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides).encode())
-    run_id = f"{task.run_id}-s{config.seed}" if task.run_id else None
-    return RunOutput(folder, overrides, task.group, task.notes, run_id, "trial", task.is_forecast)
+    run_id = task.output.run_id and f"{task.output.run_id}-s{config.seed}"
+    return dataclasses.replace(task.output, folder=folder, overrides=overrides, run_id=run_id)
 
 
 class _Reporter:

@@ -113,7 +113,7 @@ class _Worker:
         if not self._is_single:
             ours = os.path.relpath(self._log_file, task.folder)
             (task.folder / "log").write_text(f"trained as lanes of a stack; see {ours}\n")
-        log.info("%d arrives: %s", task.number, " ".join(task.overrides))
+        log.info("%d arrives: %s", task.number, " ".join(task.output.overrides))
         # In a stack with others a trial does not wait for its decisions.
         read = self._read_one if self._is_single else None
         mailbox = Mailbox(self._connection, read)

@@ -11,6 +11,7 @@ import torch
 
 from ppo_lab.config.run import Config
 from ppo_lab.runner.result import read_result
+from ppo_lab.runner.run_record import RunOutput
 from ppo_lab.runner.stack import Stack
 from ppo_lab.studies.choose_executor import choose_executor, why_not_stacked
 from ppo_lab.tracking import read_metrics, read_summary
@@ -37,7 +38,8 @@ def task_of(plan, folder, number=0, *, report_steps=(), **changes):
     folder = folder / f"{number:04}"
     folder.mkdir(parents=True)
     configs = tuple(dataclasses.replace(c, **changes) for c in plan.trial_configs({"epsilon": 0.2}))
-    return Task(number, folder, configs, ("epsilon=0.2",), "quick", report_steps=report_steps)
+    output = RunOutput(folder, ["epsilon=0.2"], "quick", run_id="trial")
+    return Task(number, configs, output, report_steps=report_steps)
 
 
 @pytest.fixture

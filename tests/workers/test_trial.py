@@ -9,6 +9,7 @@ import time
 import pytest
 
 from ppo_lab.runner.result import Result, read_result
+from ppo_lab.runner.run_record import RunOutput
 from ppo_lab.runner.stack import Stack
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.display.progress import StudyProgress
@@ -58,7 +59,8 @@ def plan():
 def task_of(plan, folder, *, report_steps=(), **changes):
     folder.mkdir(parents=True, exist_ok=True)
     configs = tuple(dataclasses.replace(c, **changes) for c in plan.trial_configs({"epsilon": 0.2}))
-    return Task(0, folder, configs, ("epsilon=0.2",), "quick", report_steps=report_steps)
+    output = RunOutput(folder, ["epsilon=0.2"], "quick", run_id="trial")
+    return Task(0, configs, output, report_steps=report_steps)
 
 
 @pytest.fixture
@@ -253,9 +255,9 @@ class Seen(StudyProgress):
 
     num_retries = 0
 
-    def end(self, trial, outcome, counts):
-        super().end(trial, outcome, counts)
-        self.reasons = [*getattr(self, "reasons", []), outcome.reason]
+    def end(self, stored, counts):
+        super().end(stored, counts)
+        self.reasons = [*getattr(self, "reasons", []), stored.user_attrs["outcome"]["reason"]]
 
     def retry(self, *arguments):
         super().retry(*arguments)

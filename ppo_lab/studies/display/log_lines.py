@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from optuna.trial import FrozenTrial
+
 from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.trial_table import TrialSummary
-from ppo_lab.studies.store.outcome import Counts, TrialOutcome
+from ppo_lab.studies.store.outcome import Counts
 from ppo_lab.tracking.terminal import format_duration
 
 __all__ = ["LogLines"]
@@ -39,9 +41,9 @@ class LogLines(StudyProgress):
         super().retry(number, reason, num_crashes, max_retries)
         self.write(f"#{number} {reason}; run again ({num_crashes} of {max_retries})")
 
-    def end(self, trial: TrialSummary, outcome: TrialOutcome, counts: Counts) -> None:
+    def end(self, stored: FrozenTrial, counts: Counts) -> None:
         """Write a trial's outcome, and the study's progress."""
-        super().end(trial, outcome, counts)
+        super().end(stored, counts)
         trial = self.ended[-1]
         scores = f"  {', '.join(trial.scores)}" if trial.scores else ""
         took = "" if trial.took_s is None else f"  in {format_duration(trial.took_s)}"

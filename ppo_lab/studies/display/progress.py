@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from optuna.trial import FrozenTrial
+
 from ppo_lab.studies.definition.objective import Objective
-from ppo_lab.studies.results.trial_table import TrialSummary, best_trial
-from ppo_lab.studies.store.outcome import Counts, TrialOutcome
+from ppo_lab.studies.results.trial_table import TrialSummary, best_trial, read_trial
+from ppo_lab.studies.store.outcome import Counts
 from ppo_lab.tracking.terminal import format_duration
 from ppo_lab.workers.base import TrialProgress, TrialReport
 
@@ -79,11 +81,11 @@ class StudyProgress:
             self._add_ended(replace(trial, label="crashed", reason=reason))
         self.tick()
 
-    def end(self, trial: TrialSummary, outcome: TrialOutcome, counts: Counts) -> None:
-        """End a trial, whose outcome was stored; it may have run before this start."""
+    def end(self, stored: FrozenTrial, counts: Counts) -> None:
+        """End a trial; it may have run before this start."""
         self.counts = counts
-        trial = self.running.pop(trial.number, trial).with_outcome(outcome, self.objectives)
-        trial = self._add_ended(trial)
+        running = self.running.pop(stored.number, None)
+        trial = self._add_ended(read_trial(stored, self.objectives, running))
         self.best = best_trial([*filter(None, [self.best]), trial], self.objectives)
         self.tick()
 

@@ -15,7 +15,7 @@ from ppo_lab.studies.definition.objective import Objective, aggregate_seeds
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.results.format import params_text, score_text
 from ppo_lab.studies.results.statistics import half_width
-from ppo_lab.studies.store.outcome import TrialOutcome
+from ppo_lab.studies.store.outcome import OUTCOME
 
 __all__ = [
     "TrialSummary",
@@ -23,10 +23,20 @@ __all__ = [
     "count_labels",
     "finished_trials",
     "rank_trials",
+    "read_trial",
     "trial_table",
 ]
 
 _MEASURED = ("env_steps_per_s", "peak_vram_gib", "wall_time_s")
+_LABELS = {
+    "finished": "kept",
+    "pruned": "pruned",
+    "diverged": "diverged",
+    "out_of_memory": "OOM",
+    "over_budget": "over budget",
+    "no_result": "no result",
+    "failed": "failed",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class TrialSummary:
     """baseline, start or search."""
     params: Mapping[str, Any]
     label: str = "running"
-    """Its state in a word or two; ``TrialOutcome.label`` once it has ended."""
+    """Its state in a word or two."""
     reason: str | None = None
     """Why it did not finish, or which limits it broke."""
     slot: int = 0
@@ -60,35 +70,12 @@ class TrialSummary:
     violations: Mapping[str, float] = field(default_factory=dict)
     """By constraint; <= 0 is satisfied."""
     seeds: Sequence[Mapping[str, Any]] = ()
-    """``TrialOutcome.seeds``."""
+    """Per seed: status, final return, objectives, folder."""
     measured: Mapping[str, Any] = field(default_factory=dict)
-    """``TrialOutcome.measured``."""
+    """Of the first seed: machine, versions, throughput, memory."""
     attempts: int = 1
     host: str | None = None
     folder: str | None = None
-
-    def with_outcome(self, outcome: TrialOutcome, objectives: Sequence[Objective]) -> TrialSummary:
-        """Return the summary of the trial after it ended with ``outcome``."""
-        first, seeds = objectives[0], outcome.seeds
-        seed_values = [seed.get(first.key) for seed in seeds]
-        steps = min((int(seed.get("env_steps") or 0) for seed in seeds), default=self.step)
-        return replace(
-            self,
-            label=outcome.label,
-            reason=outcome.explanation,
-            values=tuple(outcome.values or [None] * len(objectives)),
-            seed_values=seed_values,
-            half_width=half_width(seed_values, first.aggregate),
-            violations=outcome.violations,
-            seeds=seeds,
-            measured=outcome.measured,
-            # The last iteration of a finished trial may end short of total_steps.
-            step=self.total_steps if outcome.status == "finished" else steps,
-            # A crashed trial has no seeds: it keeps its last progress.
-            returns=[seed.get("final_return") for seed in seeds] or self.returns,
-            env_steps_per_s=outcome.measured.get("env_steps_per_s") or self.env_steps_per_s,
-            vram_gib=outcome.measured.get("peak_vram_gib") or self.vram_gib,
-        )
 
     @property
     def done_frac(self) -> float:
@@ -117,19 +104,42 @@ class TrialSummary:
 def finished_trials(study: Study, objectives: Sequence[Objective]) -> list[TrialSummary]:
     """Return the trials that count towards the study's total, in order of their numbers."""
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    return [_read(trial, objectives) for trial in study.get_trials(deepcopy=False, states=states)]
+    return [read_trial(t, objectives) for t in study.get_trials(deepcopy=False, states=states)]
 
 
-def _read(trial: FrozenTrial, objectives: Sequence[Objective]) -> TrialSummary:
-    attrs = trial.user_attrs
-    return TrialSummary(
-        number=trial.number,
-        role=attrs.get("role", "search"),
-        params=trial.params,
+def read_trial(
+    trial: FrozenTrial, objectives: Sequence[Objective], running: TrialSummary | None = None
+) -> TrialSummary:
+    """Return the summary of a stored trial; ``running`` is the one it had while it ran here."""
+    attrs, first = trial.user_attrs, objectives[0]
+    stored = attrs.get(OUTCOME, {})
+    status, seeds = stored.get("status", "failed"), stored.get("seeds", ())
+    broken = [name for name, violation in trial.constraints.items() if violation > 0]
+    label = _LABELS.get(status, trial.state.name.lower())
+    seed_values = [seed.get(first.key) for seed in seeds]
+    before = running or TrialSummary(trial.number, attrs.get("role", "search"), trial.params)
+    steps = min((int(seed.get("env_steps") or 0) for seed in seeds), default=before.step)
+    return replace(
+        before,
+        label="over limit" if label == "kept" and broken else label,
+        reason=stored.get("reason") or (f"{', '.join(broken)} is broken" if broken else None),
+        num_seeds=before.num_seeds or len(seeds),
+        values=tuple(trial.values or stored.get("values") or [None] * len(objectives)),
+        seed_values=seed_values,
+        half_width=half_width(seed_values, first.aggregate),
+        violations=trial.constraints,
+        seeds=seeds,
+        measured=stored,
+        # The last iteration of a finished trial may end short of total_steps.
+        step=before.total_steps if status == "finished" else steps,
+        # A crashed trial has no seeds: it keeps its last progress.
+        returns=[seed.get("final_return") for seed in seeds] or before.returns,
+        env_steps_per_s=stored.get("env_steps_per_s") or before.env_steps_per_s,
+        vram_gib=stored.get("peak_vram_gib") or before.vram_gib,
         attempts=attrs.get("attempt", 1),
         host=(attrs.get("owner") or {}).get("host"),
         folder=attrs.get("folder"),
-    ).with_outcome(TrialOutcome.read(trial), objectives)
+    )
 
 
 def count_labels(trials: Sequence[TrialSummary]) -> dict[str, int]:

@@ -29,7 +29,7 @@ from ppo_lab.studies.definition.pruning import report
 from ppo_lab.studies.definition.samplers import build_pruner, build_sampler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease, Owner
-from ppo_lab.studies.store.outcome import OUTCOME, Counts, TrialOutcome, to_outcome
+from ppo_lab.studies.store.outcome import OUTCOME, Counts, to_outcome
 from ppo_lab.utils.provenance import versions
 
 __all__ = ["Claim", "TrialStore", "run_id_stem"]
@@ -244,24 +244,24 @@ class TrialStore:
             return None
         return f"behind other trials after {step:,} steps"
 
-    def finish(self, claim: Claim, result: Result) -> TrialOutcome | None:
-        """Store a trial's outcome, once; None if another parent has reclaimed the trial."""
-        is_inside = claim.trial.user_attrs.get("is_inside", True)
-        outcome = to_outcome(self.plan, result, is_inside=is_inside)
+    def finish(self, claim: Claim, result: Result) -> FrozenTrial | None:
+        """Store a trial's result, once; return the trial, None if another parent reclaimed it."""
+        trial = claim.trial
+        is_inside = trial.user_attrs.get("is_inside", True)
+        state, violations, attribute = to_outcome(self.plan, result, is_inside=is_inside)
         with self._database.exclusive(self.plan.name):
             stored = self._stored(claim)
             if not self._is_held(stored):
                 return None
             if stored.state.is_finished():  # by a call whose answer was lost
-                return outcome
-            trial = claim.trial
-            for name, violation in outcome.violations.items():
+                return stored
+            for name, violation in violations.items():
                 if name not in trial.constraints:
                     trial.set_constraint(name, violation)
-            trial.set_user_attr(OUTCOME, outcome.as_attribute())
-            values = outcome.values if outcome.state is TrialState.COMPLETE else None
-            self.study.tell(trial, values, outcome.state)
-        return outcome
+            trial.set_user_attr(OUTCOME, attribute)
+            values = attribute["values"] if state is TrialState.COMPLETE else None
+            self.study.tell(trial, values, state)
+            return self._stored(claim)
 
     def count_crash(self, claim: Claim) -> int:
         """Count a crash of the trial and return how many it has had."""

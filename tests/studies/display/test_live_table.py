@@ -5,7 +5,8 @@ import logging
 import math
 
 import pytest
-from optuna.trial import TrialState
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from ppo_lab.config.study import Aggregate
@@ -16,7 +17,7 @@ from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.format import number_text, params_text, score_text
 from ppo_lab.studies.results.statistics import half_width
 from ppo_lab.studies.results.trial_table import TrialSummary
-from ppo_lab.studies.store.outcome import Counts, TrialOutcome
+from ppo_lab.studies.store.outcome import Counts
 from ppo_lab.workers.base import TrialProgress, TrialReport
 
 OBJECTIVES = parse_objectives("final_return", None, Aggregate.mean, num_seeds=2)
@@ -54,8 +55,17 @@ def end(progress, number, returns=(10.0, 14.0), state="COMPLETE", status="finish
     values = [sum(returns) / len(returns)] if state == "COMPLETE" else None
     reason = None if status == "finished" else "why"
     counts = Counts(complete=4, pruned=1, failed=0, running=1, total=10)
-    outcome = TrialOutcome(TrialState[state], status, reason, values, dict(violations), seeds)
-    progress.end(TrialSummary(number, "search", {"epsilon": 0.2}, num_seeds=2), outcome, counts)
+    outcome = {"status": status, "reason": reason, "values": values, "seeds": seeds}
+    trial = create_trial(
+        state=TrialState[state],
+        values=values,
+        params={"epsilon": 0.2},
+        distributions={"epsilon": FloatDistribution(0.0, 1.0)},
+        user_attrs={"outcome": outcome},
+        constraints=dict(violations),
+    )
+    trial.number = number
+    progress.end(trial, counts)
 
 
 def advance(progress, number, step, *returns, vram_gib=None):
