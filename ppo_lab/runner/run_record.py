@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.summary import device_section, forecast_section, memory_section
@@ -56,13 +56,12 @@ class RunOutput:
     """Whether the summary holds the memory forecast even if the run is not profiled."""
 
 
-@dataclass
-class _Begin:
+class _Begin(NamedTuple):
     """Progress of the stack when the run began in it."""
 
-    elapsed_s: float = 0.0
-    num_live_steps: int = 0
-    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    elapsed_s: float
+    num_live_steps: int
+    phase_seconds: Mapping[str, float]
 
 
 class RunRecorder:
@@ -89,7 +88,7 @@ class RunRecorder:
         self.config, self.output, self._facts = config, output, facts
         self.tracker = Tracker(config.tracking, Path("outputs").resolve(), progress)
         self.summary = _static_summary(config, output, self._facts)
-        self._begin = _Begin()
+        self._begin = _Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
 
     def start(self) -> None:
@@ -145,17 +144,15 @@ def _run_info(config: Config, output: RunOutput, facts: Mapping[str, Any]) -> Ru
         group=config.tracking.group or output.group,
         tags=tuple(tag[:64] for tag in [*tags, *config.tracking.tags]),
         total_steps=config.num_iterations * config.num_rows,
-        config=config.as_dict()
-        | {"overrides": list(output.overrides)}
-        | dict(facts)
-        | dict(output.notes),
+        config={**config.as_dict(), "overrides": list(output.overrides), **facts, **output.notes},
         job_type=output.job_type,
     )
 
 
 def _static_summary(config: Config, output: RunOutput, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is known before the first step; ``epsilon`` is absent without a clip."""
-    summary = {
+    epsilon = {} if config.epsilon is None else {"epsilon": config.epsilon}
+    return {
         "env": config.env.id,
         "memory": {"strategy": config.memory.name},
         "clipped": config.epsilon is not None,
@@ -164,10 +161,9 @@ def _static_summary(config: Config, output: RunOutput, facts: Mapping[str, Any])
         "overrides": list(output.overrides),
         "folder": str(output.folder),
         **output.notes,
+        **epsilon,
+        **facts,
     }
-    if config.epsilon is not None:
-        summary["epsilon"] = config.epsilon
-    return summary | dict(facts)
 
 
 def _measured(config: Config, trainer: Trainer, lane: int, begin: _Begin) -> dict[str, Any]:
@@ -197,8 +193,7 @@ def _scores(config: Config, history: History) -> dict[str, Any]:
         "collapsed": None,
         "dead": None,
     }
-    score_range = config.env.score_range()
-    if score_range is not None:
+    if score_range := config.env.score_range():
         random_return, target_return = score_range
         scores["collapsed"] = has_collapsed(
             history.returns, random_return=random_return, target_return=target_return

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ppo_lab.config.study import Executor
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.studies.definition.objective import is_measured
 from ppo_lab.studies.definition.plan import Plan
+from ppo_lab.studies.display.log_lines import print_line
 from ppo_lab.workers.base import WorkerPool
 from ppo_lab.workers.processes import ProcessPool
 from ppo_lab.workers.resources import choose_num_workers
@@ -16,21 +15,17 @@ from ppo_lab.workers.stacked import make_stacked_pool
 __all__ = ["choose_executor", "why_not_stacked"]
 
 
-def choose_executor(plan: Plan, notify: Callable[[str], None]) -> WorkerPool:
-    """Return the pool for ``study.executor``; ``notify`` prints the reason if it is another."""
+def choose_executor(plan: Plan) -> WorkerPool:
+    """Return the pool for ``study.executor``; print the reason if it is another."""
     study = plan.study
     if study.executor is Executor.stacked:
         if (reason := why_not_stacked(plan)) is None:
             return make_stacked_pool(
-                plan.config,
-                plan.folder,
-                num_workers=study.num_workers,
-                max_lanes=study.max_lanes,
-                num_tasks=study.num_trials,
-                num_seeds=study.num_seeds,
-                num_ahead=1,
-            )
-        notify(f"study.executor=stacked runs as processes here: {reason}")
+                plan.config, plan.folder,
+                num_workers=study.num_workers, max_lanes=study.max_lanes,
+                num_tasks=study.num_trials, num_seeds=study.num_seeds, num_ahead=1,
+            )  # fmt: skip
+        print_line(f"study.executor=stacked runs as processes here: {reason}")
     return ProcessPool(*choose_num_workers(study.num_workers, plan.config))
 
 
@@ -41,8 +36,7 @@ def why_not_stacked(plan: Plan) -> str | None:
     strategy = resolve_memory(plan.config).memory
     if strategy.max_lanes is not None:
         return f"memory={strategy.name} trains {strategy.max_lanes} lane"
-    keys = [objective.key for objective in plan.objectives]
-    keys += [constraint.key for constraint in plan.constraints]
+    keys = [objective.key for objective in plan.objectives] + [c.key for c in plan.constraints]
     if measured := next(filter(is_measured, keys), None):
         return f"{measured} is measured of a process, and lanes share one"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -13,6 +13,7 @@ from types import FrameType
 
 from ppo_lab.runner.result import Result, read_result
 from ppo_lab.runner.run_record import RunOutput
+from ppo_lab.studies.display.log_lines import print_line
 from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.trial_table import TrialSummary
 from ppo_lab.studies.store.retry import RetryPolicy, StorageLostError
@@ -42,9 +43,7 @@ class Ending(Enum):
 class InterruptHandler:
     """Handles signals: Ctrl-C once lets running trials finish; twice, or SIGTERM, stops them."""
 
-    def __init__(self, notify: Callable[[str], None]) -> None:
-        """Print through ``notify`` what a signal does."""
-        self._notify, self._level = notify, 0
+    _level = 0
 
     @property
     def is_stopping(self) -> bool:
@@ -71,10 +70,10 @@ class InterruptHandler:
         is_term = number == signal.SIGTERM
         self._level = 2 if is_term else self._level + 1
         if self._level == 1:
-            self._notify("Ctrl-C: finishing the running trials; again to stop them now")
+            print_line("Ctrl-C: finishing the running trials; again to stop them now")
         elif self._level == 2:
             name = "SIGTERM" if is_term else "Ctrl-C"
-            self._notify(f"{name}: stopping the running trials; they run again at the next start")
+            print_line(f"{name}: stopping the running trials; they run again at the next start")
 
 
 class StudyScheduler:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from optuna.study import Study
 from rich.console import Console
 
@@ -26,19 +24,13 @@ __all__ = ["StudyRunner"]
 class StudyRunner:
     """Runs a study and then its confirmation, in the storage of the first."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        pool: WorkerPool,
-        interrupts: InterruptHandler,
-        write: Callable[[str], None],
-    ) -> None:
-        """Open the storage of ``plan``; ``write`` prints lines about the progress.
+    def __init__(self, plan: Plan, pool: WorkerPool, interrupts: InterruptHandler) -> None:
+        """Open the storage of ``plan``.
 
         Raises:
             StorageLostError: the storage is not reachable.
         """
-        self._pool, self._interrupts, self._write = pool, interrupts, write
+        self._pool, self._interrupts = pool, interrupts
         self._display = StudyProgress(plan.objectives)  # silent between the studies
         self.had_work = False
         """Whether a study had trials left to run."""
@@ -63,7 +55,7 @@ class StudyRunner:
         counts = self.call("count", store.counts)
         self.had_work |= counts.finished < counts.total
         trials = self.call("read", finished_trials, store.study, plan.objectives)
-        self._display = display = self._make_display(plan, best_trial(trials, plan.objectives))
+        self._display = display = _make_display(plan, best_trial(trials, plan.objectives))
         try:
             display.open(plan.name, plan.folder, counts, self._pool.max_running)
             scheduler = StudyScheduler(store, self._pool, self._retry, self._interrupts, display)
@@ -72,17 +64,18 @@ class StudyRunner:
             display.close()
             self._display = StudyProgress(plan.objectives)
 
-    def _make_display(self, plan: Plan, best: TrialSummary | None) -> StudyProgress:
-        """Return a live table in a terminal, else lines, or nothing."""
-        style, console = plan.config.tracking.terminal, Console(stderr=True)
-        if style is Terminal.auto:
-            style = Terminal.live if console.is_terminal else Terminal.plain
-        if style is Terminal.live:
-            return LiveTable(plan.objectives, best, console=console)
-        if style is Terminal.plain:
-            return LogLines(plan.objectives, best, write=self._write)
-        return StudyProgress(plan.objectives, best)
-
     def close(self) -> None:
         """Release the lease; the trials must have been released."""
         self.call("close", self._lease.close)
+
+
+def _make_display(plan: Plan, best: TrialSummary | None) -> StudyProgress:
+    """Return a live table in a terminal, else lines, or nothing."""
+    style, console = plan.config.tracking.terminal, Console(stderr=True)
+    if style is Terminal.auto:
+        style = Terminal.live if console.is_terminal else Terminal.plain
+    if style is Terminal.live:
+        return LiveTable(plan.objectives, best, console=console)
+    if style is Terminal.plain:
+        return LogLines(plan.objectives, best)
+    return StudyProgress(plan.objectives, best)

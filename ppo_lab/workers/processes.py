@@ -55,9 +55,7 @@ class ProcessPool(WorkerPool):
     def __init__(self, num_workers: int, devices: Sequence[str] = ()) -> None:
         """Start the fork server unless it is running.
 
-        Args:
-            num_workers: Processes at a time.
-            devices: CUDA devices by CUDA's own names; worker i sees device i modulo their number.
+        Worker i sees CUDA device i modulo their number; ``devices`` are CUDA's own names.
         """
         self._num_workers, self._devices = num_workers, list(devices)
         self._workers: dict[int, _WorkerHandle] = {}
@@ -71,17 +69,15 @@ class ProcessPool(WorkerPool):
 
     def start(self, task: Task) -> int:
         """Send ``task`` to the most suitable worker; see ``WorkerPool``."""
-        held = itertools.chain.from_iterable(w.tasks.values() for w in self._workers.values())
-        taken = {running.slot for running in held}
+        taken = {held.slot for w in self._workers.values() for held in w.tasks.values()}
         slot = next(i for i in itertools.count() if i not in taken)
         assert slot < self.max_running, "the pool is full"
         key = stack_key(task.configs[0])
         index = self._choose(key)
         if index not in self._workers:
             self._start_worker(index, task)
-        worker = self._workers[index]
-        worker.tasks[task.number] = _Running(slot, key)
-        _send(worker, task)
+        self._workers[index].tasks[task.number] = _Running(slot, key)
+        _send(self._workers[index], task)
         return slot
 
     def _choose(self, key: str) -> int:

@@ -30,15 +30,9 @@ class StackedPool(ProcessPool):
         num_ahead: int = 1,
         devices: Sequence[str] = (),
     ) -> None:
-        """Start the fork server unless it is running.
+        """Give each worker tasks for ``max_lanes`` lanes and ``num_ahead`` more.
 
-        Args:
-            num_workers: Processes; worker i sees device i modulo their number.
-            max_lanes: Most lanes of each worker's stack.
-            folder: Holds the workers' logs; must exist when the first task starts.
-            num_seeds: Lanes that a task takes.
-            num_ahead: Tasks that each worker is given beyond its lanes.
-            devices: CUDA devices by CUDA's own names.
+        A task takes ``num_seeds`` lanes. The workers' logs are in ``folder``.
         """
         super().__init__(num_workers, devices)
         self._max_lanes, self._folder = max(max_lanes, num_seeds), folder

@@ -133,10 +133,8 @@ class _Reporter:
     def __init__(self, task: Task, mailbox: Mailbox) -> None:
         self._number, self._mailbox, self._steps = task.number, mailbox, task.report_steps
         self._num_seeds = len(task.configs)
-        self._returns: list[list[float | None]] = [
-            [None] * self._num_seeds for _ in task.report_steps
-        ]  # by report and seed
         self._latest: list[float | None] = [None] * self._num_seeds
+        self._returns = [self._latest.copy() for _ in task.report_steps]  # by report and seed
         self._next = self._num_sent = 0
         """Reports that the training seeds have passed, and those sent."""
         self._progress_s = 0.0
@@ -160,24 +158,18 @@ class _Reporter:
             is_complete = seeds.stop == self._num_seeds  # all seeds have passed this step
             # None is sent twice where a failed stack made the trial begin again.
             if is_complete and not is_last and self._next == self._num_sent:
-                stop = self._report(self._next)
+                returns = tuple(self._returns[self._next])
+                self._mailbox.send(TrialReport(self._number, self._steps[self._next], returns))
+                stop = self._decision(self._steps[self._next], _DECISION_WAIT_S)
                 self._num_sent += 1
             self._next += 1
-        return stop or (None if is_last else self._late_decision())
+        return stop or (None if is_last else self._decision())
 
-    def _report(self, index: int) -> str | None:
-        """Send a report and wait briefly for the decision; return the reason to stop, if any."""
-        step = self._steps[index]
-        self._mailbox.send(TrialReport(self._number, step, tuple(self._returns[index])))
-        deadline_s = time.monotonic() + _DECISION_WAIT_S
+    def _decision(self, step: int | None = None, wait_s: float = 0.0) -> str | None:
+        """Return a reason to stop, if any; wait for the decision at ``step``."""
+        deadline_s = time.monotonic() + wait_s
         while decision := self._mailbox.receive(max(deadline_s - time.monotonic(), 0.0)):
             if decision.stop is not None or decision.step == step:
-                return decision.stop
-        return None
-
-    def _late_decision(self) -> str | None:
-        while decision := self._mailbox.receive():
-            if decision.stop is not None:
                 return decision.stop
         return None
 

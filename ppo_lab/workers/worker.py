@@ -38,7 +38,7 @@ _EXIT_TERMINATED = 128 + signal.SIGTERM
 def worker_main(
     connection: Connection, log_file: Path, device: str | None, max_lanes: int, *, is_single: bool
 ) -> None:
-    """Run in the new process, which sees the CUDA device ``device`` only; None: all of them."""
+    """Run a worker in a new process, which sees CUDA device ``device`` only; None: all of them."""
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # CUDA is not initialized in this process yet
     _set_up_process()
@@ -91,9 +91,8 @@ class _Worker:
 
     def _expects_more(self) -> bool:
         """Return whether the pool may have tasks for lanes that are free."""
-        return (
-            self._stack.queue.num_wanted < self._stack.num_free and self._stack.queue.num_more != 0
-        )
+        queue = self._stack.queue
+        return queue.num_wanted < self._stack.num_free and queue.num_more != 0
 
     def _read_one(self, wait_s: float | None) -> bool:
         """Handle one message and return True; return False if none arrives within ``wait_s``."""

@@ -201,20 +201,20 @@ def test_trials_of_one_program_share_a_worker_where_there_are_several(plan, tmp_
         (("study.objective=wall_time_s", "study/pruner=none"), "wall_time_s is measured"),
     ],
 )
-def test_what_a_stack_cannot_run_runs_as_processes_and_says_why(overrides, reason):
-    told = []
+def test_what_a_stack_cannot_run_runs_as_processes_and_says_why(overrides, reason, capsys):
     plan = plan_of(STACKED, *overrides)
     found = why_not_stacked(plan)
-    pool = choose_executor(plan, told.append)
+    pool = choose_executor(plan)
     pool.close()
+    told = capsys.readouterr().err
     if reason is None:
         assert found is None
         assert isinstance(pool, StackedPool)
-        assert told == []
+        assert told == ""
     else:
         assert found.startswith(reason)
         assert isinstance(pool, ProcessPool)
-        assert told == [f"study.executor=stacked runs as processes here: {found}"]
+        assert told == f"study.executor=stacked runs as processes here: {found}\n"
 
 
 def test_a_stack_has_no_more_lanes_than_there_are_runs_and_eight_on_a_cpu():
@@ -225,7 +225,7 @@ def test_a_stack_has_no_more_lanes_than_there_are_runs_and_eight_on_a_cpu():
     assert choose_lanes(8, config, num_seeds=3) == 8
     # A grid may begin with a strategy of one lane and go on with others.
     assert choose_lanes("auto", plan_of("memory=offloaded_optimizer").config) == 8
-    few = choose_executor(plan_of(STACKED, "study.num_trials=5", "study.num_seeds=2"), print)
+    few = choose_executor(plan_of(STACKED, "study.num_trials=5", "study.num_seeds=2"))
     assert few.max_running == 2 * (3 + 1)  # 3 trials for each of two workers, and one that waits
     few.close()
 

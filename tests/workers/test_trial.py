@@ -268,7 +268,7 @@ def run_parent(plan, folder, script):
     database = Database(plan.url, folder)
     lease, patience, seen = Lease(database, 60.0), RetryPolicy(10.0), Seen(plan.objectives)
     book = TrialStore(plan, database, lease)
-    signals = InterruptHandler(lambda line: None)
+    signals = InterruptHandler()
     parent = StudyScheduler(book, Scripted(script), patience, signals, seen)
     return parent.run(), book.study.trials, seen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,21 @@ from ppo_lab.studies.results.trial_table import TrialSummary
 from ppo_lab.studies.store.outcome import Counts
 from ppo_lab.tracking.terminal import format_duration
 
-__all__ = ["LogLines"]
+__all__ = ["LogLines", "print_line"]
 
 _AWAY_AGAIN_S = 30.0  # between two lines about one outage
+
+
+def print_line(line: str) -> None:
+    """Print a line to stderr."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - output of the command
 
 
 @dataclass(kw_only=True)
 class LogLines(StudyProgress):
     """Writes a line when a trial starts, ends or is retried."""
 
-    write: Callable[[str], None]
+    write: Callable[[str], None] = print_line
     _written_away_s: float = 0.0
 
     def open(self, name: str, folder: Path, counts: Counts, max_running: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from ppo_lab.runner.result import Result
 from ppo_lab.studies.definition.objective import quantity
@@ -70,6 +72,15 @@ class Counts:
     running: int
     total: int
     """``study.num_trials``."""
+
+    @classmethod
+    def of(cls, trials: Sequence[FrozenTrial], total: int) -> Counts:
+        """Count ``trials``; the defaults outside the space are stored as FAIL, but are complete."""
+        states = Counter(trial.state.name for trial in trials)
+        outcomes = [t.user_attrs.get(OUTCOME, {}) for t in trials if t.state is TrialState.FAIL]
+        num_outside = sum(outcome.get("status") == "finished" for outcome in outcomes)
+        complete, failed = states["COMPLETE"] + num_outside, states["FAIL"] - num_outside
+        return cls(complete, states["PRUNED"], failed, states["RUNNING"], total)
 
     @property
     def finished(self) -> int:

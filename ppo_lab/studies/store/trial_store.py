@@ -49,7 +49,6 @@ class Claim:
     params: Mapping[str, Choice]
     attempt: int
     """Counted from 1, over all parents."""
-    num_crashes: int
     reported_step: int
     """Last step reported by an earlier attempt, which was not pruned there."""
     result: Result | None
@@ -74,22 +73,17 @@ class TrialStore:
         self._held: set[int] = set()
         with database.exclusive(plan.name):
             self.study = self._open()
-            is_new = ATTRIBUTE not in self.study.user_attrs
-            if not is_new:
-                stored = self.study.user_attrs[ATTRIBUTE]
+            if (stored := self.study.user_attrs.get(ATTRIBUTE)) is not None:
                 allow = plan.study.allow_change
                 refuse_change(plan.name, stored, plan.fingerprint, allow=allow)
             worker = str(self.study.user_attrs.get("num_parents", 0))
             trials = self.study.get_trials(deepcopy=False)
             self.study.sampler = build_sampler(
-                plan.study.sampler,
-                space=plan.space,
-                seed=plan.study.seed,
-                worker=worker,
+                plan.study.sampler, space=plan.space, seed=plan.study.seed, worker=worker,
                 num_trials=len(trials),
-            )
+            )  # fmt: skip
             self._enqueue_starts(trials)
-            if is_new:
+            if stored is None:
                 self.study.set_user_attr("versions", versions())
                 self.study.set_user_attr(_TOKEN, secrets.token_hex(2))
                 self.study.set_user_attr(ATTRIBUTE, plan.fingerprint)  # last: marks it complete
@@ -136,23 +130,7 @@ class TrialStore:
 
     def counts(self) -> Counts:
         """Return the study's progress."""
-        return self._count(self.study.get_trials(deepcopy=False))
-
-    def _count(self, trials: Sequence[FrozenTrial]) -> Counts:
-        states = [trial.state for trial in trials]
-        # Defaults outside the space are stored as FAIL, but count as complete.
-        num_outside = sum(
-            trial.state is TrialState.FAIL
-            and trial.user_attrs.get(OUTCOME, {}).get("status") == "finished"
-            for trial in trials
-        )
-        return Counts(
-            complete=states.count(TrialState.COMPLETE) + num_outside,
-            pruned=states.count(TrialState.PRUNED),
-            failed=states.count(TrialState.FAIL) - num_outside,
-            running=states.count(TrialState.RUNNING),
-            total=self.plan.study.num_trials,
-        )
+        return Counts.of(self.study.get_trials(deepcopy=False), self.plan.study.num_trials)
 
     def claim(self) -> Claim | None:
         """Claim a trial for this parent: a dead parent's first, else a new one.
@@ -168,7 +146,7 @@ class TrialStore:
 
     def _claim(self) -> Claim | None:
         trials = self.study.get_trials(deepcopy=False)
-        counts = self._count(trials)
+        counts = Counts.of(trials, self.plan.study.num_trials)
         num_left = counts.total - counts.finished - counts.running
         free = [t for t in trials if t.state is TrialState.RUNNING and self._is_free(t)]
         for _ in range(min(-num_left, len(free))):
@@ -203,7 +181,6 @@ class TrialStore:
             role=attrs.get("role", "search"),
             params=params,
             attempt=attempt,
-            num_crashes=attrs.get("crashes", 0),
             reported_step=self._database.storage.get_trial(trial._trial_id).last_step or 0,
             result=result if result is not None and result.is_final else None,
         )
@@ -265,8 +242,9 @@ class TrialStore:
 
     def count_crash(self, claim: Claim) -> int:
         """Count a crash of the trial and return how many it has had."""
-        claim.trial.set_user_attr("crashes", claim.num_crashes + 1)
-        return claim.num_crashes + 1
+        num_crashes: int = claim.trial.user_attrs.get("crashes", 0) + 1
+        claim.trial.set_user_attr("crashes", num_crashes)
+        return num_crashes
 
     def release(self, claim: Claim) -> None:
         """Release a trial, to be run by the next parent that claims it."""

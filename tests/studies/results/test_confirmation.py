@@ -145,7 +145,7 @@ def test_the_studys_own_stop_file_stops_its_confirmation_too(plan, search, datab
     again = confirmation_plan(plan, search, database)
     assert again.confirms == plan.folder
     (plan.folder / "STOP").touch()
-    policy, interrupts = RetryPolicy(1.0), InterruptHandler(print)
+    policy, interrupts = RetryPolicy(1.0), InterruptHandler()
     store = TrialStore(again, database, lease := Lease(database, 60.0))
     display = StudyProgress(again.objectives)
     parent = StudyScheduler(store, NoPool(), policy, interrupts, display)
