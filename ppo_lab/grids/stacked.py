@@ -24,7 +24,7 @@ from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.json_files import write_json
 from ppo_lab.workers.base import Exited, Task, WorkerPool
-from ppo_lab.workers.stacked import make_stacked_pool
+from ppo_lab.workers.stacked import StackedPool
 
 __all__ = ["run_stacked_grid"]
 
@@ -52,7 +52,7 @@ def run_stacked_grid(
     (shared,) = first.return_value.configs
     num_jobs = len(job_overrides)
     # By default a full stack of jobs is ready ahead: all of a stack may end at once.
-    pool = make_stacked_pool(
+    pool = StackedPool(
         shared,
         first.return_value.folder.parent,
         num_workers=num_workers,

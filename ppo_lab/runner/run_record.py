@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import functools
 import re
 import secrets
 import time
@@ -12,6 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.summary import device_section, forecast_section, memory_section
 from ppo_lab.networks import ActorCritic
@@ -20,10 +22,9 @@ from ppo_lab.tracking.local import METRICS_FILE
 from ppo_lab.training.policy import save_policy
 from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.provenance import git_state, machine, versions
 
 __all__ = ["RunOutput", "RunRecorder", "Status"]
-
-log = logging.getLogger(__name__)
 
 
 class Status(Enum):
@@ -71,29 +72,19 @@ class RunRecorder:
     in the summary gives its number of lanes.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        output: RunOutput,
-        progress: Progress,
-        facts: Mapping[str, Any],
-        attempt: int = 1,
-    ) -> None:
-        """Build trackers; they and the summary are given ``facts``: versions, commit, machine.
-
-        A second ``attempt`` is another run in the trackers.
-        """
+    def __init__(self, config: Config, output: RunOutput, progress: Progress, attempt: int) -> None:
+        """Build the trackers, in which a second ``attempt`` is another run."""
         if attempt > 1 and output.run_id is not None:
             output = replace(output, run_id=f"{output.run_id}-{attempt}")
-        self.config, self.output, self._facts = config, output, facts
+        self.config, self.output = config, output
         self.tracker = Tracker(config.tracking, Path("outputs").resolve(), progress)
-        self.summary = _static_summary(config, output, self._facts)
+        self.summary = _static_summary(config, output)
         self._begin = _Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
 
     def start(self) -> None:
         """Start the trackers and, if asked for, add the forecast to the summary."""
-        self.tracker.start(_run_info(self.config, self.output, self._facts))
+        self.tracker.start(_run_info(self.config, self.output))
         if self.output.has_forecast or self.config.is_profiled:
             self.summary["memory"]["forecast"] = forecast_section(self.config)
 
@@ -132,7 +123,8 @@ class RunRecorder:
             self.summary["wandb"] = self.tracker.link
 
 
-def _run_info(config: Config, output: RunOutput, facts: Mapping[str, Any]) -> RunInfo:
+def _run_info(config: Config, output: RunOutput) -> RunInfo:
+    facts = _facts(config.torch_device)
     env = re.sub(r"[^A-Za-z0-9._=-]", "-", config.env.id)[:24]
     parts = [env, config.memory.name, f"eps{config.epsilon_label}", f"s{config.seed}"]
     commit = facts["git"].get("commit")
@@ -149,7 +141,7 @@ def _run_info(config: Config, output: RunOutput, facts: Mapping[str, Any]) -> Ru
     )
 
 
-def _static_summary(config: Config, output: RunOutput, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _static_summary(config: Config, output: RunOutput) -> dict[str, Any]:
     """Return what is known before the first step; ``epsilon`` is absent without a clip."""
     epsilon = {} if config.epsilon is None else {"epsilon": config.epsilon}
     return {
@@ -162,7 +154,7 @@ def _static_summary(config: Config, output: RunOutput, facts: Mapping[str, Any])
         "folder": str(output.folder),
         **output.notes,
         **epsilon,
-        **facts,
+        **_facts(config.torch_device),
     }
 
 
@@ -210,3 +202,9 @@ def _num_parameters(model: ActorCritic) -> dict[str, int]:
         name: sum(p.numel() // p.shape[0] for p in parameters)
         for name, parameters in model.groups().items()
     }
+
+
+@functools.cache
+def _facts(device: torch.device) -> dict[str, Any]:
+    """Return versions, commit and machine, which are the same for all runs of this process."""
+    return {"versions": versions(), "git": git_state(), "machine": machine(device)}

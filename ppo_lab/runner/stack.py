@@ -26,10 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LaneUtilization:
-    """Share of lanes that trained, up to the start of the last run.
-
-    After that there was nothing left to fill lanes with.
-    """
+    """Share of lanes that trained while there were runs to fill them: until the last one began."""
 
     num_busy: int = 0
     num_all: int = 0
@@ -194,7 +191,7 @@ class Stack:
 
     def _finish_if_ended(self, group: RunGroup, trainer: Trainer) -> None:
         """Finish a group that has a reason to stop or whose runs have all ended."""
-        reason = group.should_stop(trainer, group.lanes) if group.should_stop else None
+        reason = group.should_stop(trainer, group.lanes)
         if reason is None and not all(map(trainer.has_ended, group.lanes)):
             return
         group.conclude(trainer, reason)

@@ -10,7 +10,7 @@ from ppo_lab.studies.display.log_lines import print_line
 from ppo_lab.workers.base import WorkerPool
 from ppo_lab.workers.processes import ProcessPool
 from ppo_lab.workers.resources import choose_num_workers
-from ppo_lab.workers.stacked import make_stacked_pool
+from ppo_lab.workers.stacked import StackedPool
 
 __all__ = ["choose_executor", "why_not_stacked"]
 
@@ -20,7 +20,7 @@ def choose_executor(plan: Plan) -> WorkerPool:
     study = plan.study
     if study.executor is Executor.stacked:
         if (reason := why_not_stacked(plan)) is None:
-            return make_stacked_pool(
+            return StackedPool(
                 plan.config, plan.folder,
                 num_workers=study.num_workers, max_lanes=study.max_lanes,
                 num_tasks=study.num_trials, num_seeds=study.num_seeds, num_ahead=1,

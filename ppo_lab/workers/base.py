@@ -34,8 +34,8 @@ class Task:
     """Whether this is a job of a grid: a run in the folder itself, without reports and result."""
     report_steps: tuple[int, ...] = ()
     """Environment steps at which the trial reports, ascending."""
-    planned_steps: int | None = None
-    """Environment steps of all tasks of the study or grid; None: of this one."""
+    planned_steps: int = 0
+    """Environment steps of all tasks of the study or grid; 0: of this one."""
     num_left: int | None = None
     """Tasks that will follow this one; None: unknown."""
 

@@ -84,10 +84,11 @@ class TaskRun:
         self.group = RunGroup(
             configs,
             [_output(self._task, config) for config in configs],
-            should_stop=partial(self._reporter.after_iteration, seeds) if self._reporter else None,
             on_finish=self._on_finish,
             planned_steps=self._task.planned_steps,
         )
+        if self._reporter is not None:
+            self.group.should_stop = partial(self._reporter.after_iteration, seeds)
         self._stack.queue.put(self.group)
 
     def _on_finish(self, summaries: list[dict[str, Any]]) -> None:

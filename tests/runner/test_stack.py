@@ -27,14 +27,14 @@ def base(tmp_path, monkeypatch) -> Config:
     return job.config
 
 
-def group_of(folder, *configs, should_stop=None):
+def group_of(folder, *configs, **options):
     """Return a group whose runs are named after their seeds."""
     to = []
     for config in configs:
         path = folder / f"seed_{config.seed}"
         path.mkdir(exist_ok=True)
         to.append(RunOutput(path, [f"seed={config.seed}"], group="grid"))
-    return RunGroup(configs, to, should_stop=should_stop)
+    return RunGroup(configs, to, **options)
 
 
 def train(stack, groups):

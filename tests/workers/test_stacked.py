@@ -42,10 +42,18 @@ def task_of(plan, folder, number=0, *, report_steps=(), **changes):
     return Task(number, configs, output, report_steps=report_steps)
 
 
+def pool_of(plan, folder, num_workers):
+    """Return a pool whose workers have four lanes each."""
+    return StackedPool(
+        plan.config, folder, num_workers=num_workers, max_lanes=4, num_tasks=9, num_seeds=2,
+        num_ahead=1,
+    )  # fmt: skip
+
+
 @pytest.fixture
-def pool(tmp_path, monkeypatch):
+def pool(plan, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    running = StackedPool(1, 4, tmp_path, num_seeds=2)
+    running = pool_of(plan, tmp_path, num_workers=1)
     yield running
     running.close()
 
@@ -179,7 +187,7 @@ def test_a_trial_whose_stack_failed_runs_again_and_sends_no_report_twice(
 
 
 def test_trials_of_one_program_share_a_worker_where_there_are_several(plan, tmp_path):
-    pool = StackedPool(2, 4, tmp_path, num_seeds=2)
+    pool = pool_of(plan, tmp_path, num_workers=2)
     sent = []
     for number, key in enumerate("abaabb"):  # three each: as many as a worker takes
         index = pool._choose(key)

@@ -107,11 +107,8 @@ def _lines(progress: StudyProgress, most_of_name: int) -> Iterator[Text]:
     name.truncate(most_of_name, overflow="ellipsis")  # rather than the counts after it
     lines = [Text.assemble(name, "  ", progress.headline)]
     if best := progress.best:
-        lines.append(
-            Text.assemble(
-                "best  ", (f"#{best.number}  {best.scores[0]}", "bold"), "  ", best.setting
-            )
-        )
+        found = (f"#{best.number}  {best.scores[0]}", "bold")
+        lines.append(Text.assemble("best  ", found, "  ", best.setting))
     if progress.away_s is not None:
         text = f"the storage is away for {progress.away_s:.0f} s; trials go on meanwhile"
         lines.append(Text(text, "yellow"))

@@ -59,20 +59,13 @@ class StudyProgress:
     def advance(self, progress: TrialProgress) -> None:
         """Update a trial by what its worker sent."""
         if trial := self.running.get(progress.number):
-            self.running[progress.number] = replace(
-                trial,
-                step=progress.step,
-                returns=progress.returns,
-                env_steps_per_s=progress.env_steps_per_s,
-                vram_gib=progress.vram_gib,
-            )
+            self.running[progress.number] = replace(trial, **vars(progress))
 
     def report(self, report: TrialReport, stop: str | None) -> None:
         """Update a trial by its report; ``stop`` is the reason if it is pruned."""
         if trial := self.running.get(report.number):
             label = "pruning" if stop else trial.label
-            trial = replace(trial, label=label, step=report.step, returns=report.returns)
-            self.running[report.number] = trial
+            self.running[report.number] = replace(trial, label=label, **vars(report))
 
     def retry(self, number: int, reason: str, num_crashes: int, max_retries: int) -> None:
         """End an attempt that crashed; another follows."""
