@@ -50,13 +50,12 @@ class Result:
         while True:
             try:
                 write_json(folder / RESULT_FILE, asdict(self))
+                return
             except OSError as error:
                 if error.errno not in _FULL or time.monotonic() - failed_s > _LONGEST_FULL_S:
                     raise
                 log.warning("trial %d has ended, but %s", self.number, error)
                 time.sleep(_FULL_PAUSE_S)
-            else:
-                return
 
 
 def read_result(folder: Path) -> Result | None:

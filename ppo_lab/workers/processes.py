@@ -97,12 +97,8 @@ class ProcessPool(WorkerPool):
     def _fork(self, index: int, log_file: Path, max_lanes: int, *, is_single: bool) -> None:
         ours, theirs = self._context.Pipe()
         device = self._devices[index % len(self._devices)] if self._devices else None
-        process = self._context.Process(
-            target=worker_main,
-            args=(theirs, log_file, device, max_lanes),
-            kwargs={"is_single": is_single},
-            name=f"worker {index}",
-        )
+        args = (theirs, log_file, device, max_lanes, is_single)
+        process = self._context.Process(target=worker_main, args=args, name=f"worker {index}")
         process.start()
         theirs.close()
         self._workers[index] = _WorkerHandle(process, ours)

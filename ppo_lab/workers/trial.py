@@ -8,6 +8,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -34,28 +35,29 @@ _DECISION_WAIT_S = 1.0
 _PROGRESS_INTERVAL_S = 0.5
 
 
+@dataclass
 class Mailbox:
     """A trial's part of the pipe between its worker and the pool."""
 
-    def __init__(self, connection: Connection, read: Callable[[float], bool] | None) -> None:
-        """``read`` waits for a message; None where nothing may wait."""
-        self._connection, self._read = connection, read
-        self.decisions: deque[Decision] = deque()
-        """Received, but not used yet."""
+    connection: Connection
+    read: Callable[[float], bool] | None
+    """Waits for a message; None where nothing may wait."""
+    decisions: deque[Decision] = field(default_factory=deque)
+    """Received, but not used yet."""
 
     @property
     def is_writable(self) -> bool:
         """Whether the pipe has room."""
-        return bool(select.select([], [self._connection], [], 0.0)[1])
+        return bool(select.select([], [self.connection], [], 0.0)[1])
 
     def send(self, message: TrialReport | TrialProgress) -> None:
         """Send ``message`` to the scheduler."""
-        self._connection.send(message)
+        self.connection.send(message)
 
     def receive(self, wait_s: float = 0.0) -> Decision | None:
         """Return the next decision; None if there is none within ``wait_s``."""
-        if not self.decisions and self._read is not None:
-            self._read(wait_s)
+        if not self.decisions and self.read is not None:
+            self.read(wait_s)
         return self.decisions.popleft() if self.decisions else None
 
 

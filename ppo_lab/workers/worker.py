@@ -36,7 +36,7 @@ _EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def worker_main(
-    connection: Connection, log_file: Path, device: str | None, max_lanes: int, *, is_single: bool
+    connection: Connection, log_file: Path, device: str | None, max_lanes: int, is_single: bool
 ) -> None:
     """Run a worker in a new process, which sees CUDA device ``device`` only; None: all of them."""
     if device is not None:

@@ -93,16 +93,13 @@ class TrialStore:
                 self.study.set_user_attr(_STOP, False)  # a new start resumes the study
 
     def _open(self) -> Study:
-        plan = self.plan
+        plan, total_steps = self.plan, self.plan.config.total_steps
+        confidence = plan.study.prune_confidence
         study = optuna.create_study(
             storage=self._database.storage,
             study_name=plan.name,
             directions=[StudyDirection[o.direction.upper()] for o in plan.objectives],
-            pruner=build_pruner(
-                plan.study.pruner,
-                confidence=plan.study.prune_confidence,
-                total_steps=plan.config.total_steps,
-            ),
+            pruner=build_pruner(plan.study.pruner, confidence=confidence, total_steps=total_steps),
             load_if_exists=True,
         )
         with warnings.catch_warnings():
