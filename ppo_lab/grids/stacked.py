@@ -52,12 +52,9 @@ def run_stacked_grid(
     (shared,) = first.return_value.configs
     num_jobs = len(job_overrides)
     # By default a full stack of jobs is ready ahead: all of a stack may end at once.
+    folder = first.return_value.folder.parent
     pool = StackedPool(
-        shared,
-        first.return_value.folder.parent,
-        num_workers=num_workers,
-        max_lanes=max_lanes,
-        num_tasks=num_jobs,
+        shared, folder, num_workers=num_workers, max_lanes=max_lanes, num_tasks=num_jobs
     )
     try:
         return _run_jobs(pool, itertools.chain([first], jobs), _ProgressLine(shared, num_jobs))

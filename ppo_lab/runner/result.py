@@ -20,8 +20,7 @@ log = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_PAUSE_S, _LONGEST_FULL_S = 5.0, 3600.0
-"""A full disk is retried for up to an hour: the run may have taken longer."""
+_FULL_PAUSE_S, _LONGEST_FULL_S = 5.0, 3600.0  # the run may have taken longer
 
 
 @dataclass(frozen=True)

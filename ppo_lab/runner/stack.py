@@ -165,11 +165,8 @@ class Stack:
         configure_torch(config)
         build = counted_trainer if config.is_profiled else Trainer
         planned_steps = max(group.planned_steps for group in groups)
-        trainer = build(
-            [*configs, *(config for _ in idle)],
-            self._record,
-            compiles=is_compiled(config, num_lanes, planned_steps),
-        )
+        compiles = is_compiled(config, num_lanes, planned_steps)
+        trainer = build([*configs, *(config for _ in idle)], self._record, compiles=compiles)
         for lane in idle:
             trainer.retire_lane(lane)
         return trainer

@@ -175,13 +175,9 @@ class StudyScheduler:
         slot = self._pool.start(task)
         self._running[number] = (claim, folder)
         trial = TrialSummary(
-            number,
-            claim.role,
-            claim.params,
-            slot=slot,
-            num_seeds=len(configs),
-            total_steps=configs[0].total_steps,
-        )
+            number, claim.role, claim.params,
+            slot=slot, num_seeds=len(configs), total_steps=configs[0].total_steps,
+        )  # fmt: skip
         self._display.start(trial, claim.attempt)
 
     def _new_folder(self, number: int) -> Path:

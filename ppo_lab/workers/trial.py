@@ -184,12 +184,7 @@ class _Reporter:
         self._progress_s = now_s
         memory = trainer.meters.memory.read()
         share = num_lanes / len(trainer.configs)  # of the stack's speed
-        self._mailbox.send(
-            TrialProgress(
-                number=self._number,
-                step=step,
-                returns=tuple(self._latest),
-                env_steps_per_s=share * trainer.num_live_steps / max(trainer.elapsed_s, 1e-9),
-                vram_gib=None if memory is None else memory.gib().get("peak_reserved_gib"),
-            )
-        )
+        steps_per_s = share * trainer.num_live_steps / max(trainer.elapsed_s, 1e-9)
+        vram_gib = None if memory is None else memory.gib().get("peak_reserved_gib")
+        returns = tuple(self._latest)
+        self._mailbox.send(TrialProgress(self._number, step, returns, steps_per_s, vram_gib))

@@ -203,8 +203,7 @@ class TrialStore:
         return self._database.storage.get_trial(claim.trial._trial_id)
 
     def _is_held(self, trial: FrozenTrial) -> bool:
-        owner = Owner.read(trial.user_attrs.get("owner"))
-        return owner is not None and owner.id == self.lease.owner.id
+        return (trial.user_attrs.get("owner") or {}).get("id") == self.lease.owner.id
 
     def report(self, claim: Claim, step: int, returns: Sequence[float | None]) -> str | None:
         """Report returns to Optuna; return the reason to prune the trial, None to continue."""
