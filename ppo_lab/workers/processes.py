@@ -30,11 +30,10 @@ _GRACE_S = 10.0  # from SIGTERM, on which runs close their trackers, to SIGKILL
 
 
 class _Running(NamedTuple):
-    """A task that a worker has."""
+    """A task that a worker has; its ``key`` is that of tasks which can share a stack."""
 
     slot: int
     key: str
-    """Equal for tasks that can share a stack."""
 
 
 @dataclass

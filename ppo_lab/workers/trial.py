@@ -83,12 +83,8 @@ class TaskRun:
         size = self._configs[0].memory.max_lanes or len(self._configs)
         configs = self._configs[first : first + size]
         seeds = range(first, first + len(configs))
-        self.group = RunGroup(
-            configs,
-            [_output(self._task, config) for config in configs],
-            on_finish=self._on_finish,
-            planned_steps=self._task.planned_steps,
-        )
+        outputs, steps = [_output(self._task, c) for c in configs], self._task.planned_steps
+        self.group = RunGroup(configs, outputs, on_finish=self._on_finish, planned_steps=steps)
         if self._reporter is not None:
             self.group.should_stop = partial(self._reporter.after_iteration, seeds)
         self._stack.queue.put(self.group)
