@@ -50,16 +50,12 @@ class StackedLauncher(Launcher):
         )
 
 
-ConfigStore.instance().store(
-    group="hydra/launcher",
-    name="stacked",
-    node={
-        "_target_": "hydra_plugins.ppo_lab_launcher.StackedLauncher",
-        "num_workers": "auto",
-        "max_lanes": "auto",
-    },
-    provider="ppo_lab",
-)
+_NODE = {
+    "_target_": "hydra_plugins.ppo_lab_launcher.StackedLauncher",
+    "num_workers": "auto",
+    "max_lanes": "auto",
+}
+ConfigStore.instance().store("stacked", _NODE, group="hydra/launcher", provider="ppo_lab")
 
 
 class GridSweeper(basic_sweeper.BasicSweeper):
@@ -70,9 +66,5 @@ class GridSweeper(basic_sweeper.BasicSweeper):
 
 
 # Replaces the default; a study chooses its own sweeper in conf/study/default.yaml.
-ConfigStore.instance().store(
-    group="hydra/sweeper",
-    name="basic",
-    node=basic_sweeper.BasicSweeperConf(_target_="hydra_plugins.ppo_lab_launcher.GridSweeper"),
-    provider="ppo_lab",
-)
+_SWEEPER = basic_sweeper.BasicSweeperConf(_target_="hydra_plugins.ppo_lab_launcher.GridSweeper")
+ConfigStore.instance().store("basic", _SWEEPER, group="hydra/sweeper", provider="ppo_lab")

@@ -32,9 +32,5 @@ class StudySweeper(Sweeper):
         return run_study(self._config, self._loader)
 
 
-ConfigStore.instance().store(
-    group="hydra/sweeper",
-    name="ppo_lab",
-    node={"_target_": "hydra_plugins.ppo_lab_sweeper.StudySweeper"},
-    provider="ppo_lab",
-)
+_NODE = {"_target_": "hydra_plugins.ppo_lab_sweeper.StudySweeper"}
+ConfigStore.instance().store("ppo_lab", _NODE, group="hydra/sweeper", provider="ppo_lab")

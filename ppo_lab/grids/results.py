@@ -37,9 +37,6 @@ def grid_summaries(folder: Path) -> list[dict[str, Any]]:
 
     A job that was killed, or whose machine failed, has a folder with its config but no summary;
     its status is ``lost``.
-
-    Args:
-        folder: The grid's folder.
     """
     jobs = [path.parent for path in folder.rglob(".hydra") if path.is_dir()]
     return [_summary(job) for job in sorted(jobs, key=_number_of)]

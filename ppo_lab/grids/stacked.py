@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, run_job
@@ -19,24 +18,18 @@ from omegaconf import DictConfig, open_dict
 from ppo_lab.config.compose import Composer, load
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import resolve_memory
-from ppo_lab.runner.run_record import Status
+from ppo_lab.runner.run_record import RunOutput, Status
 from ppo_lab.tracking import Terminal, read_summary
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.json_files import write_json
 from ppo_lab.workers.base import Exited, Task, WorkerPool
-from ppo_lab.workers.stacked import make_stacked_pool
+from ppo_lab.workers.stacked import StackedPool
 
 __all__ = ["run_stacked_grid"]
 
 _TICK_S = 0.5
 _LINE_INTERVAL_S = 10.0
-
-
-class _GridJob(NamedTuple):
-    task: Task
-    returned: JobReturn
-    """Given back to Hydra; its return value is set when the job has ended."""
 
 
 def run_stacked_grid(
@@ -52,17 +45,16 @@ def run_stacked_grid(
 
     Hydra makes each job's folder and runs its callbacks when the job is sent to a worker.
     """
-    jobs = _compose_jobs(context, config, job_overrides, first_number)
+    composer = Composer(context.config_loader, config)
+    numbered = enumerate(job_overrides, first_number)
+    jobs = (_begin_job(context, composer.job(texts), number) for number, texts in numbered)
     first = next(jobs)  # its folder is the first in the grid's
-    (shared,) = first.task.configs
+    (shared,) = first.return_value.configs
     num_jobs = len(job_overrides)
     # By default a full stack of jobs is ready ahead: all of a stack may end at once.
-    pool = make_stacked_pool(
-        shared,
-        first.task.folder.parent,
-        num_workers=num_workers,
-        max_lanes=max_lanes,
-        num_tasks=num_jobs,
+    folder = first.return_value.folder.parent
+    pool = StackedPool(
+        shared, folder, num_workers=num_workers, max_lanes=max_lanes, num_tasks=num_jobs
     )
     try:
         return _run_jobs(pool, itertools.chain([first], jobs), _ProgressLine(shared, num_jobs))
@@ -70,27 +62,18 @@ def run_stacked_grid(
         pool.close()
 
 
-def _compose_jobs(
-    context: HydraContext,
-    config: DictConfig,
-    job_overrides: Sequence[Sequence[str]],
-    first_number: int,
-) -> Iterator[_GridJob]:
-    """Compose jobs one by one as Hydra's own launcher does; each gets a folder with its config."""
-    composer = Composer(context.config_loader, config)
-    for number, overrides in enumerate(job_overrides, first_number):
-        cfg = composer.job(overrides)
-        with open_dict(cfg):
-            cfg.hydra.job.id = cfg.hydra.job.num = number
-        returned = run_job(
-            _task,
-            cfg,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            hydra_context=context,
-            configure_logging=False,  # the worker has its own log
-        )
-        yield _GridJob(returned.return_value, returned)  # raises what went wrong
+def _begin_job(context: HydraContext, cfg: DictConfig, number: int) -> JobReturn:
+    """Make a job's folder as Hydra's own launcher does; ``return_value`` is its task."""
+    with open_dict(cfg):
+        cfg.hydra.job.id = cfg.hydra.job.num = number
+    return run_job(
+        _task,
+        cfg,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+        hydra_context=context,
+        configure_logging=False,  # the worker has its own log
+    )
 
 
 def _task(cfg: DictConfig) -> Task:
@@ -99,53 +82,50 @@ def _task(cfg: DictConfig) -> Task:
     folder = Path(hydra.runtime.output_dir)
     if (folder / METRICS_FILE).exists():
         raise ConfigError("hydra.sweep.dir", folder, "holds a run already; choose another")
-    overrides, group = tuple(hydra.overrides.task), folder.parent.name
-    return Task(hydra.job.num, folder, (load(cfg),), overrides, group, is_job=True)
+    output = RunOutput(folder, list(hydra.overrides.task), group=folder.parent.name)
+    return Task(hydra.job.num, (load(cfg),), output, is_job=True)
 
 
-def _run_jobs(pool: WorkerPool, jobs: Iterator[_GridJob], line: _ProgressLine) -> list[JobReturn]:
-    """Run all jobs; return their results in order."""
-    running: dict[int, _GridJob] = {}
-    returned: dict[int, JobReturn] = {}
+def _run_jobs(pool: WorkerPool, jobs: Iterator[JobReturn], line: _ProgressLine) -> list[JobReturn]:
+    """Run all jobs; return them in order, each with its final return in place of its task."""
+    running: dict[int, JobReturn] = {}
+    ended: dict[int, JobReturn] = {}
     num_left = line.num_jobs
     while num_left or running:
         for job in itertools.islice(jobs, pool.max_running - len(running)):
-            (config,) = job.task.configs
+            task: Task = job.return_value  # raises what went wrong
+            (config,) = task.configs
             line.note_unstackable(config)
             num_left -= 1
             planned_steps = line.num_jobs * config.total_steps
-            pool.start(replace(job.task, num_left=num_left, planned_steps=planned_steps))
-            running[job.task.number] = job
+            pool.start(replace(task, num_left=num_left, planned_steps=planned_steps))
+            running[task.number] = job
         for event in pool.wait(_TICK_S):
             if isinstance(event, Exited):
-                job = running.pop(event.number)
-                job.returned.return_value = _final_return(job.task, event.exit_code)
-                returned[event.number] = job.returned
-        line.show(len(returned), len(running))
-    return [returned[number] for number in sorted(returned)]
+                job = ended[event.number] = running.pop(event.number)
+                job.return_value = _final_return(job.return_value, event.exit_code)
+        line.show(len(ended), len(running))
+    return [ended[number] for number in sorted(ended)]
 
 
 def _final_return(task: Task, exit_code: int) -> float | None:
     """Return the job's final return; write the summary of a job whose worker died."""
     path = task.folder / SUMMARY_FILE
     if not path.is_file():
-        write_json(path, _failed_summary(task, exit_code))
+        how = f"ended with status {exit_code}"
+        if exit_code < 0:
+            how = f"was killed by {signal.Signals(-exit_code).name}"
+        summary = {
+            "status": Status.failed.value,
+            "reason": f"the process that trained it {how}",
+            "env": task.configs[0].env.id,
+            "seed": task.configs[0].seed,
+            "overrides": list(task.output.overrides),
+            "folder": str(task.folder),
+        }
+        write_json(path, summary)
     final_return: float | None = read_summary(path).get("final_return")
     return final_return
-
-
-def _failed_summary(task: Task, exit_code: int) -> dict[str, Any]:
-    how = f"ended with status {exit_code}"
-    if exit_code < 0:
-        how = f"was killed by {signal.Signals(-exit_code).name}"
-    return {
-        "status": Status.failed.value,
-        "reason": f"the process that trained it {how}",
-        "env": task.configs[0].env.id,
-        "seed": task.configs[0].seed,
-        "overrides": list(task.overrides),
-        "folder": str(task.folder),
-    }
 
 
 class _ProgressLine:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from ppo_lab.config.lanes import stack_key
 from ppo_lab.config.run import Config
@@ -17,78 +14,47 @@ from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.forecast.summary import out_of_memory_line
 from ppo_lab.runner.run_record import RunOutput, RunRecorder, Status
 from ppo_lab.tracking import Progress
-from ppo_lab.training.scores import History
 from ppo_lab.training.trainer import Trainer
-from ppo_lab.utils.provenance import git_state, machine, versions
 
-__all__ = ["GroupView", "RunGroup", "one_line"]
+__all__ = ["RunGroup", "one_line"]
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class GroupView:
-    """Snapshot of a run group after an iteration; its runs are counted from 0."""
-
-    trainer: Trainer
-    lanes: Sequence[int]
-    """One per run."""
-
-    @property
-    def iteration(self) -> int:
-        """Iterations that the runs have completed."""
-        return self.trainer.lane_iteration(self.lanes[0])
-
-    def config(self, run: int) -> Config:
-        """Return a run's config."""
-        return self.trainer.configs[self.lanes[run]]
-
-    def history(self, run: int) -> History:
-        """Return a run's curve so far; ``diverged`` in it is the reason if it has diverged."""
-        return self.trainer.history(self.lanes[run])
-
-
+@dataclass(eq=False)
 class RunGroup:
     """Runs that take lanes of a stack together and leave them together."""
 
-    def __init__(
-        self,
-        configs: Sequence[Config],
-        outputs: Sequence[RunOutput],
-        *,
-        should_stop: Callable[[GroupView], str | None] | None = None,
-        on_finish: Callable[[list[dict[str, Any]]], None] | None = None,
-        planned_steps: int | None = None,
-    ) -> None:
-        """Group ``configs``, which must be able to share a stack.
+    configs: Sequence[Config]
+    """One per run; they must be able to share a stack."""
+    outputs: Sequence[RunOutput]
+    should_stop: Callable[[Trainer, Sequence[int]], str | None] = lambda *_: None
+    """Called after every iteration with the trainer and the runs' lanes; a reason prunes them."""
+    on_finish: Callable[[list[dict[str, Any]]], None] = lambda _: None
+    """Called with the summaries when the runs have ended and are on disk."""
+    planned_steps: int = 0
+    """Environment steps of all groups of the study or grid, which decide whether compiling pays;
+    0: those of ``configs``."""
+    lanes: list[int] = field(default_factory=list)
+    recorders: list[RunRecorder] = field(default_factory=list)
+    """Of the current attempt, one per run; there is another attempt if the stack failed."""
+    summaries: list[dict[str, Any]] = field(default_factory=list)
+    """One per run, once the runs have ended."""
+    _num_attempts: int = 0
 
-        Args:
-            configs: One per run.
-            outputs: One per run.
-            should_stop: Called after every iteration; a reason ends all runs as ``pruned``.
-            on_finish: Called with the summaries when the runs have ended and are on disk.
-            planned_steps: Environment steps of all groups of the study or grid, which decide
-                whether compiling pays; by default those of ``configs``.
-        """
-        self.configs = [_resolved(config) for config in configs]
-        self.outputs, self.should_stop, self._on_finish = outputs, should_stop, on_finish
-        self.planned_steps = planned_steps or sum(config.total_steps for config in configs)
+    def __post_init__(self) -> None:
+        """Resolve the memory strategies."""
+        self.configs = [_resolved(config) for config in self.configs]
+        self.planned_steps = self.planned_steps or sum(c.total_steps for c in self.configs)
         self.key = stack_key(self.configs[0])
         """Equal for groups that can share a stack."""
-        self.lanes: list[int] = []
-        self.recorders: list[RunRecorder] = []
-        """Of the current attempt, one per run; there is another attempt if the stack failed."""
-        self.summaries: list[dict[str, Any]] = []
-        """One per run, once the runs have ended."""
-        self._num_attempts = 0
 
     def new_attempt(self, lanes: Sequence[int], progress: Progress) -> None:
         """Assign ``lanes`` and build the recorders."""
         self._num_attempts += 1
         self.lanes = list(lanes)
-        facts = _facts(self.configs[0].torch_device)
         self.recorders = [
-            RunRecorder(config, output, progress, facts, self._num_attempts)
+            RunRecorder(config, output, progress, self._num_attempts)
             for config, output in zip(self.configs, self.outputs)
         ]
 
@@ -122,8 +88,7 @@ class RunGroup:
         for recorder in self.recorders:
             recorder.finish()
         self.summaries = [recorder.summary for recorder in self.recorders]
-        if self._on_finish is not None:
-            self._on_finish(self.summaries)
+        self.on_finish(self.summaries)
 
     def clear(self) -> None:
         """Close the trackers of a failed attempt and remove its records before the next one."""
@@ -158,9 +123,3 @@ def _resolved(config: Config) -> Config:
     if resolved.memory.name != config.memory.name:
         log.info("memory=%s is %s here", config.memory.name, resolved.memory.name)
     return resolved
-
-
-@functools.cache
-def _facts(device: torch.device) -> dict[str, Any]:
-    """Return versions, commit and machine, which are the same for all runs of this process."""
-    return {"versions": versions(), "git": git_state(), "machine": machine(device)}

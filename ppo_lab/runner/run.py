@@ -17,13 +17,9 @@ __all__ = ["RunOutput", "Status", "run_group", "run_in_folder"]
 def run_in_folder(
     config: Config, folder: Path, *, overrides: Sequence[str], group: str | None = None
 ) -> dict[str, Any]:
-    """Train ``config`` alone and return its summary; see ``run_group``.
+    """Train a checked config alone and return its summary; see ``run_group``.
 
-    Args:
-        config: A checked config.
-        folder: An existing folder without a run.
-        overrides: The command line's overrides, for the summary and the trackers.
-        group: The grid that the run belongs to.
+    ``folder`` exists and holds no run; ``group`` is the grid that the run belongs to.
     """
     (summary,) = run_group(RunGroup([config], [RunOutput(folder, overrides, group)]))
     return summary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import functools
 import re
 import secrets
 import time
@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.summary import device_section, forecast_section, memory_section
@@ -20,14 +22,13 @@ from ppo_lab.tracking.local import METRICS_FILE
 from ppo_lab.training.policy import save_policy
 from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.provenance import git_state, machine, versions
 
 __all__ = ["RunOutput", "RunRecorder", "Status"]
 
-log = logging.getLogger(__name__)
-
 
 class Status(Enum):
-    """How a run ended."""
+    """How a run ended, from best to worst."""
 
     finished = "finished"
     pruned = "pruned"  # stopped before its last step
@@ -56,13 +57,12 @@ class RunOutput:
     """Whether the summary holds the memory forecast even if the run is not profiled."""
 
 
-@dataclass
-class _Begin:
+class _Begin(NamedTuple):
     """Progress of the stack when the run began in it."""
 
-    elapsed_s: float = 0.0
-    num_live_steps: int = 0
-    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    elapsed_s: float
+    num_live_steps: int
+    phase_seconds: Mapping[str, float]
 
 
 class RunRecorder:
@@ -72,29 +72,19 @@ class RunRecorder:
     in the summary gives its number of lanes.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        output: RunOutput,
-        progress: Progress,
-        facts: Mapping[str, Any],
-        attempt: int = 1,
-    ) -> None:
-        """Build trackers; they and the summary are given ``facts``: versions, commit, machine.
-
-        A second ``attempt`` is another run in the trackers.
-        """
+    def __init__(self, config: Config, output: RunOutput, progress: Progress, attempt: int) -> None:
+        """Build the trackers, in which a second ``attempt`` is another run."""
         if attempt > 1 and output.run_id is not None:
             output = replace(output, run_id=f"{output.run_id}-{attempt}")
-        self.config, self.output, self._facts = config, output, facts
+        self.config, self.output = config, output
         self.tracker = Tracker(config.tracking, Path("outputs").resolve(), progress)
-        self.summary = _static_summary(config, output, self._facts)
-        self._begin = _Begin()
+        self.summary = _static_summary(config, output)
+        self._begin = _Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
 
     def start(self) -> None:
         """Start the trackers and, if asked for, add the forecast to the summary."""
-        self.tracker.start(_run_info(self.config, self.output, self._facts))
+        self.tracker.start(_run_info(self.config, self.output))
         if self.output.has_forecast or self.config.is_profiled:
             self.summary["memory"]["forecast"] = forecast_section(self.config)
 
@@ -133,7 +123,8 @@ class RunRecorder:
             self.summary["wandb"] = self.tracker.link
 
 
-def _run_info(config: Config, output: RunOutput, facts: Mapping[str, Any]) -> RunInfo:
+def _run_info(config: Config, output: RunOutput) -> RunInfo:
+    facts = _facts(config.torch_device)
     env = re.sub(r"[^A-Za-z0-9._=-]", "-", config.env.id)[:24]
     parts = [env, config.memory.name, f"eps{config.epsilon_label}", f"s{config.seed}"]
     commit = facts["git"].get("commit")
@@ -145,17 +136,15 @@ def _run_info(config: Config, output: RunOutput, facts: Mapping[str, Any]) -> Ru
         group=config.tracking.group or output.group,
         tags=tuple(tag[:64] for tag in [*tags, *config.tracking.tags]),
         total_steps=config.num_iterations * config.num_rows,
-        config=config.as_dict()
-        | {"overrides": list(output.overrides)}
-        | dict(facts)
-        | dict(output.notes),
+        config={**config.as_dict(), "overrides": list(output.overrides), **facts, **output.notes},
         job_type=output.job_type,
     )
 
 
-def _static_summary(config: Config, output: RunOutput, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _static_summary(config: Config, output: RunOutput) -> dict[str, Any]:
     """Return what is known before the first step; ``epsilon`` is absent without a clip."""
-    summary = {
+    epsilon = {} if config.epsilon is None else {"epsilon": config.epsilon}
+    return {
         "env": config.env.id,
         "memory": {"strategy": config.memory.name},
         "clipped": config.epsilon is not None,
@@ -164,10 +153,9 @@ def _static_summary(config: Config, output: RunOutput, facts: Mapping[str, Any])
         "overrides": list(output.overrides),
         "folder": str(output.folder),
         **output.notes,
+        **epsilon,
+        **_facts(config.torch_device),
     }
-    if config.epsilon is not None:
-        summary["epsilon"] = config.epsilon
-    return summary | dict(facts)
 
 
 def _measured(config: Config, trainer: Trainer, lane: int, begin: _Begin) -> dict[str, Any]:
@@ -197,8 +185,7 @@ def _scores(config: Config, history: History) -> dict[str, Any]:
         "collapsed": None,
         "dead": None,
     }
-    score_range = config.env.score_range()
-    if score_range is not None:
+    if score_range := config.env.score_range():
         random_return, target_return = score_range
         scores["collapsed"] = has_collapsed(
             history.returns, random_return=random_return, target_return=target_return
@@ -215,3 +202,9 @@ def _num_parameters(model: ActorCritic) -> dict[str, int]:
         name: sum(p.numel() // p.shape[0] for p in parameters)
         for name, parameters in model.groups().items()
     }
+
+
+@functools.cache
+def _facts(device: torch.device) -> dict[str, Any]:
+    """Return versions, commit and machine, which are the same for all runs of this process."""
+    return {"versions": versions(), "git": git_state(), "machine": machine(device)}

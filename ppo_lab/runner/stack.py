@@ -12,7 +12,7 @@ from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory, vram_l
 from ppo_lab.devices.pcie import measure_bus
 from ppo_lab.forecast.budget import over_budget
 from ppo_lab.forecast.counting import counted_trainer
-from ppo_lab.runner.group import GroupView, RunGroup, one_line
+from ppo_lab.runner.group import RunGroup, one_line
 from ppo_lab.runner.queue import GroupQueue
 from ppo_lab.runner.run_record import RunRecorder, Status
 from ppo_lab.tracking import Progress, Record, Terminal
@@ -26,10 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LaneUtilization:
-    """Share of lanes that trained, up to the start of the last run.
-
-    After that there was nothing left to fill lanes with.
-    """
+    """Share of lanes that trained while there were runs to fill them: until the last one began."""
 
     num_busy: int = 0
     num_all: int = 0
@@ -168,11 +165,8 @@ class Stack:
         configure_torch(config)
         build = counted_trainer if config.is_profiled else Trainer
         planned_steps = max(group.planned_steps for group in groups)
-        trainer = build(
-            [*configs, *(config for _ in idle)],
-            self._record,
-            compiles=is_compiled(config, num_lanes, planned_steps),
-        )
+        compiles = is_compiled(config, num_lanes, planned_steps)
+        trainer = build([*configs, *(config for _ in idle)], self._record, compiles=compiles)
         for lane in idle:
             trainer.retire_lane(lane)
         return trainer
@@ -194,8 +188,7 @@ class Stack:
 
     def _finish_if_ended(self, group: RunGroup, trainer: Trainer) -> None:
         """Finish a group that has a reason to stop or whose runs have all ended."""
-        view = GroupView(trainer, group.lanes)
-        reason = group.should_stop(view) if group.should_stop else None
+        reason = group.should_stop(trainer, group.lanes)
         if reason is None and not all(map(trainer.has_ended, group.lanes)):
             return
         group.conclude(trainer, reason)

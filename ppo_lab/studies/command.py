@@ -16,6 +16,7 @@ from rich.console import Console
 from ppo_lab.config.error_messages import explain
 from ppo_lab.studies.choose_executor import choose_executor
 from ppo_lab.studies.definition.plan import Plan, make_plan
+from ppo_lab.studies.display.log_lines import print_line
 from ppo_lab.studies.results.confirmation import (
     Confirmed,
     confirmation_plan,
@@ -23,7 +24,7 @@ from ppo_lab.studies.results.confirmation import (
 )
 from ppo_lab.studies.results.files import write_outputs
 from ppo_lab.studies.results.panel import commands, study_panel
-from ppo_lab.studies.results.study_result import StudyResult, read_study
+from ppo_lab.studies.results.study_result import read_study
 from ppo_lab.studies.results.wandb import track_study
 from ppo_lab.studies.scheduler import STOP_FILE, Ending, InterruptHandler
 from ppo_lab.studies.session import StudyRunner
@@ -33,12 +34,7 @@ from ppo_lab.workers.base import WorkerPool
 
 __all__ = ["check_study", "run_plan", "run_study"]
 
-_EXITS = {
-    Ending.complete: 0,
-    Ending.stopped: 0,
-    Ending.interrupted: 130,
-    Ending.storage_lost: 1,
-}
+_EXITS = {Ending.complete: 0, Ending.stopped: 0, Ending.interrupted: 130, Ending.storage_lost: 1}
 _EXIT_REFUSED = 2
 
 
@@ -56,8 +52,7 @@ def run_study(command: DictConfig, loader: ConfigLoader) -> None:
     try:
         status = _EXITS[run_plan(make_plan(command, loader))]
     except ConfigError as error:  # found only in the stored study, such as another space
-        message = explain(error, list(command.hydra.overrides.task))
-        print(message, file=sys.stderr)  # noqa: T201 - output of the command
+        print_line(explain(error, list(command.hydra.overrides.task)) or str(error))
         status = _EXIT_REFUSED
     if status:
         sys.exit(status)
@@ -66,22 +61,18 @@ def run_study(command: DictConfig, loader: ConfigLoader) -> None:
 def run_plan(plan: Plan, pool: WorkerPool | None = None) -> Ending:
     """Run a study's trials and its confirmation, write its files, and return why it ended.
 
-    Args:
-        plan: The study.
-        pool: Runs the trials; by default the pool that ``plan`` asks for.
-
     Raises:
         ConfigError: the study exists with other settings, or has a STOP file.
     """
     stop = plan.folder / STOP_FILE
     if stop.exists():
         raise ConfigError("STOP", stop, "stops this study; remove the file to go on")
-    pool = pool or choose_executor(plan, _print)  # its server imports while the storage is opened
-    interrupts = InterruptHandler(_print)
+    pool = pool or choose_executor(plan)  # its server imports while the storage is opened
+    interrupts = InterruptHandler()
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
         with _log_file(plan), interrupts.installed():
-            runner = StudyRunner(plan, pool, interrupts, _print)
+            runner = StudyRunner(plan, pool, interrupts)
             with closing(runner.database):
                 return _run(plan, runner, interrupts)
     except StorageLostError as error:
@@ -101,36 +92,26 @@ def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> Endin
             ending, confirmed = _confirm(plan, study, runner)
     finally:
         if ending is not Ending.storage_lost:
-            result = runner.call("read", lambda: read_study(plan, study, confirmed))
-            runner.call("write", lambda: write_outputs(result))
-            _show(result)
-            if runner.had_work and not interrupts.is_urgent:
-                _track(result)
+            result = runner.call("read", read_study, plan, study, confirmed)
+            runner.call("write", write_outputs, result)
+            console = Console()
+            console.print(study_panel(result))
+            console.out(commands(result.plan), highlight=False)
+            if runner.had_work and not interrupts.is_urgent and (link := track_study(result)):
+                console.out(f"W&B        {link}", highlight=False)
             runner.close()  # else the trials stay reserved until the next start finds us dead
     return ending
 
 
 def _confirm(plan: Plan, study: Study, runner: StudyRunner) -> tuple[Ending, Confirmed | None]:
     """Run the best trials again with fresh seeds; return the result once it is complete."""
-    confirming = runner.call("read", lambda: confirmation_plan(plan, study, runner.database))
+    confirming = runner.call("read", confirmation_plan, plan, study, runner.database)
     if confirming is None:
         return Ending.complete, None
     ending, fresh = runner.run(confirming)
     if ending is not Ending.complete:
         return ending, None
-    return ending, runner.call("read", lambda: read_confirmation(plan, study, confirming, fresh))
-
-
-def _track(result: StudyResult) -> None:
-    link = track_study(result)
-    if link is not None:
-        Console().print(f"W&B        {link}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _show(result: StudyResult) -> None:
-    console = Console()
-    console.print(study_panel(result))
-    console.print(commands(result.plan), soft_wrap=True, highlight=False, markup=False)
+    return ending, runner.call("read", read_confirmation, plan, study, confirming, fresh)
 
 
 @contextmanager
@@ -150,7 +131,3 @@ def _log_file(plan: Plan) -> Iterator[None]:
         root.removeHandler(handler)
         root.setLevel(level)
         handler.close()
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - output of the command

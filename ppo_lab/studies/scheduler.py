@@ -5,46 +5,25 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import ParamSpec, TypeVar
 
-from ppo_lab.studies.definition.plan import Plan
-from ppo_lab.studies.display.events import (
-    StudyEnded,
-    StudyEvent,
-    StudyObserver,
-    TrialEnded,
-    TrialNoted,
-    TrialReported,
-    TrialRetried,
-    TrialStarted,
-)
+from ppo_lab.runner.result import Result, read_result
+from ppo_lab.runner.run_record import RunOutput
+from ppo_lab.studies.display.log_lines import print_line
+from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.trial_table import TrialSummary
-from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy, StorageLostError
 from ppo_lab.studies.store.trial_store import Claim, TrialStore
 from ppo_lab.utils.errors import ConfigError
-from ppo_lab.workers.base import (
-    Decision,
-    Exited,
-    Task,
-    TrialProgress,
-    TrialReport,
-    WorkerEvent,
-    WorkerPool,
-)
-from ppo_lab.workers.result import Result, read_result
+from ppo_lab.workers.base import Decision, Exited, Task, TrialReport, WorkerEvent, WorkerPool
 
 __all__ = ["STOP_FILE", "Ending", "InterruptHandler", "StudyScheduler"]
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _TICK_S = 0.5
 _IDLE_CLAIM_S = 2.0
@@ -64,45 +43,37 @@ class Ending(Enum):
 class InterruptHandler:
     """Handles signals: Ctrl-C once lets running trials finish; twice, or SIGTERM, stops them."""
 
-    def __init__(self, notify: Callable[[str], None]) -> None:
-        """Print through ``notify`` what a signal does."""
-        self._notify = notify
-        self.num_interrupts = 0
-        self.is_terminated = False
+    _level = 0
 
     @property
     def is_stopping(self) -> bool:
         """Whether no new trial should start."""
-        return self.num_interrupts > 0 or self.is_terminated
+        return self._level > 0
 
     @property
     def is_urgent(self) -> bool:
         """Whether running trials should be stopped now."""
-        return self.num_interrupts > 1 or self.is_terminated
+        return self._level > 1
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Handle both signals within the block."""
-        before = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [(number, signal.signal(number, self._handle)) for number in numbers]
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in before:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if number == signal.SIGTERM:
-            self.is_terminated = True
-            self._notify("SIGTERM: stopping the running trials; they run again at the next start")
-            return
-        self.num_interrupts += 1
-        if self.num_interrupts == 1:
-            self._notify("Ctrl-C: finishing the running trials; again to stop them now")
-        elif self.num_interrupts == 2:
-            self._notify("Ctrl-C: stopping the running trials; they run again at the next start")
+        is_term = number == signal.SIGTERM
+        self._level = 2 if is_term else self._level + 1
+        if self._level == 1:
+            print_line("Ctrl-C: finishing the running trials; again to stop them now")
+        elif self._level == 2:
+            name = "SIGTERM" if is_term else "Ctrl-C"
+            print_line(f"{name}: stopping the running trials; they run again at the next start")
 
 
 class StudyScheduler:
@@ -110,17 +81,15 @@ class StudyScheduler:
 
     def __init__(
         self,
-        plan: Plan,
         store: TrialStore,
-        lease: Lease,
         pool: WorkerPool,
         retry: RetryPolicy,
         interrupts: InterruptHandler,
-        watchers: Sequence[StudyObserver],
+        display: StudyProgress,
     ) -> None:
         """Store the parts; nothing starts before ``run``."""
-        self._plan, self._store, self._lease, self._pool = plan, store, lease, pool
-        self._retry_policy, self._interrupts, self._watchers = retry, interrupts, watchers
+        self._plan, self._store, self._pool = store.plan, store, pool
+        self._call, self._interrupts, self._display = retry.call, interrupts, display
         self._running: dict[int, tuple[Claim, Path]] = {}
         """Claim and folder of each running trial, by number."""
         self._next_claim_s = 0.0
@@ -137,16 +106,12 @@ class StudyScheduler:
             self._pool.close()
         if ending is not Ending.storage_lost:
             self._store_stopped()
-            self._notify(StudyEnded(ending.value, self._call("count", self._store.counts)))
+            self._display.conclude(ending.value)
         return ending
-
-    def _call(self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call the storage, with retries while it is not reachable."""
-        return self._retry_policy.call(what, lambda: function(*args, **kwargs))
 
     def _loop(self) -> Ending:
         while True:
-            self._call("renew", self._lease.renew)
+            self._call("renew", self._store.lease.renew)
             stopping = self._why_stopping()
             if self._interrupts.is_urgent:
                 return Ending.interrupted
@@ -156,8 +121,7 @@ class StudyScheduler:
                 return stopping or Ending.complete
             for event in self._pool.wait(_TICK_S):
                 self._handle(event)
-            for watcher in self._watchers:
-                watcher.tick()
+            self._display.tick()
 
     def _why_stopping(self) -> Ending | None:
         """Return why no new trial should start; None if trials should."""
@@ -174,7 +138,7 @@ class StudyScheduler:
         while len(self._running) < self._pool.max_running and not self._interrupts.is_stopping:
             if time.monotonic() < self._next_claim_s:
                 return
-            self._is_stopped = self._call("claim", lambda: self._store.is_stopped)
+            self._is_stopped = self._call("claim", self._store.is_stopped)
             if self._is_stopped:
                 return
             claim = self._call("claim", self._store.claim)
@@ -195,31 +159,26 @@ class StudyScheduler:
         except ConfigError as error:  # the check before the study covers the space's corners only
             self._finish(claim, Result(number, "refused", str(error), []))
             return
-        folder = self._call("start", lambda: self._new_folder(number))
+        folder = self._call("start", self._new_folder, number)
         self._call("start", self._store.note_folder, claim, folder)
-        task = Task(
-            number=number,
-            folder=folder,
-            configs=configs,
-            overrides=plan.trial_overrides(claim.params),
+        output = RunOutput(
+            folder,
+            plan.trial_overrides(claim.params),
             group=plan.name,
-            report_steps=plan.marks,
-            run_id=self._store.run_id(claim),
-            is_forecast=plan.is_forecast,
             notes={"study": plan.name, "trial": number, "attempt": claim.attempt},
-            planned_steps=plan.planned_steps(configs),
+            run_id=self._store.run_id(claim),
+            job_type="trial",
+            has_forecast=plan.is_forecast,
         )
+        planned_steps = plan.planned_steps(configs)
+        task = Task(number, configs, output, report_steps=plan.marks, planned_steps=planned_steps)
         slot = self._pool.start(task)
         self._running[number] = (claim, folder)
         trial = TrialSummary(
-            number,
-            claim.role,
-            claim.params,
-            slot=slot,
-            num_seeds=len(configs),
-            total_steps=configs[0].total_steps,
-        )
-        self._notify(TrialStarted(trial, claim.attempt))
+            number, claim.role, claim.params,
+            slot=slot, num_seeds=len(configs), total_steps=configs[0].total_steps,
+        )  # fmt: skip
+        self._display.start(trial, claim.attempt)
 
     def _new_folder(self, number: int) -> Path:
         """Make and return a folder for an attempt; an existing one is never used again."""
@@ -239,18 +198,18 @@ class StudyScheduler:
         if isinstance(event, Exited):
             self._remove(claim)
             self._handle_exit(claim, read_result(folder), event.exit_code)
-        elif isinstance(event.message, TrialProgress):
-            self._notify(TrialNoted(event.number, event.message))
+        elif isinstance(event, TrialReport):
+            self._handle_report(claim, event)
         else:
-            self._handle_report(claim, event.message)
+            self._display.advance(event)
 
     def _handle_report(self, claim: Claim, report: TrialReport) -> None:
         if not self._call("report", self._store.is_ours, claim):
             self._pool.stop(claim.number)
             return
-        stop = self._call("report", self._store.report, claim, report)
-        self._pool.send(claim.number, Decision(report.step, stop))
-        self._notify(TrialReported(claim.number, report, stop))
+        stop = self._call("report", self._store.report, claim, report.step, report.returns)
+        self._pool.send(Decision(claim.number, report.step, stop))
+        self._display.report(report, stop)
 
     def _handle_exit(self, claim: Claim, result: Result | None, exit_code: int) -> None:
         """Store a final result; else release the trial, or fail it after the last attempt."""
@@ -267,16 +226,15 @@ class StudyScheduler:
             summaries = result.summaries if result else []
             self._finish(claim, Result(claim.number, "failed", reason, summaries))
             return
-        self._notify(TrialRetried(claim.number, reason, num_crashes, max_retries))
+        self._display.retry(claim.number, reason, num_crashes, max_retries)
         self._call("retry", self._store.release, claim)
 
     def _finish(self, claim: Claim, result: Result) -> None:
-        outcome = self._call("tell", self._store.finish, claim, result)
-        if outcome is None:
+        trial = self._call("tell", self._store.finish, claim, result)
+        if trial is None:
             log.warning("trial %d was taken over by another machine", claim.number)
             return
-        counts = self._call("count", self._store.counts)
-        self._notify(TrialEnded(claim.number, claim.role, claim.params, outcome, counts))
+        self._display.end(trial, self._call("count", self._store.counts))
 
     def _remove(self, claim: Claim) -> None:
         del self._running[claim.number]
@@ -291,10 +249,6 @@ class StudyScheduler:
                 self._finish(claim, result)
             else:
                 self._call("release", self._store.release, claim)
-
-    def _notify(self, event: StudyEvent) -> None:
-        for watcher in self._watchers:
-            watcher.handle(event)
 
 
 def _why(exit_code: int, result: Result | None) -> str:

@@ -8,24 +8,16 @@ report is answered by a decision. Another kind of pool, such as a cluster's, imp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ppo_lab.config.run import Config
+from ppo_lab.runner.run_record import RunOutput
 
 __all__ = [
-    "Decision",
-    "Exited",
-    "Reported",
-    "Task",
-    "TrialProgress",
-    "TrialReport",
-    "WorkerEvent",
-    "WorkerMessage",
+    "Cancel", "Decision", "Exited", "Task", "TrialProgress", "TrialReport", "WorkerEvent",
     "WorkerPool",
-]
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,34 +26,30 @@ class Task:
 
     number: int
     """Number of the trial in its study, or of the job in its grid."""
-    folder: Path
-    """Belongs to this attempt alone; exists already."""
     configs: tuple[Config, ...]
     """One per seed; a job has one."""
-    overrides: tuple[str, ...]
-    group: str | None = None
-    """The study or grid, by which trackers group runs."""
+    output: RunOutput
+    """In a folder of this attempt alone; each seed of a trial gets a folder and a run id in it."""
     is_job: bool = False
-    """Whether this is a job of a grid: a run in ``folder`` itself, without reports or result.json;
-    a trial has a subfolder per seed."""
+    """Whether this is a job of a grid: a run in the folder itself, without reports and result."""
     report_steps: tuple[int, ...] = ()
     """Environment steps at which the trial reports, ascending."""
-    run_id: str = "trial"
-    """Prefix of the trackers' run ids; the seed is appended."""
-    is_forecast: bool = False
-    """Whether summaries include the memory forecast on every device."""
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    """Added to each seed's summary."""
-    planned_steps: int | None = None
-    """Environment steps of all tasks of the study or grid; None: of this one."""
+    planned_steps: int = 0
+    """Environment steps of all tasks of the study or grid; 0: of this one."""
     num_left: int | None = None
     """Tasks that will follow this one; None: unknown."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this attempt, which exists already."""
+        return self.output.folder
 
 
 @dataclass(frozen=True)
 class TrialProgress:
     """Worker to scheduler, about twice a second: the current state of a trial."""
 
+    number: int
     step: int
     """Environment steps of the seed that is furthest behind."""
     returns: tuple[float | None, ...]
@@ -74,34 +62,9 @@ class TrialProgress:
 class TrialReport:
     """Worker to scheduler: every seed of a trial has passed ``step``, one of its report steps."""
 
+    number: int
     step: int
     returns: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Scheduler to worker: the answer to the report at ``step``."""
-
-    step: int
-    stop: str | None
-    """The reason to stop the trial; None to continue."""
-
-
-@dataclass(frozen=True)
-class WorkerMessage:
-    """Scheduler to worker: concerns a task that the worker has."""
-
-    number: int
-    decision: Decision | None
-    """None to stop the task now."""
-
-
-@dataclass(frozen=True)
-class Reported:
-    """A running task sent a message."""
-
-    number: int
-    message: TrialReport | TrialProgress
 
 
 @dataclass(frozen=True)
@@ -113,7 +76,24 @@ class Exited:
     """Negative: killed by that signal."""
 
 
-WorkerEvent = Reported | Exited
+@dataclass(frozen=True)
+class Decision:
+    """Scheduler to worker: the answer to the report at ``step``."""
+
+    number: int
+    step: int
+    stop: str | None
+    """The reason to stop the trial; None to continue."""
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Pool to worker: stop a task now."""
+
+    number: int
+
+
+WorkerEvent = TrialProgress | TrialReport | Exited
 
 
 class WorkerPool(ABC):
@@ -132,8 +112,8 @@ class WorkerPool(ABC):
         """
 
     @abstractmethod
-    def send(self, number: int, decision: Decision) -> None:
-        """Send a decision to a task; ignored if the task has ended."""
+    def send(self, decision: Decision) -> None:
+        """Send a decision to its task; ignored if the task has ended."""
 
     @abstractmethod
     def wait(self, timeout_s: float) -> list[WorkerEvent]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from ppo_lab.config.lanes import stack_key
 from ppo_lab.utils.forkserver import start_server
-from ppo_lab.workers.base import Decision, Exited, Task, WorkerEvent, WorkerMessage, WorkerPool
+from ppo_lab.workers.base import Cancel, Decision, Exited, Task, WorkerEvent, WorkerPool
 from ppo_lab.workers.worker import worker_main
 
 __all__ = ["ProcessPool"]
@@ -30,11 +30,10 @@ _GRACE_S = 10.0  # from SIGTERM, on which runs close their trackers, to SIGKILL
 
 
 class _Running(NamedTuple):
-    """A task that a worker has."""
+    """A task that a worker has; its ``key`` is that of tasks which can share a stack."""
 
     slot: int
     key: str
-    """Equal for tasks that can share a stack."""
 
 
 @dataclass
@@ -55,9 +54,7 @@ class ProcessPool(WorkerPool):
     def __init__(self, num_workers: int, devices: Sequence[str] = ()) -> None:
         """Start the fork server unless it is running.
 
-        Args:
-            num_workers: Processes at a time.
-            devices: CUDA devices by CUDA's own names; worker i sees device i modulo their number.
+        Worker i sees CUDA device i modulo their number; ``devices`` are CUDA's own names.
         """
         self._num_workers, self._devices = num_workers, list(devices)
         self._workers: dict[int, _WorkerHandle] = {}
@@ -71,17 +68,15 @@ class ProcessPool(WorkerPool):
 
     def start(self, task: Task) -> int:
         """Send ``task`` to the most suitable worker; see ``WorkerPool``."""
-        held = itertools.chain.from_iterable(w.tasks.values() for w in self._workers.values())
-        taken = {running.slot for running in held}
+        taken = {held.slot for w in self._workers.values() for held in w.tasks.values()}
         slot = next(i for i in itertools.count() if i not in taken)
         assert slot < self.max_running, "the pool is full"
         key = stack_key(task.configs[0])
         index = self._choose(key)
         if index not in self._workers:
             self._start_worker(index, task)
-        worker = self._workers[index]
-        worker.tasks[task.number] = _Running(slot, key)
-        _send(worker, task)
+        self._workers[index].tasks[task.number] = _Running(slot, key)
+        _send(self._workers[index], task)
         return slot
 
     def _choose(self, key: str) -> int:
@@ -101,21 +96,14 @@ class ProcessPool(WorkerPool):
     def _fork(self, index: int, log_file: Path, max_lanes: int, *, is_single: bool) -> None:
         ours, theirs = self._context.Pipe()
         device = self._devices[index % len(self._devices)] if self._devices else None
-        process = self._context.Process(
-            target=worker_main,
-            args=(theirs, log_file, device, max_lanes),
-            kwargs={"is_single": is_single},
-            name=f"worker {index}",
-        )
+        args = (theirs, log_file, device, max_lanes, is_single)
+        process = self._context.Process(target=worker_main, args=args, name=f"worker {index}")
         process.start()
         theirs.close()
         self._workers[index] = _WorkerHandle(process, ours)
 
-    def send(self, number: int, decision: Decision) -> None:
-        """Send a decision to a task; ignored if the task has ended."""
-        self._send(WorkerMessage(number, decision))
-
-    def _send(self, message: WorkerMessage) -> None:
+    def send(self, message: Decision | Cancel) -> None:
+        """Send a decision to its task; ignored if the task has ended."""
         if (worker := self._worker_of(message.number)) is not None:
             _send(worker, message)
 
@@ -183,7 +171,7 @@ def _terminate(worker: _WorkerHandle) -> None:
         worker.process.terminate()
 
 
-def _send(worker: _WorkerHandle, message: Task | WorkerMessage) -> None:
+def _send(worker: _WorkerHandle, message: Task | Decision | Cancel) -> None:
     """Send to a worker; if it is ending, the exits of its tasks are the next events."""
     try:
         if not worker.connection.closed:

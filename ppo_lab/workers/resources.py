@@ -22,10 +22,7 @@ _USED_FRAC = 0.9  # of the free device memory; the rest is reserve for the alloc
 def choose_num_workers(num_workers: int | str, config: Config) -> tuple[int, list[str]]:
     """Return the number of worker processes and the CUDA devices to distribute among them.
 
-    Args:
-        num_workers: A number, or ``auto``: one per GPU, or one per core that this process may use
-            where ``config`` trains on the CPU.
-        config: The run that the workers train.
+    ``auto`` is one per GPU, or one per core that this process may use if ``config`` is on the CPU.
     """
     devices = _devices() if config.torch_device.type == "cuda" else []
     if isinstance(num_workers, int):
@@ -36,14 +33,10 @@ def choose_num_workers(num_workers: int | str, config: Config) -> tuple[int, lis
 def choose_lanes(
     max_lanes: int | str, config: Config, *, num_sharing: int = 1, num_seeds: int = 1
 ) -> int:
-    """Return the most lanes of each stack of runs like ``config``.
+    """Return the most lanes of each stack of runs like ``config``; ``num_sharing`` share a GPU.
 
-    Args:
-        max_lanes: A number, or ``auto``: on a CPU eight, rounded up to a multiple of ``num_seeds``;
-            on a GPU as many as fit into its free memory by forecast.
-        config: A run of the stack.
-        num_sharing: Stacks that share a GPU.
-        num_seeds: Lanes that a trial takes together.
+    ``auto`` is eight on a CPU, rounded up to a multiple of ``num_seeds``, a trial's lanes; on a GPU
+    as many as fit into its free memory by forecast.
     """
     config = resolve_memory(config)
     if isinstance(max_lanes, int):
@@ -59,7 +52,6 @@ def choose_lanes(
 
 def _devices() -> list[str]:
     """Return the names of the GPUs this process may use, as CUDA_VISIBLE_DEVICES lists them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible:
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return visible.split(",")
     return [str(index) for index in range(torch.cuda.device_count())]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from ppo_lab.config.run import Config
-from ppo_lab.workers.base import Task, WorkerMessage
+from ppo_lab.workers.base import Cancel, Task
 from ppo_lab.workers.processes import ProcessPool
 from ppo_lab.workers.resources import choose_lanes, choose_num_workers
 
-__all__ = ["StackedPool", "make_stacked_pool"]
+__all__ = ["StackedPool"]
 
 
 class StackedPool(ProcessPool):
@@ -22,27 +21,27 @@ class StackedPool(ProcessPool):
 
     def __init__(
         self,
-        num_workers: int,
-        max_lanes: int,
+        config: Config,
         folder: Path,
         *,
+        num_workers: int | str,
+        max_lanes: int | str,
+        num_tasks: int,
         num_seeds: int = 1,
-        num_ahead: int = 1,
-        devices: Sequence[str] = (),
+        num_ahead: int | None = None,
     ) -> None:
-        """Start the fork server unless it is running.
+        """Use no more lanes than ``num_tasks`` tasks like ``config`` need, each for ``num_seeds``.
 
-        Args:
-            num_workers: Processes; worker i sees device i modulo their number.
-            max_lanes: Most lanes of each worker's stack.
-            folder: Holds the workers' logs; must exist when the first task starts.
-            num_seeds: Lanes that a task takes.
-            num_ahead: Tasks that each worker is given beyond its lanes.
-            devices: CUDA devices by CUDA's own names.
+        ``num_workers`` and ``max_lanes`` may be ``auto``. Each worker is given ``num_ahead`` tasks
+        beyond its lanes, by default a full stack. The workers' logs are in ``folder``.
         """
-        super().__init__(num_workers, devices)
-        self._max_lanes, self._folder = max(max_lanes, num_seeds), folder
-        self._tasks_each = self._max_lanes // num_seeds + num_ahead
+        workers, devices = choose_num_workers(num_workers, config)
+        super().__init__(workers, devices)
+        num_sharing = math.ceil(workers / len(devices)) if devices else 1
+        most = choose_lanes(max_lanes, config, num_sharing=num_sharing, num_seeds=num_seeds)
+        lanes = max(num_seeds, min(most, math.ceil(num_tasks / workers) * num_seeds))
+        self._max_lanes, self._folder = lanes, folder
+        self._tasks_each = lanes // num_seeds + (lanes if num_ahead is None else num_ahead)
 
     def _start_worker(self, index: int, task: Task) -> None:  # noqa: ARG002
         log_file = self._folder.absolute() / f"worker_{index}.log"
@@ -50,28 +49,4 @@ class StackedPool(ProcessPool):
 
     def stop(self, number: int) -> None:
         """Stop a task after the current iteration; the others of its stack continue."""
-        self._send(WorkerMessage(number, None))
-
-
-def make_stacked_pool(
-    config: Config,
-    folder: Path,
-    *,
-    num_workers: int | str,
-    max_lanes: int | str,
-    num_tasks: int,
-    num_seeds: int = 1,
-    num_ahead: int | None = None,
-) -> StackedPool:
-    """Return a pool for ``num_tasks`` tasks like ``config``, with no more lanes than they need.
-
-    ``num_workers`` and ``max_lanes`` may be ``auto``; by default ``num_ahead`` is a full stack.
-    """
-    workers, devices = choose_num_workers(num_workers, config)
-    num_sharing = math.ceil(workers / len(devices)) if devices else 1
-    most = choose_lanes(max_lanes, config, num_sharing=num_sharing, num_seeds=num_seeds)
-    lanes = min(most, math.ceil(num_tasks / workers) * num_seeds)
-    ahead = lanes if num_ahead is None else num_ahead
-    return StackedPool(
-        workers, lanes, folder, num_seeds=num_seeds, num_ahead=ahead, devices=devices
-    )
+        self.send(Cancel(number))

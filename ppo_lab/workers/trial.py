@@ -7,7 +7,9 @@ import logging
 import select
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,13 +17,14 @@ from omegaconf import OmegaConf
 
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import resolve_memory
-from ppo_lab.runner.group import GroupView, RunGroup
+from ppo_lab.runner.group import RunGroup
+from ppo_lab.runner.result import Result, worst_status
 from ppo_lab.runner.run_record import RunOutput
 from ppo_lab.runner.stack import Stack
 from ppo_lab.tracking import Terminal
+from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.json_files import atomic_write
-from ppo_lab.workers.base import Decision, Reported, Task, TrialProgress, TrialReport
-from ppo_lab.workers.result import Result, worst_status
+from ppo_lab.workers.base import Decision, Task, TrialProgress, TrialReport
 
 __all__ = ["Mailbox", "TaskRun"]
 
@@ -32,30 +35,29 @@ _DECISION_WAIT_S = 1.0
 _PROGRESS_INTERVAL_S = 0.5
 
 
+@dataclass
 class Mailbox:
     """A trial's part of the pipe between its worker and the pool."""
 
-    def __init__(
-        self, number: int, connection: Connection, read: Callable[[float], bool] | None
-    ) -> None:
-        """Send for trial ``number``; ``read`` waits for a message, None where nothing may wait."""
-        self._number, self._connection, self._read = number, connection, read
-        self.decisions: deque[Decision] = deque()
-        """Received, but not used yet."""
+    connection: Connection
+    read: Callable[[float], bool] | None
+    """Waits for a message; None where nothing may wait."""
+    decisions: deque[Decision] = field(default_factory=deque)
+    """Received, but not used yet."""
 
     @property
     def is_writable(self) -> bool:
         """Whether the pipe has room."""
-        return bool(select.select([], [self._connection], [], 0.0)[1])
+        return bool(select.select([], [self.connection], [], 0.0)[1])
 
     def send(self, message: TrialReport | TrialProgress) -> None:
         """Send ``message`` to the scheduler."""
-        self._connection.send(Reported(self._number, message))
+        self.connection.send(message)
 
     def receive(self, wait_s: float = 0.0) -> Decision | None:
         """Return the next decision; None if there is none within ``wait_s``."""
-        if not self.decisions and self._read is not None:
-            self._read(wait_s)
+        if not self.decisions and self.read is not None:
+            self.read(wait_s)
         return self.decisions.popleft() if self.decisions else None
 
 
@@ -80,18 +82,12 @@ class TaskRun:
         first = len(self.summaries)
         size = self._configs[0].memory.max_lanes or len(self._configs)
         configs = self._configs[first : first + size]
-        self._seeds = range(first, first + len(configs))
-        self.group = RunGroup(
-            configs,
-            [_output(self._task, config) for config in configs],
-            should_stop=self._should_stop,
-            on_finish=self._on_finish,
-            planned_steps=self._task.planned_steps,
-        )
+        seeds = range(first, first + len(configs))
+        outputs, steps = [_output(self._task, c) for c in configs], self._task.planned_steps
+        self.group = RunGroup(configs, outputs, on_finish=self._on_finish, planned_steps=steps)
+        if self._reporter is not None:
+            self.group.should_stop = partial(self._reporter.after_iteration, seeds)
         self._stack.queue.put(self.group)
-
-    def _should_stop(self, view: GroupView) -> str | None:
-        return None if self._reporter is None else self._reporter.after_iteration(view, self._seeds)
 
     def _on_finish(self, summaries: list[dict[str, Any]]) -> None:
         """Begin the next seeds, or write the result once all have ended or one did not finish."""
@@ -119,43 +115,41 @@ def _without_terminal(config: Config) -> Config:
 def _output(task: Task, config: Config) -> RunOutput:
     """Return where a seed leaves its results; a trial's seed gets a folder with its config."""
     if task.is_job:
-        return RunOutput(task.folder, task.overrides, task.group)
+        return task.output
     folder = task.folder / f"seed_{config.seed}"
     (folder / ".hydra").mkdir(parents=True)
-    overrides = [*task.overrides, f"seed={config.seed}"]
+    overrides = [*task.output.overrides, f"seed={config.seed}"]
     text = OmegaConf.to_yaml(OmegaConf.structured(config))
     atomic_write(folder / ".hydra" / "config.yaml", text.encode())
     atomic_write(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides).encode())
-    run_id = f"{task.run_id}-s{config.seed}" if task.run_id else None
-    return RunOutput(folder, overrides, task.group, task.notes, run_id, "trial", task.is_forecast)
+    run_id = task.output.run_id and f"{task.output.run_id}-s{config.seed}"
+    return dataclasses.replace(task.output, folder=folder, overrides=overrides, run_id=run_id)
 
 
 class _Reporter:
     """Sends a trial's progress and reports, and receives the decisions."""
 
     def __init__(self, task: Task, mailbox: Mailbox) -> None:
-        self._mailbox, self._steps = mailbox, task.report_steps
+        self._number, self._mailbox, self._steps = task.number, mailbox, task.report_steps
         self._num_seeds = len(task.configs)
-        self._returns: list[list[float | None]] = [
-            [None] * self._num_seeds for _ in task.report_steps
-        ]  # by report and seed
         self._latest: list[float | None] = [None] * self._num_seeds
+        self._returns = [self._latest.copy() for _ in task.report_steps]  # by report and seed
         self._next = self._num_sent = 0
         """Reports that the training seeds have passed, and those sent."""
         self._progress_s = 0.0
 
-    def after_iteration(self, view: GroupView, seeds: range) -> str | None:
-        """Send what is due for the training ``seeds``; return the reason to stop, if any."""
-        if view.iteration == 1:
+    def after_iteration(self, seeds: range, trainer: Trainer, lanes: Sequence[int]) -> str | None:
+        """Send what is due for ``seeds``, trained in ``lanes``; return a reason to stop, if any."""
+        iteration, config = trainer.lane_iteration(lanes[0]), trainer.configs[lanes[0]]
+        if iteration == 1:
             self._next = 0
-        for run, seed in enumerate(seeds):
-            history = view.history(run)
+        for lane, seed in zip(lanes, seeds):
+            history = trainer.history(lane)
             if history.diverged is not None:
-                return f"{history.diverged} (seed {view.config(run).seed})"
+                return f"{history.diverged} (seed {trainer.configs[lane].seed})"
             self._latest[seed] = history.final_return
-        config = view.config(0)
-        step, is_last = view.iteration * config.num_rows, view.iteration == config.num_iterations
-        self._send_progress(view, step)
+        step, is_last = iteration * config.num_rows, iteration == config.num_iterations
+        self._send_progress(trainer, len(lanes), step)
         stop = None
         while self._next < len(self._steps) and step >= self._steps[self._next] and stop is None:
             for seed in seeds:
@@ -163,40 +157,30 @@ class _Reporter:
             is_complete = seeds.stop == self._num_seeds  # all seeds have passed this step
             # None is sent twice where a failed stack made the trial begin again.
             if is_complete and not is_last and self._next == self._num_sent:
-                stop = self._report(self._next)
+                returns = tuple(self._returns[self._next])
+                self._mailbox.send(TrialReport(self._number, self._steps[self._next], returns))
+                stop = self._decision(self._steps[self._next], _DECISION_WAIT_S)
                 self._num_sent += 1
             self._next += 1
-        return stop or (None if is_last else self._late_decision())
+        return stop or (None if is_last else self._decision())
 
-    def _report(self, index: int) -> str | None:
-        """Send a report and wait briefly for the decision; return the reason to stop, if any."""
-        step = self._steps[index]
-        self._mailbox.send(TrialReport(step, tuple(self._returns[index])))
-        deadline_s = time.monotonic() + _DECISION_WAIT_S
+    def _decision(self, step: int | None = None, wait_s: float = 0.0) -> str | None:
+        """Return a reason to stop, if any; wait for the decision at ``step``."""
+        deadline_s = time.monotonic() + wait_s
         while decision := self._mailbox.receive(max(deadline_s - time.monotonic(), 0.0)):
             if decision.stop is not None or decision.step == step:
                 return decision.stop
         return None
 
-    def _late_decision(self) -> str | None:
-        while decision := self._mailbox.receive():
-            if decision.stop is not None:
-                return decision.stop
-        return None
-
-    def _send_progress(self, view: GroupView, step: int) -> None:
-        now_s, trainer = time.monotonic(), view.trainer
+    def _send_progress(self, trainer: Trainer, num_lanes: int, step: int) -> None:
+        now_s = time.monotonic()
         # A scheduler that retries its storage does not read; a full pipe must not stop training.
         if now_s - self._progress_s < _PROGRESS_INTERVAL_S or not self._mailbox.is_writable:
             return
         self._progress_s = now_s
         memory = trainer.meters.memory.read()
-        share = len(view.lanes) / len(trainer.configs)  # of the stack's speed
-        self._mailbox.send(
-            TrialProgress(
-                step=step,
-                returns=tuple(self._latest),
-                env_steps_per_s=share * trainer.num_live_steps / max(trainer.elapsed_s, 1e-9),
-                vram_gib=None if memory is None else memory.gib().get("peak_reserved_gib"),
-            )
-        )
+        share = num_lanes / len(trainer.configs)  # of the stack's speed
+        steps_per_s = share * trainer.num_live_steps / max(trainer.elapsed_s, 1e-9)
+        vram_gib = None if memory is None else memory.gib().get("peak_reserved_gib")
+        returns = tuple(self._latest)
+        self._mailbox.send(TrialProgress(self._number, step, returns, steps_per_s, vram_gib))

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from ppo_lab.config.study import STORAGE_VARIABLE
 from ppo_lab.runner.stack import Stack
-from ppo_lab.workers.base import Exited, Task, WorkerMessage
+from ppo_lab.workers.base import Cancel, Decision, Exited, Task
 from ppo_lab.workers.trial import Mailbox, TaskRun
 
 __all__ = ["worker_main"]
@@ -36,9 +36,9 @@ _EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def worker_main(
-    connection: Connection, log_file: Path, device: str | None, max_lanes: int, *, is_single: bool
+    connection: Connection, log_file: Path, device: str | None, max_lanes: int, is_single: bool
 ) -> None:
-    """Run in the new process, which sees the CUDA device ``device`` only; None: all of them."""
+    """Run a worker in a new process, which sees CUDA device ``device`` only; None: all of them."""
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # CUDA is not initialized in this process yet
     _set_up_process()
@@ -91,16 +91,15 @@ class _Worker:
 
     def _expects_more(self) -> bool:
         """Return whether the pool may have tasks for lanes that are free."""
-        return (
-            self._stack.queue.num_wanted < self._stack.num_free and self._stack.queue.num_more != 0
-        )
+        queue = self._stack.queue
+        return queue.num_wanted < self._stack.num_free and queue.num_more != 0
 
     def _read_one(self, wait_s: float | None) -> bool:
         """Handle one message and return True; return False if none arrives within ``wait_s``."""
         try:
             if not self._connection.poll(wait_s):
                 return False
-            message: Task | WorkerMessage = self._connection.recv()
+            message: Task | Decision | Cancel = self._connection.recv()
         except (EOFError, ConnectionResetError):  # the pool's process is gone
             sys.exit(1)
         if isinstance(message, Task):
@@ -113,21 +112,21 @@ class _Worker:
         if not self._is_single:
             ours = os.path.relpath(self._log_file, task.folder)
             (task.folder / "log").write_text(f"trained as lanes of a stack; see {ours}\n")
-        log.info("%d arrives: %s", task.number, " ".join(task.overrides))
+        log.info("%d arrives: %s", task.number, " ".join(task.output.overrides))
         # In a stack with others a trial does not wait for its decisions.
         read = self._read_one if self._is_single else None
-        mailbox = Mailbox(task.number, self._connection, read)
+        mailbox = Mailbox(self._connection, read)
         self._stack.queue.num_more = 0 if self._is_single else task.num_left
         run = TaskRun(task, self._stack, mailbox, lambda code: self._end(task.number, code))
         self._runs[task.number] = run
         run.begin()
 
-    def _handle(self, message: WorkerMessage) -> None:
+    def _handle(self, message: Decision | Cancel) -> None:
         run = self._runs.get(message.number)
         if run is None:
             return  # it has just ended
-        if message.decision is not None:
-            run.mailbox.decisions.append(message.decision)
+        if isinstance(message, Decision):
+            run.mailbox.decisions.append(message)
             return
         self._stack.abort(run.group)
         if message.number in self._runs:  # it had no lanes yet, and leaves no result

@@ -10,20 +10,12 @@ from hydra import initialize_config_dir
 
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
+from ppo_lab.runner.result import Result, worst_status
 from ppo_lab.studies import command
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.scheduler import Ending
 from ppo_lab.utils.paths import CONF_DIR
-from ppo_lab.workers.base import (
-    Decision,
-    Exited,
-    Reported,
-    Task,
-    TrialReport,
-    WorkerEvent,
-    WorkerPool,
-)
-from ppo_lab.workers.result import Result, worst_status
+from ppo_lab.workers.base import Decision, Exited, Task, TrialReport, WorkerEvent, WorkerPool
 
 __all__ = ["FormulaPool", "carried", "commanded", "learn"]
 
@@ -80,9 +72,9 @@ class FormulaPool(WorkerPool):
         self._running[task.number] = (task, deque(task.report_steps))
         return len(self._running) - 1
 
-    def send(self, number, decision: Decision):
+    def send(self, decision: Decision):
         if decision.stop is not None:
-            self._stopped[number] = decision.stop
+            self._stopped[decision.number] = decision.stop
 
     def wait(self, timeout_s) -> list[WorkerEvent]:
         """Advance every trial to its next report, or to its end after the last."""
@@ -95,7 +87,7 @@ class FormulaPool(WorkerPool):
         learned = [self._formula(config, share) for config in task.configs]
         broken = next((status for status in learned if isinstance(status, str)), None)
         if steps and broken is None and number not in self._stopped:
-            return Reported(number, TrialReport(steps.popleft(), tuple(learned)))
+            return TrialReport(number, steps.popleft(), tuple(learned))
         stop = self._stopped.pop(number, None)
         status = broken or ("pruned" if stop else "finished")
         del self._running[number]

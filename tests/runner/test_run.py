@@ -43,8 +43,8 @@ def test_each_lane_has_its_own_files_and_the_numbers_of_its_seed_alone(config, t
 
 
 def test_a_reason_to_stop_ends_the_run_as_pruned(config, tmp_path):
-    def at_half(view):
-        return "behind the others" if view.iteration == 2 else None
+    def at_half(trainer, lanes):
+        return "behind the others" if trainer.iteration == 2 else None
 
     to = [RunOutput(folder(tmp_path / "a"), [])]
     (summary,) = run_group(RunGroup([config], to, should_stop=at_half))
@@ -54,7 +54,7 @@ def test_a_reason_to_stop_ends_the_run_as_pruned(config, tmp_path):
 
 
 def test_an_error_is_told_in_every_lanes_summary(config, tmp_path):
-    def breaks(view):
+    def breaks(trainer, lanes):
         raise RuntimeError("no more")
 
     configs = [dataclasses.replace(config, seed=seed) for seed in (1, 2)]

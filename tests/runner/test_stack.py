@@ -27,14 +27,14 @@ def base(tmp_path, monkeypatch) -> Config:
     return job.config
 
 
-def group_of(folder, *configs, should_stop=None):
+def group_of(folder, *configs, **options):
     """Return a group whose runs are named after their seeds."""
     to = []
     for config in configs:
         path = folder / f"seed_{config.seed}"
         path.mkdir(exist_ok=True)
         to.append(RunOutput(path, [f"seed={config.seed}"], group="grid"))
-    return RunGroup(configs, to, should_stop=should_stop)
+    return RunGroup(configs, to, **options)
 
 
 def train(stack, groups):
@@ -115,8 +115,8 @@ def test_a_diverged_run_gives_its_lane_to_the_next(base, tmp_path):
     assert third["stack"]["lane"] == 0
 
 
-def after_two_iterations(view):
-    return "behind the others" if view.iteration == 2 else None
+def after_two_iterations(trainer, lanes):
+    return "behind the others" if trainer.lane_iteration(lanes[0]) == 2 else None
 
 
 def test_a_group_that_is_told_to_stop_frees_all_its_lanes_at_once(base, tmp_path):

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy.engine import make_url
 
+from ppo_lab.runner import result
+from ppo_lab.runner.result import Result, read_result
 from ppo_lab.studies.scheduler import Ending, StudyScheduler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.retry import StorageLostError
 from ppo_lab.utils.json_files import write_json
-from ppo_lab.workers import result
-from ppo_lab.workers.result import Result, read_result
 from tests.helpers.engine import FormulaPool, carried
 from tests.helpers.studies import plan_of
 

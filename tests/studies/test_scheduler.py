@@ -156,6 +156,6 @@ def test_a_search_that_goes_on_and_is_stopped_has_no_confirmation_of_before(run,
     pool = FormulaPool()
     assert carried(more, pool) is Ending.complete
     assert json.loads(left("confirm.json").read_text())["trials_searched"] == 8
-    again = [task.run_id for task in pool.tasks if "confirm" in task.group]
+    again = [task.output.run_id for task in pool.tasks if "confirm" in task.output.group]
     # The defaults and the winner of before have their fresh runs already.
     assert len(again) <= 1

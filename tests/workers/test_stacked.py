@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from ppo_lab.config.run import Config
+from ppo_lab.runner.result import read_result
+from ppo_lab.runner.run_record import RunOutput
 from ppo_lab.runner.stack import Stack
 from ppo_lab.studies.choose_executor import choose_executor, why_not_stacked
 from ppo_lab.tracking import read_metrics, read_summary
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.workers import resources
-from ppo_lab.workers.base import Decision, Exited, Reported, Task, TrialReport
+from ppo_lab.workers.base import Decision, Exited, Task, TrialReport
 from ppo_lab.workers.processes import ProcessPool
 from ppo_lab.workers.resources import choose_lanes
-from ppo_lab.workers.result import read_result
 from ppo_lab.workers.stacked import StackedPool
 from ppo_lab.workers.trial import TaskRun
 from tests.helpers.studies import left_by, plan_of, started, trials_of
@@ -37,13 +38,22 @@ def task_of(plan, folder, number=0, *, report_steps=(), **changes):
     folder = folder / f"{number:04}"
     folder.mkdir(parents=True)
     configs = tuple(dataclasses.replace(c, **changes) for c in plan.trial_configs({"epsilon": 0.2}))
-    return Task(number, folder, configs, ("epsilon=0.2",), "quick", report_steps=report_steps)
+    output = RunOutput(folder, ["epsilon=0.2"], "quick", run_id="trial")
+    return Task(number, configs, output, report_steps=report_steps)
+
+
+def pool_of(plan, folder, num_workers):
+    """Return a pool whose workers have four lanes each."""
+    return StackedPool(
+        plan.config, folder, num_workers=num_workers, max_lanes=4, num_tasks=9, num_seeds=2,
+        num_ahead=1,
+    )  # fmt: skip
 
 
 @pytest.fixture
-def pool(tmp_path, monkeypatch):
+def pool(plan, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    running = StackedPool(1, 4, tmp_path, num_seeds=2)
+    running = pool_of(plan, tmp_path, num_workers=1)
     yield running
     running.close()
 
@@ -59,8 +69,8 @@ def until_exits(pool, count, answer=None, timeout_s=120.0):
         assert time.monotonic() < deadline, events
         for event in pool.wait(0.5):
             events.append(event)
-            if isinstance(event, Reported) and isinstance(event.message, TrialReport) and answer:
-                pool.send(event.number, Decision(event.message.step, answer(event)))
+            if isinstance(event, TrialReport) and answer:
+                pool.send(Decision(event.number, event.step, answer(event)))
     return events
 
 
@@ -72,11 +82,7 @@ def test_trials_share_a_stack_and_each_sends_its_reports_and_then_its_exit(plan,
     events = until_exits(pool, 3, answer=lambda event: None)
     for number in range(3):
         mine = [event for event in events if event.number == number]
-        reports = [
-            e.message
-            for e in mine
-            if isinstance(e, Reported) and isinstance(e.message, TrialReport)
-        ]
+        reports = [event for event in mine if isinstance(event, TrialReport)]
         assert [report.step for report in reports] == [500, 1000]
         assert len(reports[0].returns) == 2
         assert mine[-1] == Exited(number, 0)
@@ -181,7 +187,7 @@ def test_a_trial_whose_stack_failed_runs_again_and_sends_no_report_twice(
 
 
 def test_trials_of_one_program_share_a_worker_where_there_are_several(plan, tmp_path):
-    pool = StackedPool(2, 4, tmp_path, num_seeds=2)
+    pool = pool_of(plan, tmp_path, num_workers=2)
     sent = []
     for number, key in enumerate("abaabb"):  # three each: as many as a worker takes
         index = pool._choose(key)
@@ -203,20 +209,20 @@ def test_trials_of_one_program_share_a_worker_where_there_are_several(plan, tmp_
         (("study.objective=wall_time_s", "study/pruner=none"), "wall_time_s is measured"),
     ],
 )
-def test_what_a_stack_cannot_run_runs_as_processes_and_says_why(overrides, reason):
-    told = []
+def test_what_a_stack_cannot_run_runs_as_processes_and_says_why(overrides, reason, capsys):
     plan = plan_of(STACKED, *overrides)
     found = why_not_stacked(plan)
-    pool = choose_executor(plan, told.append)
+    pool = choose_executor(plan)
     pool.close()
+    told = capsys.readouterr().err
     if reason is None:
         assert found is None
         assert isinstance(pool, StackedPool)
-        assert told == []
+        assert told == ""
     else:
         assert found.startswith(reason)
         assert isinstance(pool, ProcessPool)
-        assert told == [f"study.executor=stacked runs as processes here: {found}"]
+        assert told == f"study.executor=stacked runs as processes here: {found}\n"
 
 
 def test_a_stack_has_no_more_lanes_than_there_are_runs_and_eight_on_a_cpu():
@@ -227,7 +233,7 @@ def test_a_stack_has_no_more_lanes_than_there_are_runs_and_eight_on_a_cpu():
     assert choose_lanes(8, config, num_seeds=3) == 8
     # A grid may begin with a strategy of one lane and go on with others.
     assert choose_lanes("auto", plan_of("memory=offloaded_optimizer").config) == 8
-    few = choose_executor(plan_of(STACKED, "study.num_trials=5", "study.num_seeds=2"), print)
+    few = choose_executor(plan_of(STACKED, "study.num_trials=5", "study.num_seeds=2"))
     assert few.max_running == 2 * (3 + 1)  # 3 trials for each of two workers, and one that waits
     few.close()
 

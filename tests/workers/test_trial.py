@@ -8,26 +8,19 @@ import time
 
 import pytest
 
+from ppo_lab.runner.result import Result, read_result
+from ppo_lab.runner.run_record import RunOutput
 from ppo_lab.runner.stack import Stack
 from ppo_lab.studies.definition.plan import Plan
-from ppo_lab.studies.display.events import TrialEnded, TrialRetried
+from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.scheduler import Ending, InterruptHandler, StudyScheduler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy
 from ppo_lab.studies.store.trial_store import TrialStore
 from ppo_lab.utils.errors import ConfigError
-from ppo_lab.workers.base import (
-    Decision,
-    Exited,
-    Reported,
-    Task,
-    TrialProgress,
-    TrialReport,
-    WorkerPool,
-)
+from ppo_lab.workers.base import Decision, Exited, Task, TrialProgress, TrialReport, WorkerPool
 from ppo_lab.workers.processes import ProcessPool
-from ppo_lab.workers.result import Result, read_result
 from ppo_lab.workers.trial import TaskRun
 from tests.helpers.studies import plan_of
 
@@ -66,7 +59,8 @@ def plan():
 def task_of(plan, folder, *, report_steps=(), **changes):
     folder.mkdir(parents=True, exist_ok=True)
     configs = tuple(dataclasses.replace(c, **changes) for c in plan.trial_configs({"epsilon": 0.2}))
-    return Task(0, folder, configs, ("epsilon=0.2",), "quick", report_steps=report_steps)
+    output = RunOutput(folder, ["epsilon=0.2"], "quick", run_id="trial")
+    return Task(0, configs, output, report_steps=report_steps)
 
 
 @pytest.fixture
@@ -95,7 +89,7 @@ class Answering:
         self.sent.append(message)
         if isinstance(message, TrialReport):
             stop = "behind" if message.step == self.stop_at else None
-            self._replies.append(Decision(message.step, stop))
+            self._replies.append(Decision(message.number, message.step, stop))
 
     def receive(self, wait_s=0.0):
         return self._replies.pop(0) if self._replies else None
@@ -203,10 +197,10 @@ def test_a_process_reports_before_its_exit_and_sees_the_device_of_its_worker(
     assert pool.start(task_of(plan, tmp_path / "0000", report_steps=(1000,))) == 0
     pid = pool._workers[0].process.pid
     events = until_exit(pool)
-    assert isinstance(events[0], Reported)
+    assert isinstance(events[0], TrialProgress | TrialReport)
     assert events[-1] == Exited(0, 0)
     assert pool._workers == {}
-    pool.send(0, Decision(1000, "too late"))  # a decision for a trial that has ended is no error
+    pool.send(Decision(0, 1000, "too late"))  # a decision for a trial that has ended is no error
     pool.stop(0)
     assert pid not in [child.pid for child in multiprocessing.active_children()]
     log = (tmp_path / "0000" / "log").read_text()
@@ -242,7 +236,7 @@ class Scripted(WorkerPool):
         self.exits.append((task.number, 0 if status else -signal.SIGSEGV))
         return 0
 
-    def send(self, number, decision):
+    def send(self, decision):
         raise AssertionError("nothing is reported here")
 
     def wait(self, timeout_s):
@@ -256,24 +250,26 @@ class Scripted(WorkerPool):
         self.exits = []
 
 
-class Seen(list):
-    """A watcher that keeps the events."""
+class Seen(StudyProgress):
+    """Keeps the reasons of ended trials, and counts retries."""
 
-    handle = list.append
+    num_retries = 0
 
-    def tick(self):
-        pass
+    def end(self, stored, counts):
+        super().end(stored, counts)
+        self.reasons = [*getattr(self, "reasons", []), stored.user_attrs["outcome"]["reason"]]
 
-    def close(self):
-        pass
+    def retry(self, *arguments):
+        super().retry(*arguments)
+        self.num_retries += 1
 
 
 def run_parent(plan, folder, script):
     database = Database(plan.url, folder)
-    lease, patience, seen = Lease(database, 60.0), RetryPolicy(10.0), Seen()
+    lease, patience, seen = Lease(database, 60.0), RetryPolicy(10.0), Seen(plan.objectives)
     book = TrialStore(plan, database, lease)
-    signals = InterruptHandler(lambda line: None)
-    parent = StudyScheduler(plan, book, lease, Scripted(script), patience, signals, [seen])
+    signals = InterruptHandler()
+    parent = StudyScheduler(book, Scripted(script), patience, signals, seen)
     return parent.run(), book.study.trials, seen
 
 
@@ -286,9 +282,8 @@ def test_a_crash_is_run_again_in_a_folder_of_its_own_until_retries_are_spent(
     ending, trials, seen = run_parent(plan, tmp_path, script)
     assert ending is Ending.complete
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "PRUNED"]
-    ended = [event for event in seen if isinstance(event, TrialEnded)]
-    assert [event.outcome.reason for event in ended] == ["so", "killed by SIGSEGV", "so"]
-    assert sum(isinstance(event, TrialRetried) for event in seen) == 1 + 2 + 1
+    assert seen.reasons == ["so", "killed by SIGSEGV", "so"]
+    assert seen.num_retries == 1 + 2 + 1
     folders = sorted(
         str(path.relative_to(tmp_path / plan.folder / "trials"))
         for path in (tmp_path / plan.folder / "trials").rglob("*")
@@ -319,5 +314,4 @@ def test_parameters_that_no_run_can_have_end_their_trial_and_not_the_study(
     assert ending is Ending.complete
     assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "PRUNED"]
     assert trials[1].constraints == {"ran": 1.0}
-    reasons = [event.outcome.reason for event in seen if isinstance(event, TrialEnded)]
-    assert "must be 0.2" in reasons[1]
+    assert "must be 0.2" in seen.reasons[1]

@@ -9,23 +9,18 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ppo_lab.studies.display.events import (
-    StudyEnded,
-    StudyEvent,
-    StudyObserver,
-    StudyOpened,
-    TrialNoted,
-    TrialReported,
-)
 from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.format import number_text, score_text
 from ppo_lab.studies.results.trial_table import TrialSummary
+from ppo_lab.studies.store.outcome import Counts
 from ppo_lab.tracking.tables import plain_table
 
 __all__ = ["LiveTable", "draw"]
@@ -42,27 +37,34 @@ _STYLES = {
 }
 
 
-class LiveTable(StudyObserver):
-    """Shows the table until the study ends."""
+@dataclass(kw_only=True)
+class LiveTable(StudyProgress):
+    """Shows the table until it is closed."""
 
-    def __init__(self, progress: StudyProgress, console: Console | None = None) -> None:
-        """Draw ``progress``, which this observer updates, on ``console`` (default: stderr)."""
-        self._progress = progress
-        self._console = console or Console(stderr=True)
-        self._live: Live | None = None
-        self._redirected: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+    _live: Live | None = None
+    _redirected: list[tuple[logging.StreamHandler[TextIO], TextIO]] = field(default_factory=list)
 
-    def handle(self, event: StudyEvent) -> None:
-        """Update the progress; redraw at once except for frequent events."""
-        self._progress.handle(event)
-        if isinstance(event, StudyOpened):
-            self._start()
-        elif isinstance(event, StudyEnded):
-            self.close()
-        elif not isinstance(event, TrialNoted | TrialReported):
-            self.tick()
+    def open(self, name: str, folder: Path, counts: Counts, max_running: int) -> None:
+        """Put the table on the screen."""
+        super().open(name, folder, counts, max_running)
+        self._live = Live(
+            console=self.console,
+            get_renderable=lambda: draw(self, self.console),
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+        )
+        before = sys.stderr
+        self._live.start(refresh=True)
+        # Handlers keep the stream they were created with; through Rich's stream a warning appears
+        # above the table instead of breaking it.
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+                self._redirected.append((handler, before))
+                handler.setStream(sys.stderr)
 
-    def tick(self) -> None:
+    def refresh(self) -> None:
         """Redraw."""
         if self._live is not None:
             self._live.refresh()
@@ -76,23 +78,6 @@ class LiveTable(StudyObserver):
         for handler, stream in self._redirected:
             handler.setStream(stream)
         self._redirected = []
-
-    def _start(self) -> None:
-        self._live = Live(
-            console=self._console,
-            get_renderable=lambda: draw(self._progress, self._console),
-            auto_refresh=False,
-            transient=True,
-            redirect_stdout=False,
-        )
-        before = sys.stderr
-        self._live.start(refresh=True)
-        # Handlers keep the stream they were created with; through Rich's stream a warning appears
-        # above the table instead of breaking it.
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream is before:
-                self._redirected.append((handler, before))
-                handler.setStream(sys.stderr)
 
 
 def draw(progress: StudyProgress, console: Console) -> RenderableType:
@@ -123,13 +108,10 @@ def _lines(progress: StudyProgress, most_of_name: int) -> Iterator[Text]:
     name.truncate(most_of_name, overflow="ellipsis")  # rather than the counts after it
     lines = [Text.assemble(name, "  ", progress.headline)]
     if best := progress.best:
-        lines.append(
-            Text.assemble(
-                "best  ", (f"#{best.number}  {best.scores[0]}", "bold"), "  ", best.setting
-            )
-        )
-    if away := progress.storage_away:
-        text = f"the storage is away for {away.waited_s:.0f} s; trials go on meanwhile"
+        found = (f"#{best.number}  {best.scores[0]}", "bold")
+        lines.append(Text.assemble("best  ", found, "  ", best.setting))
+    if progress.away_s is not None:
+        text = f"the storage is away for {progress.away_s:.0f} s; trials go on meanwhile"
         lines.append(Text(text, "yellow"))
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"

@@ -2,75 +2,71 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
-from ppo_lab.studies.display.events import (
-    StorageAway,
-    StudyEnded,
-    StudyEvent,
-    StudyObserver,
-    StudyOpened,
-    TrialEnded,
-    TrialRetried,
-    TrialStarted,
-)
+from optuna.trial import FrozenTrial
+
 from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.trial_table import TrialSummary
+from ppo_lab.studies.store.outcome import Counts
 from ppo_lab.tracking.terminal import format_duration
 
-__all__ = ["LogLines"]
+__all__ = ["LogLines", "print_line"]
 
 _AWAY_AGAIN_S = 30.0  # between two lines about one outage
 
 
-class LogLines(StudyObserver):
+def print_line(line: str) -> None:
+    """Print a line to stderr."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - output of the command
+
+
+@dataclass(kw_only=True)
+class LogLines(StudyProgress):
     """Writes a line when a trial starts, ends or is retried."""
 
-    def __init__(self, progress: StudyProgress, write: Callable[[str], None]) -> None:
-        """Write lines about ``progress``, which this observer updates."""
-        self._progress, self._write = progress, write
-        self._reported_away_s: float | None = None
+    write: Callable[[str], None] = print_line
+    _written_away_s: float = 0.0
 
-    def handle(self, event: StudyEvent) -> None:
-        """Write the event's line, if it has one."""
-        self._progress.handle(event)
-        if not isinstance(event, StorageAway):
-            self._reported_away_s = None
-        if (line := self._line(event)) is not None:
-            self._write(line)
+    def open(self, name: str, folder: Path, counts: Counts, max_running: int) -> None:
+        """Write the study's progress and folder."""
+        super().open(name, folder, counts, max_running)
+        self.write(f"study {name}: {self.headline}  {max_running} at a time, in {folder}")
 
-    def _line(self, event: StudyEvent) -> str | None:
-        progress = self._progress
-        match event:
-            case StudyOpened():
-                limit = f"{event.max_running} at a time, in {event.folder}"
-                return f"study {event.name}: {progress.headline}  {limit}"
-            case TrialStarted(trial=trial, attempt=attempt):
-                again = f"  attempt {attempt}" if attempt > 1 else ""
-                return f"#{trial.number} begins  {trial.setting}{again}"
-            case TrialEnded(number=number):
-                is_best = progress.best is not None and progress.best.number == number
-                best = "  best so far" if is_best else ""
-                return f"{_ended(progress.ended[-1])}{best}  [{progress.headline}]"
-            case TrialRetried():
-                retry = f"run again ({event.num_crashes} of {event.max_retries})"
-                return f"#{event.number} {event.reason}; {retry}"
-            case StorageAway():
-                return self._outage(event)
-            case StudyEnded():
-                return f"study {progress.name} {event.reason}: {progress.headline}"
-        return None
+    def start(self, trial: TrialSummary, attempt: int) -> None:
+        """Write a trial's parameters."""
+        super().start(trial, attempt)
+        again = f"  attempt {attempt}" if attempt > 1 else ""
+        self.write(f"#{trial.number} begins  {trial.setting}{again}")
 
-    def _outage(self, event: StorageAway) -> str | None:
-        reported_s = self._reported_away_s
-        if reported_s is not None and 0 <= event.waited_s - reported_s < _AWAY_AGAIN_S:
-            return None
-        self._reported_away_s = event.waited_s
-        return f"the storage is away ({event.what}, {event.waited_s:.0f} s); running trials go on"
+    def retry(self, number: int, reason: str, num_crashes: int, max_retries: int) -> None:
+        """Write why an attempt crashed."""
+        super().retry(number, reason, num_crashes, max_retries)
+        self.write(f"#{number} {reason}; run again ({num_crashes} of {max_retries})")
 
+    def end(self, stored: FrozenTrial, counts: Counts) -> None:
+        """Write a trial's outcome, and the study's progress."""
+        super().end(stored, counts)
+        trial = self.ended[-1]
+        scores = f"  {', '.join(trial.scores)}" if trial.scores else ""
+        took = "" if trial.took_s is None else f"  in {format_duration(trial.took_s)}"
+        reason = f"  {trial.reason}" if trial.reason else ""
+        best = "  best so far" if self.best and self.best.number == trial.number else ""
+        line = f"#{trial.number} {trial.label}{scores}  {trial.setting}{took}{reason}{best}"
+        self.write(f"{line}  [{self.headline}]")
 
-def _ended(trial: TrialSummary) -> str:
-    scores = f"  {', '.join(trial.scores)}" if trial.scores else ""
-    took = "" if trial.took_s is None else f"  in {format_duration(trial.took_s)}"
-    reason = f"  {trial.reason}" if trial.reason else ""
-    return f"#{trial.number} {trial.label}{scores}  {trial.setting}{took}{reason}"
+    def lose_storage(self, what: str, waited_s: float) -> None:
+        """Write a line when an outage begins, and every 30 seconds."""
+        is_new = self.away_s is None
+        super().lose_storage(what, waited_s)
+        if is_new or not 0 <= waited_s - self._written_away_s < _AWAY_AGAIN_S:
+            self._written_away_s = waited_s
+            line = f"the storage is away ({what}, {waited_s:.0f} s); running trials go on"
+            self.write(line)
+
+    def conclude(self, reason: str) -> None:
+        """Write why the study ended."""
+        self.write(f"study {self.name} {reason}: {self.headline}")

@@ -1,4 +1,4 @@
-"""Progress of a study, updated from its events; the live table and the log lines show it."""
+"""Progress of a study as its scheduler announces it; the live table and the log lines show it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
 
 from ppo_lab.studies.definition.objective import Objective
-from ppo_lab.studies.display.events import (
-    StorageAway,
-    StudyEvent,
-    StudyOpened,
-    TrialEnded,
-    TrialNoted,
-    TrialReported,
-    TrialRetried,
-    TrialStarted,
-)
-from ppo_lab.studies.results.trial_table import TrialSummary, best_trial
+from ppo_lab.studies.results.trial_table import TrialSummary, best_trial, read_trial
 from ppo_lab.studies.store.outcome import Counts
 from ppo_lab.tracking.terminal import format_duration
+from ppo_lab.workers.base import TrialProgress, TrialReport
 
 __all__ = ["StudyProgress"]
 
@@ -29,7 +23,10 @@ _MOST_ENDED = 100  # trials kept; more than any screen shows
 
 @dataclass
 class StudyProgress:
-    """What is known of a study from its events so far."""
+    """What is known of a running study. A subclass shows it; this one is silent.
+
+    Methods are called from the scheduler's loop, so they must be quick.
+    """
 
     objectives: Sequence[Objective]
     best: TrialSummary | None = None
@@ -40,59 +37,75 @@ class StudyProgress:
     running: dict[int, TrialSummary] = field(default_factory=dict)
     ended: deque[TrialSummary] = field(default_factory=lambda: deque(maxlen=_MOST_ENDED))
     """Newest last."""
-    storage_away: StorageAway | None = None
+    away_s: float | None = None
+    """How long the storage has been unavailable; None while it is available."""
     _opened_s: float = 0.0
     _finished_before: int = 0
     _started_s: dict[int, float] = field(default_factory=dict)
     _retries: dict[int, str] = field(default_factory=dict)
 
-    def handle(self, event: StudyEvent) -> None:
-        """Update the progress by one event."""
-        if not isinstance(event, StorageAway):
-            self.storage_away = None
-        match event:
-            case StudyOpened():
-                self.name, self.counts = event.name, event.counts
-                self._finished_before, self._opened_s = event.counts.finished, self.clock()
-            case TrialStarted():
-                number = event.trial.number
-                self._started_s[number] = self.clock()
-                label = self._retries.get(number, event.trial.label)
-                self.running[number] = replace(event.trial, label=label)
-            case TrialNoted(note=note) if trial := self.running.get(event.number):
-                self.running[event.number] = replace(
-                    trial,
-                    step=note.step,
-                    returns=note.returns,
-                    env_steps_per_s=note.env_steps_per_s,
-                    vram_gib=note.vram_gib,
-                )
-            case TrialReported(mark=mark) if trial := self.running.get(event.number):
-                label = "pruning" if event.stop else trial.label
-                trial = replace(trial, label=label, step=mark.step, returns=mark.returns)
-                self.running[event.number] = trial
-            case TrialRetried():
-                self._retries[event.number] = f"retry {event.num_crashes}/{event.max_retries}"
-                if trial := self.running.pop(event.number, None):
-                    self._close(replace(trial, label="crashed", reason=event.reason))
-            case TrialEnded():
-                self._end(event)
-            case StorageAway():
-                self.storage_away = event
+    def open(self, name: str, folder: Path, counts: Counts, max_running: int) -> None:  # noqa: ARG002
+        """Begin: the study was created or resumed."""
+        self.name, self.counts = name, counts
+        self._finished_before, self._opened_s = counts.finished, self.clock()
 
-    def _end(self, event: TrialEnded) -> None:
-        self.counts = event.counts
-        trial = self.running.pop(event.number, None) or TrialSummary(
-            event.number, event.role, event.params, num_seeds=len(event.outcome.seeds)
-        )  # an earlier attempt's result was found: it did not run here
-        trial = self._close(trial.with_outcome(event.outcome, self.objectives))
+    def start(self, trial: TrialSummary, attempt: int) -> None:  # noqa: ARG002
+        """Add a trial of which an attempt has started."""
+        self._started_s[trial.number] = self.clock()
+        label = self._retries.get(trial.number, trial.label)
+        self.running[trial.number] = replace(trial, label=label)
+        self.tick()
+
+    def advance(self, progress: TrialProgress) -> None:
+        """Update a trial by what its worker sent."""
+        if trial := self.running.get(progress.number):
+            self.running[progress.number] = replace(trial, **vars(progress))
+
+    def report(self, report: TrialReport, stop: str | None) -> None:
+        """Update a trial by its report; ``stop`` is the reason if it is pruned."""
+        if trial := self.running.get(report.number):
+            label = "pruning" if stop else trial.label
+            self.running[report.number] = replace(trial, label=label, **vars(report))
+
+    def retry(self, number: int, reason: str, num_crashes: int, max_retries: int) -> None:
+        """End an attempt that crashed; another follows."""
+        self._retries[number] = f"retry {num_crashes}/{max_retries}"
+        if trial := self.running.pop(number, None):
+            self._add_ended(replace(trial, label="crashed", reason=reason))
+        self.tick()
+
+    def end(self, stored: FrozenTrial, counts: Counts) -> None:
+        """End a trial; it may have run before this start."""
+        self.counts = counts
+        running = self.running.pop(stored.number, None)
+        trial = self._add_ended(read_trial(stored, self.objectives, running))
         self.best = best_trial([*filter(None, [self.best]), trial], self.objectives)
+        self.tick()
 
-    def _close(self, trial: TrialSummary) -> TrialSummary:
+    def _add_ended(self, trial: TrialSummary) -> TrialSummary:
         started_s = self._started_s.pop(trial.number, None)
         trial = replace(trial, took_s=None if started_s is None else self.clock() - started_s)
         self.ended.append(trial)
         return trial
+
+    def lose_storage(self, what: str, waited_s: float) -> None:  # noqa: ARG002
+        """Note that a call has waited for the storage; running trials continue."""
+        self.away_s = waited_s
+        self.refresh()
+
+    def tick(self) -> None:
+        """Refresh, with the storage available; called about twice a second."""
+        self.away_s = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the current state."""
+
+    def conclude(self, reason: str) -> None:
+        """Show that the study is complete, stopped or interrupted on this machine."""
+
+    def close(self) -> None:
+        """Restore the screen; called after an error too."""
 
     def eta_s(self) -> float | None:
         """Return the time left at the average pace so far; None before there is a pace."""

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from ppo_lab.config.study import Aggregate
 from ppo_lab.studies.definition.objective import Objective, aggregate_seeds
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.results.format import params_text, score_text
 from ppo_lab.studies.results.statistics import half_width
-from ppo_lab.studies.store.outcome import TrialOutcome
+from ppo_lab.studies.store.outcome import OUTCOME
 
-__all__ = ["TrialSummary", "finished_trials", "trial_table"]
+__all__ = ["TrialSummary", "finished_trials", "read_trial", "trial_table"]
 __all__ += ["best_trial", "count_labels", "rank_trials"]
 
 _MEASURED = ("env_steps_per_s", "peak_vram_gib", "wall_time_s")
+_LABELS = {
+    "finished": "kept",
+    "pruned": "pruned",
+    "diverged": "diverged",
+    "out_of_memory": "OOM",
+    "over_budget": "over budget",
+    "no_result": "no result",
+    "failed": "failed",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class TrialSummary:
     """baseline, start or search."""
     params: Mapping[str, Any]
     label: str = "running"
-    """Its state in a word or two; ``TrialOutcome.label`` once it has ended."""
+    """Its state in a word or two."""
     reason: str | None = None
     """Why it did not finish, or which limits it broke."""
     slot: int = 0
@@ -51,32 +60,15 @@ class TrialSummary:
     """The first objective's, one per seed."""
     half_width: float | None = None
     """Half the first objective's interval over seeds."""
-    outcome: TrialOutcome | None = None
-    """How it ended; None while it runs."""
+    violations: Mapping[str, float] = field(default_factory=dict)
+    """By constraint; <= 0 is satisfied."""
+    seeds: Sequence[Mapping[str, Any]] = ()
+    """Per seed: status, final return, objectives, folder."""
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    """Of the first seed: machine, versions, throughput, memory."""
     attempts: int = 1
     host: str | None = None
     folder: str | None = None
-
-    def with_outcome(self, outcome: TrialOutcome, objectives: Sequence[Objective]) -> TrialSummary:
-        """Return the summary of the trial after it ended with ``outcome``."""
-        first, seeds = objectives[0], outcome.seeds
-        seed_values = [seed.get(first.key) for seed in seeds]
-        steps = min((int(seed.get("env_steps") or 0) for seed in seeds), default=self.step)
-        return replace(
-            self,
-            label=outcome.label,
-            reason=outcome.explanation,
-            values=tuple(outcome.values or [None] * len(objectives)),
-            seed_values=seed_values,
-            half_width=half_width(seed_values, first.aggregate),
-            outcome=outcome,
-            # The last iteration of a finished trial may end short of total_steps.
-            step=self.total_steps if outcome.status == "finished" else steps,
-            # A crashed trial has no seeds: it keeps its last progress.
-            returns=[seed.get("final_return") for seed in seeds] or self.returns,
-            env_steps_per_s=outcome.measured.get("env_steps_per_s") or self.env_steps_per_s,
-            vram_gib=outcome.measured.get("peak_vram_gib") or self.vram_gib,
-        )
 
     @property
     def done_frac(self) -> float:
@@ -105,17 +97,42 @@ class TrialSummary:
 def finished_trials(study: Study, objectives: Sequence[Objective]) -> list[TrialSummary]:
     """Return the trials that count towards the study's total, in order of their numbers."""
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    return [
-        TrialSummary(
-            number=trial.number,
-            role=trial.user_attrs.get("role", "search"),
-            params=trial.params,
-            attempts=trial.user_attrs.get("attempt", 1),
-            host=(trial.user_attrs.get("owner") or {}).get("host"),
-            folder=trial.user_attrs.get("folder"),
-        ).with_outcome(TrialOutcome.read(trial), objectives)
-        for trial in study.get_trials(deepcopy=False, states=states)
-    ]
+    return [read_trial(t, objectives) for t in study.get_trials(deepcopy=False, states=states)]
+
+
+def read_trial(
+    trial: FrozenTrial, objectives: Sequence[Objective], running: TrialSummary | None = None
+) -> TrialSummary:
+    """Return the summary of a stored trial; ``running`` is the one it had while it ran here."""
+    attrs, first = trial.user_attrs, objectives[0]
+    stored = attrs.get(OUTCOME, {})
+    status, seeds = stored.get("status", "failed"), stored.get("seeds", ())
+    broken = [name for name, violation in trial.constraints.items() if violation > 0]
+    label = _LABELS.get(status, trial.state.name.lower())
+    seed_values = [seed.get(first.key) for seed in seeds]
+    before = running or TrialSummary(trial.number, attrs.get("role", "search"), trial.params)
+    steps = min((int(seed.get("env_steps") or 0) for seed in seeds), default=before.step)
+    return replace(
+        before,
+        label="over limit" if label == "kept" and broken else label,
+        reason=stored.get("reason") or (f"{', '.join(broken)} is broken" if broken else None),
+        num_seeds=before.num_seeds or len(seeds),
+        values=tuple(trial.values or stored.get("values") or [None] * len(objectives)),
+        seed_values=seed_values,
+        half_width=half_width(seed_values, first.aggregate),
+        violations=trial.constraints,
+        seeds=seeds,
+        measured=stored,
+        # The last iteration of a finished trial may end short of total_steps.
+        step=before.total_steps if status == "finished" else steps,
+        # A crashed trial has no seeds: it keeps its last progress.
+        returns=[seed.get("final_return") for seed in seeds] or before.returns,
+        env_steps_per_s=stored.get("env_steps_per_s") or before.env_steps_per_s,
+        vram_gib=stored.get("peak_vram_gib") or before.vram_gib,
+        attempts=attrs.get("attempt", 1),
+        host=(attrs.get("owner") or {}).get("host"),
+        folder=attrs.get("folder"),
+    )
 
 
 def count_labels(trials: Sequence[TrialSummary]) -> dict[str, int]:
@@ -141,19 +158,18 @@ def best_trial(
 
 
 def trial_table(plan: Plan, trials: Sequence[TrialSummary]) -> list[dict[str, Any]]:
-    """Return one flat row per ended trial, all with the same columns; None for what is unknown."""
+    """Return one flat row per trial, all with the same columns; None where nothing is known."""
     names = [objective.key for objective in plan.objectives]
     params = [parameter.key for parameter in plan.space.parameters]
-    ended = [(trial, trial.outcome) for trial in trials if trial.outcome is not None]
-    limits = list(dict.fromkeys(name for _, outcome in ended for name in outcome.violations))
+    limits = list(dict.fromkeys(name for trial in trials for name in trial.violations))
     return [
         {"trial": t.number, "outcome": t.label, "reason": t.reason, "role": t.role}
         | dict(zip(names, t.values))
-        | {f"{names[0]}_half_width": t.half_width, "num_seeds": len(end.seeds)}
+        | {f"{names[0]}_half_width": t.half_width, "num_seeds": len(t.seeds)}
         | {key: t.params.get(key) for key in params}
-        | {key: end.measured.get(key) for key in _MEASURED}
-        | {f"violation of {name}": end.violations.get(name) for name in limits}
+        | {key: t.measured.get(key) for key in _MEASURED}
+        | {f"violation of {name}": t.violations.get(name) for name in limits}
         | {"attempts": t.attempts, "host": t.host, "folder": t.folder}
-        | {"wandb": " ".join(str(seed["wandb"]) for seed in end.seeds if seed.get("wandb")) or None}
-        for t, end in ended
+        | {"wandb": " ".join(str(seed["wandb"]) for seed in t.seeds if seed.get("wandb")) or None}
+        for t in trials
     ]

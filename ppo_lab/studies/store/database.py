@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,10 @@ class Database:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
                 yield
 
-    @contextmanager
-    def connection(self) -> Iterator[Connection]:
+    def connection(self) -> AbstractContextManager[Connection]:
         """Open a transaction on the shared database."""
         assert self._engine is not None, "SQLite has none: see lease.py"
-        with self._engine.begin() as connection:
-            yield connection
+        return self._engine.begin()
 
     def close(self) -> None:
         """Close all connections."""

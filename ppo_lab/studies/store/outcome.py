@@ -2,100 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from ppo_lab.runner.result import Result
 from ppo_lab.studies.definition.objective import quantity
 from ppo_lab.studies.definition.plan import Plan
-from ppo_lab.workers.result import Result
 
-__all__ = ["OUTCOME", "Counts", "TrialOutcome", "to_outcome"]
+__all__ = ["OUTCOME", "Counts", "to_outcome"]
 
 OUTCOME = "outcome"
-"""User attribute of a finished trial."""
+"""User attribute of a finished trial: status, reason, values, and what its seeds measured."""
 _RAN = "ran"
 """Constraint broken by trials that could not finish, so that samplers rank them last."""
 _NOT_RUNNABLE = {"diverged", "out_of_memory", "over_budget", "refused", "no_result"}
 _SEED_KEYS = ("seed", "status", "env_steps", "wandb", "folder")
 _MEASURED = ("env_steps_per_s", "wall_time_s", "peak_vram_gib", "forecast_vram_gib")
-_LABELS = {
-    "pruned": "pruned",
-    "diverged": "diverged",
-    "out_of_memory": "OOM",
-    "over_budget": "over budget",
-    "no_result": "no result",
-    "failed": "failed",
-}
 
 
-@dataclass(frozen=True)
-class TrialOutcome:
-    """How a trial ended."""
-
-    state: TrialState
-    status: str
-    """One of ``run.Status``, ``refused`` or ``no_result``."""
-    reason: str | None
-    """Why it did not finish."""
-    values: Sequence[float] | None
-    """One per objective; Optuna receives them only if the state is COMPLETE."""
-    violations: Mapping[str, float]
-    """By constraint, as far as known; <= 0 is satisfied."""
-    seeds: Sequence[Mapping[str, Any]] = ()
-    """Per seed: status, final return, objectives, folder."""
-    measured: Mapping[str, Any] = field(default_factory=dict)
-    """Of the first seed: machine, versions, throughput, memory."""
-
-    @classmethod
-    def read(cls, trial: FrozenTrial) -> TrialOutcome:
-        """Return the outcome that ``trial`` was stored with."""
-        stored = trial.user_attrs.get(OUTCOME, {})
-        return cls(
-            state=trial.state,
-            status=stored.get("status", "failed"),
-            reason=stored.get("reason"),
-            values=trial.values or stored.get("values"),
-            violations=trial.constraints,
-            seeds=stored.get("seeds", ()),
-            measured=stored,
-        )
-
-    def as_attribute(self) -> dict[str, Any]:
-        """Return what ``read`` needs, as JSON types."""
-        return {
-            "status": self.status,
-            "reason": self.reason,
-            "values": list(self.values) if self.values else None,
-            "seeds": list(self.seeds),
-            **self.measured,
-        }
-
-    @property
-    def label(self) -> str:
-        """The outcome in a word or two, as tables show it."""
-        if self.status == "finished":
-            return "over limit" if self._broken else "kept"
-        return _LABELS.get(self.status, self.state.name.lower())
-
-    @property
-    def explanation(self) -> str | None:
-        """Why the trial did not finish, or which limits it broke."""
-        return self.reason or (f"{', '.join(self._broken)} is broken" if self._broken else None)
-
-    @property
-    def _broken(self) -> list[str]:
-        return [name for name, violation in self.violations.items() if violation > 0]
-
-
-def to_outcome(plan: Plan, result: Result, *, is_inside: bool) -> TrialOutcome:
-    """Map a trial's result to its outcome; ``is_inside`` is false for a point outside the space.
+def to_outcome(
+    plan: Plan, result: Result, *, is_inside: bool
+) -> tuple[TrialState, dict[str, float], dict[str, Any]]:
+    """Map a trial's result to its state, its violations by constraint, and its attribute.
 
     A trial that its own parameters kept from finishing (NaN, memory) is PRUNED and breaks the
     constraint ``ran``, so that samplers rank it below every trial that finished. They ignore FAIL,
-    and would sample such parameters again and again.
+    and would sample such parameters again and again. ``is_inside`` is false for a point outside the
+    space; samplers cannot place it, so it is FAIL.
     """
     summaries, status, reason = result.summaries, result.status, result.reason
     values = {objective.key: objective.value(summaries) for objective in plan.objectives}
@@ -107,7 +44,7 @@ def to_outcome(plan: Plan, result: Result, *, is_inside: bool) -> TrialOutcome:
     violations = {text: value for text, value in limits.items() if value is not None}
     if status in _NOT_RUNNABLE:
         violations[_RAN] = 1.0
-    if status == "failed" or not is_inside:  # samplers cannot place a point outside the space
+    if status == "failed" or not is_inside:
         state = TrialState.FAIL
     else:
         state = TrialState.COMPLETE if status == "finished" else TrialState.PRUNED
@@ -120,9 +57,9 @@ def to_outcome(plan: Plan, result: Result, *, is_inside: bool) -> TrialOutcome:
         | {key: quantity(summary, key) for key in ("final_return", *values)}
         for summary in summaries
     ]
-    measured = {key: first.get(key) for key in ("machine", "versions")}
-    measured |= {key: quantity(first, key) for key in _MEASURED}
-    return TrialOutcome(state, status, reason, known or None, violations, seeds, measured)
+    attribute = {"status": status, "reason": reason, "values": known or None, "seeds": seeds}
+    attribute |= {key: first.get(key) for key in ("machine", "versions")}
+    return state, violations, attribute | {key: quantity(first, key) for key in _MEASURED}
 
 
 @dataclass(frozen=True)
@@ -135,6 +72,15 @@ class Counts:
     running: int
     total: int
     """``study.num_trials``."""
+
+    @classmethod
+    def of(cls, trials: Sequence[FrozenTrial], total: int) -> Counts:
+        """Count ``trials``; the defaults outside the space are stored as FAIL, but are complete."""
+        states = Counter(trial.state.name for trial in trials)
+        outcomes = [t.user_attrs.get(OUTCOME, {}) for t in trials if t.state is TrialState.FAIL]
+        num_outside = sum(outcome.get("status") == "finished" for outcome in outcomes)
+        complete, failed = states["COMPLETE"] + num_outside, states["FAIL"] - num_outside
+        return cls(complete, states["PRUNED"], failed, states["RUNNING"], total)
 
     @property
     def finished(self) -> int:

@@ -6,7 +6,8 @@ import errno
 import random
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import (
@@ -29,6 +30,7 @@ _OUTAGES = (
     PoolTimeoutError,
 )
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -49,20 +51,17 @@ def is_outage(error: BaseException | None) -> bool:
     return is_disconnect or isinstance(error, _OUTAGES)
 
 
+@dataclass
 class RetryPolicy:
     """Retries calls with exponential backoff and jitter, up to a total time."""
 
-    def __init__(
-        self,
-        longest_s: float,
-        on_wait: Callable[[str, float], None] | None = None,
-        is_given_up: Callable[[], bool] | None = None,
-    ) -> None:
-        """Retry for ``longest_s``; before each pause call ``on_wait(what, seconds so far)``."""
-        self.longest_s, self.on_wait, self.is_given_up = longest_s, on_wait, is_given_up
+    longest_s: float
+    on_wait: Callable[[str, float], None] = lambda *_: None
+    """Called before each pause with what is called, and the seconds so far."""
+    is_given_up: Callable[[], bool] = lambda: False
 
-    def call(self, what: str, function: Callable[[], T]) -> T:
-        """Return ``function()``, which must be safe to call again after it failed.
+    def call(self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what ``function`` does, which must be safe to call again after it failed.
 
         Raises:
             StorageLostError: the storage stayed unavailable, or ``is_given_up`` became true.
@@ -71,15 +70,14 @@ class RetryPolicy:
         delay_s = _FIRST_DELAY_S
         while True:
             try:
-                return function()
+                return function(*args, **kwargs)
             except Exception as error:
                 if not is_outage(error):
                     raise
                 failed_s = time.monotonic() if failed_s is None else failed_s
                 waited_s = time.monotonic() - failed_s
-                if waited_s > self.longest_s or (self.is_given_up and self.is_given_up()):
+                if waited_s > self.longest_s or self.is_given_up():
                     raise StorageLostError(f"{what}: no answer for {waited_s:.0f} s") from error
-                if self.on_wait is not None:
-                    self.on_wait(what, waited_s)
+                self.on_wait(what, waited_s)
             time.sleep(delay_s * random.uniform(0.5, 1.0))  # so that machines do not retry in step
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)

@@ -22,16 +22,15 @@ import optuna
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from ppo_lab.runner.result import Result, read_result
 from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.studies.definition.plan import ATTRIBUTE, Plan
 from ppo_lab.studies.definition.pruning import report
 from ppo_lab.studies.definition.samplers import build_pruner, build_sampler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease, Owner
-from ppo_lab.studies.store.outcome import OUTCOME, Counts, TrialOutcome, to_outcome
+from ppo_lab.studies.store.outcome import OUTCOME, Counts, to_outcome
 from ppo_lab.utils.provenance import versions
-from ppo_lab.workers.base import TrialReport
-from ppo_lab.workers.result import Result, read_result
 
 __all__ = ["Claim", "TrialStore", "run_id_stem"]
 
@@ -50,7 +49,6 @@ class Claim:
     params: Mapping[str, Choice]
     attempt: int
     """Counted from 1, over all parents."""
-    num_crashes: int
     reported_step: int
     """Last step reported by an earlier attempt, which was not pruned there."""
     result: Result | None
@@ -71,37 +69,33 @@ class TrialStore:
         Raises:
             ConfigError: it was created with another space, base run or objective.
         """
-        self._plan, self._database, self._lease = plan, database, lease
+        self.plan, self._database, self.lease = plan, database, lease
         self._held: set[int] = set()
         with database.exclusive(plan.name):
             self.study = self._open()
-            is_new = ATTRIBUTE not in self.study.user_attrs
-            if not is_new:
-                plan.refuse_change(self.study.user_attrs[ATTRIBUTE])
+            if (stored := self.study.user_attrs.get(ATTRIBUTE)) is not None:
+                plan.refuse_change(stored)
             worker = str(self.study.user_attrs.get("num_parents", 0))
             trials = self.study.get_trials(deepcopy=False)
             self.study.sampler = build_sampler(plan.study, plan.space, worker, len(trials))
             self._enqueue_starts(trials)
-            if is_new:
+            if stored is None:
                 self.study.set_user_attr("versions", versions())
                 self.study.set_user_attr(_TOKEN, secrets.token_hex(2))
                 self.study.set_user_attr(ATTRIBUTE, plan.fingerprint)  # last: marks it complete
             self.study.set_user_attr("num_parents", int(worker) + 1)
             self._run_id_stem = run_id_stem(self.study)
-            if self.is_stopped:
+            if self.is_stopped():
                 self.study.set_user_attr(_STOP, False)  # a new start resumes the study
 
     def _open(self) -> Study:
-        plan = self._plan
+        plan, total_steps = self.plan, self.plan.config.total_steps
+        confidence = plan.study.prune_confidence
         study = optuna.create_study(
             storage=self._database.storage,
             study_name=plan.name,
             directions=[StudyDirection[o.direction.upper()] for o in plan.objectives],
-            pruner=build_pruner(
-                plan.study.pruner,
-                confidence=plan.study.prune_confidence,
-                total_steps=plan.config.total_steps,
-            ),
+            pruner=build_pruner(plan.study.pruner, confidence=confidence, total_steps=total_steps),
             load_if_exists=True,
         )
         with warnings.catch_warnings():
@@ -113,15 +107,14 @@ class TrialStore:
         """Enqueue the starting points that ``trials`` lack; the baseline is the first trial."""
         has_baseline = any(trial.user_attrs.get("role") == "baseline" for trial in trials)
         enqueued = [trial.system_attrs.get("fixed_params") for trial in trials]
-        for index, start in enumerate(self._plan.starts):
+        for index, start in enumerate(self.plan.starts):
             if not (start in enqueued if index else has_baseline):
                 role = "start" if index else "baseline"
                 attrs = {"role": role, "is_inside": start is not None}
                 self.study.enqueue_trial(start or {}, user_attrs=attrs)
 
-    @property
     def is_stopped(self) -> bool:
-        """Whether the study was stopped since it was last started."""
+        """Return whether the study was stopped since it was last started."""
         return bool(self.study.user_attrs.get(_STOP))
 
     def stop(self) -> None:
@@ -130,30 +123,14 @@ class TrialStore:
 
     def counts(self) -> Counts:
         """Return the study's progress."""
-        return self._count(self.study.get_trials(deepcopy=False))
-
-    def _count(self, trials: Sequence[FrozenTrial]) -> Counts:
-        states = [trial.state for trial in trials]
-        # Defaults outside the space are stored as FAIL, but count as complete.
-        num_outside = sum(
-            trial.state is TrialState.FAIL
-            and trial.user_attrs.get(OUTCOME, {}).get("status") == "finished"
-            for trial in trials
-        )
-        return Counts(
-            complete=states.count(TrialState.COMPLETE) + num_outside,
-            pruned=states.count(TrialState.PRUNED),
-            failed=states.count(TrialState.FAIL) - num_outside,
-            running=states.count(TrialState.RUNNING),
-            total=self._plan.study.num_trials,
-        )
+        return Counts.of(self.study.get_trials(deepcopy=False), self.plan.study.num_trials)
 
     def claim(self) -> Claim | None:
         """Claim a trial for this parent: a dead parent's first, else a new one.
 
         None if as many have finished or are running as the study wants.
         """
-        with self._database.exclusive(self._plan.name):
+        with self._database.exclusive(self.plan.name):
             claim = self._claim()
         if claim is not None:
             # Only once the lock is released: if that fails, the next claim finds this trial ours.
@@ -162,7 +139,7 @@ class TrialStore:
 
     def _claim(self) -> Claim | None:
         trials = self.study.get_trials(deepcopy=False)
-        counts = self._count(trials)
+        counts = Counts.of(trials, self.plan.study.num_trials)
         num_left = counts.total - counts.finished - counts.running
         free = [t for t in trials if t.state is TrialState.RUNNING and self._is_free(t)]
         for _ in range(min(-num_left, len(free))):
@@ -178,26 +155,25 @@ class TrialStore:
         owner = Owner.read(trial.user_attrs.get("owner"))
         if owner is None:  # released, or its claim failed halfway
             return True
-        if owner.id == self._lease.owner.id:
+        if owner.id == self.lease.owner.id:
             return trial.number not in self._held  # our own claim failed halfway
-        return self._lease.is_dead(owner)
+        return self.lease.is_dead(owner)
 
     def _take(self, trial: Trial) -> Claim:
         """Sample the missing parameters of ``trial`` and make this parent its owner."""
         attrs = trial.user_attrs
-        params = self._plan.space.sample(trial) if attrs.get("is_inside", True) else {}
+        params = self.plan.space.sample(trial) if attrs.get("is_inside", True) else {}
         folder = attrs.get("folder")
         result = read_result(Path(folder)) if folder else None
         # Counted before the attempt starts, which may take its machine down.
         attempt = attrs.get("attempt", 0) + 1
         trial.set_user_attr("attempt", attempt)
-        trial.set_user_attr("owner", self._lease.owner._asdict())
+        trial.set_user_attr("owner", self.lease.owner._asdict())
         return Claim(
             trial=trial,
             role=attrs.get("role", "search"),
             params=params,
             attempt=attempt,
-            num_crashes=attrs.get("crashes", 0),
             reported_step=self._database.storage.get_trial(trial._trial_id).last_step or 0,
             result=result if result is not None and result.is_final else None,
         )
@@ -223,44 +199,44 @@ class TrialStore:
         return self._database.storage.get_trial(claim.trial._trial_id)
 
     def _is_held(self, trial: FrozenTrial) -> bool:
-        owner = Owner.read(trial.user_attrs.get("owner"))
-        return owner is not None and owner.id == self._lease.owner.id
+        return (trial.user_attrs.get("owner") or {}).get("id") == self.lease.owner.id
 
-    def report(self, claim: Claim, mark: TrialReport) -> str | None:
+    def report(self, claim: Claim, step: int, returns: Sequence[float | None]) -> str | None:
         """Report returns to Optuna; return the reason to prune the trial, None to continue."""
         # Optuna reports and prunes with one objective only.
-        if len(self._plan.objectives) > 1 or mark.step <= claim.reported_step:
+        if len(self.plan.objectives) > 1 or step <= claim.reported_step:
             return None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*already reported.*")  # a retried call
-            reported = report(claim.trial, mark.step, mark.returns)
+            reported = report(claim.trial, step, returns)
         if not reported or not claim.trial.should_prune():
             return None
-        return f"behind other trials after {mark.step:,} steps"
+        return f"behind other trials after {step:,} steps"
 
-    def finish(self, claim: Claim, result: Result) -> TrialOutcome | None:
-        """Store a trial's outcome, once; None if another parent has reclaimed the trial."""
-        is_inside = claim.trial.user_attrs.get("is_inside", True)
-        outcome = to_outcome(self._plan, result, is_inside=is_inside)
-        with self._database.exclusive(self._plan.name):
+    def finish(self, claim: Claim, result: Result) -> FrozenTrial | None:
+        """Store a trial's result, once; return the trial, None if another parent reclaimed it."""
+        trial = claim.trial
+        is_inside = trial.user_attrs.get("is_inside", True)
+        state, violations, attribute = to_outcome(self.plan, result, is_inside=is_inside)
+        with self._database.exclusive(self.plan.name):
             stored = self._stored(claim)
             if not self._is_held(stored):
                 return None
             if stored.state.is_finished():  # by a call whose answer was lost
-                return outcome
-            trial = claim.trial
-            for name, violation in outcome.violations.items():
+                return stored
+            for name, violation in violations.items():
                 if name not in trial.constraints:
                     trial.set_constraint(name, violation)
-            trial.set_user_attr(OUTCOME, outcome.as_attribute())
-            values = outcome.values if outcome.state is TrialState.COMPLETE else None
-            self.study.tell(trial, values, outcome.state)
-        return outcome
+            trial.set_user_attr(OUTCOME, attribute)
+            values = attribute["values"] if state is TrialState.COMPLETE else None
+            self.study.tell(trial, values, state)
+            return self._stored(claim)
 
     def count_crash(self, claim: Claim) -> int:
         """Count a crash of the trial and return how many it has had."""
-        claim.trial.set_user_attr("crashes", claim.num_crashes + 1)
-        return claim.num_crashes + 1
+        num_crashes: int = claim.trial.user_attrs.get("crashes", 0) + 1
+        claim.trial.set_user_attr("crashes", num_crashes)
+        return num_crashes
 
     def release(self, claim: Claim) -> None:
         """Release a trial, to be run by the next parent that claims it."""

@@ -5,31 +5,24 @@ import logging
 import math
 
 import pytest
-from optuna.trial import TrialState
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from ppo_lab.config.study import Aggregate
 from ppo_lab.studies.definition.objective import parse_objectives
-from ppo_lab.studies.display.events import (
-    StorageAway,
-    StudyEnded,
-    StudyOpened,
-    TrialEnded,
-    TrialNoted,
-    TrialReported,
-    TrialRetried,
-    TrialStarted,
-)
 from ppo_lab.studies.display.live_table import LiveTable, draw
 from ppo_lab.studies.display.log_lines import LogLines
 from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.format import number_text, params_text, score_text
 from ppo_lab.studies.results.statistics import half_width
 from ppo_lab.studies.results.trial_table import TrialSummary
-from ppo_lab.studies.store.outcome import Counts, TrialOutcome
+from ppo_lab.studies.store.outcome import Counts
 from ppo_lab.workers.base import TrialProgress, TrialReport
 
 OBJECTIVES = parse_objectives("final_return", None, Aggregate.mean, num_seeds=2)
+BEFORE = Counts(complete=3, pruned=1, failed=0, running=0, total=10)
+OPENED = ("epsilon", "outputs/studies/epsilon", BEFORE, 2)
 
 
 class Clock:
@@ -48,30 +41,35 @@ def clock():
 def progress(clock):
     """A study of ten trials, four of them finished before this start."""
     progress = StudyProgress(OBJECTIVES, clock=clock)
-    progress.handle(opened(Counts(complete=3, pruned=1, failed=0, running=0, total=10)))
+    progress.open(*OPENED)
     return progress
 
 
-def opened(counts):
-    return StudyOpened("epsilon", "outputs/studies/epsilon", counts, max_running=2)
-
-
-def started(number, **params):
+def start(progress, number, **params):
     trial = TrialSummary(number, "search", params, slot=number % 2, num_seeds=2, total_steps=1000)
-    return TrialStarted(trial, attempt=1)
+    progress.start(trial, attempt=1)
 
 
-def ended(number, returns=(10.0, 14.0), state="COMPLETE", status="finished", violations=()):
+def end(progress, number, returns=(10.0, 14.0), state="COMPLETE", status="finished", violations=()):
     seeds = [{"final_return": value, "env_steps": 960} for value in returns]
     values = [sum(returns) / len(returns)] if state == "COMPLETE" else None
     reason = None if status == "finished" else "why"
     counts = Counts(complete=4, pruned=1, failed=0, running=1, total=10)
-    outcome = TrialOutcome(TrialState[state], status, reason, values, dict(violations), seeds)
-    return TrialEnded(number, "search", {"epsilon": 0.2}, outcome, counts)
+    outcome = {"status": status, "reason": reason, "values": values, "seeds": seeds}
+    trial = create_trial(
+        state=TrialState[state],
+        values=values,
+        params={"epsilon": 0.2},
+        distributions={"epsilon": FloatDistribution(0.0, 1.0)},
+        user_attrs={"outcome": outcome},
+        constraints=dict(violations),
+    )
+    trial.number = number
+    progress.end(trial, counts)
 
 
-def noted(number, step, *returns):
-    return TrialNoted(number, TrialProgress(step, returns, env_steps_per_s=12345.6, vram_gib=None))
+def advance(progress, number, step, *returns, vram_gib=None):
+    progress.advance(TrialProgress(number, step, returns, 12345.6, vram_gib))
 
 
 def drawn(progress, width=80, height=24):
@@ -123,8 +121,8 @@ def test_a_resumed_study_starts_with_its_counts(progress):
 
 def test_the_time_left_follows_this_starts_own_pace(progress, clock):
     # 50 s for half a trial; five and a half of the ten are left: 550 s.
-    progress.handle(started(4))
-    progress.handle(noted(4, 500, 1.0, 2.0))
+    start(progress, 4)
+    advance(progress, 4, 500, 1.0, 2.0)
     clock.now_s += 50
     assert progress.eta_s() == pytest.approx(50 * 5.5 / 0.5)
 
@@ -134,15 +132,15 @@ def test_there_is_no_time_left_before_anything_ran(progress):
 
 
 def test_a_running_trial_shows_return_and_interval_over_its_seeds(progress):
-    progress.handle(started(4, epsilon=0.1))
-    progress.handle(noted(4, 250, 10.0, 14.0))
+    start(progress, 4, epsilon=0.1)
+    advance(progress, 4, 250, 10.0, 14.0)
     (row,) = (line for line in drawn(progress).splitlines() if "#4" in line)
     assert row.split() == ["#4", "25%", "12.0", "±", "25.4", "12,346", "running", "epsilon=0.1"]
 
 
 def test_a_return_is_shown_once_every_seed_has_one(progress):
-    progress.handle(started(4))
-    progress.handle(noted(4, 250, 10.0, None))
+    start(progress, 4)
+    advance(progress, 4, 250, 10.0, None)
     assert progress.running[4].mean_return(Aggregate.mean) == (None, None)
 
 
@@ -153,14 +151,14 @@ def test_a_return_is_shown_once_every_seed_has_one(progress):
      ("PRUNED", "over_budget", "over budget"), ("FAIL", "failed", "failed")],
 )  # fmt: skip
 def test_an_ended_trial_says_what_became_of_it(progress, state, status, label):
-    progress.handle(started(4))
-    progress.handle(ended(4, state=state, status=status))
+    start(progress, 4)
+    end(progress, 4, state=state, status=status)
     assert progress.ended[-1].label == label
     assert label in drawn(progress)
 
 
 def test_a_trial_beyond_a_limit_is_never_the_best(progress):
-    progress.handle(ended(4, returns=(500.0, 500.0), violations={"peak_host_gib<=1": 1.0}))
+    end(progress, 4, returns=(500.0, 500.0), violations={"peak_host_gib<=1": 1.0})
     assert progress.best is None
     assert progress.ended[-1].label == "over limit"
     assert progress.ended[-1].reason == "peak_host_gib<=1 is broken"
@@ -168,17 +166,17 @@ def test_a_trial_beyond_a_limit_is_never_the_best(progress):
 
 def test_the_best_is_the_largest_so_far_also_of_earlier_starts(progress):
     progress.best = TrialSummary(1, "search", {"epsilon": 0.3}, label="kept", values=[11.0])
-    progress.handle(ended(4, returns=(8.0, 9.0)))
+    end(progress, 4, returns=(8.0, 9.0))
     assert progress.best.number == 1
-    progress.handle(ended(5, returns=(12.0, 13.0)))
+    end(progress, 5, returns=(12.0, 13.0))
     assert (progress.best.number, progress.best.values) == (5, (12.5,))
     assert "best  #5  12.5" in drawn(progress)
 
 
 def test_a_crashed_attempt_and_its_retry_are_distinct(progress):
-    progress.handle(started(4))
-    progress.handle(TrialRetried(4, "killed by SIGKILL", num_crashes=1, max_retries=2))
-    progress.handle(started(4))
+    start(progress, 4)
+    progress.retry(4, "killed by SIGKILL", num_crashes=1, max_retries=2)
+    start(progress, 4)
     lines = [line for line in drawn(progress).splitlines() if "#4" in line]
     assert "retry 1/2" in lines[0]
     assert "crashed" in lines[1]
@@ -186,17 +184,17 @@ def test_a_crashed_attempt_and_its_retry_are_distinct(progress):
 
 
 def test_an_outage_is_shown_until_the_storage_answers(progress):
-    progress.handle(StorageAway("claim", 12.0))
+    progress.lose_storage("claim", 12.0)
     assert "the storage is away for 12 s" in drawn(progress)
-    progress.handle(started(4))
+    start(progress, 4)
     assert "away" not in drawn(progress)
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_no_line_is_wider_or_lower_than_the_terminal(progress, width):
     for number in range(4, 60):
-        progress.handle(started(number, epsilon=0.1, **{f"key_{i}": i for i in range(9)}))
-        progress.handle(noted(number, 100, 1e6, 2e6))
+        start(progress, number, epsilon=0.1, **{f"key_{i}": i for i in range(9)})
+        advance(progress, number, 100, 1e6, 2e6)
     lines = drawn(progress, width=width, height=20).splitlines()
     assert max(map(len, lines)) <= width
     assert len(lines) < 20
@@ -205,25 +203,25 @@ def test_no_line_is_wider_or_lower_than_the_terminal(progress, width):
 
 
 def test_vram_has_a_column_only_where_it_is_measured(progress):
-    progress.handle(started(4))
+    start(progress, 4)
     assert "VRAM" not in drawn(progress)
-    progress.handle(TrialNoted(4, TrialProgress(1, (1.0, 2.0), env_steps_per_s=1.0, vram_gib=1.25)))
+    advance(progress, 4, 1, 1.0, 2.0, vram_gib=1.25)
     assert "VRAM" in drawn(progress)
     assert "1.25 G" in drawn(progress)
 
 
-def test_the_live_table_leaves_the_screen_and_gives_handlers_their_stream_back(progress, capsys):
+def test_the_live_table_leaves_the_screen_and_gives_handlers_their_stream_back(capsys):
     console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
-    table = LiveTable(progress, console)
+    table = LiveTable(OBJECTIVES, console=console)
     handler = logging.StreamHandler()  # to stderr, as Hydra's is
     logging.getLogger().addHandler(handler)
     before = handler.stream
     try:
-        table.handle(opened(progress.counts))
+        table.open(*OPENED)
         assert handler.stream is not before
         logging.getLogger().warning("a warning")
-        table.handle(started(4, epsilon=0.1))
-        table.handle(StudyEnded("complete", progress.counts))
+        start(table, 4, epsilon=0.1)
+        table.close()
         assert handler.stream is before
     finally:
         logging.getLogger().removeHandler(handler)
@@ -233,14 +231,23 @@ def test_the_live_table_leaves_the_screen_and_gives_handlers_their_stream_back(p
     assert "epsilon=0.1" in shown
 
 
-def test_plain_lines_report_starts_ends_and_the_best(progress):
-    lines = []
-    watcher = LogLines(progress, lines.append)
-    watcher.handle(started(4, epsilon=0.2))
-    watcher.handle(ended(4))
-    watcher.handle(TrialReported(5, TrialReport(10, (1.0,)), None))  # a report has no line
-    watcher.handle(TrialRetried(5, "killed by SIGKILL", num_crashes=1, max_retries=2))
-    assert lines == [
+@pytest.fixture
+def lines(clock):
+    """Log lines of a study that is open, and the list that they are written to."""
+    written = []
+    lines = LogLines(OBJECTIVES, clock=clock, write=written.append)
+    lines.open(*OPENED)
+    written.clear()
+    return lines, written
+
+
+def test_plain_lines_report_starts_ends_and_the_best(lines):
+    lines, written = lines
+    start(lines, 4, epsilon=0.2)
+    end(lines, 4)
+    lines.report(TrialReport(5, 10, (1.0,)), None)  # a report has no line
+    lines.retry(5, "killed by SIGKILL", num_crashes=1, max_retries=2)
+    assert written == [
         "#4 begins  epsilon=0.2",
         "#4 kept  12.0 ± 25.4  epsilon=0.2  in 0:00  best so far"
         "  [5/10 trials  4 kept  1 pruned  ETA 0:00]",
@@ -248,12 +255,11 @@ def test_plain_lines_report_starts_ends_and_the_best(progress):
     ]
 
 
-def test_an_outage_gets_a_line_now_and_then_and_not_at_every_try(progress):
-    lines = []
-    watcher = LogLines(progress, lines.append)
+def test_an_outage_gets_a_line_now_and_then_and_not_at_every_try(lines):
+    lines, written = lines
     for waited_s in (0.0, 0.2, 5.0, 29.0, 31.0, 40.0):
-        watcher.handle(StorageAway("claim", waited_s))
-    assert len(lines) == 2
-    watcher.handle(started(4))
-    watcher.handle(StorageAway("claim", 0.0))  # the next outage
-    assert len(lines) == 4
+        lines.lose_storage("claim", waited_s)
+    assert len(written) == 2
+    start(lines, 4)
+    lines.lose_storage("claim", 0.0)  # the next outage
+    assert len(written) == 4

@@ -12,6 +12,7 @@ from sqlalchemy.engine import make_url
 from ppo_lab.config.study import Aggregate, ConfirmConfig, StudyConfig
 from ppo_lab.studies.definition.objective import parse_constraints, parse_objectives
 from ppo_lab.studies.definition.plan import Plan
+from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.confirmation import (
     confirmation_plan,
     read_confirmation,
@@ -141,9 +142,10 @@ def test_the_studys_own_stop_file_stops_its_confirmation_too(plan, search, datab
     again = confirmation_plan(plan, search, database)
     assert again.confirms == plan.folder
     (plan.folder / "STOP").touch()
-    policy, interrupts = RetryPolicy(1.0), InterruptHandler(print)
+    policy, interrupts = RetryPolicy(1.0), InterruptHandler()
     store = TrialStore(again, database, lease := Lease(database, 60.0))
-    parent = StudyScheduler(again, store, lease, NoPool(), policy, interrupts, [])
+    display = StudyProgress(again.objectives)
+    parent = StudyScheduler(store, NoPool(), policy, interrupts, display)
     assert parent.run() is Ending.stopped
     assert store.counts().finished == 0
     lease.close()

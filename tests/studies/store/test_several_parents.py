@@ -27,7 +27,7 @@ def run_parent(plan, folder, barrier):
     os.chdir(folder)
     barrier.wait()
     plan.folder.mkdir(parents=True, exist_ok=True)
-    session = StudyRunner(plan, FormulaPool(max_running=3), InterruptHandler(print), print)
+    session = StudyRunner(plan, FormulaPool(max_running=3), InterruptHandler())
     ending, _ = session.run(plan)
     session.close()
     assert ending is Ending.complete

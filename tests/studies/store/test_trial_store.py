@@ -11,13 +11,12 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
+from ppo_lab.runner.result import Result
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy
 from ppo_lab.studies.store.trial_store import TrialStore
 from ppo_lab.utils.errors import ConfigError
-from ppo_lab.workers.base import TrialReport
-from ppo_lab.workers.result import Result
 from tests.helpers.studies import plan_of
 
 
@@ -57,7 +56,7 @@ def finished(number, *returns):
 
 def die(store):
     """End a parent as a kill would: the kernel releases its lock, no trial is released."""
-    store._lease._file.close()
+    store.lease._file.close()
 
 
 def test_the_defaults_come_first_and_no_more_than_the_total_is_claimed(open_store):
@@ -99,13 +98,13 @@ def test_a_dead_parents_trial_is_reclaimed_under_its_number_with_its_values(open
 def test_a_parent_that_ends_while_another_looks_at_it_is_free(open_store, monkeypatch):
     first, second = open_store(), open_store()
     claim = first.claim()
-    lock, exists = Path(first._lease.owner.lock), Path.exists
+    lock, exists = Path(first.lease.owner.lock), Path.exists
 
     def ends_now(path):
         was_there = exists(path)
         if path == lock and was_there:
             first.release(claim)
-            first._lease.close()
+            first.lease.close()
         return was_there
 
     monkeypatch.setattr(Path, "exists", ends_now)
@@ -140,13 +139,12 @@ def test_what_could_not_run_is_pruned_and_ranks_below_all_that_could(open_store,
     store = open_store()
     good, bad = store.claim(), store.claim()
     store.finish(good, finished(0, 1.0, 1.0))
-    store.report(bad, TrialReport(200, (400.0, 500.0)))  # it was far ahead before it broke
+    store.report(bad, 200, (400.0, 500.0))  # it was far ahead before it broke
     reason = "the reason"
-    outcome = store.finish(
+    stored = store.finish(
         bad, Result(1, status, reason, [summary(1, 400.0, status, reason), summary(2, 500.0)])
     )
-    assert outcome.state is TrialState.PRUNED
-    stored = store.study.trials[1]
+    assert stored == store.study.trials[1]
     assert stored.state is TrialState.PRUNED
     assert stored.constraints == {"ran": 1.0}
     assert stored.user_attrs["outcome"]["reason"] == reason
@@ -160,15 +158,16 @@ def test_what_could_not_run_is_pruned_and_ranks_below_all_that_could(open_store,
 
 def test_a_trial_without_a_return_did_not_run(open_store):
     store = open_store()
-    outcome = store.finish(store.claim(), finished(0, 10.0, None))
-    assert (outcome.state, outcome.status) == (TrialState.PRUNED, "no_result")
-    assert outcome.reason == "a seed has no final_return"
+    trial = store.finish(store.claim(), finished(0, 10.0, None))
+    outcome = trial.user_attrs["outcome"]
+    assert (trial.state, outcome["status"]) == (TrialState.PRUNED, "no_result")
+    assert outcome["reason"] == "a seed has no final_return"
 
 
 def test_a_failed_trial_counts_towards_the_total(open_store):
     store = open_store()
-    outcome = store.finish(store.claim(), Result(0, "failed", "killed by SIGSEGV", []))
-    assert outcome.state is TrialState.FAIL
+    trial = store.finish(store.claim(), Result(0, "failed", "killed by SIGSEGV", []))
+    assert trial.state is TrialState.FAIL
     assert store.counts().finished == 1
 
 
@@ -189,9 +188,9 @@ def test_defaults_outside_the_space_run_but_no_sampler_sees_them(open_store):
     store = open_store(space=outside.space, starts=outside.starts)
     claim = store.claim()
     assert (claim.role, claim.params) == ("baseline", {})
-    outcome = store.finish(claim, finished(0, 7.0, 9.0))
-    assert (outcome.state, outcome.values) == (TrialState.FAIL, [8.0])
-    assert store.study.trials[0].user_attrs["outcome"]["values"] == [8.0]
+    trial = store.finish(claim, finished(0, 7.0, 9.0))
+    assert trial.state is TrialState.FAIL
+    assert trial.user_attrs["outcome"]["values"] == [8.0]
     assert 0.3 <= store.claim().params["epsilon"] <= 0.5
 
 
@@ -336,7 +335,7 @@ def test_an_outage_at_any_write_loses_no_trial(open_store, plan, monkeypatch, fa
     policy = RetryPolicy(10.0)
     num_finished = 0
     while (claim := policy.call("claim", store.claim)) is not None:
-        policy.call("report", lambda claim=claim: store.report(claim, TrialReport(200, (1.0, 2.0))))
+        policy.call("report", lambda claim=claim: store.report(claim, 200, (1.0, 2.0)))
         result = finished(claim.number, 1.0, 2.0)
         assert policy.call("tell", lambda claim=claim, result=result: store.finish(claim, result))
         num_finished += 1

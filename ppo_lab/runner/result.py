@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ppo_lab.runner.run_record import Status
 from ppo_lab.utils.json_files import from_jsonable, write_json
 
 __all__ = ["RESULT_FILE", "Result", "read_result", "worst_status"]
@@ -19,19 +20,7 @@ log = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_PAUSE_S, _LONGEST_FULL_S = 5.0, 3600.0
-"""A full disk is retried for up to an hour: the run may have taken longer."""
-
-# A trial's status is the first of these that any of its seeds has.
-_WORST_FIRST = (
-    "interrupted",
-    "failed",
-    "over_budget",
-    "out_of_memory",
-    "diverged",
-    "pruned",
-    "finished",
-)
+_FULL_PAUSE_S, _LONGEST_FULL_S = 5.0, 3600.0  # the run may have taken longer
 
 
 @dataclass(frozen=True)
@@ -40,7 +29,7 @@ class Result:
 
     number: int
     status: str
-    """Of the seed with the worst status; a value of ``runner.run_record.Status``."""
+    """Of the seed with the worst status; a value of ``Status``, or ``refused``."""
     reason: str | None
     summaries: list[dict[str, Any]]
     """Content of each seed's summary.json; a seed that never began has none."""
@@ -60,13 +49,12 @@ class Result:
         while True:
             try:
                 write_json(folder / RESULT_FILE, asdict(self))
+                return
             except OSError as error:
                 if error.errno not in _FULL or time.monotonic() - failed_s > _LONGEST_FULL_S:
                     raise
                 log.warning("trial %d has ended, but %s", self.number, error)
                 time.sleep(_FULL_PAUSE_S)
-            else:
-                return
 
 
 def read_result(folder: Path) -> Result | None:
@@ -76,12 +64,13 @@ def read_result(folder: Path) -> Result | None:
 
 
 def worst_status(summaries: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
-    """Return status and reason of the seed with the worst status.
+    """Return status and reason of the seed with the worst status, in the order of ``Status``.
 
     Example:
         >>> seeds = [("finished", None), ("diverged", "loss is nan")]
         >>> worst_status([{"status": status, "reason": reason} for status, reason in seeds])
         ('diverged', 'loss is nan')
     """
-    worst = min(summaries, key=lambda summary: _WORST_FIRST.index(summary["status"]))
+    order = [status.value for status in Status]
+    worst = max(summaries, key=lambda summary: order.index(summary["status"]))
     return worst["status"], worst["reason"]
