@@ -1,12 +1,10 @@
 """How a GPU spent its time, on traces whose shares are worked out by hand."""
 
-import gzip
-import json
 import random
 
 import pytest
 
-from ppo_lab.devices.trace import device_use, overlap, read_events, union
+from ppo_lab.devices.trace import device_use, overlap, union
 
 H2D = "Memcpy HtoD (Pinned -> Device)"
 D2H = "Memcpy DtoH (Device -> Pinned)"
@@ -135,13 +133,6 @@ def test_an_empty_trace_has_no_shares_and_divides_by_nothing():
     assert (use.kernel_busy_frac, use.exposed_copy_frac, use.idle_no_copy_frac) == (0, 0, 0)
     # With a window, a device that did nothing was idle.
     assert device_use([], wall_s=1.0).idle_no_copy_frac == 1.0
-
-
-@pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
-def test_traces_are_read_packed_or_not(tmp_path, name):
-    text = json.dumps({"traceEvents": [kernel(5, 10)], "schemaVersion": 1}).encode()
-    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
-    assert device_use(read_events(tmp_path / name)).wall_s == pytest.approx(10e-6)
 
 
 def test_shares_sum_to_one_on_a_large_trace_of_many_streams():
