@@ -140,8 +140,7 @@ class Meters(PhaseObserver):
             traffic = self._placement.traffic
             moved = traffic.since(self._traffic_before)
             self._traffic_before = dataclasses.replace(traffic)
-            metrics["pcie/h2d_bytes"] = float(moved.h2d_bytes)
-            metrics["pcie/d2h_bytes"] = float(moved.d2h_bytes)
+            metrics |= {f"pcie/{side}": float(n) for side, n in dataclasses.asdict(moved).items()}
         if self._window_phases and self.use is not None and self.bus is not None:
             metrics |= use_metrics(self.use, self.bus)
         return metrics

@@ -73,8 +73,7 @@ class Placement:
 
     def empty_host_like(self, tensor: Tensor, *, pin: bool) -> Tensor:
         """Return an uninitialised host tensor of the shape and type of ``tensor``."""
-        with self.placing(Place.host, pin=pin):
-            return torch.empty_like(tensor, device="cpu", pin_memory=pin and self.is_cuda)
+        return self.empty_host(*tensor.shape, dtype=tensor.dtype, pin=pin)
 
     def move(
         self, tensor: Tensor, to: Place, out: Tensor | None = None, *, non_blocking: bool = False

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Copies", "DeviceUse", "device_use", "overlap", "union"]
+__all__ = ["Copies", "DeviceUse", "device_use", "union"]
 
 Interval = tuple[float, float]  # begin and end
 _Copy = tuple[Interval, int, bool]  # when, bytes, from or to pageable memory
@@ -76,10 +76,10 @@ def device_use(events: Iterable[Mapping[str, Any]], wall_s: float | None = None)
             copies[direction].append((interval, int(event["args"]["bytes"]), "Pageable" in name))
     h2d, d2h = copies.values()
     busy, bus = union(work), union(interval for interval, *_ in (*h2d, *d2h))
-    every = union([*busy, *bus])
-    span_us = every[-1][1] - every[0][0] if every else 0.0
+    either = union([*busy, *bus])
+    span_us = either[-1][1] - either[0][0] if either else 0.0
     wall_us = max((wall_s or 0.0) * _US_PER_S, span_us)
-    exposed_us = _length(bus) - overlap(bus, busy)
+    busy_us, either_us = _length(busy), _length(either)
 
     def share(us: float) -> float:
         return us / wall_us if wall_us > 0.0 else 0.0
@@ -87,9 +87,9 @@ def device_use(events: Iterable[Mapping[str, Any]], wall_s: float | None = None)
     return DeviceUse(
         wall_s=wall_us / _US_PER_S,
         num_events=len(work) + len(h2d) + len(d2h),
-        kernel_busy_frac=share(_length(busy)),
-        exposed_copy_frac=share(exposed_us),
-        idle_no_copy_frac=share(wall_us - _length(busy) - exposed_us),
+        kernel_busy_frac=share(busy_us),
+        exposed_copy_frac=share(either_us - busy_us),
+        idle_no_copy_frac=share(wall_us - either_us),
         h2d=_sum_copies(h2d),
         d2h=_sum_copies(d2h),
     )
@@ -115,25 +115,6 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
         else:
             joined.append((begin, end))
     return joined
-
-
-def overlap(first: Sequence[Interval], second: Sequence[Interval]) -> float:
-    """Return the length of the intersection of two unions.
-
-    >>> overlap([(0.0, 3.0), (4.0, 6.0)], [(2.0, 5.0)])
-    2.0
-    """
-    i = j = 0
-    total = 0.0
-    while i < len(first) and j < len(second):
-        begin = max(first[i][0], second[j][0])
-        end = min(first[i][1], second[j][1])
-        total += max(end - begin, 0.0)
-        if first[i][1] < second[j][1]:
-            i += 1
-        else:
-            j += 1
-    return total
 
 
 def _length(disjoint: Sequence[Interval]) -> float:

@@ -182,8 +182,8 @@ def _options(config: Config, before: Forecast) -> Iterator[_Option]:
     at_peak, worth = before.peak.by_category(), _WORTH_TRYING_FRAC * before.total
     for name, strategy in STRATEGIES.items():
         if strategy is not type(memory):
-            other, alters = _as_strategy(memory, strategy), _alters(config, strategy)
-            yield _Option(f"memory={name}", other, alters)
+            other = _as_strategy(memory, strategy)
+            yield _Option(f"memory={name}", other, _alters(config, strategy))
     if at_peak[Category.activations] > worth:
         if config.dtype is Dtype.float32:
             alters = "arithmetic of 8 bits of significand"

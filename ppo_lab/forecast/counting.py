@@ -95,13 +95,11 @@ class Counting(PhaseObserver):
     @contextmanager
     def optimizer_step(self) -> Iterator[None]:
         """Name an optimizer step in the ledger, then mark the state that it may have moved."""
-        if not self._removers:
-            yield
-            return
         self.ledger.doing = "optimizer step"
         yield
         self.ledger.doing = None
-        self._mark_optimizer()
+        if self._removers:
+            self._mark_optimizer()
 
     def read(self) -> dict[str, float]:
         """Return the first iteration's peak by category, and stop counting."""

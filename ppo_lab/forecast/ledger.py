@@ -164,10 +164,10 @@ class Ledger(TorchDispatchMode):
             self.num_operations[self._phase] += 1
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor):
-                self._allocation_of(tensor, args, func)
+                self._allocation_of(tensor, args, func.__name__)
         return result
 
-    def _allocation_of(self, tensor: Tensor, args: object, func: object = None) -> Allocation:
+    def _allocation_of(self, tensor: Tensor, args: object, operation: str = "") -> Allocation:
         """Return the allocation of ``tensor``'s storage, new or known."""
         storage = tensor.untyped_storage()
         key = id(storage)
@@ -175,7 +175,7 @@ class Ledger(TorchDispatchMode):
             return known[1]
         allocation = self._new_allocation(storage, list(tensors_of(args)))
         self._known[key] = (weakref.ref(storage, lambda _: self._free(key)), allocation)
-        self._add(allocation, func)
+        self._add(allocation, operation)
         return allocation
 
     def _new_allocation(self, storage: torch.UntypedStorage, inputs: list[Tensor]) -> Allocation:
@@ -209,7 +209,7 @@ class Ledger(TorchDispatchMode):
         known = self._known.get(id(tensor.untyped_storage()))
         return known is not None and known[1].in_host
 
-    def _add(self, allocation: Allocation, func: object) -> None:
+    def _add(self, allocation: Allocation, operation: str) -> None:
         if allocation.in_host:
             self._host_now[allocation.is_pinned] += allocation.num_bytes
             self._update_host_peak()
@@ -217,9 +217,10 @@ class Ledger(TorchDispatchMode):
         self._live[allocation] = None
         self.now += allocation.num_bytes
         if self._phase is not None and self.now > self._peak.total:
-            name = getattr(func, "__name__", "").partition(".")[0]  # mm of mm.default
-            doing = self.doing or _pass_of(allocation)
-            self._peak = _PhasePeak(self.now, f"{doing} ({name})".strip() if name else doing)
+            is_forward = allocation.parts[0][0].category is Category.activations
+            part = "backward" if _in_backward() else "forward" if is_forward else ""
+            name = f" ({operation.partition('.')[0]})" if operation else ""  # mm of mm.default
+            self._peak = _PhasePeak(self.now, f"{self.doing or part}{name}".strip())
 
     def _list_peak(self) -> None:
         """List what exists at the peak, before something is freed."""
@@ -253,9 +254,3 @@ def tensors_of(values: Any) -> Iterator[Tensor]:  # noqa: ANN401 - any nest
 
 def _in_backward() -> bool:
     return torch_private.current_graph_task_id() != -1
-
-
-def _pass_of(allocation: Allocation) -> str:
-    if _in_backward():
-        return "backward"
-    return "forward" if allocation.parts[0][0].category is Category.activations else ""

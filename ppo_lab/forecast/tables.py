@@ -17,17 +17,12 @@ from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import budget_bytes, over_budget
 from ppo_lab.forecast.categories import Category, MemoryKey
 from ppo_lab.forecast.forecast import Forecast, forecast
+from ppo_lab.tracking.tables import override_values, varying_keys
 
 __all__ = ["forecast_json", "forecast_table", "forecasts_table"]
 
 _NETWORKS = ("actor", "critic", "trunk", None)
-_GRID_CATEGORIES = {
-    Category.weights: "weights",
-    Category.gradients: "grads",
-    Category.optimizer: "Adam",
-    Category.activations: "activ.",
-    Category.rollout: "rollout",
-}
+_GRID_CATEGORIES = dict(zip(Category, ("weights", "grads", "Adam", "activ.", "rollout")))
 _NUM_CHANGES = 5
 
 
@@ -43,18 +38,18 @@ def forecast_table(config: Config) -> RenderableType:
     ]
     title = f"{config.env.id}, {config.memory.name}, {' + '.join(counts)}, {config.dtype.value}"
     cost = config.memory.cost.describe(config.weights_dtype.itemsize)
-    parts: list[RenderableType] = [Text(title, "bold")]
-    per_parameter = Text(f"each parameter takes {cost}")
-    for block in (_categories(planned), _totals(planned), _traffic(planned), per_parameter):
-        parts += [block, Text()]
-    return Group(*parts, *_comparison(config, planned))
+    blank = Text()
+    return Group(
+        Text(title, "bold"),
+        *(_categories(planned), blank, _totals(planned), blank, _traffic(planned), blank),
+        *(Text(f"each parameter takes {cost}"), blank, *_comparison(config, planned)),
+    )
 
 
 def forecasts_table(jobs: Sequence[tuple[Job, Config]]) -> RenderableType:
     """Return a table with a row for each job of a grid, all sizes in one unit."""
-    overrides = [_overrides(job) for job, _ in jobs]
-    keys = dict.fromkeys(key for chosen in overrides for key in chosen)
-    varying = [key for key in keys if len({chosen.get(key) for chosen in overrides}) > 1]
+    overrides = [override_values({"overrides": job.overrides}) for job, _ in jobs]
+    varying = varying_keys(overrides)
     most = max(forecast(config).total for _, config in jobs)
     unit, divisor = ("GiB", 1024**3) if most >= 1024**3 else ("MiB", 1024**2)
     table = _table("#", gap=1)
@@ -114,12 +109,7 @@ def _described(job: Job, config: Config) -> dict[str, Any]:
             name: count * element_size for name, count in config.memory.cost._asdict().items()
         },
         "advice": [
-            {
-                "overrides": change.overrides,
-                "total": change.total,
-                "alters": change.alters or None,
-                "more_moved": change.more_moved,
-            }
+            dataclasses.asdict(change) | {"alters": change.alters or None}
             for change in (excess.changes if excess else ())
         ],
     }
@@ -180,7 +170,7 @@ def _comparison(config: Config, planned: Forecast) -> list[Text]:
 
 def _table(first: str, *numbers: str, gap: int = 2) -> Table:
     """Return a table of a dim first heading and right-aligned columns."""
-    columns = [Text(first, "dim"), *(Column(heading, justify="right") for heading in numbers)]
+    columns = Column(Text(first, "dim")), *(Column(name, justify="right") for name in numbers)
     padding = (0, gap, 0, 0)
     return Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
 
@@ -201,8 +191,3 @@ def _scaled(number: float, units: Sequence[str], step: float) -> str:
             return f"{number:.3g} {unit}".rstrip()
         number /= step
     return f"{number:,.2f} {units[-1]}"
-
-
-def _overrides(job: Job) -> dict[str, str]:
-    pairs = (override.lstrip("+").partition("=") for override in job.overrides)
-    return {key: value for key, _, value in pairs}
