@@ -75,8 +75,7 @@ def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
 def spy_on(trainer: Trainer) -> GradientSpy:
     """Have ``trainer``'s update hand its gradients to the spy returned, and move nothing."""
     spy = GradientSpy(trainer.model.parameters())
-    compilation = trainer._compilation
-    compilation.components = dataclasses.replace(compilation.components, optimizer=spy)
+    trainer.optimizer = spy
     return spy
 
 

@@ -311,7 +311,7 @@ def test_the_orders_that_are_drawn_are_those_that_are_dealt(monkeypatch):
     # Ties the helper above to the trainer: what it calls the orders is what update is given.
     trainer, seen = trainer_of(), []
     monkeypatch.setattr(
-        "ppo_lab.compiler.compilation.update",
+        "ppo_lab.training.trainer.update",
         lambda model, optimizer, rows, permutations, *rest: seen.append(permutations),
     )
     trainer.iteration = 3
