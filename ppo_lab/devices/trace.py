@@ -54,12 +54,10 @@ class DeviceUse:
 
 
 def device_use(events: Iterable[Mapping[str, Any]], wall_s: float | None = None) -> DeviceUse:
-    """Return the use of the device in a window; O(n log n) in the number of events.
+    """Return the use of the device in a window, from the events of a chrome trace; O(n log n).
 
-    Args:
-        events: Of a chrome trace; times in microseconds.
-        wall_s: Length of the window by the host's clock, the device being idle at both ends; by
-            default from the first device event to the end of the last one.
+    ``wall_s`` is the length of the window by the host's clock, the device being idle at both ends;
+    by default the time from the first device event to the end of the last one.
     """
     work: list[Interval] = []
     copies: dict[str, list[_Copy]] = {"HtoD": [], "DtoH": []}

@@ -117,7 +117,7 @@ class _BusCounter(PhaseObserver):
 
 def _dry_iteration(trainer: Trainer, bus: _BusCounter) -> None:
     """Run the phases of ``Trainer.iterate`` with few steps; then the parts to extrapolate from."""
-    trainer.collector.num_dry_steps = _num_dry_steps(trainer.config)
+    trainer.collector.num_dry_steps = MAX_BUFFERED_STEPS
     rollout = trainer.phase("rollout", trainer.collect)
     advantages = trainer.phase("advantages", trainer.advantages, rollout)
     rows = lane_rows(rollout, advantages)
@@ -133,10 +133,6 @@ def _dry_iteration(trainer: Trainer, bus: _BusCounter) -> None:
         trainer.collect()
 
 
-def _num_dry_steps(config: Config) -> int:
-    return min(config.num_steps, MAX_BUFFERED_STEPS)
-
-
 def _extrapolate(config: Config, bus: _BusCounter) -> Iterator[Traffic]:
     """Yield the traffic of one gradient step, over all passes, and that of an iteration."""
     moved, order = bus.moved, bus.moved["order of an epoch"]
@@ -149,8 +145,9 @@ def _extrapolate(config: Config, bus: _BusCounter) -> Iterator[Traffic]:
     more_epochs = len(passes) * (config.num_epochs - math.ceil(num_dry / config.num_minibatches))
     update = moved["update"] + (num_steps - num_dry) * gradient_step + more_epochs * order
 
-    one, more_dry = moved["rollout of one step"], max(1, _num_dry_steps(config) - 1)
-    more_steps, rest = np.divmod((moved["rollout"] - one) * (config.num_steps - 1), more_dry)
+    one, num_dry = moved["rollout of one step"], min(config.num_steps, MAX_BUFFERED_STEPS)
+    more = (moved["rollout"] - one) * (config.num_steps - 1)
+    more_steps, rest = np.divmod(more, max(1, num_dry - 1))
     assert not rest.any()
     iteration = one + more_steps + update + moved["diagnostics"] + moved["record"]
     yield from (Traffic(*traffic.tolist()) for traffic in (gradient_step, iteration))
@@ -159,9 +156,8 @@ def _extrapolate(config: Config, bus: _BusCounter) -> Iterator[Traffic]:
 class _NoNumbers(FakeTensorMode):
     """Fake tensors whose values read as 1: memory does not depend on them."""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here; the guard would cost a quarter of the time
+    # Nothing is compiled here; the guard would cost a quarter of the time.
+    _should_skip_dynamo = classmethod(lambda _: False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 - torch's signature
         if func is torch_private.fused_adamw:

@@ -75,10 +75,7 @@ def forecast(config: Config) -> Forecast:
     """Forecast the memory and the bus traffic of a run, on a CPU and without allocating it.
 
     Takes seconds the first time. Configurations that differ only in what changes no tensor's size,
-    such as seeds and learning rates, share one forecast.
-
-    Args:
-        config: Of the run; its device need not exist.
+    such as seeds and learning rates, share one forecast. The run's device need not exist.
     """
     key = _key(config)
     if key not in _forecasts:

@@ -151,9 +151,7 @@ class Ledger(TorchDispatchMode):
 
     # Observation of the program
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and the guard is slow
+    _should_skip_dynamo = classmethod(lambda _: False)  # nothing is compiled, the guard is slow
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 - torch's signature
         """Run one operation and count the storages that it allocates."""

@@ -23,7 +23,6 @@ __all__ = ["forecast_json", "forecast_table", "forecasts_table"]
 
 _NETWORKS = ("actor", "critic", "trunk", None)
 _GRID_CATEGORIES = dict(zip(Category, ("weights", "grads", "Adam", "activ.", "rollout")))
-_NUM_CHANGES = 5
 
 
 def forecast_table(config: Config) -> RenderableType:
@@ -155,17 +154,11 @@ def _traffic(planned: Forecast) -> Table:
 
 def _comparison(config: Config, planned: Forecast) -> list[Text]:
     """Compare with the budget; nothing where there is none."""
-    if (budget := budget_bytes(config)) is None:
-        return []
-    rest = budget - planned.total
-    if (excess := over_budget(config)) is None:
-        return [Text(f"fits: {_size(rest)} of {_size(budget)} remain", "green")]
-    over = f"over the budget of {_size(budget)} by {_size(-rest)}"
-    lines = [Text(f"{over}; instead, most saved first:", "red")]
-    for change in excess.changes[:_NUM_CHANGES]:
-        fits = change.total <= budget
-        lines.append(Text(f"{'fits' if fits else 'over'}  {change}", "green" if fits else ""))
-    return lines
+    if (excess := over_budget(config)) is not None:
+        return [Text(excess.message(), "red")]
+    if (budget := budget_bytes(config)) is not None:
+        return [Text(f"fits: {_size(budget - planned.total)} of {_size(budget)} remain", "green")]
+    return []
 
 
 def _table(first: str, *numbers: str, gap: int = 2) -> Table:
