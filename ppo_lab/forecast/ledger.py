@@ -53,7 +53,7 @@ class Ledger(TorchDispatchMode):
     def __init__(self, placement: Placement) -> None:
         """Start empty; the device memory counted is that of ``placement``."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._placement = placement
+        self._placement, self._is_one_memory = placement, not placement.is_cuda
         self._known: dict[int, tuple[weakref.ref[Any], Allocation]] = {}  # by the storage's id
         self._live: dict[Allocation, None] = {}  # on the device, in the order of allocation
         self.now = 0
@@ -193,15 +193,14 @@ class Ledger(TorchDispatchMode):
 
     def _place_of(self, storage: torch.UntypedStorage, inputs: list[Tensor]) -> tuple[Place, bool]:
         """Return the place of a new storage, or its place in a CUDA run, and if it is pinned."""
-        is_one_memory = not self._placement.is_cuda
-        if not is_one_memory and storage.device.type == "cuda":
+        if not self._is_one_memory and storage.device.type == "cuda":
             return Place.device, False
         if self._placement.placed is not None:
             return self._placement.placed
         # Scalars do not decide: operations mix them with tensors of either place.
         sources = [tensor for tensor in inputs if tensor.dim()] or inputs
         is_in_host = bool(sources) and all(map(self._is_in_host, sources))
-        return Place.host if is_in_host or not is_one_memory else Place.device, False
+        return Place.host if is_in_host or not self._is_one_memory else Place.device, False
 
     def _is_in_host(self, tensor: Tensor) -> bool:
         known = self._known.get(id(tensor.untyped_storage()))
@@ -245,7 +244,7 @@ def tensors_of(values: Any) -> Iterator[Tensor]:  # noqa: ANN401 - any nest
     """Return the tensors in nested tuples, lists and dictionaries."""
     if isinstance(values, Tensor):
         yield values
-    elif isinstance(values, tuple | list | dict):
+    elif isinstance(values, (tuple, list, dict)):
         for value in values.values() if isinstance(values, dict) else values:
             yield from tensors_of(value)
 
