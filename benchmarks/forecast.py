@@ -80,7 +80,7 @@ def sizes() -> str:
         begin_s = time.process_time()
         needed = forecast(config)
         seconds = time.process_time() - begin_s
-        peak, moved = needed.peak, needed.bus.iteration
+        peak = needed.peak
         rows.append(
             [
                 f"{network}, {strategy}",
@@ -88,7 +88,7 @@ def sizes() -> str:
                 f"{needed.total / _GIB:.2f}",
                 f"{peak.phase}: {peak.doing}",
                 f"{needed.host_peak.total / _GIB:.3f}",
-                f"{(moved.h2d_bytes + moved.d2h_bytes) / _GIB:.3f}",
+                f"{needed.bus.iteration.total / _GIB:.3f}",
                 config.memory.cost.describe(config.weights_dtype.itemsize),
                 f"{seconds:.1f}",
             ]
@@ -104,11 +104,11 @@ def _differences(config: Config) -> Iterator[int]:
     trainer.iterate()
     ledger = ledger_of(trainer)
     assert ledger is not None
-    for phase, planned in dry.ledger.phase_peaks.items():
+    for phase, planned in dry.phase_peaks.items():
         counted = ledger.phase_peaks[phase]
         for key in planned.by_key.keys() | counted.by_key.keys():
             yield abs(planned.by_key.get(key, 0) - counted.by_key.get(key, 0))
-    yield abs(dry.ledger.host_peak.total - ledger.host_peak.total)
+    yield abs(dry.host_peak.total - ledger.host_peak.total)
     moved = trainer.placement.traffic.since(startup)
     yield abs(moved.h2d_bytes - dry.bus.iteration.h2d_bytes)
     yield abs(moved.d2h_bytes - dry.bus.iteration.d2h_bytes)

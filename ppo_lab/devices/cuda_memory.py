@@ -12,15 +12,13 @@ import traceback
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
 __all__ = [
-    "CudaMemory",
     "DeviceBytes",
     "MemoryMeter",
-    "MemorySource",
     "is_out_of_memory",
     "release_memory",
     "vram_limit",
@@ -47,43 +45,16 @@ class DeviceBytes(NamedTuple):
         return {f"{name}_gib": value / _GIB for name, value in self._asdict().items()}
 
 
-class MemorySource(Protocol):
-    """Source of a ``MemoryMeter``."""
-
-    def read(self) -> DeviceBytes:
-        """Return the current statistics."""
-
-    def reset_peaks(self) -> None:
-        """Set the peaks to the current values."""
-
-
-class CudaMemory:
-    """CUDA's caching allocator on one device."""
+class MemoryMeter:
+    """Peak device memory by phase and of the whole run; measures CUDA only."""
 
     def __init__(self, device: torch.device) -> None:
-        """Read ``device``; initialises CUDA, which its allocator needs."""
-        torch.cuda.init()
+        """Start at the memory in use on ``device``; initialises CUDA, which its allocator needs."""
         self._device = device
-
-    def read(self) -> DeviceBytes:
-        """See ``MemorySource``; does not synchronise."""
-        stats = torch.cuda.memory.memory_stats_as_nested_dict(self._device)
-        allocated, reserved = stats["allocated_bytes"]["all"], stats["reserved_bytes"]["all"]
-        return DeviceBytes(
-            allocated["current"], reserved["current"], allocated["peak"], reserved["peak"]
-        )
-
-    def reset_peaks(self) -> None:
-        """See ``MemorySource``."""
-        torch.cuda.reset_peak_memory_stats(self._device)
-
-
-class MemoryMeter:
-    """Peak device memory by phase and of the whole run."""
-
-    def __init__(self, source: MemorySource | None) -> None:
-        """Read ``source``; None, for devices other than CUDA, measures nothing."""
-        self._source = source
+        self._is_cuda = device.type == "cuda"
+        if self._is_cuda:
+            torch.cuda.init()
+            torch.cuda.reset_peak_memory_stats(device)
         self._peaks = (0, 0)  # allocated, reserved: largest so far
         self._phase_bytes: dict[str, int] = defaultdict(int)
         self.phase_peaks: dict[str, int] = defaultdict(int)
@@ -92,7 +63,7 @@ class MemoryMeter:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Assign the peak inside to ``name``, even if an exception is raised."""
-        if self._source is None:
+        if not self._is_cuda:
             yield
             return
         self._take_peak()  # the peak so far belongs to no phase
@@ -104,11 +75,11 @@ class MemoryMeter:
             self.phase_peaks[name] = max(self.phase_peaks[name], peak)
 
     def read(self) -> DeviceBytes | None:
-        """Return the current values and the run's peaks; None without a source."""
-        if self._source is None:
+        """Return the current values and the run's peaks; None without CUDA."""
+        if not self._is_cuda:
             return None
         self._take_peak()
-        now = self._source.read()
+        now = _device_bytes(self._device)
         return DeviceBytes(now.allocated, now.reserved, *self._peaks)
 
     def read_phases(self) -> dict[str, int]:
@@ -119,14 +90,18 @@ class MemoryMeter:
 
     def _take_peak(self) -> int:
         """Return the most bytes allocated since the last reset, and reset."""
-        assert self._source is not None
-        now = self._source.read()
-        self._peaks = (
-            max(self._peaks[0], now.peak_allocated),
-            max(self._peaks[1], now.peak_reserved),
-        )
-        self._source.reset_peaks()
+        now = _device_bytes(self._device)
+        allocated, reserved = self._peaks
+        self._peaks = max(allocated, now.peak_allocated), max(reserved, now.peak_reserved)
+        torch.cuda.reset_peak_memory_stats(self._device)
         return now.peak_allocated
+
+
+def _device_bytes(device: torch.device) -> DeviceBytes:
+    """Return the current statistics of ``device`` without a synchronisation."""
+    stats = torch.cuda.memory.memory_stats_as_nested_dict(device)
+    sides = [stats[f"{kind}_bytes"]["all"] for kind in ("allocated", "reserved")]
+    return DeviceBytes(*(side[moment] for moment in ("current", "peak") for side in sides))
 
 
 @contextmanager
@@ -136,11 +111,9 @@ def vram_limit(device: torch.device, limit_gib: float | None) -> Iterator[None]:
     Larger allocations fail as on a card of that size. CUDA's context is not counted. A limit
     without effect is logged.
     """
-    if limit_gib is None:
-        yield
-        return
-    if device.type != "cuda":
-        _LOG.warning("vram_limit_gib=%g has no effect: this run is not on CUDA", limit_gib)
+    if limit_gib is None or device.type != "cuda":
+        if limit_gib is not None:
+            _LOG.warning("vram_limit_gib=%g has no effect: this run is not on CUDA", limit_gib)
         yield
         return
     total_gib = torch.cuda.get_device_properties(device).total_memory / _GIB

@@ -11,12 +11,12 @@ import logging
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
-from ppo_lab.devices.cuda_memory import CudaMemory, MemoryMeter
+from ppo_lab.devices.cuda_memory import MemoryMeter
 from ppo_lab.devices.observers import PhaseObserver
 from ppo_lab.devices.pcie import BusLimit, DeviceWindow, measure_bus, use_metrics
 from ppo_lab.devices.placement import Placement, Traffic
@@ -45,8 +45,7 @@ class PhaseClock:
     def phase(self, name: str) -> Iterator[None]:
         """Add the time spent inside to ``name``."""
         if self._is_cuda:
-            begin = torch.cuda.Event(enable_timing=True)
-            end = torch.cuda.Event(enable_timing=True)
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             yield
             end.record()
@@ -79,21 +78,14 @@ class Meters(PhaseObserver):
     Profiling affects one iteration only; the others run exactly as in an unprofiled run.
     """
 
-    def __init__(
-        self,
-        placement: Placement,
-        *,
-        is_profiled: bool,
-        open_window: Callable[[torch.device], DeviceWindow] = DeviceWindow,
-    ) -> None:
+    def __init__(self, placement: Placement, *, is_profiled: bool) -> None:
         """Measure the device of ``placement``; frees what an earlier run left in CUDA's cache."""
         self.bus: BusLimit | None = None
         if placement.is_cuda:
             self.bus = measure_bus(placement.device) if is_profiled else None
             torch.cuda.empty_cache()
-            CudaMemory(placement.device).reset_peaks()
         self.clock = PhaseClock(placement.device)
-        self.memory = MemoryMeter(CudaMemory(placement.device) if placement.is_cuda else None)
+        self.memory = MemoryMeter(placement.device)
         self.use: DeviceUse | None = None
         """Use of the device in the profiler window; None before it, or without one."""
         self.used_phases: tuple[str, ...] = ()
@@ -102,7 +94,7 @@ class Meters(PhaseObserver):
         """The current phase, or the one that raised."""
         self.num_operations: dict[str, int] = {}
         """Operations of one iteration by phase, in order; set by ``forecast.counting``."""
-        self._placement, self._open_window = placement, open_window
+        self._placement = placement
         self._reports_traffic = placement.is_cuda or is_profiled
         self._traffic_before = Traffic()
         self._window: DeviceWindow | None = None
@@ -118,7 +110,7 @@ class Meters(PhaseObserver):
     def phase(self, name: str, *_inputs: object) -> Iterator[None]:
         """Measure one phase; opens and closes the profiler window at its first and last phase."""
         if self._window_phases and name == self._window_phases[0]:
-            self._window = self._open_window(self._placement.device)
+            self._window = DeviceWindow(self._placement.device)
             self._window.begin()
         self.running_phase = name
         with self.clock.phase(name), self.memory.phase(name):
@@ -148,8 +140,7 @@ class Meters(PhaseObserver):
             traffic = self._placement.traffic
             moved = traffic.since(self._traffic_before)
             self._traffic_before = dataclasses.replace(traffic)
-            metrics["pcie/h2d_bytes"] = float(moved.h2d_bytes)
-            metrics["pcie/d2h_bytes"] = float(moved.d2h_bytes)
+            metrics |= {f"pcie/{side}": float(n) for side, n in dataclasses.asdict(moved).items()}
         if self._window_phases and self.use is not None and self.bus is not None:
             metrics |= use_metrics(self.use, self.bus)
         return metrics
@@ -163,9 +154,8 @@ def choose_window(num_operations: Mapping[str, int]) -> tuple[str, ...]:
     for phases in (tuple(num_operations), ("update",)):
         if sum(num_operations[phase] for phase in phases) <= _MAX_WINDOW_OPERATIONS:
             return phases
-    _LOG.warning(
-        "no window is profiled: an update has more than %d operations", _MAX_WINDOW_OPERATIONS
-    )
+    most = _MAX_WINDOW_OPERATIONS
+    _LOG.warning("no window is profiled: an update has more than %d operations", most)
     return ()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 __all__ = ["PhaseObserver", "PhaseObservers"]
@@ -34,27 +34,27 @@ class PhaseObservers(PhaseObserver):
         """Notify ``observers`` in this order."""
         self.members = tuple(observers)
 
-    @contextmanager
-    def phase(self, name: str, *inputs: object) -> Iterator[None]:
-        """Enter every observer's context."""
-        with ExitStack() as contexts:
-            for observer in self.members:
-                contexts.enter_context(observer.phase(name, *inputs))
-            yield
+    def phase(self, name: str, *inputs: object) -> AbstractContextManager[None]:
+        """Return the contexts of all observers as one."""
+        return _all(observer.phase(name, *inputs) for observer in self.members)
 
     def finish(self, name: str, result: object) -> None:
         """Pass the result to every observer."""
         for observer in self.members:
             observer.finish(name, result)
 
-    @contextmanager
-    def optimizer_step(self) -> Iterator[None]:
-        """Enter every observer's context."""
-        with ExitStack() as contexts:
-            for observer in self.members:
-                contexts.enter_context(observer.optimizer_step())
-            yield
+    def optimizer_step(self) -> AbstractContextManager[None]:
+        """Return the contexts of all observers as one."""
+        return _all(observer.optimizer_step() for observer in self.members)
 
     def read(self) -> dict[str, float]:
         """Return all observers' metrics."""
         return {key: value for each in self.members for key, value in each.read().items()}
+
+
+@contextmanager
+def _all(contexts: Iterable[AbstractContextManager[None]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import tempfile
 import time
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from ppo_lab.devices.trace import Copies, DeviceUse, device_use, read_events
+from ppo_lab.devices.trace import DeviceUse, device_use
 
 __all__ = ["BusLimit", "DeviceWindow", "measure_bus", "use_metrics"]
 
@@ -65,12 +66,13 @@ class DeviceWindow:
 
     def __init__(self, device: torch.device) -> None:
         """Profile ``device``; on a CPU, which tests use, there is no device work."""
-        self._device = device
         # Kineto logs to stderr, into the progress line; 6 is above all its levels.
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+        self._device = device
         is_cuda = device.type == "cuda"
-        activity = ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU
-        self._profile = profile(activities=[activity])
+        self._profile = profile(
+            activities=[ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU]
+        )
         self._begin_s = 0.0
 
     def begin(self) -> None:
@@ -88,7 +90,7 @@ class DeviceWindow:
         with tempfile.TemporaryDirectory(prefix="ppo_lab_") as folder:
             path = Path(folder) / "trace.json"
             self._profile.export_chrome_trace(str(path))
-            return device_use(read_events(path), wall_s)
+            return device_use(json.loads(path.read_text())["traceEvents"], wall_s)
 
     def abandon(self) -> None:
         """Stop without a result, after an exception."""
@@ -108,11 +110,8 @@ def use_metrics(use: DeviceUse, limit: BusLimit) -> dict[str, float]:
         "perf/window_s": use.wall_s,
         "pcie/pageable_bytes": float(use.h2d.pageable_bytes + use.d2h.pageable_bytes),
     }
-    sides: tuple[tuple[str, Copies, float], ...] = (
-        ("h2d", use.h2d, limit.h2d_bytes_per_s),
-        ("d2h", use.d2h, limit.d2h_bytes_per_s),
-    )
-    for side, copies, limit_per_s in sides:
+    limits = (limit.h2d_bytes_per_s, limit.d2h_bytes_per_s)
+    for side, copies, limit_per_s in zip(("h2d", "d2h"), (use.h2d, use.d2h), limits):
         if (rate := copies.bytes_per_s) is not None:
             metrics[f"pcie/{side}_gb_per_s"] = rate / _GB
             metrics[f"pcie/{side}_limit_frac"] = rate / limit_per_s

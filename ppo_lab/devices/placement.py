@@ -2,21 +2,21 @@
 
 Every copy goes through ``Placement.move``, which counts its bytes by direction. On a CPU-only
 machine both sides are the same memory, but a move still copies and counts, so that the traffic of a
-memory strategy can be tested there. An observer of memory (``forecast.ledger``) is given the place
-of every tensor created here.
+memory strategy can be tested there. ``forecast.ledger`` reads from ``Placement.placed`` to which
+side new tensors belong.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Place", "Placement", "Traffic", "Watcher"]
+__all__ = ["Place", "Placement", "Traffic"]
 
 
 class Place(Enum):
@@ -33,24 +33,14 @@ class Traffic:
     h2d_bytes: int = 0
     d2h_bytes: int = 0
 
+    @property
+    def total(self) -> int:
+        """Bytes in both directions."""
+        return self.h2d_bytes + self.d2h_bytes
+
     def since(self, earlier: Traffic) -> Traffic:
         """Return the difference to ``earlier``, a copy of this counter."""
         return Traffic(self.h2d_bytes - earlier.h2d_bytes, self.d2h_bytes - earlier.d2h_bytes)
-
-    def plus(self, other: Traffic, times: tuple[int, int] = (1, 1)) -> Traffic:
-        """Return the sum with ``other``, scaled by the fraction ``times``, in whole bytes."""
-        many, parts = times
-        h2d_bytes, h2d_rest = divmod(other.h2d_bytes * many, parts)
-        d2h_bytes, d2h_rest = divmod(other.d2h_bytes * many, parts)
-        assert h2d_rest == d2h_rest == 0
-        return Traffic(self.h2d_bytes + h2d_bytes, self.d2h_bytes + d2h_bytes)
-
-
-class Watcher(Protocol):
-    """Receives the place of new tensors."""
-
-    def placing(self, place: Place, *, is_pinned: bool = False) -> AbstractContextManager[None]:
-        """Treat tensors created inside as tensors in ``place``."""
 
 
 @dataclass
@@ -59,18 +49,22 @@ class Placement:
 
     device: torch.device
     traffic: Traffic = field(default_factory=Traffic)
-    watcher: Watcher | None = None
+    placed: tuple[Place, bool] | None = None
+    """Side of the tensors created now, and whether they are pinned; None if not declared."""
 
     @property
     def is_cuda(self) -> bool:
         """Whether host and device have separate memories."""
         return self.device.type == "cuda"
 
-    def placing(self, place: Place, *, pin: bool = False) -> AbstractContextManager[None]:
+    @contextmanager
+    def placing(self, place: Place, *, pin: bool = False) -> Iterator[None]:
         """Declare that tensors created inside lie in ``place``, if both sides are one memory."""
-        if self.watcher is None:
-            return nullcontext()
-        return self.watcher.placing(place, is_pinned=pin)
+        before, self.placed = self.placed, (place, pin)
+        try:
+            yield
+        finally:
+            self.placed = before
 
     def empty_host(self, *shape: int, dtype: torch.dtype, pin: bool) -> Tensor:
         """Return an uninitialised host tensor; ``pin`` page-locks it if the device is CUDA."""
@@ -79,8 +73,7 @@ class Placement:
 
     def empty_host_like(self, tensor: Tensor, *, pin: bool) -> Tensor:
         """Return an uninitialised host tensor of the shape and type of ``tensor``."""
-        with self.placing(Place.host, pin=pin):
-            return torch.empty_like(tensor, device="cpu", pin_memory=pin and self.is_cuda)
+        return self.empty_host(*tensor.shape, dtype=tensor.dtype, pin=pin)
 
     def move(
         self, tensor: Tensor, to: Place, out: Tensor | None = None, *, non_blocking: bool = False

@@ -8,20 +8,17 @@ copies run (the device waits for the bus); neither runs (it waits for the host).
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-__all__ = ["Copies", "DeviceUse", "device_use", "overlap", "read_events", "union"]
+__all__ = ["Copies", "DeviceUse", "device_use", "union"]
 
 Interval = tuple[float, float]  # begin and end
+_Copy = tuple[Interval, int, bool]  # when, bytes, from or to pageable memory
 
 _US_PER_S = 1e6
-_WORK = frozenset({"kernel", "gpu_memset"})
-_H2D, _D2H = "HtoD", "DtoH"  # as CUPTI names copies: "Memcpy HtoD (Pinned -> Device)"
+_DEVICE_EVENTS = ("kernel", "gpu_memset", "gpu_memcpy")  # a copy: "Memcpy HtoD (Pinned -> Device)"
 
 
 @dataclass(frozen=True)
@@ -56,65 +53,51 @@ class DeviceUse:
     d2h: Copies
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a chrome trace from ``torch.profiler``, compressed (.gz) or not."""
-    content = path.read_bytes()
-    text = gzip.decompress(content) if path.suffix == ".gz" else content
-    events: list[dict[str, Any]] = json.loads(text)["traceEvents"]
-    return events
-
-
 def device_use(events: Iterable[Mapping[str, Any]], wall_s: float | None = None) -> DeviceUse:
-    """Return the use of the device in a window; O(n log n) in the number of events.
+    """Return the use of the device in a window, from the events of a chrome trace; O(n log n).
 
-    Args:
-        events: Of a chrome trace; times in microseconds.
-        wall_s: Length of the window by the host's clock, the device being idle at both ends; by
-            default from the first device event to the end of the last one.
-
-    Returns:
-        Shares of the window, and the copies in both directions.
+    ``wall_s`` is the length of the window by the host's clock, the device being idle at both ends;
+    by default the time from the first device event to the end of the last one.
     """
     work: list[Interval] = []
-    copies: dict[str, list[Interval]] = {_H2D: [], _D2H: []}
-    num_bytes = {_H2D: 0, _D2H: 0}
-    pageable = {_H2D: 0, _D2H: 0}
+    copies: dict[str, list[_Copy]] = {"HtoD": [], "DtoH": []}
     for event in events:
-        category = event.get("cat")
-        if event.get("ph") != "X" or (category not in _WORK and category != "gpu_memcpy"):
+        if event.get("ph") != "X" or event.get("cat") not in _DEVICE_EVENTS:
             continue
-        begin = float(event["ts"])
+        name, begin = event["name"], float(event["ts"])
         interval = (begin, begin + float(event["dur"]))
-        direction = _direction(event["name"]) if category == "gpu_memcpy" else None
-        if direction is None:
+        is_copy = event["cat"] == "gpu_memcpy"
+        direction = next((direction for direction in copies if is_copy and direction in name), None)
+        if direction is None:  # device work, or a copy within the device
             work.append(interval)
-            continue
-        copies[direction].append(interval)
-        size = int(event["args"]["bytes"])
-        num_bytes[direction] += size
-        if "Pageable" in event["name"]:
-            pageable[direction] += size
-    busy, bus = union(work), union([*copies[_H2D], *copies[_D2H]])
-    span_us = _span(busy, bus)
-    wall_us = span_us if wall_s is None else max(wall_s * _US_PER_S, span_us)
-    exposed_us = _length(bus) - overlap(bus, busy)
-    sides = {
-        side: Copies(num_bytes[side], pageable[side], _length(union(copies[side])) / _US_PER_S)
-        for side in copies
-    }
+        else:
+            copies[direction].append((interval, int(event["args"]["bytes"]), "Pageable" in name))
+    h2d, d2h = copies.values()
+    busy, bus = union(work), union(interval for interval, *_ in (*h2d, *d2h))
+    either = union([*busy, *bus])
+    span_us = either[-1][1] - either[0][0] if either else 0.0
+    wall_us = max((wall_s or 0.0) * _US_PER_S, span_us)
+    busy_us, either_us = _length(busy), _length(either)
 
     def share(us: float) -> float:
         return us / wall_us if wall_us > 0.0 else 0.0
 
     return DeviceUse(
         wall_s=wall_us / _US_PER_S,
-        num_events=len(work) + sum(map(len, copies.values())),
-        kernel_busy_frac=share(_length(busy)),
-        exposed_copy_frac=share(exposed_us),
-        idle_no_copy_frac=share(wall_us - _length(busy) - exposed_us),
-        h2d=sides[_H2D],
-        d2h=sides[_D2H],
+        num_events=len(work) + len(h2d) + len(d2h),
+        kernel_busy_frac=share(busy_us),
+        exposed_copy_frac=share(either_us - busy_us),
+        idle_no_copy_frac=share(wall_us - either_us),
+        h2d=_sum_copies(h2d),
+        d2h=_sum_copies(d2h),
     )
+
+
+def _sum_copies(copies: Sequence[_Copy]) -> Copies:
+    busy = union(interval for interval, *_ in copies)
+    num_bytes = sum(size for _, size, _ in copies)
+    pageable_bytes = sum(size for _, size, is_pageable in copies if is_pageable)
+    return Copies(num_bytes, pageable_bytes, _length(busy) / _US_PER_S)
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
@@ -132,36 +115,5 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
     return joined
 
 
-def overlap(first: Sequence[Interval], second: Sequence[Interval]) -> float:
-    """Return the length of the intersection of two unions.
-
-    >>> overlap([(0.0, 3.0), (4.0, 6.0)], [(2.0, 5.0)])
-    2.0
-    """
-    i = j = 0
-    total = 0.0
-    while i < len(first) and j < len(second):
-        begin = max(first[i][0], second[j][0])
-        end = min(first[i][1], second[j][1])
-        total += max(end - begin, 0.0)
-        if first[i][1] < second[j][1]:
-            i += 1
-        else:
-            j += 1
-    return total
-
-
-def _direction(name: str) -> str | None:
-    """Return which way a copy crosses the bus; None if it stays on the device."""
-    return next((direction for direction in (_H2D, _D2H) if direction in name), None)
-
-
 def _length(disjoint: Sequence[Interval]) -> float:
     return sum(end - begin for begin, end in disjoint)
-
-
-def _span(*unions: Sequence[Interval]) -> float:
-    """Return the time from the first begin to the last end; 0 without intervals."""
-    begins = [disjoint[0][0] for disjoint in unions if disjoint]
-    ends = [disjoint[-1][1] for disjoint in unions if disjoint]
-    return max(ends) - min(begins) if begins else 0.0

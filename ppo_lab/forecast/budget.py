@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -39,8 +39,6 @@ class Change:
     """As on the command line."""
     total: int
     """Bytes on the device."""
-    saving: int
-    """Bytes less than before."""
     alters: str
     """What it changes in the numbers of a run; empty where they stay the same."""
     more_moved: int = 0
@@ -73,24 +71,23 @@ class Excess:
         """See ``advice``; takes seconds the first time."""
         return advice(self.config)
 
-    @property
-    def reason(self) -> str:
-        """Forecast and budget."""
-        needed, budget = self.needed / _GIB, self.budget / _GIB
-        return f"needs {needed:.2f} GiB by forecast, vram_budget_gib is {budget:.2f}"
-
     def __str__(self) -> str:
         mildest = min(self._fitting, key=lambda change: bool(change.alters), default=None)
         remedy = f"fits with {mildest}" if mildest else "no change tried would fit"
-        return f"{self.reason}; {remedy}"
+        return f"{self._reason}; {remedy}"
 
     def message(self) -> str:
         """Return the reason and the changes that save most, one a line."""
         changes = (self._fitting or self.changes)[:_NUM_SHOWN]
         heading = "would fit" if self._fitting else "nothing fits"
-        lines = [f"ppo_lab: {self.reason}", f"{heading}, most saved first:"]
+        lines = [f"ppo_lab: {self._reason}", f"{heading}, most saved first:"]
         lines += [f"  {change}" for change in changes]
         return "\n".join([*lines, "vram_budget_gib=none runs it all the same"])
+
+    @property
+    def _reason(self) -> str:
+        needed, budget = self.needed / _GIB, self.budget / _GIB
+        return f"needs {needed:.2f} GiB by forecast, vram_budget_gib is {budget:.2f}"
 
     @property
     def _fitting(self) -> list[Change]:
@@ -98,19 +95,14 @@ class Excess:
 
 
 def budget_bytes(config: Config) -> int | None:
-    """Return the device memory that a run may use.
+    """Return the bytes that a run may use on its device, CUDA's own included; None for no limit.
 
-    Args:
-        config: ``vram_budget_gib`` is a number, ``auto`` for what is free on the GPU, or None.
-
-    Returns:
-        Bytes, CUDA's own included; None for no limit.
+    ``vram_budget_gib=auto`` is what is free on the GPU.
     """
-    if config.vram_budget_gib is None:
-        return None
-    if config.vram_budget_gib != "auto":
+    if config.vram_budget_gib not in (None, "auto"):
         return int(config.vram_budget_gib * _GIB)
-    if not torch.cuda.is_available() or config.torch_device.type != "cuda":
+    is_auto = config.vram_budget_gib == "auto" and torch.cuda.is_available()
+    if not is_auto or config.torch_device.type != "cuda":
         return None
     device = config.torch_device
     # This process can reuse what its allocator has cached, and already has a CUDA context.
@@ -121,17 +113,13 @@ def budget_bytes(config: Config) -> int | None:
 
 
 def over_budget(config: Config) -> Excess | None:
-    """Compare a run's forecast with its budget.
+    """Return by how much a run's forecast exceeds its budget.
 
-    Returns:
-        The excess; None if the run fits, has no budget (then nothing is forecast), or cannot be
-        forecast.
+    None if the run fits, has no budget (then nothing is forecast), or cannot be forecast.
     """
-    budget = budget_bytes(config)
-    planned = None if budget is None else try_forecast(config)
-    if budget is None or planned is None or planned.total <= budget:
+    if (budget := budget_bytes(config)) is None or (planned := try_forecast(config)) is None:
         return None
-    return Excess(config, planned.total, budget)
+    return Excess(config, planned.total, budget) if planned.total > budget else None
 
 
 class _Option(NamedTuple):
@@ -145,55 +133,46 @@ class _Option(NamedTuple):
     def key(self) -> str:
         return self.override.partition("=")[0]
 
+    def apply(self, config: Config) -> Config:
+        owner, _, name = self.key.rpartition(".")
+        if owner:
+            memory = dataclasses.replace(config.memory, **{name: self.value})
+            return dataclasses.replace(config, memory=memory)
+        return dataclasses.replace(config, **{name: self.value})
+
 
 def advice(config: Config) -> list[Change]:
-    """Return changes that need less memory, each with a forecast of its own.
+    """Return changes that need less memory, forecast each, the one that saves most first.
 
     Pairs of the best are tried where no single change fits the budget. A change that cannot save
     5 % is not tried: smaller activations, for instance, where they are no more than that.
-
-    Returns:
-        The changes, the one that saves most first.
     """
     before, budget = forecast(config), budget_bytes(config)
-    tried = [
-        (option, change)
-        for option in _options(config, before)
-        if (change := _try(config, [option], before))
-    ]
-    changes = [change for _, change in tried]
+    tried = [(option, _try(config, before, option)) for option in _options(config, before)]
+    singles = [(change, option) for option, change in tried if change]
+    changes = [change for change, _ in singles]
     if budget is not None and all(change.total > budget for change in changes):
-        best = sorted(tried, key=lambda pair: -pair[1].saving)[:_NUM_PAIRED]
-        pairs = itertools.combinations([option for option, _ in best], 2)
-        tried_pairs = [_try(config, pair, before) for pair in pairs if pair[0].key != pair[1].key]
-        changes += [change for change in tried_pairs if change]
-    changes = [change for change in changes if change.saving > 0]
-    return sorted(changes, key=lambda change: -change.saving)
+        best = sorted(singles, key=lambda single: single[0].total)[:_NUM_PAIRED]
+        for (_, first), (_, second) in itertools.combinations(best, 2):
+            if first.key != second.key and (change := _try(config, before, first, second)):
+                changes.append(change)
+    smaller = [change for change in changes if change.total < before.total]
+    return sorted(smaller, key=lambda change: change.total)
 
 
-def _try(config: Config, options: Sequence[_Option], before: Forecast) -> Change | None:
+def _try(config: Config, before: Forecast, *options: _Option) -> Change | None:
     """Return the change as forecast; None where the options are refused."""
-    memory = config.memory
-    changed: dict[str, Any] = {}
-    for option in sorted(options, key=lambda option: option.key):  # memory= before memory.x=
-        if option.key == "memory":
-            memory = _as_strategy(memory, option.value)
-        elif option.key.startswith("memory."):
-            name = option.key.removeprefix("memory.")
-            memory = dataclasses.replace(memory, **{name: option.value})
-        else:
-            changed[option.key] = option.value
     try:
-        other = dataclasses.replace(config, memory=memory, **changed)
+        for option in sorted(options, key=lambda option: option.key):  # memory= before memory.x=
+            config = option.apply(config)
     except ConfigError:
         return None  # such as a trunk that cannot be clipped separately
-    after = forecast(other)
+    after = forecast(config)
     return Change(
         tuple(option.override for option in options),
         after.total,
-        before.total - after.total,
         "; ".join(option.alters for option in options if option.alters),
-        _moved(after) - _moved(before),
+        after.bus.iteration.total - before.bus.iteration.total,
     )
 
 
@@ -203,7 +182,8 @@ def _options(config: Config, before: Forecast) -> Iterator[_Option]:
     at_peak, worth = before.peak.by_category(), _WORTH_TRYING_FRAC * before.total
     for name, strategy in STRATEGIES.items():
         if strategy is not type(memory):
-            yield _Option(f"memory={name}", strategy, _alters(config, strategy))
+            other = _as_strategy(memory, strategy)
+            yield _Option(f"memory={name}", other, _alters(config, strategy))
     if at_peak[Category.activations] > worth:
         if config.dtype is Dtype.float32:
             alters = "arithmetic of 8 bits of significand"
@@ -241,26 +221,24 @@ def _smaller_network(config: Config) -> tuple[str, MlpConfig] | None:
     if not isinstance(config.network, MlpConfig):
         return None
     size = config.check_env().observation_size
-    smaller: list[tuple[str, MlpConfig]] = []
+    limit = config.network.num_trunk_parameters(size)
+    smaller: list[tuple[int, str, MlpConfig]] = []
     for path in sorted((CONF_DIR / "network").glob("*.yaml")):
         named = OmegaConf.to_container(OmegaConf.load(path))
         if isinstance(named, dict) and "hidden" in named:
             network = dataclasses.replace(config.network, hidden=named["hidden"])
-            if network.num_trunk_parameters(size) < config.network.num_trunk_parameters(size):
-                smaller.append((path.stem, network))
-    return max(smaller, key=lambda pair: pair[1].num_trunk_parameters(size), default=None)
+            if (count := network.num_trunk_parameters(size)) < limit:
+                smaller.append((count, path.stem, network))
+    return max(smaller, key=lambda entry: entry[0])[1:] if smaller else None
 
 
 def resolve_memory(config: Config) -> Config:
-    """Replace ``memory=auto`` by a strategy.
+    """Return ``config`` with a strategy for ``memory=auto``; itself if it has one.
 
     Of the strategies that give the same numbers and fit the budget, the one that moves the fewest
     bytes over the bus in an iteration: ``co_resident`` where it fits. ``parked`` is considered only
     where actor and critic are clipped separately anyway, ``shared_trunk`` never: it is another
     model. Where none fits, the one that needs least.
-
-    Returns:
-        A config with a strategy; ``config`` itself if it has one.
     """
     if not isinstance(config.memory, AutoMemory):
         return config
@@ -272,10 +250,5 @@ def resolve_memory(config: Config) -> Config:
     if over_budget(candidates[0]) is None:  # co_resident, which moves nothing
         return candidates[0]
     if fitting := [candidate for candidate in candidates if over_budget(candidate) is None]:
-        return min(fitting, key=lambda candidate: _moved(forecast(candidate)))
+        return min(fitting, key=lambda candidate: forecast(candidate).bus.iteration.total)
     return min(candidates, key=lambda candidate: forecast(candidate).total)
-
-
-def _moved(planned: Forecast) -> int:
-    """Return the bytes that cross the bus in an iteration, both ways."""
-    return planned.bus.iteration.h2d_bytes + planned.bus.iteration.d2h_bytes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["Allocation", "Category", "HostBytes", "MemoryKey", "Peak", "replay", "sum_by_key"]
+__all__ = ["Allocation", "Category", "HostBytes", "MemoryKey", "Peak", "sum_by_key"]
 
 
 class Category(Enum):
@@ -71,30 +71,16 @@ class Peak:
         return sums
 
 
+@dataclass(eq=False, slots=True)
 class Allocation:
     """One storage, with its size and use."""
 
-    __slots__ = ("in_host", "is_pinned", "num_bytes", "parts")
-
-    def __init__(
-        self, num_bytes: int, key: MemoryKey, *, in_host: bool, is_pinned: bool = False
-    ) -> None:
-        """Attribute all ``num_bytes``, as rounded by the allocator, to ``key``."""
-        self.num_bytes, self.in_host, self.is_pinned = num_bytes, in_host, is_pinned
-        self.parts: tuple[tuple[MemoryKey, int], ...] = ((key, num_bytes),)
-
-
-def replay(
-    before: Iterable[Allocation], events: Iterable[tuple[Allocation, bool]]
-) -> list[Allocation]:
-    """Return what is allocated after ``events``: allocations (True) and frees in their order."""
-    alive = dict.fromkeys(before)
-    for allocation, is_new in events:
-        if is_new:
-            alive[allocation] = None
-        else:
-            del alive[allocation]
-    return list(alive)
+    num_bytes: int
+    """As rounded by the allocator."""
+    parts: tuple[tuple[MemoryKey, int], ...]
+    """Uses and their bytes; they add up to ``num_bytes``."""
+    in_host: bool
+    is_pinned: bool = False
 
 
 def sum_by_key(allocations: Iterable[Allocation]) -> dict[MemoryKey, int]:

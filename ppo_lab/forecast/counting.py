@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 
@@ -27,23 +28,16 @@ def counted_trainer(
     configs: Sequence[Config],
     on_record: Callable[[int, Record], None] | None = None,
     *,
-    compiles: bool | None = None,
     observers: Sequence[PhaseObserver] = (),
     placement: Placement | None = None,
-    dry_steps: int | None = None,
+    **options: Any,  # noqa: ANN401 - those of Trainer
 ) -> Trainer:
     """Return a ``Trainer`` whose memory is counted; the arguments are those of ``Trainer``."""
     placement = placement or Placement(configs[0].torch_device)
     counting = Counting(placement)
+    observers = [counting, *observers]
     with counting.ledger, counting.ledger.phase("build"):
-        trainer = Trainer(
-            configs,
-            on_record,
-            compiles=compiles,
-            observers=[counting, *observers],
-            placement=placement,
-            dry_steps=dry_steps,
-        )
+        trainer = Trainer(configs, on_record, observers=observers, placement=placement, **options)
         counting.watch(trainer)
     return trainer
 
@@ -58,22 +52,21 @@ class Counting(PhaseObserver):
 
     def __init__(self, placement: Placement) -> None:
         """Count what lies in the two sides of ``placement``."""
-        self.ledger = placement.watcher = Ledger(placement.device)
+        self.ledger = Ledger(placement)
         self._removers: list[Callable[[], None]] = []  # of hooks; empty when not counting
 
     def watch(self, trainer: Trainer) -> None:
         """Mark what ``trainer`` has allocated, and add hooks for gradients and activations."""
-        self._meters, self._placement = trainer.meters, trainer.placement
-        self._env, self._optimizer = trainer.env, trainer.optimizer
+        self._meters, self._env, self._optimizer = trainer.meters, trainer.env, trainer.optimizer
         model, ledger = trainer.model, self.ledger
         groups = model.groups()
         self._network_of = {p: name for name, group in groups.items() for p in group}
         ledger.mark_shared(Category.weights, list(self._network_of.items()))
         self._mark_optimizer()
         ledger.mark(Category.environment, _tensors_held_by(self._env))
-        trunks = {"trunk": model.actor}
-        if not model.shares_trunk:
-            trunks = {"actor": model.actor, "critic": model.critic}
+        trunks = {"actor": model.actor, "critic": model.critic}
+        if model.shares_trunk:
+            trunks = {"trunk": model.actor}
         heads = [("actor", model.policy_head), ("critic", model.value_head)]
         for network, module in [*trunks.items(), *heads]:
             self._removers += ledger.watch_forward(network, module)
@@ -102,42 +95,30 @@ class Counting(PhaseObserver):
     @contextmanager
     def optimizer_step(self) -> Iterator[None]:
         """Name an optimizer step in the ledger, then mark the state that it may have moved."""
-        if not self._removers:
-            yield
-            return
-        with self.ledger.doing("optimizer step"):
-            yield
-        self._mark_optimizer()
+        self.ledger.doing = "optimizer step"
+        yield
+        self.ledger.doing = None
+        if self._removers:
+            self._mark_optimizer()
 
     def read(self) -> dict[str, float]:
         """Return the first iteration's peak by category, and stop counting."""
         if not self._removers:
             return {}
-        self.stop()
-        peak = self.ledger.peak
+        for remove in self._removers:
+            remove()
+        self._removers.clear()
+        counts, peak = self.ledger.num_operations, self.ledger.peak
+        self._meters.num_operations = {phase: counts[phase] for phase in counts if phase != "build"}
         return {"memory/ledger_gib": peak.total / _GIB} | {
             f"memory/ledger_{category.value}_gib": num_bytes / _GIB
             for category, num_bytes in peak.by_category().items()
         }
 
-    def stop(self) -> None:
-        """Remove the hooks; the following iterations are not counted."""
-        for remove in self._removers:
-            remove()
-        self._removers.clear()
-        self._placement.watcher = None
-        counts = self.ledger.num_operations
-        self._meters.num_operations = {phase: counts[phase] for phase in counts if phase != "build"}
-
     def _mark_optimizer(self) -> None:
-        networks = self._network_of
-        self.ledger.mark_shared(
-            Category.optimizer,
-            (
-                (tensor, None if parameter is None else networks[parameter])
-                for tensor, parameter in self._optimizer.state_parts()
-            ),
-        )
+        parts = self._optimizer.state_parts()
+        owned = ((tensor, self._network_of[p] if p is not None else None) for tensor, p in parts)
+        self.ledger.mark_shared(Category.optimizer, owned)
 
 
 def _tensors_held_by(value: object) -> Iterator[Tensor]:

@@ -17,14 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from ppo_lab.config.choices import Compile, Profile
 from ppo_lab.config.run import Config
 from ppo_lab.devices.observers import PhaseObserver
 from ppo_lab.devices.placement import Placement, Traffic
+from ppo_lab.forecast.categories import HostBytes, Peak
 from ppo_lab.forecast.counting import counted_trainer, ledger_of
-from ppo_lab.forecast.ledger import Ledger
 from ppo_lab.ppo.collector import MAX_BUFFERED_STEPS
 from ppo_lab.ppo.rollout import lane_rows
 from ppo_lab.training.trainer import Trainer
@@ -32,6 +33,8 @@ from ppo_lab.utils import torch_private
 from ppo_lab.utils.torch_private import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 __all__ = ["BusBytes", "DryRun", "dry_run"]
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 _GRADIENT_STEPS = 2  # of each pass; the second one finds the optimizer's state allocated
 
@@ -50,12 +53,19 @@ class BusBytes:
 
 @dataclass(frozen=True)
 class DryRun:
-    """Memory and bus traffic of one iteration."""
+    """Memory and bus traffic of one iteration, in bytes."""
 
-    ledger: Ledger
+    phase_peaks: dict[str, Peak]
+    """Of the tensors on the device, by phase: build, rollout, advantages, update, diagnostics."""
+    host_peak: HostBytes
     bus: BusBytes
     num_parameters: dict[str, int]
     """By network: actor, critic and, where shared, trunk."""
+
+    @property
+    def peak(self) -> Peak:
+        """The largest of the phases' peaks."""
+        return max(self.phase_peaks.values(), key=lambda peak: peak.total)
 
 
 def dry_run(config: Config) -> DryRun:
@@ -72,41 +82,42 @@ def dry_run(config: Config) -> DryRun:
         )
         startup = dataclasses.replace(placement.traffic)
         _dry_iteration(trainer, bus)
-        num_parameters = {
-            name: sum(parameter.numel() for parameter in group)
-            for name, group in trainer.model.groups().items()
-        }
+        groups = trainer.model.groups()
+        num_parameters = {name: sum(p.numel() for p in group) for name, group in groups.items()}
     ledger = ledger_of(trainer)
     assert ledger is not None
-    gradient_step, iteration = _extrapolate(on_cpu, bus)
-    return DryRun(ledger, BusBytes(startup, gradient_step, iteration), num_parameters)
+    traffic = BusBytes(startup, *_extrapolate(on_cpu, bus))
+    return DryRun(ledger.phase_peaks, ledger.host_peak, traffic, num_parameters)
 
 
 class _BusCounter(PhaseObserver):
-    """Counts the traffic of each phase and optimizer step."""
+    """Counts the traffic of each phase and optimizer step, as [h2d, d2h]."""
 
     def __init__(self, placement: Placement) -> None:
         self._placement = placement
-        self.moved: dict[str, Traffic] = {}
+        self.moved: dict[str, IntArray] = {}
         """By phase."""
-        self.after_steps: list[Traffic] = []
+        self.after_steps: list[IntArray] = []
         """Traffic since the start, after each optimizer step."""
+
+    def _now(self) -> IntArray:
+        return np.array(dataclasses.astuple(self._placement.traffic))
 
     @contextmanager
     def phase(self, name: str, *_inputs: object) -> Iterator[None]:
-        before = dataclasses.replace(self._placement.traffic)
+        before = self._now()
         yield
-        self.moved[name] = self._placement.traffic.since(before)
+        self.moved[name] = self._now() - before
 
     @contextmanager
     def optimizer_step(self) -> Iterator[None]:
         yield
-        self.after_steps.append(dataclasses.replace(self._placement.traffic))
+        self.after_steps.append(self._now())
 
 
 def _dry_iteration(trainer: Trainer, bus: _BusCounter) -> None:
     """Run the phases of ``Trainer.iterate`` with few steps; then the parts to extrapolate from."""
-    trainer.collector.num_dry_steps = _num_dry_steps(trainer.config)
+    trainer.collector.num_dry_steps = MAX_BUFFERED_STEPS
     rollout = trainer.phase("rollout", trainer.collect)
     advantages = trainer.phase("advantages", trainer.advantages, rollout)
     rows = lane_rows(rollout, advantages)
@@ -122,45 +133,33 @@ def _dry_iteration(trainer: Trainer, bus: _BusCounter) -> None:
         trainer.collect()
 
 
-def _num_dry_steps(config: Config) -> int:
-    return min(config.num_steps, MAX_BUFFERED_STEPS)
-
-
-def _extrapolate(config: Config, bus: _BusCounter) -> tuple[Traffic, Traffic]:
-    """Return the traffic of one gradient step, over all passes, and of an iteration."""
-    moved, steps, order = bus.moved, bus.after_steps, bus.moved["order of an epoch"]
+def _extrapolate(config: Config, bus: _BusCounter) -> Iterator[Traffic]:
+    """Yield the traffic of one gradient step, over all passes, and that of an iteration."""
+    moved, order = bus.moved, bus.moved["order of an epoch"]
     num_steps = config.num_epochs * config.num_minibatches
     num_dry = min(num_steps, _GRADIENT_STEPS)
-    num_passes = len(steps) // num_dry
-    gradient_step = Traffic()
-    for last in range(1, len(steps), num_dry) if num_dry > 1 else ():
-        gradient_step = gradient_step.plus(steps[last].since(steps[last - 1]))
+    passes = np.stack(bus.after_steps).reshape(-1, num_dry, 2)
+    gradient_step = (passes[:, -1] - passes[:, 0]).sum(0)
     if num_dry > 1 and config.num_minibatches == 1:  # the second step began another epoch
-        gradient_step = gradient_step.plus(order, (-num_passes, 1))
-    more_epochs = config.num_epochs - math.ceil(num_dry / config.num_minibatches)
-    update = moved["update"].plus(gradient_step, (num_steps - num_dry, 1))
-    update = update.plus(order, (num_passes * more_epochs, 1))
+        gradient_step -= len(passes) * order
+    more_epochs = len(passes) * (config.num_epochs - math.ceil(num_dry / config.num_minibatches))
+    update = moved["update"] + (num_steps - num_dry) * gradient_step + more_epochs * order
 
-    one, num_dry = moved["rollout of one step"], _num_dry_steps(config)
-    more_steps = (config.num_steps - 1, max(1, num_dry - 1))
-    rollout = one.plus(moved["rollout"].since(one), more_steps)
-    return gradient_step, rollout.plus(update).plus(moved["diagnostics"]).plus(moved["record"])
+    one, num_dry = moved["rollout of one step"], min(config.num_steps, MAX_BUFFERED_STEPS)
+    more = (moved["rollout"] - one) * (config.num_steps - 1)
+    more_steps, rest = np.divmod(more, max(1, num_dry - 1))
+    assert not rest.any()
+    iteration = one + more_steps + update + moved["diagnostics"] + moved["record"]
+    yield from (Traffic(*traffic.tolist()) for traffic in (gradient_step, iteration))
 
 
 class _NoNumbers(FakeTensorMode):
     """Fake tensors whose values read as 1: memory does not depend on them."""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here; the guard would cost a quarter of the time
+    # Nothing is compiled here; the guard would cost a quarter of the time.
+    _should_skip_dynamo = classmethod(lambda _: False)
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401 - torch's signature
-        types: Any,  # noqa: ANN401
-        args: Any = (),  # noqa: ANN401
-        kwargs: Any = None,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 - torch's signature
         if func is torch_private.fused_adamw:
             return None  # torch has no rule for it; it works in place and returns nothing
         try:
@@ -169,7 +168,6 @@ class _NoNumbers(FakeTensorMode):
             dtype = args[0].dtype
             return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
         if func is torch.ops.aten.lift_fresh.default:
-            cast(
-                FakeTensor, result
-            ).constant = None  # else all that follows from torch.tensor(...) is computed
+            # Otherwise all that follows from torch.tensor(...) is computed.
+            cast(FakeTensor, result).constant = None
         return result

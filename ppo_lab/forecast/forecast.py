@@ -6,30 +6,19 @@ separately, each item with its source.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from ppo_lab.config.lanes import LANE_KEYS
+from ppo_lab.config.lanes import LANE_KEYS, stack_values
 from ppo_lab.config.run import Config
-from ppo_lab.forecast.categories import HostBytes, Peak
-from ppo_lab.forecast.dry_run import BusBytes, dry_run
-from ppo_lab.utils.json_files import to_jsonable
+from ppo_lab.forecast.dry_run import DryRun, dry_run
 
-__all__ = [
-    "Forecast",
-    "Overhead",
-    "cublas_workspace",
-    "cuda_context",
-    "forecast",
-    "try_forecast",
-]
+__all__ = ["Forecast", "Overhead", "cublas_workspace", "cuda_context", "forecast", "try_forecast"]
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +28,7 @@ _MOST_CONTEXT = 1024 * _MIB  # more than that includes another process on the GP
 _HOPPER_WORKSPACE = 4096 * 8 * 1024
 _OLDER_WORKSPACE = (4096 * 2 + 16 * 8) * 1024
 _WITHOUT_EFFECT = (
-    *("device", "num_threads", "total_steps", "profile", "forecast", "forecast_format"),
+    *("device", "num_threads", "profile", "forecast", "forecast_format"),
     *("vram_budget_gib", "vram_limit_gib", "matmul_precision"),
 )
 """Keys that change no tensor's size. Of the keys that vary by lane, only being None or not does."""
@@ -56,17 +45,9 @@ class Overhead:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """Memory and bus traffic of one configuration, in bytes."""
+class Forecast(DryRun):
+    """A dry run and the memory that CUDA itself takes."""
 
-    peak: Peak
-    """Of the tensors on the device, over all phases."""
-    phase_peaks: dict[str, Peak]
-    """The same by phase: build, rollout, advantages, update, diagnostics."""
-    host_peak: HostBytes
-    bus: BusBytes
-    num_parameters: dict[str, int]
-    """By network."""
     workspace: Overhead
     """cuBLAS's; torch's allocator counts it with the tensors."""
     context: Overhead
@@ -94,37 +75,22 @@ def forecast(config: Config) -> Forecast:
     """Forecast the memory and the bus traffic of a run, on a CPU and without allocating it.
 
     Takes seconds the first time. Configurations that differ only in what changes no tensor's size,
-    such as seeds and learning rates, share one forecast.
-
-    Args:
-        config: Of the run; its device need not exist.
-
-    Returns:
-        Bytes by phase, category and network.
+    such as seeds and learning rates, share one forecast. The run's device need not exist.
     """
     key = _key(config)
     if key not in _forecasts:
-        dry = dry_run(config)
+        counted = vars(dry_run(config))
         device = torch.device("cuda") if torch.cuda.is_available() else None
         _forecasts[key] = Forecast(
-            peak=dry.ledger.peak,
-            phase_peaks=dry.ledger.phase_peaks,
-            host_peak=dry.ledger.host_peak,
-            bus=dry.bus,
-            num_parameters=dry.num_parameters,
-            workspace=cublas_workspace(device),
-            context=cuda_context(device),
+            **counted, workspace=cublas_workspace(device), context=cuda_context(device)
         )
     return _forecasts[key]
 
 
 def _key(config: Config) -> str:
-    values: dict[str, Any] = to_jsonable(dataclasses.asdict(config))
-    for key in LANE_KEYS & values.keys():
-        values[key] = values[key] is None
-    for key in _WITHOUT_EFFECT:
-        del values[key]
-    return json.dumps([config.memory.name, type(config.network).__name__, values], sort_keys=True)
+    shared = {k: v for k, v in stack_values(config).items() if k not in _WITHOUT_EFFECT}
+    is_none = {key: getattr(config, key) is None for key in LANE_KEYS}
+    return json.dumps([shared, is_none], sort_keys=True)
 
 
 def try_forecast(config: Config) -> Forecast | None:
@@ -142,7 +108,7 @@ def try_forecast(config: Config) -> Forecast | None:
 
 def cuda_context(device: torch.device | None = None) -> Overhead:
     """Return what CUDA itself takes on ``device``; None for a GPU that is not here."""
-    if device is not None and device.type == "cuda":
+    if device is not None:
         free, total = torch.cuda.mem_get_info(device)
         used = total - free - torch.cuda.memory_reserved(device)
         if used <= _MOST_CONTEXT:
@@ -161,8 +127,7 @@ def cublas_workspace(device: torch.device | None = None) -> Overhead:
         pairs = re.findall(r":(\d+):(\d+)", chosen)
         num_bytes = sum(int(size) * int(count) * 1024 for size, count in pairs)
         return Overhead("cuBLAS workspaces", 2 * num_bytes, "2 x CUBLAS_WORKSPACE_CONFIG")
-    is_cuda = device is not None and device.type == "cuda"
-    is_older = is_cuda and torch.cuda.get_device_capability(device)[0] < 9
+    is_older = device is not None and torch.cuda.get_device_capability(device)[0] < 9
     num_bytes = _OLDER_WORKSPACE if is_older else _HOPPER_WORKSPACE
     card = "before Hopper" if is_older else "from Hopper on; 8 MiB each before"
     return Overhead("cuBLAS workspaces", 2 * num_bytes, f"2 threads, torch's default {card}")

@@ -23,16 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppo_lab.devices.placement import Place
-from ppo_lab.forecast.categories import (
-    Allocation,
-    Category,
-    HostBytes,
-    MemoryKey,
-    Peak,
-    replay,
-    sum_by_key,
-)
+from ppo_lab.devices.placement import Place, Placement
+from ppo_lab.forecast.categories import Allocation, Category, HostBytes, MemoryKey, Peak, sum_by_key
 from ppo_lab.utils import torch_private
 from ppo_lab.utils.torch_private import TorchDispatchMode
 
@@ -45,28 +37,23 @@ _DEVICE_ROUNDING = 512
 @dataclass
 class _PhasePeak:
     total: int
-    doing: tuple[str, object]  # in words, and the operation
-    allocations: list[Allocation]
+    doing: str = ""
+    allocations: list[Allocation] | None = None  # None until one is freed: all that exist
 
 
 class Ledger(TorchDispatchMode):
     """Counts memory while it is entered; see the module.
 
-    On a CPU, where host and device are one memory, a storage belongs to the place of the enclosing
-    ``placing``, else to the place of the tensors it was computed from, else to the device.
+    A storage made before that is counted from the first operation that returns it, or from
+    ``mark``. On a CPU, where host and device are one memory, a storage belongs to the place of the
+    enclosing ``Placement.placing``, else to the place of the tensors it was computed from, else to
+    the device.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        """Start empty.
-
-        A storage made before the ledger was entered is counted from the first operation that
-        returns it, or from ``mark``.
-
-        Args:
-            device: Tensors on it are device memory, others host memory.
-        """
+    def __init__(self, placement: Placement) -> None:
+        """Start empty; the device memory counted is that of ``placement``."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._device_type = device.type
+        self._placement, self._is_one_memory = placement, not placement.is_cuda
         self._known: dict[int, tuple[weakref.ref[Any], Allocation]] = {}  # by the storage's id
         self._live: dict[Allocation, None] = {}  # on the device, in the order of allocation
         self.now = 0
@@ -74,14 +61,11 @@ class Ledger(TorchDispatchMode):
         self._host_now = [0, 0]  # pageable, pinned
         self.host_peak = HostBytes(0, 0)
         """The most host memory at once, in any phase."""
-        self._placed: tuple[Place, bool] | None = None
         self._network: str | None = None
+        self.doing: str | None = None
+        """Name of what runs now, unless it is a forward or a backward pass."""
         self._phase: str | None = None
-        self._events: list[tuple[Allocation, bool]] = []  # this phase's, as for replay
-        self._peak_event = 0  # events up to the phase's peak
-        self._peak_now = 0
-        self._peak_doing: tuple[str, object] = ("", None)
-        self._doing: str | None = None
+        self._peak = _PhasePeak(0)  # this phase's
         self._phase_peaks: dict[str, _PhasePeak] = {}
         self.num_operations: dict[str, int] = defaultdict(int)
         """Operations by phase."""
@@ -91,16 +75,15 @@ class Ledger(TorchDispatchMode):
     @property
     def phase_peaks(self) -> dict[str, Peak]:
         """Each finished phase's peak, in the order in which the phases first began."""
-        return {name: _as_peak(name, peak) for name, peak in self._phase_peaks.items()}
+        return {
+            name: Peak(peak.total, name, peak.doing, sum_by_key(peak.allocations or ()))
+            for name, peak in self._phase_peaks.items()
+        }
 
     @property
     def peak(self) -> Peak:
         """The largest of the phases' peaks."""
         return max(self.phase_peaks.values(), key=lambda peak: peak.total)
-
-    def by_key_now(self) -> dict[MemoryKey, int]:
-        """Return the device bytes in use by category and network."""
-        return sum_by_key(self._live)
 
     # Annotations by the program
 
@@ -108,37 +91,16 @@ class Ledger(TorchDispatchMode):
     def phase(self, name: str) -> Iterator[None]:
         """Attribute the peak of what runs inside to the phase ``name``; phases do not nest."""
         assert self._phase is None, f"{name} within {self._phase}"
-        before = list(self._live)
-        self._phase, self._peak_now, self._peak_event = name, self.now, 0
-        self._events.clear()
+        self._phase, self._peak = name, _PhasePeak(self.now)
         self._update_host_peak()
         try:
             yield
         finally:
-            known = self._phase_peaks.get(name)
-            if known is None or self._peak_now > known.total:
-                alive = replay(before, self._events[: self._peak_event])
-                self._phase_peaks[name] = _PhasePeak(self._peak_now, self._peak_doing, alive)
-            self._events.clear()
             self._phase = None
-
-    @contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Name what runs inside; without it, it is a forward or a backward pass."""
-        before, self._doing = self._doing, what
-        try:
-            yield
-        finally:
-            self._doing = before
-
-    @contextmanager
-    def placing(self, place: Place, *, is_pinned: bool = False) -> Iterator[None]:
-        """Attribute storages made inside to ``place``."""
-        before, self._placed = self._placed, (place, is_pinned)
-        try:
-            yield
-        finally:
-            self._placed = before
+            self._list_peak()
+            known = self._phase_peaks.get(name)
+            if known is None or self._peak.total > known.total:
+                self._phase_peaks[name] = self._peak
 
     def mark(
         self, category: Category, tensors: Iterable[Tensor], network: str | None = None
@@ -189,17 +151,9 @@ class Ledger(TorchDispatchMode):
 
     # Observation of the program
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and the guard is slow
+    _should_skip_dynamo = classmethod(lambda _: False)  # nothing is compiled, the guard is slow
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Any,  # noqa: ANN401 - torch's signature
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 - torch's signature
         """Run one operation and count the storages that it allocates."""
         if func is torch.ops.prim.device.default:  # a fake tensor has a device of its own
             return args[0].fake_device
@@ -208,12 +162,10 @@ class Ledger(TorchDispatchMode):
             self.num_operations[self._phase] += 1
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor):
-                self._allocation_of(tensor, args, func)
+                self._allocation_of(tensor, args, func.__name__)
         return result
 
-    def _allocation_of(
-        self, tensor: Tensor, args: tuple[Any, ...], func: object = None
-    ) -> Allocation:
+    def _allocation_of(self, tensor: Tensor, args: object, operation: str = "") -> Allocation:
         """Return the allocation of ``tensor``'s storage, new or known."""
         storage = tensor.untyped_storage()
         key = id(storage)
@@ -221,7 +173,7 @@ class Ledger(TorchDispatchMode):
             return known[1]
         allocation = self._new_allocation(storage, list(tensors_of(args)))
         self._known[key] = (weakref.ref(storage, lambda _: self._free(key)), allocation)
-        self._add(allocation, func)
+        self._add(allocation, operation)
         return allocation
 
     def _new_allocation(self, storage: torch.UntypedStorage, inputs: list[Tensor]) -> Allocation:
@@ -234,41 +186,43 @@ class Ledger(TorchDispatchMode):
         place, is_pinned = self._place_of(storage, inputs)
         num_bytes: int = storage.nbytes()
         if place is Place.device:
-            rounded = -(-num_bytes // _DEVICE_ROUNDING) * _DEVICE_ROUNDING
-            return Allocation(rounded, key, in_host=False)
-        if is_pinned and num_bytes:
+            num_bytes = -(-num_bytes // _DEVICE_ROUNDING) * _DEVICE_ROUNDING
+        elif is_pinned and num_bytes:
             num_bytes = 1 << (num_bytes - 1).bit_length()
-        return Allocation(num_bytes, key, in_host=True, is_pinned=is_pinned)
+        return Allocation(num_bytes, ((key, num_bytes),), place is Place.host, is_pinned)
 
     def _place_of(self, storage: torch.UntypedStorage, inputs: list[Tensor]) -> tuple[Place, bool]:
         """Return the place of a new storage, or its place in a CUDA run, and if it is pinned."""
-        is_one_memory = self._device_type == "cpu"
-        if not is_one_memory and storage.device.type == self._device_type:
+        if not self._is_one_memory and storage.device.type == "cuda":
             return Place.device, False
-        if self._placed is not None:
-            return self._placed
+        if self._placement.placed is not None:
+            return self._placement.placed
         # Scalars do not decide: operations mix them with tensors of either place.
         sources = [tensor for tensor in inputs if tensor.dim()] or inputs
         is_in_host = bool(sources) and all(map(self._is_in_host, sources))
-        return Place.host if is_in_host or not is_one_memory else Place.device, False
+        return Place.host if is_in_host or not self._is_one_memory else Place.device, False
 
     def _is_in_host(self, tensor: Tensor) -> bool:
         known = self._known.get(id(tensor.untyped_storage()))
         return known is not None and known[1].in_host
 
-    def _add(self, allocation: Allocation, func: object) -> None:
+    def _add(self, allocation: Allocation, operation: str) -> None:
         if allocation.in_host:
             self._host_now[allocation.is_pinned] += allocation.num_bytes
             self._update_host_peak()
             return
         self._live[allocation] = None
         self.now += allocation.num_bytes
-        if self._phase is None:
-            return
-        self._events.append((allocation, True))
-        if self.now > self._peak_now:
-            self._peak_now, self._peak_event = self.now, len(self._events)
-            self._peak_doing = (self._doing or _pass_of(allocation), func)
+        if self._phase is not None and self.now > self._peak.total:
+            is_forward = allocation.parts[0][0].category is Category.activations
+            part = "backward" if _in_backward() else "forward" if is_forward else ""
+            name = f" ({operation.partition('.')[0]})" if operation else ""  # mm of mm.default
+            self._peak = _PhasePeak(self.now, f"{self.doing or part}{name}".strip())
+
+    def _list_peak(self) -> None:
+        """List what exists at the peak, before something is freed."""
+        if self._peak.allocations is None:
+            self._peak.allocations = list(self._live)
 
     def _update_host_peak(self) -> None:
         pageable, pinned = self._host_now
@@ -281,37 +235,19 @@ class Ledger(TorchDispatchMode):
         if allocation.in_host:
             self._host_now[allocation.is_pinned] -= allocation.num_bytes
             return
+        self._list_peak()
         del self._live[allocation]
         self.now -= allocation.num_bytes
-        if self._phase is not None:
-            self._events.append((allocation, False))
 
 
 def tensors_of(values: Any) -> Iterator[Tensor]:  # noqa: ANN401 - any nest
     """Return the tensors in nested tuples, lists and dictionaries."""
     if isinstance(values, Tensor):
         yield values
-    elif isinstance(values, dict):
-        for value in values.values():
-            yield from tensors_of(value)
-    elif isinstance(values, tuple | list):
-        for value in values:
+    elif isinstance(values, (tuple, list, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
             yield from tensors_of(value)
 
 
 def _in_backward() -> bool:
     return torch_private.current_graph_task_id() != -1
-
-
-def _pass_of(allocation: Allocation) -> str:
-    if _in_backward():
-        return "backward"
-    return "forward" if allocation.parts[0][0].category is Category.activations else ""
-
-
-def _as_peak(phase: str, peak: _PhasePeak) -> Peak:
-    doing, operation = peak.doing
-    packet = getattr(operation, "_overloadpacket", None)
-    if packet is not None:
-        doing = f"{doing} ({packet.__name__})".strip()
-    return Peak(peak.total, phase, doing, sum_by_key(peak.allocations))

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ppo_lab.config.compose import Job
@@ -17,46 +17,38 @@ from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import budget_bytes, over_budget
 from ppo_lab.forecast.categories import Category, MemoryKey
 from ppo_lab.forecast.forecast import Forecast, forecast
+from ppo_lab.tracking.tables import override_values, varying_keys
 
 __all__ = ["forecast_json", "forecast_table", "forecasts_table"]
 
 _NETWORKS = ("actor", "critic", "trunk", None)
-_GRID_CATEGORIES = {
-    Category.weights: "weights",
-    Category.gradients: "grads",
-    Category.optimizer: "Adam",
-    Category.activations: "activ.",
-    Category.rollout: "rollout",
-}
-_NUM_CHANGES = 5
+_GRID_CATEGORIES = dict(zip(Category, ("weights", "grads", "Adam", "activ.", "rollout")))
 
 
 def forecast_table(config: Config) -> RenderableType:
     """Return tables of one configuration: device, host and bus, and the comparison with its budget.
 
-    Args:
-        config: With a resolved memory strategy.
+    The memory strategy of ``config`` must be resolved, here and below.
     """
     planned = forecast(config)
-    counts = [f"{name} {_count(count)}" for name, count in planned.num_parameters.items()]
+    counts = [
+        f"{name} {_scaled(count, ('', 'k', 'M', 'B'), 1000.0)}"
+        for name, count in planned.num_parameters.items()
+    ]
     title = f"{config.env.id}, {config.memory.name}, {' + '.join(counts)}, {config.dtype.value}"
     cost = config.memory.cost.describe(config.weights_dtype.itemsize)
-    parts: list[RenderableType] = [Text(title, "bold")]
-    for block in (_categories(planned), _totals(planned), _traffic(planned)):
-        parts += [block, Text()]
-    parts += [Text(f"each parameter takes {cost}"), Text()]
-    return Group(*parts, *_comparison(config, planned))
+    blank = Text()
+    return Group(
+        Text(title, "bold"),
+        *(_categories(planned), blank, _totals(planned), blank, _traffic(planned), blank),
+        *(Text(f"each parameter takes {cost}"), blank, *_comparison(config, planned)),
+    )
 
 
 def forecasts_table(jobs: Sequence[tuple[Job, Config]]) -> RenderableType:
-    """Return a table with a row for each job of a grid, all sizes in one unit.
-
-    Args:
-        jobs: With their configs, whose memory strategies are resolved.
-    """
-    overrides = [_overrides(job) for job, _ in jobs]
-    keys = dict.fromkeys(key for chosen in overrides for key in chosen)
-    varying = [key for key in keys if len({chosen.get(key) for chosen in overrides}) > 1]
+    """Return a table with a row for each job of a grid, all sizes in one unit."""
+    overrides = [override_values({"overrides": job.overrides}) for job, _ in jobs]
+    varying = varying_keys(overrides)
     most = max(forecast(config).total for _, config in jobs)
     unit, divisor = ("GiB", 1024**3) if most >= 1024**3 else ("MiB", 1024**2)
     table = _table("#", gap=1)
@@ -65,10 +57,10 @@ def forecasts_table(jobs: Sequence[tuple[Job, Config]]) -> RenderableType:
     for heading in ("total", *_GRID_CATEGORIES.values(), "host", "PCIe"):
         table.add_column(heading, justify="right", no_wrap=True)
     for number, ((_, config), chosen) in enumerate(zip(jobs, overrides)):
-        planned, moved = forecast(config), forecast(config).bus.iteration
+        planned = forecast(config)
         by_category = planned.peak.by_category()
         sizes = [by_category[category] for category in _GRID_CATEGORIES]
-        sizes += [planned.host_peak.total, moved.h2d_bytes + moved.d2h_bytes]
+        sizes += [planned.host_peak.total, planned.bus.iteration.total]
         table.add_row(
             str(number),
             Text(" ".join(chosen.get(key, "-") for key in varying)),
@@ -80,17 +72,9 @@ def forecasts_table(jobs: Sequence[tuple[Job, Config]]) -> RenderableType:
 
 
 def forecast_json(jobs: Sequence[tuple[Job, Config]]) -> str:
-    """Return forecasts as JSON; every size is in bytes.
-
-    Args:
-        jobs: With their configs, whose memory strategies are resolved.
-
-    Returns:
-        An object for a single run, a list of objects for a grid.
-    """
+    """Return forecasts as JSON, sizes in bytes: an object for a single run, a list for a grid."""
     described = [_described(job, config) for job, config in jobs]
-    is_single = len(described) == 1 and not jobs[0][0].is_multirun
-    return json.dumps(described[0] if is_single else described, indent=2)
+    return json.dumps(described if jobs[0][0].is_multirun else described[0], indent=2)
 
 
 def _described(job: Job, config: Config) -> dict[str, Any]:
@@ -124,12 +108,7 @@ def _described(job: Job, config: Config) -> dict[str, Any]:
             name: count * element_size for name, count in config.memory.cost._asdict().items()
         },
         "advice": [
-            {
-                "overrides": change.overrides,
-                "total": change.total,
-                "alters": change.alters or None,
-                "more_moved": change.more_moved,
-            }
+            dataclasses.asdict(change) | {"alters": change.alters or None}
             for change in (excess.changes if excess else ())
         ],
     }
@@ -149,10 +128,8 @@ def _categories(planned: Forecast) -> Table:
 
 def _totals(planned: Forecast) -> Table:
     """Return the parts of what the GPU must have, and the host's memory."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(style="dim")
+    right, dim = Column(justify="right"), Column(style="dim")
+    table = Table.grid(Column(), right, dim, padding=(0, 2, 0, 0))
     peak, host = planned.peak, planned.host_peak
     table.add_row("tensors at the peak", _size(peak.total), f"{peak.phase}: {peak.doing}")
     for line in (planned.workspace, planned.context):
@@ -178,25 +155,17 @@ def _traffic(planned: Forecast) -> Table:
 def _comparison(config: Config, planned: Forecast) -> list[Text]:
     """Compare with the budget; nothing where there is none."""
     if (excess := over_budget(config)) is not None:
-        budget, over = _size(excess.budget), _size(excess.needed - excess.budget)
-        lines = [Text(f"over the budget of {budget} by {over}; instead, most saved first:", "red")]
-        for change in excess.changes[:_NUM_CHANGES]:
-            fits = change.total <= excess.budget
-            lines.append(Text(f"{'fits' if fits else 'over'}  {change}", "green" if fits else ""))
-        return lines
-    if (limit := budget_bytes(config)) is not None:
-        rest = _size(limit - planned.total)
-        return [Text(f"fits: {rest} of {_size(limit)} remain", "green")]
+        return [Text(excess.message(), "red")]
+    if (budget := budget_bytes(config)) is not None:
+        return [Text(f"fits: {_size(budget - planned.total)} of {_size(budget)} remain", "green")]
     return []
 
 
 def _table(first: str, *numbers: str, gap: int = 2) -> Table:
     """Return a table of a dim first heading and right-aligned columns."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
-    table.add_column(Text(first, "dim"))
-    for heading in numbers:
-        table.add_column(heading, justify="right")
-    return table
+    columns = Column(Text(first, "dim")), *(Column(name, justify="right") for name in numbers)
+    padding = (0, gap, 0, 0)
+    return Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
 
 
 def _rounded(size: float) -> str:
@@ -205,22 +174,13 @@ def _rounded(size: float) -> str:
 
 
 def _size(num_bytes: int) -> str:
-    """Return bytes in a suitable unit, with three significant digits."""
-    size = float(num_bytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1000.0:
-            return f"{size:.3g} {unit}"
-        size /= 1024.0
-    return f"{size:,.2f} GiB"
+    return _scaled(num_bytes, ("B", "KiB", "MiB", "GiB"), 1024.0)
 
 
-def _count(number: int) -> str:
-    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
-
-
-def _overrides(job: Job) -> dict[str, str]:
-    pairs = (override.lstrip("+").partition("=") for override in job.overrides)
-    return {key: value for key, _, value in pairs}
+def _scaled(number: float, units: Sequence[str], step: float) -> str:
+    """Return three significant digits in a suitable unit; each is ``step`` times the last."""
+    for unit in units[:-1]:
+        if number < 1000.0:
+            return f"{number:.3g} {unit}".rstrip()
+        number /= step
+    return f"{number:,.2f} {units[-1]}"

@@ -1,7 +1,6 @@
 """Memory strategies: where each class of tensor is stored while PPO trains."""
 
-from ppo_lab.memory.auto import AutoMemory
-from ppo_lab.memory.base import MemoryStrategy, ParameterCost
+from ppo_lab.memory.base import AutoMemory, MemoryStrategy, ParameterCost
 from ppo_lab.memory.co_resident import CoResident, SharedTrunk
 from ppo_lab.memory.offloaded_optimizer import OffloadedOptimizer
 from ppo_lab.memory.parked import Parked

@@ -17,7 +17,7 @@ from ppo_lab.ppo.adam import LaneOptimizer
 from ppo_lab.ppo.rollout import DeviceObservations, HostObservations, ObservationStore
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = ["MemoryStrategy", "ParameterCost", "clip_groups"]
+__all__ = ["AutoMemory", "MemoryStrategy", "ParameterCost", "clip_groups"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,13 +42,7 @@ class ParameterCost(NamedTuple):
     """Copied over the bus in each iteration, whatever the number of gradient steps."""
 
     def describe(self, element_size: int) -> str:
-        """Return the cost in words.
-
-        Args:
-            element_size: Bytes of one weight.
-
-        Returns:
-            Every number that is not 0, in bytes.
+        """Return every cost that is not 0, in bytes and words; a weight has ``element_size`` bytes.
 
         Example:
             >>> ParameterCost(device=2, host=4, bus_per_step=2).describe(4)
@@ -101,20 +95,10 @@ class MemoryStrategy(ABC):
     on the device and copies every row over the bus once per epoch and pass."""
 
     def check(self, minibatch_rows: int) -> None:
-        """Check the options against the size of a minibatch.
-
-        Args:
-            minibatch_rows: Rows of a minibatch, per lane.
-
-        Raises:
-            ConfigError: If ``num_micro_batches`` does not divide ``minibatch_rows``.
-        """
+        """Raise ``ConfigError`` unless the options suit minibatches of ``minibatch_rows``."""
         if self.num_micro_batches < 1 or minibatch_rows % self.num_micro_batches:
-            raise ConfigError(
-                "memory.num_micro_batches",
-                self.num_micro_batches,
-                f"must divide the minibatch's {minibatch_rows} rows",
-            )
+            allowed = f"must divide the minibatch's {minibatch_rows} rows"
+            raise ConfigError("memory.num_micro_batches", self.num_micro_batches, allowed)
 
     def build_model(
         self,
@@ -125,11 +109,7 @@ class MemoryStrategy(ABC):
     ) -> ActorCritic:
         """Return a new model on the initializer's device; warn of an option without effect.
 
-        Args:
-            network: Shape of the trunks.
-            spec: Observations and actions of the environment.
-            initializer: Draws the weights of each lane.
-            compute_dtype: Autocast's type; None to compute in the weights' own.
+        ``compute_dtype`` is autocast's type; None computes in the weights' own.
         """
         model = ActorCritic(
             network,
@@ -156,14 +136,21 @@ class MemoryStrategy(ABC):
     def build_optimizer(
         self, model: ActorCritic, placement: Placement, *, eps: float, separate_grad_clip: bool
     ) -> LaneOptimizer:
-        """Return the optimizer of ``model``.
+        """Return the optimizer of ``model``, whose parameters (L, ...) are on the device.
 
-        Args:
-            model: Its parameters are (L, ...), on the device.
-            placement: Copies between device and host, and counts the bytes.
-            eps: Added to the root of Adam's second moment.
-            separate_grad_clip: Clip actor and critic each by its own gradient norm.
+        ``placement`` makes all copies; ``eps`` is added to the root of Adam's second moment.
         """
+
+
+@dataclass(kw_only=True)
+class AutoMemory(MemoryStrategy):
+    """Placeholder of ``memory=auto``; ``forecast.budget.resolve_memory`` replaces it."""
+
+    name: ClassVar[str] = "auto"
+
+    def build_optimizer(self, *_: object, **__: object) -> LaneOptimizer:
+        """Never called: every run has a strategy."""
+        raise AssertionError("memory=auto was not resolved")
 
 
 def clip_groups(model: ActorCritic, *, separate: bool) -> list[list[Parameter]]:

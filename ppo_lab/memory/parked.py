@@ -53,7 +53,7 @@ class Parked(MemoryStrategy):
         """Return Adam for two passes; each network is clipped by its own norm."""
         assert separate_grad_clip
         _LOG.info("memory=parked: actor and critic are each clipped by their own gradient's norm")
-        return ParkedAdam(model.groups(), placement, eps=eps, pin_memory=self.pin_memory)
+        return ParkedAdam(model, placement, eps=eps, pin_memory=self.pin_memory)
 
 
 class ParkedAdam(LaneOptimizer):
@@ -62,23 +62,16 @@ class ParkedAdam(LaneOptimizer):
     num_clip_groups = 2
 
     def __init__(
-        self,
-        groups: dict[str, list[Parameter]],
-        placement: Placement,
-        *,
-        eps: float,
-        pin_memory: bool,
+        self, model: ActorCritic, placement: Placement, *, eps: float, pin_memory: bool
     ) -> None:
-        """Take the parameters of ``actor`` and ``critic``; their moments start on the host."""
+        """Take the parameters of both networks; their moments start on the host."""
         self._placement = placement
 
         def zeros(like: Tensor) -> Tensor:
             return placement.empty_host_like(like, pin=pin_memory).zero_()
 
-        self._adams = {
-            TrainTarget.policy: LaneAdam(groups["actor"], eps=eps, zeros=zeros),
-            TrainTarget.values: LaneAdam(groups["critic"], eps=eps, zeros=zeros),
-        }
+        actor, critic = (LaneAdam(g, eps=eps, zeros=zeros) for g in model.groups().values())
+        self._adams = {TrainTarget.policy: actor, TrainTarget.values: critic}
         self.parameters = [p for adam in self._adams.values() for p in adam.parameters]
         self._training = TrainTarget.policy
 
@@ -102,9 +95,8 @@ class ParkedAdam(LaneOptimizer):
     @torch.no_grad()
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
         """See ``LaneOptimizer.step``; only the network in training is stepped."""
-        (norm,) = self._adams[self._training].step(
-            lr=lr, max_grad_norm=max_grad_norm, active=active
-        )
+        adam = self._adams[self._training]
+        (norm,) = adam.step(lr=lr, max_grad_norm=max_grad_norm, active=active)
         norms = norm.new_zeros(2, len(norm))
         norms[list(self._adams).index(self._training)] = norm
         return norms
@@ -123,8 +115,3 @@ class ParkedAdam(LaneOptimizer):
         """See ``LaneOptimizer.state_parts``."""
         for adam in self._adams.values():
             yield from adam.state_parts()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Copy ``state`` into the existing tensors."""
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])

@@ -76,9 +76,10 @@ class LaneOptimizer(ABC):
         """Yield each tensor of the state, and the parameter it belongs to if there is just one."""
         yield from ((tensor, None) for tensor in self.state_dict().values())
 
-    @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Copy what ``state_dict`` returned in place; the model restores the device's weights."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
 
 
 def clip_coefficient(grad_norm: Tensor, max_grad_norm: Tensor) -> Tensor:
@@ -206,11 +207,6 @@ class LaneAdam(LaneOptimizer):
         """See ``LaneOptimizer.reset_lanes``."""
         for tensor in self.state_dict().values():
             tensor.index_fill_(0, lanes, 0.0)
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Copy ``state`` in place."""
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
 
 
 class _Bucket:

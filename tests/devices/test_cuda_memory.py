@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 
+from ppo_lab.devices import cuda_memory
 from ppo_lab.devices.cuda_memory import (
     DeviceBytes,
     MemoryMeter,
@@ -16,7 +17,7 @@ from ppo_lab.devices.cuda_memory import (
 from ppo_lab.devices.pcie import BusLimit, DeviceWindow, use_metrics
 from ppo_lab.devices.trace import Copies, DeviceUse
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GIB = 1024**3
 
 
@@ -38,12 +39,16 @@ class ScriptedMemory:
 
 
 @pytest.fixture
-def memory():
-    return ScriptedMemory()
+def memory(monkeypatch):
+    memory = ScriptedMemory()
+    monkeypatch.setattr(cuda_memory, "_device_bytes", lambda device: memory.read())
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: memory.reset_peaks())
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    return memory
 
 
 def test_each_phase_has_its_own_peak_and_the_run_has_the_largest(memory):
-    meter = MemoryMeter(memory)
+    meter = MemoryMeter(CUDA)
     memory.hold(10)
     with meter.phase("rollout"):
         memory.hold(30)
@@ -56,7 +61,7 @@ def test_each_phase_has_its_own_peak_and_the_run_has_the_largest(memory):
 
 
 def test_a_peak_between_two_phases_belongs_to_the_run_alone(memory):
-    meter = MemoryMeter(memory)
+    meter = MemoryMeter(CUDA)
     with meter.phase("rollout"):
         memory.hold(30)
     memory.hold(90)
@@ -68,7 +73,7 @@ def test_a_peak_between_two_phases_belongs_to_the_run_alone(memory):
 
 
 def test_peaks_after_the_last_phase_are_not_lost(memory):
-    meter = MemoryMeter(memory)
+    meter = MemoryMeter(CUDA)
     with meter.phase("update"):
         memory.hold(40)
     memory.hold(50)
@@ -77,7 +82,7 @@ def test_peaks_after_the_last_phase_are_not_lost(memory):
 
 
 def test_a_phase_starts_at_what_is_held_when_it_begins(memory):
-    meter = MemoryMeter(memory)
+    meter = MemoryMeter(CUDA)
     memory.hold(80)
     memory.hold(60)
     with meter.phase("rollout"):
@@ -86,7 +91,7 @@ def test_a_phase_starts_at_what_is_held_when_it_begins(memory):
 
 
 def test_phase_peaks_are_kept_per_reading_and_over_the_run(memory):
-    meter = MemoryMeter(memory)
+    meter = MemoryMeter(CUDA)
     for num_bytes in (50, 20):
         with meter.phase("update"):
             memory.hold(num_bytes)
@@ -97,7 +102,7 @@ def test_phase_peaks_are_kept_per_reading_and_over_the_run(memory):
 
 
 def test_a_phase_that_raises_still_says_how_far_it_came(memory):
-    meter = MemoryMeter(memory)
+    meter = MemoryMeter(CUDA)
 
     def update():
         with meter.phase("update"):
@@ -112,7 +117,7 @@ def test_a_phase_that_raises_still_says_how_far_it_came(memory):
 
 
 def test_without_cuda_nothing_is_counted():
-    meter = MemoryMeter(None)
+    meter = MemoryMeter(CPU)
     with meter.phase("update"):
         pass
     assert meter.read() is None

@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from ppo_lab.devices import meters as meters_module
 from ppo_lab.devices.meters import Meters, choose_window
 from ppo_lab.devices.pcie import BusLimit
 from ppo_lab.devices.placement import Placement
@@ -38,14 +39,15 @@ class FakeWindow:
 
 
 @pytest.fixture
-def calls():
+def calls(monkeypatch):
+    monkeypatch.setattr(meters_module, "DeviceWindow", FakeWindow)
     FakeWindow.calls.clear()
     return FakeWindow.calls
 
 
 def profiled_meters(num_operations):
     """Return meters that behave as on CUDA, but for the windows themselves."""
-    meters = Meters(Placement(CPU), is_profiled=True, open_window=FakeWindow)
+    meters = Meters(Placement(CPU), is_profiled=True)
     meters.bus = BusLimit(50e9, 50e9)
     meters.num_operations = num_operations
     return meters
@@ -109,7 +111,7 @@ def test_a_window_cut_short_is_let_go_once(calls):
 
 
 def test_without_a_bus_there_is_no_window(calls):
-    meters = Meters(Placement(CPU), is_profiled=True, open_window=FakeWindow)
+    meters = Meters(Placement(CPU), is_profiled=True)
     meters.num_operations = SMALL
     run_iteration(meters, 3, calls)
     assert "begin" not in calls

@@ -1,12 +1,10 @@
 """How a GPU spent its time, on traces whose shares are worked out by hand."""
 
-import gzip
-import json
 import random
 
 import pytest
 
-from ppo_lab.devices.trace import device_use, overlap, read_events, union
+from ppo_lab.devices.trace import device_use, union
 
 H2D = "Memcpy HtoD (Pinned -> Device)"
 D2H = "Memcpy DtoH (Device -> Pinned)"
@@ -34,23 +32,13 @@ def test_overlapping_nested_and_touching_intervals_become_one():
     assert union([]) == []
 
 
-def test_the_overlap_of_two_unions_counts_every_common_point_once():
-    # [1, 3] and [4, 5] of the first lie in [0, 10]; of [9, 12] only [9, 10] does.
-    assert overlap([(1, 3), (4, 5), (9, 12)], [(0, 10)]) == 2 + 1 + 1
-    assert overlap([(0, 10)], [(1, 3), (4, 5), (9, 12)]) == 4
-    assert overlap([(0, 1)], [(1, 2)]) == 0
-    assert overlap([], [(1, 2)]) == 0
-
-
-def test_the_overlap_is_that_of_counting_points():
+def test_the_length_of_a_union_is_that_of_counting_points():
     numbers = random.Random(0)
     for _ in range(200):
-        first, second = (
-            union([(a, a + numbers.randrange(1, 9)) for a in numbers.choices(range(60), k=8)])
-            for _ in range(2)
-        )
-        points = [{p for a, b in disjoint for p in range(a, b)} for disjoint in (first, second)]
-        assert overlap(first, second) == len(points[0] & points[1])
+        begins = numbers.choices(range(60), k=8)
+        intervals = [(begin, begin + numbers.randrange(1, 9)) for begin in begins]
+        points = {point for a, b in intervals for point in range(a, b)}
+        assert sum(b - a for a, b in union(intervals)) == len(points)
 
 
 def test_a_moment_is_device_work_or_exposed_copy_or_neither():
@@ -135,13 +123,6 @@ def test_an_empty_trace_has_no_shares_and_divides_by_nothing():
     assert (use.kernel_busy_frac, use.exposed_copy_frac, use.idle_no_copy_frac) == (0, 0, 0)
     # With a window, a device that did nothing was idle.
     assert device_use([], wall_s=1.0).idle_no_copy_frac == 1.0
-
-
-@pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
-def test_traces_are_read_packed_or_not(tmp_path, name):
-    text = json.dumps({"traceEvents": [kernel(5, 10)], "schemaVersion": 1}).encode()
-    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
-    assert device_use(read_events(tmp_path / name)).wall_s == pytest.approx(10e-6)
 
 
 def test_shares_sum_to_one_on_a_large_trace_of_many_streams():

@@ -40,8 +40,8 @@ def assert_equal(settings):
     trainer = counted_trainer([settings])
     startup = dataclasses.replace(trainer.placement.traffic)
     trainer.iterate()
-    assert dry.ledger.phase_peaks == ledger_of(trainer).phase_peaks
-    assert dry.ledger.host_peak == ledger_of(trainer).host_peak
+    assert dry.phase_peaks == ledger_of(trainer).phase_peaks
+    assert dry.host_peak == ledger_of(trainer).host_peak
     assert dry.bus.startup == startup
     assert dry.bus.iteration == trainer.placement.traffic.since(startup)
     return dry
@@ -71,7 +71,7 @@ def test_other_environments_and_shapes_are_forecast_as_well(task):
 def test_weights_gradients_and_moments_are_what_their_sizes_say():
     """64-64 on CartPole: actor 4*64+64 + 64*64+64 + 64*2+2 = 4610, critic 4545 parameters."""
     settings = config(*ROLLOUT, "num_minibatches=1", "num_envs=64", "total_steps=512")
-    update = dry_run(settings).ledger.phase_peaks["update"].by_category()
+    update = dry_run(settings).phase_peaks["update"].by_category()
     parameters = 4610 + 4545
     rounded = -(-4 * parameters // 512) * 512  # one bucket holds them all
     assert update[Category.weights] == rounded
@@ -145,8 +145,8 @@ print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 
 
 def test_a_peak_names_its_networks():
-    by_key = dry_run(config(*ROLLOUT, "network=medium")).ledger.peak.by_key
+    by_key = dry_run(config(*ROLLOUT, "network=medium")).peak.by_key
     for category in (Category.weights, Category.gradients, Category.optimizer):
         assert by_key[MemoryKey(category, "actor")] > by_key[MemoryKey(category, "critic")] > 0
-    trunk = dry_run(config(*ROLLOUT, "network=medium", "memory=shared_trunk")).ledger.peak.by_key
+    trunk = dry_run(config(*ROLLOUT, "network=medium", "memory=shared_trunk")).peak.by_key
     assert trunk[MemoryKey(Category.weights, "trunk")] > trunk[MemoryKey(Category.weights, "actor")]

@@ -8,7 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ppo_lab.devices.placement import Place, Placement
-from ppo_lab.forecast.categories import Category, HostBytes, MemoryKey
+from ppo_lab.forecast.categories import Category, HostBytes, MemoryKey, sum_by_key
 from ppo_lab.forecast.ledger import Ledger
 
 CPU = torch.device("cpu")
@@ -17,7 +17,7 @@ KIB = 1024
 
 @pytest.fixture
 def ledger():
-    return Ledger(CPU)
+    return Ledger(Placement(CPU))
 
 
 def floats(num_kib):
@@ -90,7 +90,7 @@ def test_one_storage_is_shared_out_by_the_bytes_of_its_views(ledger):
         bucket = torch.zeros(300)  # 1200 bytes, 1536 rounded
         actor, critic = bucket.split([100, 200])
         ledger.mark_shared(Category.weights, [(actor, "actor"), (critic, "critic")])
-    assert ledger.by_key_now() == {
+    assert sum_by_key(ledger._live) == {
         MemoryKey(Category.weights, "actor"): 400,
         MemoryKey(Category.weights, "critic"): 1136,
     }
@@ -127,13 +127,13 @@ def test_activations_made_inside_a_module_belong_to_its_network(ledger):
     with ledger, ledger.phase("update"):
         values = layer(rows)
         own = values * 2.0
-    assert ledger.by_key_now()[MemoryKey(Category.activations, "critic")] == 16 * KIB
-    assert ledger.by_key_now()[MemoryKey(Category.activations)] == 16 * KIB
+    assert sum_by_key(ledger._live)[MemoryKey(Category.activations, "critic")] == 16 * KIB
+    assert sum_by_key(ledger._live)[MemoryKey(Category.activations)] == 16 * KIB
     for remove in removers:
         remove()
     with ledger, ledger.phase("update"):
         again = layer(rows)
-    assert ledger.by_key_now()[MemoryKey(Category.activations)] == 32 * KIB
+    assert sum_by_key(ledger._live)[MemoryKey(Category.activations)] == 32 * KIB
     del values, own, again
 
 
@@ -142,13 +142,14 @@ def test_what_is_computed_without_gradients_is_workspace(ledger):
     with ledger, ledger.phase("rollout"), torch.no_grad():
         values = layer(torch.zeros(16, 256))
     # addmm returns 16 KiB; the weight, 256 KiB, is known from its transpose; the rows are gone
-    assert ledger.by_key_now() == {MemoryKey(Category.workspace): (256 + 16) * KIB}
+    assert sum_by_key(ledger._live) == {MemoryKey(Category.workspace): (256 + 16) * KIB}
     assert ledger.peak.doing == "(addmm)"
     del values
 
 
-def test_moved_tensors_lie_where_they_were_moved_and_pinned_blocks_round_up(ledger):
-    placement = Placement(CPU, watcher=ledger)
+def test_moved_tensors_lie_where_they_were_moved_and_pinned_blocks_round_up():
+    placement = Placement(CPU)
+    ledger = Ledger(placement)
     with ledger, ledger.phase("build"):
         weights = torch.zeros(300)  # 1200 bytes
         pinned = placement.empty_host_like(weights, pin=True)  # 1200 bytes take 2048
@@ -163,7 +164,7 @@ def test_moved_tensors_lie_where_they_were_moved_and_pinned_blocks_round_up(ledg
 
 def test_fake_tensors_are_counted_like_real_ones():
     def program():
-        ledger = Ledger(CPU)
+        ledger = Ledger(Placement(CPU))
         with ledger:
             with ledger.phase("build"):
                 layer = nn.Linear(300, 70)

@@ -29,12 +29,12 @@ def counted(strategy, *options):
     """Return the dry run's bytes of parameters on the device, on the host, and over the bus."""
     chosen = config(f"memory={strategy}", *LARGE, *options)
     dry = dry_run(chosen)
-    peak = dry.ledger.phase_peaks["update"].by_category()
+    peak = dry.phase_peaks["update"].by_category()
     step, iteration = dry.bus.gradient_step, dry.bus.iteration
     per_step = step.h2d_bytes + step.d2h_bytes
     steps = chosen.num_epochs * chosen.num_minibatches * per_step
     moved = iteration.h2d_bytes + iteration.d2h_bytes - steps
-    host = dry.ledger.host_peak.total
+    host = dry.host_peak.total
     return sum(peak[c] for c in OF_PARAMETERS), host, per_step, moved, dry.num_parameters
 
 
@@ -86,9 +86,7 @@ def test_the_cost_is_said_in_words_and_in_bytes_of_the_weights_type():
 
 
 def activations(*overrides):
-    return (
-        dry_run(config(*overrides)).ledger.phase_peaks["update"].by_category()[Category.activations]
-    )
+    return dry_run(config(*overrides)).phase_peaks["update"].by_category()[Category.activations]
 
 
 def test_activations_of_a_deep_network_follow_its_layers():
@@ -120,7 +118,7 @@ def test_micro_batches_divide_activations_and_nothing_else():
                 *("network=large", "num_envs=256", "num_minibatches=4"),
                 f"memory.num_micro_batches={n}",
             )
-        ).ledger.peak.by_category()
+        ).peak.by_category()
         for n in (1, 4)
     )
     assert parts[Category.activations] < whole[Category.activations]

@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from ppo_lab.devices.cuda_memory import CudaMemory, MemoryMeter, vram_limit
+from ppo_lab.devices.cuda_memory import MemoryMeter, vram_limit
 from ppo_lab.devices.pcie import DeviceWindow, measure_bus
 from ppo_lab.runner.run import run_in_folder
 from ppo_lab.tracking import read_metrics
@@ -45,7 +45,7 @@ def test_the_bus_is_measured_once_and_leaves_nothing_behind():
 
 def test_peaks_by_phase_are_those_of_the_allocator():
     base = torch.cuda.memory_allocated()
-    meter = MemoryMeter(CudaMemory(CUDA))
+    meter = MemoryMeter(CUDA)
     with meter.phase("rollout"):
         kept = mebibytes(64)
     with meter.phase("update"):

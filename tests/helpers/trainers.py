@@ -99,6 +99,3 @@ class GradientSpy(LaneOptimizer):
 
     def state_dict(self):
         return {}
-
-    def load_state_dict(self, state):
-        pass
