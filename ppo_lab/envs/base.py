@@ -49,12 +49,11 @@ class EnvSpec:
 
 
 class Step(NamedTuple):
-    """Result of one step of all environments, on the training device.
+    """Result of one step of all environments, on the training device; its tensors are read-only.
 
     Autoreset happens in the same step: where an episode ended, ``observations`` are the first of
     the next episode and ``last_observations`` the true last ones of the ended episode. If both are
     the same tensor object, no episode has ended.
-    The tensors are read-only: an environment may keep a tensor it returned, but never writes to it.
     """
 
     observations: Tensor  # (L, N, O) for the next action
@@ -79,19 +78,11 @@ class Env(ABC):
 
     @abstractmethod
     def step(self, actions: Tensor) -> Step:
-        """Advance all environments by one step.
-
-        Args:
-            actions: int64 (L, N) or float (L, N, A), on ``device``.
-        """
+        """Advance by one step; actions are int64 (L, N) or float (L, N, A), on ``device``."""
 
     @abstractmethod
     def reset_lane(self, lane: int, seed: int) -> Tensor:
-        """Restart one lane as if it had been built with ``seed``; the others are unchanged.
-
-        Returns:
-            The observations of all lanes for the next action, (L, N, O).
-        """
+        """Restart one lane as if built with ``seed``; return all observations (L, N, O)."""
 
     def close(self) -> None:  # noqa: B027 (a default, not an omission)
         """Release resources outside this process's tensors (windows, workers); none by default."""
@@ -104,10 +95,6 @@ class Env(ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore statistics from ``state_dict``.
-
-        Raises:
-            ValueError: ``state`` holds statistics, but this environment has none.
-        """
+        """Restore statistics; raise ``ValueError`` if there are some and none are kept here."""
         if state:
             raise ValueError(f"this environment keeps no statistics, but was given {sorted(state)}")

@@ -40,7 +40,6 @@ class CartPole(NativeEnv):
     start_high = (0.05,) * 4
 
     def _place_constants(self) -> None:
-        """Create the constants of ``transition`` on the device, so that no step copies them."""
         self._limits = self._constant((_X_LIMIT, math.inf, _THETA_LIMIT, math.inf))
         self._push_left = self._constant(-_FORCE / _TOTAL_MASS)
         self._gravity = self._constant(_GRAVITY)

@@ -36,7 +36,6 @@ class Pendulum(NativeEnv):
     start_high = (math.pi, 1.0)
 
     def _place_constants(self) -> None:
-        """Create the constants of ``transition`` on the device, so that no step copies them."""
         self._never = torch.zeros(
             self.num_lanes, self.num_envs, dtype=torch.bool, device=self.device
         )

@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from ppo_lab.config.compose import Composer, load
+from ppo_lab.config.compose import load
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.runner.run_record import Status
@@ -77,9 +77,8 @@ def _compose_jobs(
     first_number: int,
 ) -> Iterator[_GridJob]:
     """Compose jobs one by one as Hydra's own launcher does; each gets a folder with its config."""
-    composer = Composer(context.config_loader, config)
     for number, overrides in enumerate(job_overrides, first_number):
-        cfg = composer.job(overrides)
+        cfg = context.config_loader.load_sweep_config(config, list(overrides))
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = number
         returned = run_job(

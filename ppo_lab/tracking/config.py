@@ -10,7 +10,7 @@ from ppo_lab.utils.errors import ConfigError
 __all__ = ["Terminal", "TrackingConfig", "TrackingMode"]
 
 # Limits of wandb 0.31, which rejects a run that exceeds them.
-_MAX_TAG_CHARS = 64
+MAX_TAG_CHARS = 64
 _MAX_PROJECT_CHARS = 128
 _FORBIDDEN_IN_PROJECT = "/\\#?%:"
 
@@ -66,8 +66,8 @@ class TrackingConfig:
     def check(self) -> None:
         """Raise ``ConfigError`` for a value that W&B would reject only when the run starts."""
         for tag in self.tags:
-            if not 0 < len(tag) <= _MAX_TAG_CHARS:
-                allowed = f"a tag has 1 to {_MAX_TAG_CHARS} characters"
+            if not 0 < len(tag) <= MAX_TAG_CHARS:
+                allowed = f"a tag has 1 to {MAX_TAG_CHARS} characters"
                 raise ConfigError("tracking.tags", tag, allowed)
         forbidden = any(char in _FORBIDDEN_IN_PROJECT for char in self.project)
         if forbidden or not 0 < len(self.project) <= _MAX_PROJECT_CHARS:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppo_lab.tracking.base import Record, RunInfo, Sink
-from ppo_lab.tracking.config import TrackingConfig, TrackingMode
+from ppo_lab.tracking.config import MAX_TAG_CHARS, TrackingConfig, TrackingMode
 from ppo_lab.utils.json_files import to_jsonable
 
 if TYPE_CHECKING:
@@ -32,11 +32,9 @@ __all__ = ["WandbSink"]
 
 _LOG = logging.getLogger(__name__)
 
-_FLUSH_S = 2.0
-"""How much of a killed run is lost at most; wandb's default is 15."""
+_FLUSH_S = 2.0  # how much of a killed run is lost at most; wandb's default is 15
+# Time for a run's finish once the server is known to be unreachable; a stack has many runs.
 _BROKEN_FINISH_S = 0.05
-"""Time for a run's finish once the server is known to be unreachable; a stack has many runs."""
-_MAX_TAG_CHARS = 64
 # Other spellings of WANDB_MODE, from wandb's own settings.
 _MODES_OF_ENV = {"run": "online", "dryrun": "offline", "shared": "online"}
 
@@ -62,8 +60,7 @@ class WandbSink(Sink):
 
     def __init__(self, config: TrackingConfig, outputs: Path) -> None:
         """Open nothing; ``outputs`` is the folder that will contain ``wandb/``."""
-        self._config = config
-        self._outputs = outputs.resolve()
+        self._config, self._outputs = config, outputs.resolve()
         self._run: wandb.Run | None = None
         self._is_online = False
         self._folder: Path | None = None
@@ -89,8 +86,7 @@ class WandbSink(Sink):
         if self._run is None:
             self._run = self._init_offline(run)
         _PROCESS.live.add(self._run.id)
-        self._folder = Path(self._run.dir).parent
-        self._url = self._run.url
+        self._folder, self._url = Path(self._run.dir).parent, self._run.url
         self._run.define_metric("global_step")
         self._run.define_metric("*", step_metric="global_step")
 
@@ -100,11 +96,12 @@ class WandbSink(Sink):
             return
         import wandb
 
-        row: dict[str, Any] = dict(record.metrics)
-        for name, histogram in record.histograms.items():
-            counts_and_edges = (np.asarray(histogram.counts), np.asarray(histogram.edges))
-            row[name] = wandb.Histogram(np_histogram=counts_and_edges)
-        self._run.log(row | {"global_step": record.global_step, "iteration": record.iteration})
+        histograms = {
+            name: wandb.Histogram(np_histogram=(np.asarray(it.counts), np.asarray(it.edges)))
+            for name, it in record.histograms.items()
+        }
+        axes = {"global_step": record.global_step, "iteration": record.iteration}
+        self._run.log({**record.metrics, **histograms, **axes})
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Write the summary and close the run; wait at most ``finish_timeout_s``."""
@@ -114,9 +111,8 @@ class WandbSink(Sink):
         _PROCESS.live.discard(run.id)
         try:
             run.summary.update(to_jsonable(summary))
-            status = summary.get("status", "finished")
-            if status != "finished":  # a tag, to filter runs that were pruned or ran out of memory
-                run.tags = (*(run.tags or ()), str(status))
+            if (status := summary.get("status", "finished")) != "finished":
+                run.tags = (*(run.tags or ()), str(status))  # filters pruned or failed runs
         finally:
             if self._is_online and _PROCESS.is_upload_broken:
                 self._close_in_background(run, exit_code)
@@ -155,7 +151,7 @@ class WandbSink(Sink):
             _PROCESS.is_online_broken = True
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             _LOG.warning("W&B did not accept the run; tracking offline from now on (%s)", reason)
-        _restart_service(self._outputs)  # it still holds the run's id
+            _restart_service(self._outputs)  # it still holds the run's id
         return None
 
     def _init_offline(self, run: RunInfo) -> wandb.Run:
@@ -172,7 +168,7 @@ class WandbSink(Sink):
         import wandb
 
         config = self._config
-        tags = dict.fromkeys(tag[:_MAX_TAG_CHARS] for tag in (*run.tags, *config.tags) if tag)
+        tags = dict.fromkeys(tag[:MAX_TAG_CHARS] for tag in (*run.tags, *config.tags) if tag)
         before = _run_folders(self._outputs, run_id)
         try:
             return wandb.init(

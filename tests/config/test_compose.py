@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ppo_lab.config.compose import Composer, check_jobs, register
+from ppo_lab.config.compose import Composer, GridLoader, check_jobs, register
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 
@@ -66,6 +66,15 @@ def test_files_are_read_once_for_each_choice_of_them(hydra):
     ]
     assert seeds == [*range(5), *range(5)]
     assert hydra.calls == [["network=tiny"], ["network=small"]]
+
+
+def test_launchers_are_given_what_hydra_makes_and_files_are_read_once(hydra):
+    loader = GridLoader(hydra.loader, hydra.command)
+    jobs = [loader.load_sweep_config(hydra.command, [f"seed={seed}"]) for seed in range(3)]
+    assert jobs == [hydra.compose(hydra.command, [f"seed={seed}"]) for seed in range(3)]
+    assert hydra.calls == [[]]
+    own = loader.load_sweep_config(hydra.command, ["seed=4", "hydra.job.name=another"])
+    assert (own.seed, own.hydra.job.name) == (4, "another")
 
 
 def test_one_job_does_not_see_what_another_was_given(hydra):
