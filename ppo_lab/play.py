@@ -36,12 +36,12 @@ def evaluate(
     deterministic: bool,
     max_steps: int,
 ) -> list[float]:
-    """Run a policy for whole episodes, one environment per episode, all stepped together.
+    """Run a policy for whole episodes, all stepped together.
 
     Args:
-        policy: A policy from ``load_policy``; it normalises observations itself.
+        policy: From ``load_policy``; it normalises observations itself.
         env_config: The environment it was trained in.
-        num_episodes: Number of episodes.
+        num_episodes: One environment each.
         seed: Seed of the episodes' initial states and, unless deterministic, of the actions.
         deterministic: Take the most likely action instead of sampling.
         max_steps: Longest episode allowed.

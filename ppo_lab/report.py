@@ -38,14 +38,10 @@ class Curve:
 
 
 def find_curves(folders: Sequence[Path]) -> list[Curve]:
-    """Read the return curves of all runs in or below some folders.
+    """Return the return curve of each run in or below ``folders`` in which an episode ended.
 
-    Args:
-        folders: Folders of runs, of grids, or of any of these.
-
-    Returns:
-        One curve per run in which an episode ended, sorted by setting; numbers in settings sort by
-        value. Runs with an unreadable summary are skipped with a message.
+    Curves are sorted by setting, numbers in it by value. Runs with an unreadable summary are
+    skipped with a message.
 
     Raises:
         FileNotFoundError: The folders contain no run.
@@ -107,9 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Plot the runs named on the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ppo_lab.report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="folders of runs or grids")
-    parser.add_argument(
-        "-o", "--output", type=Path, help="image file; default returns.png in the first folder"
-    )
+    where = "image file; default returns.png in the first folder"
+    parser.add_argument("-o", "--output", type=Path, help=where)
     parsed = parser.parse_args(arguments)
     output = parsed.output or parsed.folders[0] / "returns.png"
     try:

@@ -21,16 +21,14 @@ class DiscreteActions:
     """One of ``num_actions`` actions; a batch is int64 (L, N), counted from 0."""
 
     num_actions: int
-    start: int = 0
-    """The environment's own number of action 0."""
+    start: int = 0  # the environment's own number of action 0
 
 
 @dataclass(frozen=True)
 class ContinuousActions:
     """A box; a batch is float (L, N, A).
 
-    The environment clips to [low, high], the learner does not ("The 37 implementation details",
-    continuous detail 5).
+    The environment clips, not the learner ("The 37 implementation details", continuous detail 5).
     """
 
     low: tuple[float, ...]
@@ -41,11 +39,9 @@ class ContinuousActions:
 class EnvSpec:
     """Sizes that a network needs to match an environment."""
 
-    observation_size: int
-    """O, after flattening."""
+    observation_size: int  # O, after flattening
     actions: DiscreteActions | ContinuousActions
-    observation_shape: tuple[int, ...] | None = None
-    """The environment's own shape; None for a vector (O,)."""
+    observation_shape: tuple[int, ...] | None = None  # the environment's own; None for (O,)
 
 
 class Step(NamedTuple):
@@ -85,7 +81,7 @@ class Env(ABC):
         """Restart one lane as if built with ``seed``; return all observations (L, N, O)."""
 
     def close(self) -> None:  # noqa: B027 (a default, not an omission)
-        """Release resources outside this process's tensors (windows, workers); none by default."""
+        """Release windows and the like; none by default."""
 
     def freeze(self) -> None:  # noqa: B027 (the same)
         """Stop updating statistics, for evaluation; there are none by default."""

@@ -59,7 +59,7 @@ class EnvConfig:
 
     def score_range(self) -> tuple[float, float] | None:
         """Return random_return and target_return; None unless both are known for this ``id``."""
-        is_another = self.returns_for is not None and self.returns_for != self.id
+        is_another = self.returns_for not in (None, self.id)
         if is_another or self.random_return is None or self.target_return is None:
             return None
         return self.random_return, self.target_return
@@ -110,8 +110,7 @@ class EnvConfig:
         Args:
             seeds: (L,) int64 on the host; a lane's numbers depend only on its own seed.
             num_envs: N.
-            gamma: (L,) discount factors on the device; read at each step if rewards are
-                normalised, never copied.
+            gamma: (L,) discount factors on the device, to normalise rewards; never copied.
             placement: The device, and the transfers to it.
             dtype: Of observations and rewards.
             is_dry: Build Gymnasium's tensors and transfers without its environments.

@@ -39,12 +39,7 @@ class DryEnv(Env):
     """
 
     def __init__(
-        self,
-        spec: EnvSpec,
-        num_lanes: int,
-        num_envs: int,
-        placement: Placement,
-        dtype: torch.dtype,
+        self, spec: EnvSpec, num_lanes: int, num_envs: int, placement: Placement, dtype: torch.dtype
     ) -> None:
         """Allocate the buffers of n environments of ``spec``, pinned for CUDA."""
         self.spec, self.num_lanes, self.num_envs = spec, num_lanes, num_envs

@@ -58,8 +58,8 @@ class NativeEnv(Env):
         self._window = min(self.shortest_episode, self._limit)  # steps that share initial states
         numbers = self.num_lanes * num_envs * len(self.start_low)  # in one window
         block_steps = self._window * (_MAX_BLOCK_NUMBERS // numbers)
-        block_steps = max(1, min(_MAX_BLOCK_STEPS, block_steps))
-        self._steps = torch.arange(block_steps, device=self.device).unsqueeze(-1)  # (K, 1)
+        self.max_block_steps = max(1, min(_MAX_BLOCK_STEPS, block_steps))  # K
+        self._steps = torch.arange(self.max_block_steps, device=self.device).unsqueeze(-1)  # (K, 1)
         self._births = torch.zeros_like(self._lanes)  # (L,) the clock at which a lane was reset
         # (L, N) the clock at which an episode is cut off
         self._deadlines = self._births.unsqueeze(-1).repeat(1, num_envs)
@@ -122,11 +122,6 @@ class NativeEnv(Env):
         step = Step(observations, rewards, rewards, terminated, truncated, last_observations)
         return next_state, deadlines, step
 
-    @property
-    def max_block_steps(self) -> int:
-        """K, the longest block of steps; their initial states are drawn at once."""
-        return self._steps.shape[0]
-
     def begin_block(self, num_steps: int) -> list[Tensor]:
         """Return the inputs of the next ``num_steps`` calls of ``advance``, except the actions.
 
@@ -161,7 +156,7 @@ class NativeEnv(Env):
 
         They are drawn whether or not an episode ends: checking would synchronise with the device.
         """
-        num_steps, state_size = self._steps.shape[0], len(self.start_low)
+        num_steps, state_size = self.max_block_steps, len(self.start_low)
         num_windows = (num_steps - 1) // self._window + 2  # the block may begin within a window
         per_window = self.num_envs * state_size
         lane_steps = clock - self._births  # (L,)

@@ -25,15 +25,12 @@ _INITIAL_COUNT = 1e-4  # weight of the initial statistics: the first batch almos
 
 
 def normalize(values: Tensor, *, var: Tensor, mean: Tensor | None = None) -> Tensor:
-    """Normalise values by given statistics.
+    """Return (values - mean) / sqrt(var + EPSILON), clipped to +-CLIP, in the dtype of ``values``.
 
     Args:
         values: (L, N, F) or (L, N).
         var: Variances that broadcast against ``values``, such as (L, 1, F).
         mean: Means of the same shape; None subtracts nothing, so that rewards keep their sign.
-
-    Returns:
-        (values - mean) / sqrt(var + EPSILON), clipped to +-CLIP, in the dtype of ``values``.
 
     Example:
         >>> normalize(torch.tensor([[1.0, 7.0]]), var=torch.tensor([[4.0]]), mean=torch.ones(1, 1))

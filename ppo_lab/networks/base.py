@@ -42,9 +42,8 @@ class Trunk(nn.Module, ABC):
     def forward(self, observations: Tensor) -> Tensor:
         """Return the features (L, B, F) of ``observations`` (L, B, O).
 
-        With activation checkpointing, only the outputs at the borders of segments of about
-        sqrt(stages) are stored (arXiv:1604.06174, section 4.1). The last segment is stored whole:
-        its backward pass comes first, before any memory is freed that recomputing could use.
+        With activation checkpointing, only the outputs of segments of about sqrt(stages) are
+        stored (arXiv:1604.06174, section 4.1), and all of the last: its backward pass comes first.
         """
         if not (self.checkpoints_activations and torch.is_grad_enabled()):
             return self.run_stages(observations, 0, self.num_stages)

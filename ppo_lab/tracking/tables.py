@@ -36,11 +36,7 @@ def summary_panel(summary: Mapping[str, Any]) -> RenderableType:
 
 
 def grid_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Return a table with one row per job: the settings that vary, and the results.
-
-    Args:
-        rows: The jobs' summaries; a value that a failed job lacks is shown as a dash.
-    """
+    """Return a table with one row per job's summary: the settings that vary, and the results."""
     overrides = [override_values(row) for row in rows]
     varying = varying_keys(overrides) if len(rows) != 1 else [*overrides[0]]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))

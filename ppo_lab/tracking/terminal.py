@@ -43,10 +43,10 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Choose the style; ``auto`` depends on ``console``, by default stderr."""
-        self._console = console or Console(stderr=True)
+        self._console, self._clock = console or Console(stderr=True), clock
         if style is Terminal.auto:
             style = Terminal.live if self._console.is_terminal else Terminal.plain
-        self._style, self._clock = style, clock
+        self._style = style
         self._live: Live | None = None
         self._reset()
 

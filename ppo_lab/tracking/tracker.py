@@ -26,19 +26,17 @@ MAX_FAILURES = 3
 class SafeSink(Sink):
     """Forwards calls to a sink; counts its exceptions, logs the first, and raises none.
 
-    After a failed start or ``MAX_FAILURES`` failures, records are dropped. ``finish`` is still
-    attempted unless the start failed. KeyboardInterrupt and SystemExit propagate.
+    After ``MAX_FAILURES`` failures, records are dropped; after a failed start, ``finish`` too.
+    KeyboardInterrupt and SystemExit propagate.
     """
 
     sink: Sink
-    num_failures: int = 0
-    """Calls that raised."""
-    reason: str | None = None
-    """The first failure in one line, None without one."""
+    num_failures: int = 0  # calls that raised
+    reason: str | None = None  # the first failure in one line
     _has_started: bool = False
 
     def start(self, run: RunInfo) -> None:
-        """Start the sink; if that fails, it is not called again."""
+        """Start the sink."""
         self._has_started = self._attempt("start", self.sink.start, run)
 
     def record(self, record: Record) -> None:

@@ -8,9 +8,9 @@ is imported only when a sink starts.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-import re
 import shlex
 import shutil
 import threading
@@ -45,7 +45,6 @@ class _Process:
 
     is_online_broken: bool = False  # no further run tries the server
     is_upload_broken: bool = False  # no further finish waits for it
-    has_key: bool | None = None  # None: not checked yet
     live: set[str] = field(default_factory=set)  # ids of unfinished runs
 
 
@@ -80,15 +79,17 @@ class WandbSink(Sink):
             return
         self._outputs.mkdir(parents=True, exist_ok=True)
         _set_up(self._outputs, mode)
+        opened = None
         if mode == "online" and _has_key(is_required=self._config.mode is TrackingMode.online):
-            self._run = self._init_online(run)
-        self._is_online = self._run is not None
-        if self._run is None:
-            self._run = self._init_offline(run)
-        _PROCESS.live.add(self._run.id)
-        self._folder, self._url = Path(self._run.dir).parent, self._run.url
-        self._run.define_metric("global_step")
-        self._run.define_metric("*", step_metric="global_step")
+            opened = self._init_online(run)
+        self._is_online = opened is not None
+        if opened is None:
+            opened = self._init_offline(run)
+        self._run = opened
+        _PROCESS.live.add(opened.id)
+        self._folder, self._url = Path(opened.dir).parent, opened.url
+        opened.define_metric("global_step")
+        opened.define_metric("*", step_metric="global_step")
 
     def record(self, record: Record) -> None:
         """Queue one row for wandb's service process; takes 0.1 to 0.5 ms."""
@@ -160,8 +161,7 @@ class WandbSink(Sink):
         except Exception:
             # Either a failed online attempt holds the id, or wandb's service process has died.
             _restart_service(self._outputs)
-            run_id = f"{run.id}-offline" if _PROCESS.live else run.id
-            return self._init(run, "offline", run_id)
+            return self._init(run, "offline", run.id + ("-offline" if _PROCESS.live else ""))
 
     def _init(self, run: RunInfo, mode: str, run_id: str) -> wandb.Run:
         """Open a W&B run; delete a failed attempt's folder, which `wandb sync` would upload."""
@@ -215,8 +215,8 @@ def _settings(config: TrackingConfig) -> wandb.Settings:
 
 def _run_folders(outputs: Path, run_id: str) -> set[Path]:
     """Return this run's folders, without those of runs whose id only ends the same."""
-    name = re.compile(rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(run_id)}")
-    return {path for path in (outputs / "wandb").glob("*run-*") if name.fullmatch(path.name)}
+    names = (f"{kind}-????????_??????-{run_id}" for kind in ("run", "offline-run"))
+    return {path for name in names for path in (outputs / "wandb").glob(name)}
 
 
 def _choose_mode(requested: TrackingMode) -> str:
@@ -239,18 +239,17 @@ def _set_up(outputs: Path, mode: str) -> None:
     wandb.setup(settings)
 
 
+@functools.cache
 def _has_key(*, is_required: bool) -> bool:
     """Return whether this machine has a W&B key; neither prompts nor uses the network."""
-    if _PROCESS.has_key is None:
-        import wandb
+    import wandb
 
-        _PROCESS.has_key = False
-        with contextlib.suppress(Exception):
-            _PROCESS.has_key = wandb.login(prompt=False, verify=False)
-        if not _PROCESS.has_key:
-            level = logging.WARNING if is_required else logging.INFO
-            _LOG.log(level, "no W&B key (WANDB_API_KEY or `wandb login`): tracking offline")
-    return _PROCESS.has_key
+    with contextlib.suppress(Exception):
+        if wandb.login(prompt=False, verify=False):
+            return True
+    level = logging.WARNING if is_required else logging.INFO
+    _LOG.log(level, "no W&B key (WANDB_API_KEY or `wandb login`): tracking offline")
+    return False
 
 
 def _restart_service(outputs: Path) -> None:

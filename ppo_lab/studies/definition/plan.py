@@ -167,7 +167,7 @@ def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
     when = {key: condition for key, condition in study.conditions.items() if key in texts}
     replace(study, space=texts).check()
 
-    base = BaseRun(Composer(loader, command, fixed))
+    base = BaseRun(Composer(loader, command), fixed)
     space = read_space(texts, when, base)
     name = study.name if study.name != "auto" else _auto_name(command, fixed)
     folder = _STUDIES / name
