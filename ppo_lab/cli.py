@@ -55,7 +55,8 @@ def job(cfg: DictConfig) -> float | None:
         group=folder.parent.name if is_grid else None,
     )
     if not is_grid:
-        _show_run(summary)
+        Console().print(summary_panel(summary))
+        _print_lines(places(summary))
         if summary["status"] == Status.out_of_memory.value:
             sys.exit(EXIT_OUT_OF_MEMORY)
         _exit_unless_finished([summary], num_jobs=1)
@@ -132,20 +133,18 @@ def _check_budgets(configs: Sequence[Config]) -> None:
     if excess is None or any(over_budget(config) is None for config in configs[1:]):
         return
     message = excess.message()
-    if (num_others := len(configs) - 1) > 0:
-        message += f"\nthe first of {num_others + 1} jobs; none of the others fits either"
+    if len(configs) > 1:
+        message += f"\nthe first of {len(configs)} jobs; none of the others fits either"
     _refuse(message)
 
 
 def _show_forecasts(jobs: Sequence[tuple[Job, Config]]) -> None:
     """Print the forecasts of the jobs. Creates nothing."""
-    config = jobs[0][1]
+    first, config = jobs[0]
     if config.forecast_format is ForecastFormat.json:
         print(forecast_json(jobs))  # noqa: T201 - the command's output
-    elif jobs[0][0].is_multirun:
-        Console().print(forecasts_table(jobs))
     else:
-        Console().print(forecast_table(config))
+        Console().print(forecasts_table(jobs) if first.is_multirun else forecast_table(config))
 
 
 def _refuse(message: str) -> NoReturn:
@@ -153,10 +152,9 @@ def _refuse(message: str) -> NoReturn:
     sys.exit(EXIT_REFUSED)
 
 
-def _show_run(summary: Mapping[str, Any]) -> None:
-    console = Console()
-    console.print(summary_panel(summary))
-    console.print(places(summary), soft_wrap=True, highlight=False, markup=False)
+def _print_lines(lines: str, style: str = "") -> None:
+    if lines:
+        Console().print(lines, style=style, soft_wrap=True, highlight=False, markup=False)
 
 
 def _show_grid() -> list[dict[str, Any]] | None:
@@ -165,17 +163,14 @@ def _show_grid() -> list[dict[str, Any]] | None:
     if folder is None:
         return None
     summaries = grid_summaries(folder)
-    console = Console()
-    console.print(grid_table(summaries))
-    for lines, style in ((reasons(summaries), "red"), (places({"folder": folder.resolve()}), "")):
-        if lines:
-            console.print(lines, style=style, soft_wrap=True, highlight=False, markup=False)
+    Console().print(grid_table(summaries))
+    _print_lines(reasons(summaries), "red")
+    _print_lines(places({"folder": folder.resolve()}))
     return summaries
 
 
 def _exit_unless_finished(summaries: Sequence[Mapping[str, Any]], num_jobs: int) -> None:
-    num_finished = sum(summary["status"] == Status.finished.value for summary in summaries)
-    if num_finished < num_jobs:
+    if sum(summary["status"] == Status.finished.value for summary in summaries) < num_jobs:
         sys.exit(EXIT_FAILED)
 
 

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,12 +36,12 @@ def evaluate(
     deterministic: bool,
     max_steps: int,
 ) -> list[float]:
-    """Run a policy for whole episodes, one environment per episode, all stepped together.
+    """Run a policy for whole episodes, all stepped together.
 
     Args:
-        policy: A policy from ``load_policy``; it normalises observations itself.
+        policy: From ``load_policy``; it normalises observations itself.
         env_config: The environment it was trained in.
-        num_episodes: Number of episodes.
+        num_episodes: One environment each.
         seed: Seed of the episodes' initial states and, unless deterministic, of the actions.
         deterministic: Take the most likely action instead of sampling.
         max_steps: Longest episode allowed.
@@ -75,9 +76,8 @@ def evaluate(
             break
     env.close()
     if running := int(is_running.sum()):
-        raise TimeoutError(
-            f"{running} of {num_episodes} episodes did not end within {max_steps} steps"
-        )
+        left = f"{running} of {num_episodes} episodes"
+        raise TimeoutError(f"{left} did not end within {max_steps} steps")
     return returns.tolist()
 
 
@@ -93,9 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         policy = load_policy(parsed.run)
+        saved = OmegaConf.load(parsed.run / ".hydra" / "config.yaml")
+        env: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EnvConfig), saved.env))
         returns = evaluate(
             policy,
-            _env_config(parsed.run),
+            env,
             num_episodes=parsed.episodes,
             seed=parsed.seed,
             deterministic=not parsed.stochastic,
@@ -109,21 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = {"eval_return": mean, "eval_return_std": deviation, "returns": returns}
         sys.stdout.write(json.dumps(result) + "\n")
     else:
-        Console().print(
-            f"eval_return {mean:,.1f} ± {deviation:,.1f} "
-            f"over {len(returns)} episodes of {policy.env_id} "
-            f"({min(returns):,.1f} to {max(returns):,.1f})",
-            soft_wrap=True,
-        )
+        span = f"({min(returns):,.1f} to {max(returns):,.1f})"
+        over = f"over {len(returns)} episodes of {policy.env_id} {span}"
+        Console().print(f"eval_return {mean:,.1f} ± {deviation:,.1f} {over}", soft_wrap=True)
     return 0
-
-
-def _env_config(run: Path) -> EnvConfig:
-    """Return the environment that ``run`` was trained in."""
-    saved = OmegaConf.load(run / ".hydra" / "config.yaml")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EnvConfig), saved.env))
-    assert isinstance(config, EnvConfig)
-    return config
 
 
 def _positive(text: str) -> int:

@@ -7,8 +7,9 @@ for their mean. Reads only the runs' own files; needs no account and no network.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,37 +31,32 @@ _NUM_POINTS = 200  # of a setting's mean curve
 class Curve:
     """One run's return over its environment steps."""
 
-    setting: str
-    """The overrides that distinguish the run from the others, except its seed."""
+    setting: str  # the overrides that distinguish the run from the others, except its seed
     steps: NDArray[np.float64]
-    returns: NDArray[np.float64]
-    """Mean of the last 100 episodes, in the environment's own units."""
+    returns: NDArray[np.float64]  # mean of the last 100 episodes, in the environment's own units
     env: str
 
 
 def find_curves(folders: Sequence[Path]) -> list[Curve]:
-    """Read the return curves of all runs in or below some folders.
+    """Return the return curve of each run in or below ``folders`` in which an episode ended.
 
-    Args:
-        folders: Folders of runs, of grids, or of any of these.
-
-    Returns:
-        One curve per run in which an episode ended, sorted by setting; numbers in settings sort by
-        value. Runs with an unreadable summary are skipped with a message.
+    Curves are sorted by setting, numbers in it by value. Runs with an unreadable summary are
+    skipped with a message.
 
     Raises:
         FileNotFoundError: The folders contain no run.
     """
-    found = [
-        path
-        for folder in folders
-        for path in sorted(folder.rglob(SUMMARY_FILE), key=lambda path: _natural(str(path)))
-    ]
-    if not found:
+    summaries: dict[Path, dict[str, Any]] = {}
+    found = [sorted(folder.rglob(SUMMARY_FILE), key=_natural) for folder in folders]
+    if not any(found):
         raise FileNotFoundError(f"no {SUMMARY_FILE} in or below {', '.join(map(str, folders))}")
-    summaries = {path: summary for path in found if (summary := _read(path)) is not None}
-    settings = [_settings(summary) for summary in summaries.values()]
-    varying = varying_keys(settings)
+    for path in itertools.chain(*found):
+        try:
+            summaries[path] = read_summary(path)
+        except ValueError as error:
+            sys.stderr.write(f"ppo_lab.report: skipped {path}: {error}\n")
+    settings = [override_values(summary) for summary in summaries.values()]
+    varying = [key for key in varying_keys(settings) if key != "seed"]
     curves = []
     for (path, summary), values in zip(summaries.items(), settings):
         rows = [row for row in read_metrics(path.parent / METRICS_FILE) if _RETURN in row]
@@ -96,7 +92,7 @@ def draw_returns(curves: Sequence[Curve], output: Path) -> None:
     axes.set_title(f"{', '.join(sorted({c.env for c in curves}))}: {counts} seeds a setting")
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return, mean of the last 100 episodes")
-    axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(_thousands))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     axes.legend(title="final return, mean ± sd", frameon=False, loc="best")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.2)
@@ -107,9 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Plot the runs named on the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ppo_lab.report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="folders of runs or grids")
-    parser.add_argument(
-        "-o", "--output", type=Path, help="image file; default returns.png in the first folder"
-    )
+    where = "image file; default returns.png in the first folder"
+    parser.add_argument("-o", "--output", type=Path, help=where)
     parsed = parser.parse_args(arguments)
     output = parsed.output or parsed.folders[0] / "returns.png"
     try:
@@ -139,33 +134,15 @@ def _mean_curve(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[n
     return steps, np.mean([np.interp(steps, c.steps, c.returns) for c in curves], axis=0)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return a run's summary, or None after a message if it cannot be parsed."""
-    try:
-        return read_summary(path)
-    except ValueError as error:
-        sys.stderr.write(f"ppo_lab.report: skipped {path}: {error}\n")
-        return None
-
-
-def _settings(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Return a run's overrides by key, without its seed."""
-    return {key: value for key, value in override_values(summary).items() if key != "seed"}
-
-
-def _natural(text: str) -> list[tuple[int, float, str]]:
+def _natural(text: object) -> list[tuple[int, float, str]]:
     """Return a sort key that orders numbers by value and before words."""
     key = []
-    for word in text.replace("/", " ").replace(",", " ").split():
+    for word in str(text).replace("/", " ").replace(",", " ").split():
         try:
             key.append((0, float(word), ""))
         except ValueError:
             key.append((1, 0.0, word))
     return key
-
-
-def _thousands(value: float, position: int) -> str:  # noqa: ARG001 - matplotlib's signature
-    return f"{value / 1000:g}k"
 
 
 if __name__ == "__main__":

@@ -59,7 +59,17 @@ ConfigStore.instance().store("stacked", _NODE, group="hydra/launcher", provider=
 
 
 class GridSweeper(basic_sweeper.BasicSweeper):
-    """Hydra's own sweeper, which would compose every job once more (0.13 s each) to check it."""
+    """Hydra's own sweeper, which reads each combination of config files once, not once per job."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Give the launcher a loader that composes a job in 10 ms; Hydra's takes 0.15 s."""
+        from ppo_lab.config.compose import GridLoader
+
+        loader = GridLoader(hydra_context.config_loader, config)
+        context = HydraContext(loader, hydra_context.callbacks)
+        super().setup(hydra_context=context, task_function=task_function, config=config)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Accept the batch: ``config.compose.check_jobs`` has composed and checked all jobs."""

@@ -6,13 +6,14 @@ checked here first, with Hydra's own loader.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
@@ -32,17 +33,17 @@ from ppo_lab.networks import NETWORKS
 from ppo_lab.utils.errors import ConfigError, closest_match
 from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
 
-__all__ = ["Composer", "Job", "check_jobs", "known_keys", "load", "parse", "register"]
+__all__ = [
+    "Composer", "GridLoader", "Job", "check_jobs", "known_keys", "load", "parse", "register",
+]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One run of a command."""
 
     overrides: tuple[str, ...]
     config: Config
-    is_multirun: bool
-    """Whether the command is a grid: by -m, by ``sweep=``, or by ``hydra.mode`` in a file."""
+    is_multirun: bool  # whether the command is a grid: by -m, ``sweep=``, or a file's hydra.mode
 
 
 @functools.cache
@@ -53,15 +54,12 @@ def _unused_dir(path: str) -> str:
     Hydra resolves it again for every job of a grid.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    candidate, number = path, 1
-    while True:
-        try:
+    for number in itertools.count(1):
+        candidate = path if number == 1 else f"{path}-{number}"
+        with contextlib.suppress(FileExistsError):
             Path(candidate).mkdir()
-        except FileExistsError:
-            number += 1
-            candidate = f"{path}-{number}"
-        else:
-            return candidate
+            break
+    return candidate
 
 
 def register() -> None:
@@ -71,7 +69,10 @@ def register() -> None:
     ConfigStore.__deepcopy__ = _itself  # type: ignore[attr-defined]
     store = ConfigStore.instance()
     store.store(name="schema", node=CommandConfig)
-    store.store(group="study", name="schema", node=_study_schema())
+    study: DictConfig = OmegaConf.structured(StudyConfig)
+    for key in ("space", "conditions", "sampler", "pruner"):
+        OmegaConf.set_struct(study[key], False)  # free dictionaries: new keys need no +
+    store.store(group="study", name="schema", node=study)
     for name, network in NETWORKS.items():
         store.store(group="network/schema", name=name, node=network)
     for name, strategy in {AutoMemory.name: AutoMemory, **STRATEGIES}.items():
@@ -84,14 +85,6 @@ def _itself(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:  # noqa: A
     return store
 
 
-def _study_schema() -> DictConfig:
-    """Return the schema of ``study``, with free keys (no + needed) in its dictionaries."""
-    schema: DictConfig = OmegaConf.structured(StudyConfig)
-    for key in ("space", "conditions", "sampler", "pruner"):
-        OmegaConf.set_struct(schema[key], False)
-    return schema
-
-
 def _register_sweeps(folder: Path) -> None:
     """Register every YAML file of ``folder`` as an option of ``sweep=``, at the top level."""
     for path in sorted(folder.glob("*.yaml")):
@@ -100,16 +93,11 @@ def _register_sweeps(folder: Path) -> None:
 
 
 def load(cfg: DictConfig) -> Config:
-    """Return the checked ``Config`` of a composed run.
-
-    Raises:
-        ConfigError: a key is unknown or a value cannot be used.
-    """
+    """Return the ``Config`` of a composed run; raise ``ConfigError`` if it cannot be used."""
     _refuse_unknown_keys(cfg)
     fields = [field.name for field in dataclasses.fields(Config)]
-    values = OmegaConf.to_object(OmegaConf.masked_copy(cfg, fields))  # without the study
-    assert isinstance(values, dict)
-    config = Config(**{str(name): value for name, value in values.items()})
+    values: Any = OmegaConf.to_object(OmegaConf.masked_copy(cfg, fields))  # without the study
+    config = Config(**values)
     config.check_env()
     return config
 
@@ -129,13 +117,11 @@ def check_jobs(
         is_multirun: Whether ``-m`` was given.
         config_dir: Folder with more configs, searched beside ``conf/``.
         config_name: Primary config, ``config`` by default.
-        check_study: Called in place of composing jobs if the command is a study, which samples its
-            runs later; given the composed command and the loader.
+        check_study: Called in place of composing jobs if the command is a study.
 
     Raises:
         ConfigError: a value cannot be used.
-        HydraException, OmegaConfBaseException: Hydra could not compose; see
-            ``error_messages.explain``.
+        HydraException, OmegaConfBaseException: Hydra could not compose.
     """
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -158,7 +144,10 @@ def check_jobs(
         if command.study is not None and check_study is not None:
             check_study(command, loader)
             return []
-        _check_launcher(command.hydra.launcher)
+        launcher = command.hydra.launcher
+        if str(launcher.get("_target_")).startswith("hydra_plugins.ppo_lab_launcher."):
+            for key in ("num_workers", "max_lanes"):
+                check_whole(f"hydra.launcher.{key}", launcher[key], auto=True)
         is_grid = (
             is_multirun
             or command.hydra.mode is RunMode.MULTIRUN
@@ -182,13 +171,6 @@ def _compose_command(name: str, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def _check_launcher(options: DictConfig) -> None:
-    """Raise ``ConfigError`` for an option that ``hydra/launcher=stacked`` cannot use."""
-    if str(options.get("_target_")).startswith("hydra_plugins.ppo_lab_launcher."):
-        for key in ("num_workers", "max_lanes"):
-            check_whole(f"hydra.launcher.{key}", options[key], auto=True)
-
-
 def _expand(command: DictConfig, overrides: Sequence[str]) -> list[tuple[str, ...]]:
     """Return each job's overrides, as Hydra's own sweeper expands them."""
     params = OmegaConf.select(command, "hydra.sweeper.params") or {}
@@ -203,9 +185,7 @@ def _expand(command: DictConfig, overrides: Sequence[str]) -> list[tuple[str, ..
 def known_keys() -> frozenset[str]:
     """Return every key of the default config, dotted."""
     with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-        cfg = compose("config")
-    values = OmegaConf.to_container(cfg)
-    assert isinstance(values, dict)
+        values: Any = OmegaConf.to_container(compose("config"))
     return frozenset(nested_keys(values))
 
 
@@ -231,15 +211,10 @@ class Composer:
     Reading files takes Hydra 0.15 s or more; values are set on a copy, in some 5 ms.
     """
 
-    def __init__(
-        self, loader: ConfigLoader, command: DictConfig, fixed: Sequence[str] = ()
-    ) -> None:
-        """Compose with ``loader`` from what it made of the ``command``.
-
-        ``fixed`` overrides hold for every job; those of ``hydra`` are the command's own.
-        """
+    def __init__(self, loader: ConfigLoader, command: DictConfig) -> None:
+        """Compose jobs of the ``command`` with ``loader``; Hydra's own keys are the command's."""
         assert isinstance(loader, ConfigLoaderImpl)
-        self._loader, self._command, self._fixed = loader, command, list(fixed)
+        self._loader, self._command = loader, command
         self._composed: dict[tuple[str, ...], DictConfig] = {}
         self._runs: dict[tuple[str, ...], DictConfig] = {}
 
@@ -248,7 +223,15 @@ class Composer:
         files, values = self._split(overrides)
         cfg = copy.deepcopy(self._read(files))
         ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
-        _note_overrides(cfg, [parse(text) for text in [*self._fixed, *overrides]])
+        task = [parsed for parsed in map(parse, overrides) if not parsed.is_hydra_override()]
+        cfg.hydra.overrides.task = [override.input_line for override in task]
+        naming = cfg.hydra.job.config.override_dirname
+        cfg.hydra.job.override_dirname = get_overrides_dirname(
+            overrides=task,
+            kv_sep=naming.kv_sep,
+            item_sep=naming.item_sep,
+            exclude_keys=naming.exclude_keys,
+        )
         return cfg
 
     def run(self, overrides: Sequence[str] = ()) -> DictConfig:
@@ -269,26 +252,44 @@ class Composer:
 
     def _read(self, files: tuple[str, ...]) -> DictConfig:
         if files not in self._composed:
-            self._composed[files] = self._loader.load_sweep_config(
-                self._command, [*self._fixed, *files]
-            )
+            self._composed[files] = self._loader.load_sweep_config(self._command, [*files])
         return self._composed[files]
 
     def _split(self, overrides: Sequence[str]) -> tuple[tuple[str, ...], list[Override]]:
         """Return the overrides that choose files or add keys, and those that set a value."""
-        parsed = [
-            override for text in overrides if not (override := parse(text)).is_hydra_override()
-        ]
-        values = [override for override in parsed if self._is_value(override)]
-        return tuple(_line_of(override) for override in parsed if override not in values), values
+        values, files = [], []
+        for override in map(parse, overrides):
+            if self._is_value(override):
+                values.append(override)
+            elif not override.is_hydra_override():
+                files.append(str(override.input_line))
+        return tuple(files), values
 
     def _is_value(self, override: Override) -> bool:
         return (
             override.type is OverrideType.CHANGE
+            and not override.is_hydra_override()
             and override.package is None
             and not override.is_sweep_override()
             and not self._loader.repository.group_exists(override.key_or_group)
         )
+
+
+class GridLoader(ConfigLoaderImpl):
+    """Hydra's loader, except that the jobs of a grid are composed by one ``Composer``."""
+
+    def __init__(self, loader: ConfigLoader, command: DictConfig) -> None:
+        """Compose jobs of ``command`` from what ``loader`` reads."""
+        super().__init__(loader.get_search_path())
+        self._composer = Composer(loader, command)
+
+    def load_sweep_config(
+        self, master_config: DictConfig, sweep_overrides: list[str]
+    ) -> DictConfig:
+        """Return a job of the command; called by launchers just before it runs."""
+        if any(parse(override).is_hydra_override() for override in sweep_overrides):
+            return super().load_sweep_config(master_config, sweep_overrides)
+        return self._composer.job(sweep_overrides)
 
 
 @functools.lru_cache(maxsize=1024)  # 2 ms each, and the jobs of a grid or study repeat them
@@ -300,22 +301,3 @@ def parse(override: str) -> Override:
     """
     (parsed,) = OverridesParser.create().parse_overrides(overrides=[override])
     return parsed
-
-
-def _line_of(override: Override) -> str:
-    """Return ``override`` as it was typed."""
-    assert override.input_line is not None
-    return override.input_line
-
-
-def _note_overrides(cfg: DictConfig, parsed: Sequence[Override]) -> None:
-    """List ``parsed`` in Hydra's own part of a config."""
-    ours = [override for override in parsed if not override.is_hydra_override()]
-    naming = cfg.hydra.job.config.override_dirname
-    cfg.hydra.overrides.task = [_line_of(override) for override in ours]
-    cfg.hydra.job.override_dirname = get_overrides_dirname(
-        overrides=ours,
-        kv_sep=naming.kv_sep,
-        item_sep=naming.item_sep,
-        exclude_keys=naming.exclude_keys,
-    )

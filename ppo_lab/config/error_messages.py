@@ -29,6 +29,8 @@ _EXPECTED = (
     (r"Invalid value assigned: .* is not a ListConfig", "must be a list, such as [256,256]"),
 )
 
+_NO_VALUE = "write key=value, such as epsilon=0.1"
+_GRID = "several values make a grid; add -m to run it"
 _IN_FILE = re.compile(r"In '([^']+)': \w+ raised .*\s+Key '([^']+)'.*\s+full_key: (\S+)")
 
 
@@ -56,7 +58,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         return _by_message(_first_line(error), overrides)
     for override in overrides:
         if override.startswith("="):  # Hydra's parser fails on it with a bare ValueError
-            return _line(override, "names no key; write key=value, such as epsilon=0.1")
+            return _line(override, f"names no key; {_NO_VALUE}")
     return None
 
 
@@ -70,10 +72,8 @@ def _first_line(error: BaseException) -> str:
 
 def _typed(key: str, overrides: Sequence[str]) -> str | None:
     """Return the override that sets ``key``, as it was typed; None for several values or none."""
-    for override in reversed(overrides):
-        if override.lstrip("+~").partition("=")[0] == key and "," not in override:
-            return override
-    return None
+    typed = [o for o in overrides if o.lstrip("+~").partition("=")[0] == key and "," not in o]
+    return typed[-1] if typed else None
 
 
 def _unknown_option(missing: str, options: Sequence[str]) -> str:
@@ -100,23 +100,20 @@ def _bad_override(
         key = str(cause.full_key)
         return _line(_typed(key, overrides) or f"{key}={cause.value}", reason)
     named = re.search(r"Could not override '([^']+)'", str(error))
-    key = named.group(1) if named else str(cause.full_key)
+    key = named[1] if named else str(cause.full_key)
     return _line(_typed(key, overrides) or key, _unknown_key(key))
 
 
 def _unknown_key(key: str) -> str:
     if key.startswith("env.kwargs"):
         return f"arguments of gymnasium.make are added with a +: +{key}=..."
-    group, _, option = key.rpartition(".")
-    owners = [
-        name
+    options = {
+        name: {f"memory.{field.name}" for field in dataclasses.fields(strategy)}
         for name, strategy in STRATEGIES.items()
-        if group == "memory" and option in {f.name for f in dataclasses.fields(strategy)}
-    ]
-    if owners:
-        return f"{option} is an option of memory={' or '.join(owners)} alone"
-    options = {f"memory.{f.name}" for s in STRATEGIES.values() for f in dataclasses.fields(s)}
-    keys = known_keys() | options
+    }
+    if owners := [name for name, own in options.items() if key in own]:
+        return f"{key.partition('.')[2]} is an option of memory={' or '.join(owners)} alone"
+    keys = known_keys().union(*options.values())
     as_deep = [other for other in keys if other.count(".") == key.count(".")]
     close = closest_match(key, as_deep) or closest_match(key, keys)
     return "there is no such key" + (f"; did you mean {close}?" if close else "")
@@ -124,7 +121,7 @@ def _unknown_key(key: str) -> str:
 
 def _by_message(message: str, overrides: Sequence[str]) -> str:
     if named := re.search(r"Ambiguous value for argument '(.*)'", message):
-        return _line(named.group(1), "several values make a grid; add -m to run it")
+        return _line(named[1], _GRID)
     if interval := next((o for o in overrides if "interval(" in o), None):
         if "none" in interval.lower():
             return _line(interval, "an interval cannot hold none; write choice(0.1, 0.2, none)")
@@ -132,14 +129,12 @@ def _by_message(message: str, overrides: Sequence[str]) -> str:
             allowed = "an interval belongs to a study: add study=default; a grid takes a list"
             return _line(interval, allowed)
     if named := re.search(r"Could not append to config. An item is already at '(.*)'", message):
-        key = named.group(1)
-        return _line(f"+{key}", f"the key exists; write {key}=... without the +")
+        return _line(f"+{named[1]}", f"the key exists; write {named[1]}=... without the +")
     if "requires --multirun" in message:
-        return _line(" ".join(overrides), "several values make a grid; add -m to run it")
+        return _line(" ".join(overrides), _GRID)
     if named := re.search(r"Error parsing override '(.*)'", message):
-        if "=" not in named.group(1):
-            return _line(named.group(1), "write key=value, such as epsilon=0.1")
-        return _line(named.group(1), "cannot be read; quote values that hold brackets or commas")
+        allowed = "cannot be read; quote values that hold brackets or commas"
+        return _line(named[1], allowed if "=" in named[1] else _NO_VALUE)
     if "no viable alternative" in message or "mismatched input" in message:
         return _line(" ".join(overrides), f"cannot be read, {message}; quote unusual values")
     return _line(" ".join(overrides), message)

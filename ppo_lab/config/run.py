@@ -1,14 +1,12 @@
 """The checked configuration of one run.
 
-Every parameter's type, default, unit and meaning is defined here, once; YAML holds choices and
-named sets of values. ``none`` turns a number off. ``Config`` checks itself on construction, so the
-trainer needs no checks.
+Every parameter's type, default, unit and meaning is defined here, once; ``none`` turns a number
+off. ``Config`` checks itself on construction, so the trainer needs no checks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -59,23 +57,20 @@ class Config:
     """Environment steps, rounded down to whole iterations."""
 
     epsilon: Any = 0.2
-    """Half-width of the clip: the policy has no incentive to move the probability ratio outside
-    [1 - epsilon, 1 + epsilon]. 0.1 to 0.3 is usual; larger learns faster but is less stable;
-    ``none`` does not clip."""
+    """Half-width of the clip of the probability ratio to [1 - epsilon, 1 + epsilon]. 0.1 to 0.3 is
+    usual; larger learns faster but is less stable; none does not clip."""
     epsilon_high: Any = None
-    """Upper half-width, if different from epsilon (clip-higher, arXiv:2503.14476: 0.28 with epsilon
-    0.2); none for a symmetric clip."""
+    """Upper half-width, if different (clip-higher, arXiv:2503.14476: 0.28 with epsilon 0.2)."""
     epsilon_schedule: Schedule = Schedule.constant
     """linear anneals epsilon to 0 over the run, as in PPO's Atari settings."""
     dual_clip: Any = None
     """Dual clip c > 1: bounds the objective of actions with negative advantage A below by c * A
     (arXiv:1912.09729, c = 3); none for PPO's own objective."""
     value_epsilon: Any = None
-    """Half-width of the clip of the value loss; none (off) performs better (arXiv:2006.05990). A
-    key of its own, so that a sweep of epsilon does not change it."""
+    """Half-width of the clip of the value loss; none (off) performs better (arXiv:2006.05990)."""
     target_kl: Any = None
-    """KL limit in nats: an update ends early once the k3 estimate of a minibatch exceeds 1.5 times
-    this. 0.01 to 0.03 is usual; none never stops."""
+    """KL limit in nats: an update ends once the k3 estimate of a minibatch exceeds 1.5 times this.
+    0.01 to 0.03 is usual; none never stops."""
 
     lr: float = 3e-4
     """Adam's learning rate, 1e-4 to 1e-3; larger needs a smaller epsilon or fewer epochs."""
@@ -86,7 +81,7 @@ class Config:
     max_grad_norm: Any = 0.5
     """Limit of the global gradient norm, over actor and critic together; none does not clip."""
     separate_grad_clip: bool = False
-    """Clip the gradients of actor and critic separately, so that a large value loss does not shrink
+    """Clip the gradients of actor and critic separately: a large value loss then does not shrink
     the policy's step. Always so with memory=parked, which never holds both gradients."""
 
     gamma: float = 0.99
@@ -94,8 +89,8 @@ class Config:
     gae_lambda: float = 0.95
     """GAE's lambda, in [0, 1]: 0 is one-step TD (more bias), 1 Monte Carlo (more variance)."""
     bootstrap_truncated: bool = True
-    """Bootstrap from the value of the last observation when a time limit ends an episode; false
-    treats a time limit as a termination, as many older implementations do."""
+    """Bootstrap from the last observation's value when a time limit ends an episode; false treats
+    a time limit as a termination."""
 
     num_envs: int = 8
     """Environments stepped in parallel."""
@@ -117,8 +112,8 @@ class Config:
     dtype: Dtype = Dtype.float32
     """bfloat16 runs the networks under autocast, with float32 weights."""
     matmul_precision: MatmulPrecision = MatmulPrecision.highest
-    """Precision of float32 matrix products on CUDA: high allows TF32 (10 bits of mantissa in place
-    of 23), which pays off for wide layers; medium allows bfloat16 (7 bits)."""
+    """Precision of float32 matrix products on CUDA: high allows TF32 (10 bits of mantissa, not 23),
+    which pays off for wide layers; medium allows bfloat16 (7 bits)."""
     vram_budget_gib: Any = "auto"
     """Refuse a run whose forecast device memory exceeds this, before it starts. auto: the card's
     free memory, no limit on the CPU; none: no limit."""
@@ -132,9 +127,8 @@ class Config:
     """Count memory by category in the first iteration and profile a short window after warm-up."""
     compile: Compile = Compile.auto
     """Run an iteration as compiled programs, about four times as fast for small networks on the
-    CPU. The first run of a kind compiles for about a minute; later runs load the programs from
-    ~/.cache/ppo_lab. auto: on the CPU from 1 million environment steps, 6 million for runs that
-    share a stack. On CUDA programs are CUDA graphs, which only always uses, until measured."""
+    CPU. The first run of a kind compiles for a minute; later runs load ~/.cache/ppo_lab. auto: on
+    the CPU from 1 million environment steps, 6 million in a stack. On CUDA (CUDA graphs) never."""
     num_threads: Any = "auto"
     """CPU threads of torch. auto: 1 where a gradient step is small (more are then slower, by far
     beside another busy process), else all cores that this process may use."""
@@ -176,10 +170,11 @@ class Config:
 
     def _check_sizes(self) -> None:
         if self.num_rows % self.num_minibatches:
-            allowed = (
-                f"must divide num_envs * num_steps = {self.num_envs} * {self.num_steps} "
-                f"= {self.num_rows}; nearest that does: {self._nearest_divisor()}"
-            )
+            near = min(self.num_minibatches, self.num_rows)
+            outwards = (number for off in range(near) for number in (near - off, near + off))
+            nearest = next(number for number in outwards if self.num_rows % number == 0)
+            product = f"{self.num_envs} * {self.num_steps} = {self.num_rows}"
+            allowed = f"must divide num_envs * num_steps = {product}; nearest that does: {nearest}"
             raise ConfigError("num_minibatches", self.num_minibatches, allowed)
         if self.total_steps < self.num_rows:
             allowed = f"must be at least one rollout, num_envs * num_steps = {self.num_rows}"
@@ -192,15 +187,8 @@ class Config:
         """Refuse keys that look like credentials: the config is written to files and to W&B."""
         for key in nested_keys(self.env.kwargs):
             if re.search(r"(?i)(api_?key|token|secret|password)$", key):
-                allowed = (
-                    "looks like a secret, and configs are saved as plain text; use the environment"
-                )
-                raise ConfigError(f"env.kwargs.{key}", REDACTED, allowed)
-
-    def _nearest_divisor(self) -> int:
-        small = [d for d in range(1, math.isqrt(self.num_rows) + 1) if self.num_rows % d == 0]
-        divisors = {*small, *(self.num_rows // d for d in small)}
-        return min(divisors, key=lambda d: abs(d - self.num_minibatches))
+                why = "looks like a secret, and configs are saved as plain text"
+                raise ConfigError(f"env.kwargs.{key}", REDACTED, f"{why}; use the environment")
 
     def check_env(self) -> EnvSpec:
         """Return the environment's spaces; raise ``ConfigError`` if it cannot be used."""
@@ -282,8 +270,7 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Return the config as nested JSON values, for trackers.
 
-        ``clipped`` is whether there is an ``epsilon``; where there is none the key is absent, so
-        that runs can be filtered and plotted by it.
+        Without an ``epsilon`` the key is absent and ``clipped`` false, to filter and plot runs by.
         """
         values: dict[str, Any] = to_jsonable(dataclasses.asdict(self))
         place = self.memory.optimizer_place.value
@@ -298,15 +285,18 @@ class Config:
         """Return the number of CPU threads.
 
         On an idle machine a second thread is 1.6 to 2 times as fast from about 0.5 GFLOP per
-        gradient step. Beside one busy process it is 3 to 30 times slower below 2 GFLOP, and about
-        2 times above (benchmarks/results/threads.md). So auto is 1 below 2 GFLOP.
+        gradient step; beside a busy process it is 3 to 30 times slower below 2 GFLOP, and about 2
+        times above (benchmarks/results/threads.md). So auto is 1 below 2 GFLOP.
         """
         if self.num_threads != "auto":
             return int(self.num_threads)
         num_trunks = 1 if self.memory.shares_trunk else 2
         parameters = num_trunks * self.network.num_trunk_parameters(spec.observation_size)
         flop = 6 * parameters * self.num_rows / self.num_minibatches
-        return 1 if flop < 2e9 else _usable_cores()
+        if flop < 2e9:
+            return 1
+        has_affinity = hasattr(os, "sched_getaffinity")  # the cores that this process may use
+        return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def check_whole(key: str, value: object, *, at_least: int = 1, auto: bool = False) -> None:
@@ -324,10 +314,3 @@ def nested_keys(values: Mapping[Any, Any]) -> Iterator[str]:
         yield str(key)
         if isinstance(value, dict):
             yield from (f"{key}.{below}" for below in nested_keys(value))
-
-
-def _usable_cores() -> int:
-    """Return the cores that this process may use, or all cores where the system does not say."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -12,15 +12,9 @@ from ppo_lab.config.run import Config, check_whole
 from ppo_lab.utils.errors import ConfigError
 
 __all__ = [
-    "RENAMED_KEYS",
-    "STORAGE_VARIABLE",
-    "Aggregate",
-    "CommandConfig",
-    "ConfirmConfig",
-    "Executor",
-    "StudyConfig",
-    "renamed",
-]
+    "RENAMED_KEYS", "STORAGE_VARIABLE", "Aggregate", "CommandConfig", "ConfirmConfig", "Executor",
+    "StudyConfig", "renamed",
+]  # fmt: skip
 
 STORAGE_VARIABLE = "PPO_LAB_STORAGE"
 """Environment variable for ``study.storage``, which keeps passwords off the command line."""
@@ -68,10 +62,10 @@ class StudyConfig:
     num_trials: int = 50
     """Total trials, over all machines and restarts; the same command resumes up to this number."""
     executor: Executor = Executor.processes
-    """processes: one process per trial, so that a crash affects that trial only. stacked: the seeds
-    of many trials are lanes of one stack per process, faster for small networks that are not
-    compiled; no faster when compiled on a CPU. What cannot be stacked (a memory strategy of one
-    lane, objectives measured per process) runs as processes."""
+    """processes: one per trial, so that a crash affects that trial only. stacked: the seeds of many
+    trials are lanes of one stack per process, faster for small networks unless compiled on a CPU.
+    What cannot be stacked (a memory strategy of one lane, objectives measured per process) runs as
+    processes."""
     num_workers: Any = "auto"
     """Processes at a time on this machine, each with a trial or a stack. auto: one per GPU, or one
     per core without a GPU."""
@@ -125,9 +119,7 @@ class StudyConfig:
 
     def check(self) -> None:
         """Raise ``ConfigError`` for an invalid value."""
-        if self.name != "auto" and not re.fullmatch(
-            r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,99}", self.name
-        ):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,99}", self.name):
             allowed = "must be auto, or 1 to 100 letters, digits, or any of ._=,+-"
             raise ConfigError("study.name", self.name, allowed)
         for key in ("num_trials", "num_seeds", "num_reports"):

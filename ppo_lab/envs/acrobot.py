@@ -56,7 +56,6 @@ class Acrobot(NativeEnv):
     start_high = (0.1,) * 4
 
     def _place_constants(self) -> None:
-        """Create the constants of ``transition`` on the device, so that no step copies them."""
         # One turn for each angle; 0 for each speed, which then does not wrap.
         turn = 2.0 * math.pi
         self._turns = self._constant((turn, turn, 0.0, 0.0))

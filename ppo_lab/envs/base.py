@@ -21,16 +21,14 @@ class DiscreteActions:
     """One of ``num_actions`` actions; a batch is int64 (L, N), counted from 0."""
 
     num_actions: int
-    start: int = 0
-    """The environment's own number of action 0."""
+    start: int = 0  # the environment's own number of action 0
 
 
 @dataclass(frozen=True)
 class ContinuousActions:
     """A box; a batch is float (L, N, A).
 
-    The environment clips to [low, high], the learner does not ("The 37 implementation details",
-    continuous detail 5).
+    The environment clips, not the learner ("The 37 implementation details", continuous detail 5).
     """
 
     low: tuple[float, ...]
@@ -41,20 +39,17 @@ class ContinuousActions:
 class EnvSpec:
     """Sizes that a network needs to match an environment."""
 
-    observation_size: int
-    """O, after flattening."""
+    observation_size: int  # O, after flattening
     actions: DiscreteActions | ContinuousActions
-    observation_shape: tuple[int, ...] | None = None
-    """The environment's own shape; None for a vector (O,)."""
+    observation_shape: tuple[int, ...] | None = None  # the environment's own; None for (O,)
 
 
 class Step(NamedTuple):
-    """Result of one step of all environments, on the training device.
+    """Result of one step of all environments, on the training device; its tensors are read-only.
 
     Autoreset happens in the same step: where an episode ended, ``observations`` are the first of
     the next episode and ``last_observations`` the true last ones of the ended episode. If both are
     the same tensor object, no episode has ended.
-    The tensors are read-only: an environment may keep a tensor it returned, but never writes to it.
     """
 
     observations: Tensor  # (L, N, O) for the next action
@@ -79,22 +74,14 @@ class Env(ABC):
 
     @abstractmethod
     def step(self, actions: Tensor) -> Step:
-        """Advance all environments by one step.
-
-        Args:
-            actions: int64 (L, N) or float (L, N, A), on ``device``.
-        """
+        """Advance by one step; actions are int64 (L, N) or float (L, N, A), on ``device``."""
 
     @abstractmethod
     def reset_lane(self, lane: int, seed: int) -> Tensor:
-        """Restart one lane as if it had been built with ``seed``; the others are unchanged.
-
-        Returns:
-            The observations of all lanes for the next action, (L, N, O).
-        """
+        """Restart one lane as if built with ``seed``; return all observations (L, N, O)."""
 
     def close(self) -> None:  # noqa: B027 (a default, not an omission)
-        """Release resources outside this process's tensors (windows, workers); none by default."""
+        """Release windows and the like; none by default."""
 
     def freeze(self) -> None:  # noqa: B027 (the same)
         """Stop updating statistics, for evaluation; there are none by default."""
@@ -104,10 +91,6 @@ class Env(ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore statistics from ``state_dict``.
-
-        Raises:
-            ValueError: ``state`` holds statistics, but this environment has none.
-        """
+        """Restore statistics; raise ``ValueError`` if there are some and none are kept here."""
         if state:
             raise ValueError(f"this environment keeps no statistics, but was given {sorted(state)}")

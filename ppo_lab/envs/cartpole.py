@@ -26,6 +26,7 @@ _HALF_LENGTH = 0.5  # m
 _FORCE = 10.0  # N
 _STEP_S = 0.02  # explicit Euler
 _POLE_MOMENT = _POLE_MASS * _HALF_LENGTH / _TOTAL_MASS  # m, per unit of total mass
+_COS_INERTIA = -_HALF_LENGTH * _POLE_MASS / _TOTAL_MASS  # m, times cos^2
 _X_LIMIT = 2.4  # m
 _THETA_LIMIT = 12.0 * 2.0 * math.pi / 360.0  # rad
 
@@ -40,7 +41,6 @@ class CartPole(NativeEnv):
     start_high = (0.05,) * 4
 
     def _place_constants(self) -> None:
-        """Create the constants of ``transition`` on the device, so that no step copies them."""
         self._limits = self._constant((_X_LIMIT, math.inf, _THETA_LIMIT, math.inf))
         self._push_left = self._constant(-_FORCE / _TOTAL_MASS)
         self._gravity = self._constant(_GRAVITY)
@@ -54,9 +54,7 @@ class CartPole(NativeEnv):
         push = torch.add(self._push_left, actions, alpha=2.0 * _FORCE / _TOTAL_MASS)
         push = torch.addcmul(push, theta_dot * theta_dot, sin, value=_POLE_MOMENT)
         torque = torch.addcmul(sin * self._gravity, cos, push, value=-1.0)
-        inertia = torch.addcmul(
-            self._inertia, cos, cos, value=-_HALF_LENGTH * _POLE_MASS / _TOTAL_MASS
-        )
+        inertia = torch.addcmul(self._inertia, cos, cos, value=_COS_INERTIA)
         theta_acc = torque / inertia
         x_acc = torch.addcmul(push, theta_acc, cos, value=-_POLE_MOMENT)
         speed = torch.stack((x_dot, x_acc, theta_dot, theta_acc), -1)

@@ -36,40 +36,30 @@ class EnvConfig:
     id: str = MISSING
     """Gymnasium id such as CartPole-v1, or ``module:Name-v0``: the module is imported first to
     register the id."""
-
     backend: Backend = Backend.auto
     """Implementation; the native ones are tested against Gymnasium's, step by step."""
-
     normalize_observations: bool = False
     """Subtract the running mean and divide by the running standard deviation, clipped to +-10.
     Needed where components differ in scale (MuJoCo); removes the information in their scale."""
-
     normalize_rewards: bool = False
     """Divide by the running standard deviation of the discounted return, clipped to +-10. Needed
     where returns are far from order one; reported returns stay in the environment's units."""
-
     max_episode_steps: int | None = None
     """Steps after which an episode is truncated; None: the environment's own limit. Smaller gives
     more and shorter episodes."""
-
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of gymnasium.make besides the id, such as ``{continuous: true}``."""
-
     random_return: float | None = None
-    """Mean episode return of uniformly random actions: the level at which a run starts, and to
-    which a collapse returns."""
-
+    """Mean episode return of random actions: the level of an untrained or collapsed policy."""
     target_return: float | None = None
     """Episode return of a good policy; with ``random_return`` the range that a collapse is measured
     against."""
-
     returns_for: str | None = None
-    """The id to which the two returns apply: with another ``env.id`` they are ignored. None: any
-    id."""
+    """The id to which the two returns apply; ignored with another ``env.id``. None: any id."""
 
     def score_range(self) -> tuple[float, float] | None:
         """Return random_return and target_return; None unless both are known for this ``id``."""
-        is_another = self.returns_for is not None and self.returns_for != self.id
+        is_another = self.returns_for not in (None, self.id)
         if is_another or self.random_return is None or self.target_return is None:
             return None
         return self.random_return, self.target_return
@@ -81,10 +71,7 @@ class EnvConfig:
         return Backend.torch if self.id in NATIVE_ENVS and not self.kwargs else Backend.gymnasium
 
     def check(self) -> EnvSpec:
-        """Check the options; builds no environment that stays open.
-
-        Returns:
-            The sizes that a network needs.
+        """Check the options; return the sizes that a network needs.
 
         Raises:
             ConfigError: The options cannot be used; the message names the key and the remedy.
@@ -123,43 +110,31 @@ class EnvConfig:
         Args:
             seeds: (L,) int64 on the host; a lane's numbers depend only on its own seed.
             num_envs: N.
-            gamma: (L,) discount factors on the device; read at each step if rewards are
-                normalised, never copied.
+            gamma: (L,) discount factors on the device, to normalise rewards; never copied.
             placement: The device, and the transfers to it.
             dtype: Of observations and rewards.
             is_dry: Build Gymnasium's tensors and transfers without its environments.
         """
         env: Env
+        limit = self.max_episode_steps
         if self.resolved_backend() is Backend.torch:
+            seeds = placement.move(seeds, Place.device)
             env = NATIVE_ENVS[self.id](
-                seeds=placement.move(seeds, Place.device),
-                num_envs=num_envs,
-                dtype=dtype,
-                max_episode_steps=self.max_episode_steps,
+                seeds=seeds, num_envs=num_envs, dtype=dtype, max_episode_steps=limit
             )
         elif is_dry:
-            env = DryEnv(
-                self.check(),
-                num_lanes=len(seeds),
-                num_envs=num_envs,
-                placement=placement,
-                dtype=dtype,
-            )
+            env = DryEnv(self.check(), len(seeds), num_envs, placement, dtype)
         else:
             env = GymnasiumEnv(
                 self.id,
-                seeds=seeds,
-                num_envs=num_envs,
-                placement=placement,
-                dtype=dtype,
-                max_episode_steps=self.max_episode_steps,
+                seeds,
+                num_envs,
+                placement,
+                dtype,
+                max_episode_steps=limit,
                 kwargs=self.kwargs,
             )
-        if not (self.normalize_observations or self.normalize_rewards):
+        observations, rewards = self.normalize_observations, self.normalize_rewards
+        if not (observations or rewards):
             return env
-        return NormalizedEnv(
-            env,
-            observations=self.normalize_observations,
-            rewards=self.normalize_rewards,
-            gamma=gamma,
-        )
+        return NormalizedEnv(env, observations=observations, rewards=rewards, gamma=gamma)

@@ -20,11 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_gymnasium", "spec_of_env"]
 
-_EXTRAS = ("box2d", "mujoco")
-"""Our optional dependencies, named like the Gymnasium folders that need them."""
-
-_SPECS: dict[str, EnvSpec] = {}
-"""Specs of the environments that this process has checked."""
+_EXTRAS = ("box2d", "mujoco")  # our optional dependencies, named like Gymnasium's folders
+_SPECS: dict[str, EnvSpec] = {}  # of the environments that this process has checked
 
 
 def spec_of_env(env_id: str, env: gymnasium.Env[Any, Any]) -> EnvSpec:
@@ -36,10 +33,8 @@ def spec_of_env(env_id: str, env: gymnasium.Env[Any, Any]) -> EnvSpec:
 
     observations, actions = env.observation_space, env.action_space
     if not is_float_box(observations):
-        allowed = (
-            f"its observations are {observations}; supported is a Box of floats, "
-            "which is flattened to a vector"
-        )
+        supported = "a Box of floats, which is flattened to a vector"
+        allowed = f"its observations are {observations}; supported is {supported}"
         raise ConfigError("env.id", env_id, allowed)
     observation_size = int(np.prod(observations.shape))
     shape = None if len(observations.shape) == 1 else observations.shape
@@ -81,7 +76,10 @@ def _check_gymnasium(env_id: str, kwargs: Mapping[str, Any], native_ids: Iterabl
     try:
         env: gymnasium.Env[Any, Any] = gymnasium.make(env_id, **kwargs)
     except (errors.UnregisteredEnv, errors.DeprecatedEnv) as error:
-        raise _unknown(env_id, {*gymnasium.registry, *native_ids}) from error
+        guess = closest_match(env_id.rpartition(":")[2], {*gymnasium.registry, *native_ids})
+        hint = f"did you mean {guess}?" if guess else "see gymnasium.pprint_registry()"
+        allowed = f"no environment of this name; {hint} One from another package: module:Name-v0"
+        raise ConfigError("env.id", env_id, allowed) from error
     except (errors.DependencyNotInstalled, ImportError) as error:
         raise _missing_dependency(env_id, error) from error
     except errors.Error as error:
@@ -109,19 +107,10 @@ def _import_module_of(env_id: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        allowed = (
-            f"cannot import {module} ({error}); "
-            "install it, or add its folder to the path: PYTHONPATH=FOLDER"
-        )
-        raise ConfigError("env.id", env_id, allowed) from error
-
-
-def _unknown(env_id: str, valid: Iterable[str]) -> ConfigError:
-    """Return the error for an id that is not registered."""
-    guess = closest_match(env_id.rpartition(":")[2], valid)
-    hint = f"did you mean {guess}?" if guess else "see gymnasium.pprint_registry()"
-    allowed = f"no environment of this name; {hint} One from another package: module:Name-v0"
-    return ConfigError("env.id", env_id, allowed)
+        remedy = "install it, or add its folder to the path: PYTHONPATH=FOLDER"
+        raise ConfigError(
+            "env.id", env_id, f"cannot import {module} ({error}); {remedy}"
+        ) from error
 
 
 def _missing_dependency(env_id: str, error: Exception) -> ConfigError:

@@ -1,8 +1,7 @@
 """Environments whose dynamics are tensor operations on the training device.
 
 A new one defines its constants, ``transition`` (and ``observe``, if the observation is not the
-state) and is added to ``ppo_lab.envs.NATIVE_ENVS``. Time limits, autoreset and initial states are
-implemented here.
+state) and is added to ``ppo_lab.envs.NATIVE_ENVS``.
 
 Shapes: L = lanes, N = environments per lane, S = state size, O = observation size, K = steps whose
 initial states are drawn at once.
@@ -21,20 +20,17 @@ from ppo_lab.utils.rng import Stream, lane_keys, uniform
 
 __all__ = ["NativeEnv"]
 
+# Hashing takes about 25 operations; shared by 128 steps that is little beside a step's own 25.
 _MAX_BLOCK_STEPS = 128
-"""Hashing takes about 25 operations; shared by 128 steps that is little beside a step's own 25."""
-
-_MAX_BLOCK_NUMBERS = 1 << 18
-"""Numbers hashed at once: 2 MiB as int64, which fits into a CPU's cache."""
+_MAX_BLOCK_NUMBERS = 1 << 18  # hashed at once: 2 MiB as int64, which fits into a CPU's cache
 
 
 class NativeEnv(Env):
     """Base of native environments: initial states, time limits, and reset in the same step.
 
     Initial states are uniform in a box, a pure function of (lane seed, steps of the lane,
-    environment, component) without generator state. New ones are drawn every ``shortest_episode``
-    steps, as often as an episode can end: hashing dominates when N is large (CPU, N = 16384: 1.4
-    of 2.0 ms per step if drawn every step).
+    environment, component). New ones are drawn every ``shortest_episode`` steps, as often as an
+    episode can end: drawn every step they cost 1.4 of 2.0 ms (CPU, N = 16384).
     """
 
     spec: EnvSpec
@@ -62,25 +58,20 @@ class NativeEnv(Env):
         self._window = min(self.shortest_episode, self._limit)  # steps that share initial states
         numbers = self.num_lanes * num_envs * len(self.start_low)  # in one window
         block_steps = self._window * (_MAX_BLOCK_NUMBERS // numbers)
-        self._steps = torch.arange(  # (K, 1)
-            max(1, min(_MAX_BLOCK_STEPS, block_steps)), device=self.device
-        ).unsqueeze(-1)
-        self._births = torch.zeros(self.num_lanes, dtype=torch.int64, device=self.device)  # (L,)
-        self._deadlines = torch.zeros(  # (L, N) the clock at which an episode is cut off
-            self.num_lanes, num_envs, dtype=torch.int64, device=self.device
-        )
+        self.max_block_steps = max(1, min(_MAX_BLOCK_STEPS, block_steps))  # K
+        self._steps = torch.arange(self.max_block_steps, device=self.device).unsqueeze(-1)  # (K, 1)
+        self._births = torch.zeros_like(self._lanes)  # (L,) the clock at which a lane was reset
+        # (L, N) the clock at which an episode is cut off
+        self._deadlines = self._births.unsqueeze(-1).repeat(1, num_envs)
         self._clock = 0  # environment steps since reset; lane l has made clock - births[l]
         self._place_constants()
 
     def _place_constants(self) -> None:
-        """Create the constants of ``transition`` on the device, if any."""
+        """Create the constants of ``transition`` on the device, so that no step copies them."""
 
     @abstractmethod
     def transition(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the new state (L, N, S), rewards (L, N) and terminated (L, N) of one step.
-
-        Pure: a function of its arguments and of constants.
-        """
+        """Return the new state (L, N, S), rewards (L, N) and terminated (L, N); pure."""
 
     def observe(self, state: Tensor) -> Tensor:
         """Return the observations (..., O) of ``state`` (..., S); pure."""
@@ -101,35 +92,21 @@ class NativeEnv(Env):
         if self._clock == self._block_end:
             self._draw_starts(self._clock)
         index = self._clock - self._block_begin
+        start = self._starts[index], self._first_observations[index]
         self._state, self._deadlines, step = self.advance(
-            self._state,
-            self._deadlines,
-            self._clock,
-            (self._starts[index], self._first_observations[index]),
-            actions,
+            self._state, self._deadlines, self._clock, start, actions
         )
         return step
 
     def advance(
         self,
-        state: Tensor,
-        deadlines: Tensor,
-        clock: int | Tensor,
-        start: tuple[Tensor, Tensor],
-        actions: Tensor,
+        state: Tensor,  # (L, N, S)
+        deadlines: Tensor,  # (L, N) clock at which the episode is truncated
+        clock: int | Tensor,  # steps since reset, including this one
+        start: tuple[Tensor, Tensor],  # state and observation of an episode that starts now
+        actions: Tensor,  # int64 (L, N) or float (L, N, A)
     ) -> tuple[Tensor, Tensor, Step]:
-        """Advance by one step; pure.
-
-        Args:
-            state: (L, N, S).
-            deadlines: (L, N) clock at which the episode is truncated.
-            clock: Steps since reset, including this one.
-            start: State (L, N, S) and observation (L, N, O) of an episode that starts now.
-            actions: int64 (L, N) or float (L, N, A).
-
-        Returns:
-            The new state and deadlines, and the step.
-        """
+        """Return the state and deadlines after one step, and the step; pure."""
         first_state, first_observations = start
         new_state, rewards, terminated = self.transition(state, actions)
         last_observations = self.observe(new_state)
@@ -144,11 +121,6 @@ class NativeEnv(Env):
         truncated = at_limit > terminated  # at the limit, but not terminated
         step = Step(observations, rewards, rewards, terminated, truncated, last_observations)
         return next_state, deadlines, step
-
-    @property
-    def max_block_steps(self) -> int:
-        """K, the longest block of steps; their initial states are drawn at once."""
-        return self._steps.shape[0]
 
     def begin_block(self, num_steps: int) -> list[Tensor]:
         """Return the inputs of the next ``num_steps`` calls of ``advance``, except the actions.
@@ -184,14 +156,13 @@ class NativeEnv(Env):
 
         They are drawn whether or not an episode ends: checking would synchronise with the device.
         """
-        num_steps, state_size = self._steps.shape[0], len(self.start_low)
+        num_steps, state_size = self.max_block_steps, len(self.start_low)
         num_windows = (num_steps - 1) // self._window + 2  # the block may begin within a window
         per_window = self.num_envs * state_size
         lane_steps = clock - self._births  # (L,)
         first_windows = lane_steps // self._window  # (L,)
-        numbers = uniform(
-            self._keys, num_windows * per_window, first_windows * per_window, self.dtype
-        )
+        count, first = num_windows * per_window, first_windows * per_window
+        numbers = uniform(self._keys, count, first, self.dtype)
         numbers = numbers.view(self.num_lanes, num_windows, self.num_envs, state_size)
         windows = (lane_steps + self._steps) // self._window - first_windows  # (K, L)
         starts = torch.addcmul(self._low, numbers, self._span)[self._lanes, windows]  # (K, L, N, S)

@@ -1,8 +1,8 @@
 """An environment whose observations and rewards are normalised by their running statistics.
 
-The statistics are updated once per environment step, on the trainer's device, separately for each
-lane. A step is normalised by the statistics that include it and stored that way: the update sees
-the numbers that the policy acted on.
+The statistics are updated once per environment step, separately for each lane. A step is
+normalised by the statistics that include it and stored that way: the update sees the numbers that
+the policy acted on.
 
 Shapes: L = lanes, N = environments per lane, O = observation size.
 """
@@ -41,9 +41,7 @@ class NormalizedEnv(Env):
             gamma=gamma if rewards else None,
             device=env.device,
         )
-        """The statistics."""
-        self.compiled_advance: Advance | None = None
-        """Replaces ``advance`` when it is compiled."""
+        self.compiled_advance: Advance | None = None  # replaces ``advance`` when it is compiled
 
     def reset(self) -> Tensor:
         """Start new episodes; return and count the first observations (L, N, O)."""
@@ -62,13 +60,10 @@ class NormalizedEnv(Env):
             rewards = self.normalizer.scale(step.rewards)
         else:
             observations, rewards = (self.compiled_advance or self.advance)(step)
-        if step.last_observations is step.observations:
-            last_observations = observations
-        else:
-            last_observations = self.normalizer.normalize(step.last_observations)
-        return step._replace(
-            observations=observations, rewards=rewards, last_observations=last_observations
-        )
+        last = observations
+        if step.last_observations is not step.observations:
+            last = self.normalizer.normalize(step.last_observations)
+        return step._replace(observations=observations, rewards=rewards, last_observations=last)
 
     def advance(self, step: Step) -> tuple[Tensor, Tensor]:
         """See ``Advance``."""
@@ -95,8 +90,16 @@ class NormalizedEnv(Env):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies: observation_mean, _var (L, O), return_mean, _var and both _count (L,)."""
-        return self.normalizer.state_dict()
+        state: dict[str, Tensor] = {}
+        if (moments := self.normalizer.observations) is not None:
+            state |= moments.state_dict("observation_")
+        if (moments := self.normalizer.returns) is not None:
+            state |= moments.state_dict("return_")
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy statistics that ``state_dict`` returned."""
-        self.normalizer.load_state_dict(state)
+        if (moments := self.normalizer.observations) is not None:
+            moments.load_state_dict(state, "observation_")
+        if (moments := self.normalizer.returns) is not None:
+            moments.load_state_dict(state, "return_")

@@ -27,19 +27,15 @@ _TORQUE_GAIN = 3.0 / (1.0 * 1.0**2)  # 3 / (m l^2)
 class Pendulum(NativeEnv):
     """Pendulum-v1: reward minus a cost of angle, speed and torque; truncated after 200 steps."""
 
-    spec = EnvSpec(
-        observation_size=3, actions=ContinuousActions(low=(-_MAX_TORQUE,), high=(_MAX_TORQUE,))
-    )
+    spec = EnvSpec(observation_size=3, actions=ContinuousActions((-_MAX_TORQUE,), (_MAX_TORQUE,)))
     time_limit = 200
     shortest_episode = 200
     start_low = (-math.pi, -1.0)
     start_high = (math.pi, 1.0)
 
     def _place_constants(self) -> None:
-        """Create the constants of ``transition`` on the device, so that no step copies them."""
-        self._never = torch.zeros(
-            self.num_lanes, self.num_envs, dtype=torch.bool, device=self.device
-        )
+        shape = self.num_lanes, self.num_envs
+        self._never = torch.zeros(shape, dtype=torch.bool, device=self.device)
 
     def transition(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the new state (L, N, 2), rewards (L, N) and terminated (L, N) of one step."""

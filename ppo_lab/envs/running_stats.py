@@ -19,24 +19,18 @@ __all__ = ["CLIP", "EPSILON", "Normalizer", "RunningMoments", "normalize"]
 
 CLIP = 10.0
 """Largest absolute value after normalisation ("The 37 implementation details", continuous 7, 9)."""
-
 EPSILON = 1e-8
 """Added to the variance inside the square root, so that a constant feature divides by 1e-4."""
-
-_INITIAL_COUNT = 1e-4
-"""Weight of the initial statistics, as in VecNormalize: the first batch almost replaces them."""
+_INITIAL_COUNT = 1e-4  # weight of the initial statistics: the first batch almost replaces them
 
 
 def normalize(values: Tensor, *, var: Tensor, mean: Tensor | None = None) -> Tensor:
-    """Normalise values by given statistics.
+    """Return (values - mean) / sqrt(var + EPSILON), clipped to +-CLIP, in the dtype of ``values``.
 
     Args:
         values: (L, N, F) or (L, N).
         var: Variances that broadcast against ``values``, such as (L, 1, F).
         mean: Means of the same shape; None subtracts nothing, so that rewards keep their sign.
-
-    Returns:
-        (values - mean) / sqrt(var + EPSILON), clipped to +-CLIP, in the dtype of ``values``.
 
     Example:
         >>> normalize(torch.tensor([[1.0, 7.0]]), var=torch.tensor([[4.0]]), mean=torch.ones(1, 1))
@@ -79,8 +73,8 @@ class RunningMoments:
     def update(self, samples: Tensor) -> None:
         """Merge one batch of N samples per lane, (L, N, F), in place.
 
-        Batches are merged by Chan, Golub and LeVeque's parallel formula (1983, "Algorithms for
-        computing the sample variance", eq. 2.1), divided by the count.
+        By Chan, Golub and LeVeque (1983), "Algorithms for computing the sample variance", eq. 2.1,
+        divided by the count.
         """
         batch_var, batch_mean = torch.var_mean(samples.double(), dim=1, correction=0, keepdim=True)
         total = self.count + samples.shape[1]
@@ -92,19 +86,19 @@ class RunningMoments:
         torch.lerp(batch_mean, self.mean, kept, out=self.mean)
         self.count.copy_(total)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return copies: "mean" and "var" (L, F), "count" (L,)."""
+    def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
+        """Return copies: "mean" and "var" (L, F), "count" (L,), after ``prefix``."""
         return {
-            "mean": self.mean.squeeze(1).clone(),
-            "var": self.var.squeeze(1).clone(),
-            "count": self.count.flatten(1)[:, 0].clone(),
+            f"{prefix}mean": self.mean.squeeze(1).clone(),
+            f"{prefix}var": self.var.squeeze(1).clone(),
+            f"{prefix}count": self.count.flatten(1)[:, 0].clone(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
         """Copy statistics of the same shapes as ``state_dict`` returns."""
-        self.mean.copy_(state["mean"].unsqueeze(1))
-        self.var.copy_(state["var"].unsqueeze(1))
-        self.count.copy_(state["count"].reshape(-1, *[1] * (self.count.ndim - 1)))
+        self.mean.copy_(state[f"{prefix}mean"].unsqueeze(1))
+        self.var.copy_(state[f"{prefix}var"].unsqueeze(1))
+        self.count.copy_(state[f"{prefix}count"].reshape(-1, *[1] * (self.count.ndim - 1)))
 
 
 class Normalizer:
@@ -112,9 +106,8 @@ class Normalizer:
 
     Rewards are divided by the standard deviation of the discounted return, so that returns are of
     order one. The return is VecNormalize's, R <- gamma R + r over the past of the episode, not the
-    future: it has the right spread and is known at once ("The 37 implementation details",
-    continuous 8). One set of statistics serves all features of a sample, the observation's
-    components and then the return, so that one sequence of operations updates them all.
+    future ("The 37 implementation details", continuous 8). One sequence of operations updates the
+    statistics of all features: the observation's components, then the return.
     """
 
     def __init__(self, tensors: Sequence[Tensor], observation_size: int) -> None:
@@ -156,18 +149,10 @@ class Normalizer:
     def advance(
         self, observations: Tensor, rewards: Tensor, ended: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Update the statistics with one step, then normalise it.
+        """Update the statistics with one step; return its normalised observations and rewards.
 
         The first observations of a new episode are counted, the last ones are not; the return is
-        reset to 0 after the step that ended its episode has been counted.
-
-        Args:
-            observations: (L, N, O).
-            rewards: (L, N).
-            ended: (L, N) bool, where an episode ended; None for nowhere.
-
-        Returns:
-            The normalised observations (L, N, O) and rewards (L, N).
+        reset to 0 after the step that ended its episode (``ended`` (L, N)) has been counted.
         """
         if self.observations is not None:
             self._latest_observations.copy_(observations)
@@ -198,21 +183,3 @@ class Normalizer:
         """Discard the statistics and returns of ``lane``."""
         self._moments[lane : lane + 1].reset()
         self._samples[lane] = 0.0
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return copies: observation_mean, _var (L, O), return_mean, _var and both _count (L,)."""
-        return {
-            f"{name}_{key}": value
-            for name, moments in self._named_moments().items()
-            for key, value in moments.state_dict().items()
-        }
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy statistics that ``state_dict`` returned."""
-        for name, moments in self._named_moments().items():
-            keys = ("mean", "var", "count")
-            moments.load_state_dict({key: state[f"{name}_{key}"] for key in keys})
-
-    def _named_moments(self) -> dict[str, RunningMoments]:
-        named = {"observation": self.observations, "return": self.returns}
-        return {name: moments for name, moments in named.items() if moments is not None}

@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from ppo_lab.config.compose import Composer, load
+from ppo_lab.config.compose import load
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.runner.run_record import RunOutput, Status
@@ -45,9 +45,9 @@ def run_stacked_grid(
 
     Hydra makes each job's folder and runs its callbacks when the job is sent to a worker.
     """
-    composer = Composer(context.config_loader, config)
+    compose = context.config_loader.load_sweep_config
     numbered = enumerate(job_overrides, first_number)
-    jobs = (_begin_job(context, composer.job(texts), number) for number, texts in numbered)
+    jobs = (_begin_job(context, compose(config, list(texts)), n) for n, texts in numbered)
     first = next(jobs)  # its folder is the first in the grid's
     (shared,) = first.return_value.configs
     num_jobs = len(job_overrides)

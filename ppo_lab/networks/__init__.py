@@ -7,15 +7,9 @@ from ppo_lab.networks.layers import Initializer
 from ppo_lab.networks.mlp import MlpConfig
 
 __all__ = [
-    "NETWORKS",
-    "ActorCritic",
-    "Distribution",
-    "Initializer",
-    "MlpConfig",
-    "NetworkConfig",
-    "PolicyAndValues",
-    "distribution_for",
-]
+    "NETWORKS", "ActorCritic", "Distribution", "Initializer", "MlpConfig", "NetworkConfig",
+    "PolicyAndValues", "distribution_for",
+]  # fmt: skip
 
 # Config classes by name. A new kind of network is one line here, one module and one YAML.
 NETWORKS: dict[str, type[NetworkConfig]] = {"mlp": MlpConfig}

@@ -45,24 +45,19 @@ class ActorCritic(nn.Module):
         compute_dtype: torch.dtype | None = None,
         checkpoints_activations: bool = False,
     ) -> None:
-        """Build networks for ``spec``.
+        """Build networks for ``spec``, with weights from ``initializer``, on its device.
 
-        Args:
-            network: Options of the trunks.
-            spec: Sizes of observations and actions.
-            initializer: Draws the weights, on its own device.
-            shares_trunk: Whether actor and critic share one trunk.
-            compute_dtype: Autocast's dtype; None computes in the weights' own.
-            checkpoints_activations: Whether the backward pass recomputes activations.
+        ``compute_dtype`` is autocast's; None computes in the weights' own. If the model
+        ``checkpoints_activations``, the backward pass recomputes them.
         """
         super().__init__()
         self.distribution: Distribution = distribution_for(spec.actions)
         self.shares_trunk = shares_trunk
         self._compute_dtype = compute_dtype
         self.actor = network.build_trunk(spec.observation_size, initializer)
-        self.critic = (
-            self.actor if shares_trunk else network.build_trunk(spec.observation_size, initializer)
-        )
+        self.critic = self.actor
+        if not shares_trunk:
+            self.critic = network.build_trunk(spec.observation_size, initializer)
         for trunk in (self.actor, self.critic):
             trunk.checkpoints_activations = checkpoints_activations
         size = self.distribution.num_parameters // (2 if self.distribution.has_free_std else 1)
@@ -93,16 +88,13 @@ class ActorCritic(nn.Module):
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return each parameter once, by group: ``actor``, ``critic`` and, if shared, ``trunk``."""
-        policy_side = list(self.policy_head.parameters())
-        policy_side += [] if self.log_std is None else [self.log_std]
-        value_side = list(self.value_head.parameters())
+        trunk = [*self.actor.parameters()]
+        actor, critic = [*self.policy_head.parameters()], [*self.value_head.parameters()]
+        if self.log_std is not None:
+            actor.append(self.log_std)
         if self.shares_trunk:
-            trunk = list(self.actor.parameters())
-            return {"trunk": trunk, "actor": policy_side, "critic": value_side}
-        return {
-            "actor": list(self.actor.parameters()) + policy_side,
-            "critic": list(self.critic.parameters()) + value_side,
-        }
+            return {"trunk": trunk, "actor": actor, "critic": critic}
+        return {"actor": trunk + actor, "critic": [*self.critic.parameters(), *critic]}
 
     def _autocast(self, observations: Tensor) -> AbstractContextManager[object]:
         if self._compute_dtype is None:

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -32,8 +33,7 @@ class Trunk(nn.Module, ABC):
 
     num_features: int  # F
     num_stages: int
-    checkpoints_activations: bool = False
-    """Whether the backward pass recomputes stages instead of storing their activations."""
+    checkpoints_activations: bool = False  # the backward pass recomputes stages
 
     @abstractmethod
     def run_stages(self, x: Tensor, begin: int, end: int) -> Tensor:
@@ -42,17 +42,15 @@ class Trunk(nn.Module, ABC):
     def forward(self, observations: Tensor) -> Tensor:
         """Return the features (L, B, F) of ``observations`` (L, B, O).
 
-        With activation checkpointing, only the outputs at the borders of segments of about
-        sqrt(stages) are stored (arXiv:1604.06174, section 4.1). The last segment is stored whole:
-        its backward pass comes first, before any memory is freed that recomputing could use.
+        With activation checkpointing, only the outputs of segments of about sqrt(stages) are
+        stored (arXiv:1604.06174, section 4.1), and all of the last: its backward pass comes first.
         """
         if not (self.checkpoints_activations and torch.is_grad_enabled()):
             return self.run_stages(observations, 0, self.num_stages)
         x, borders = observations, self.segment_borders()
+        run = partial(checkpoint, self.run_stages, use_reentrant=False, preserve_rng_state=False)
         for begin, end in pairwise(borders[:-1]):
-            x = checkpoint(
-                self.run_stages, x, begin, end, use_reentrant=False, preserve_rng_state=False
-            )
+            x = run(x, begin, end)
         return self.run_stages(x, borders[-2], borders[-1])
 
     @property
@@ -84,20 +82,11 @@ class NetworkConfig(ABC):
 
     @abstractmethod
     def build_trunk(self, observation_size: int, initializer: Initializer) -> Trunk:
-        """Build a trunk with new weights.
-
-        Args:
-            observation_size: O.
-            initializer: Draws the weights, on its own device.
-        """
+        """Build a trunk for O = ``observation_size`` with weights from ``initializer``."""
 
     @abstractmethod
     def check(self) -> None:
-        """Check the options.
-
-        Raises:
-            ConfigError: No network can be built from them.
-        """
+        """Raise ``ConfigError`` if no network can be built from the options."""
 
     @abstractmethod
     def num_trunk_parameters(self, observation_size: int) -> int:

@@ -22,12 +22,10 @@ __all__ = ["Categorical", "DiagonalGaussian", "Distribution", "distribution_for"
 class Distribution(ABC):
     """A family of distributions; its instances hold sizes, no tensors."""
 
-    num_parameters: int
-    """P, the parameters of one distribution."""
-    noise_size: int
-    """Random numbers per action."""
-    has_free_std: ClassVar[bool]
-    """Whether half of the parameters are a learned log standard deviation."""
+    num_parameters: int  # P, of one distribution
+    noise_size: int  # random numbers per action
+    has_free_std: ClassVar[bool]  # whether half of the parameters are a learned log deviation
+    max_entropy: float | None = None  # the largest possible in nats; None if there is none
 
     @abstractmethod
     def noise(self, keys: Tensor, num_draws: int, dtype: torch.dtype) -> Tensor:
@@ -53,11 +51,6 @@ class Distribution(ABC):
         """Return both, for the update."""
         return self.log_prob(parameters, actions), self.entropy(parameters)
 
-    @property
-    @abstractmethod
-    def max_entropy(self) -> float | None:
-        """The largest possible entropy in nats; None if there is none."""
-
 
 class Categorical(Distribution):
     """One of A actions; the parameters are unnormalised log probabilities."""
@@ -67,6 +60,8 @@ class Categorical(Distribution):
     def __init__(self, num_actions: int) -> None:
         """Set A to ``num_actions``."""
         self.num_parameters = self.noise_size = num_actions
+        if num_actions > 1:
+            self.max_entropy = math.log(num_actions)  # of the uniform policy
 
     def noise(self, keys: Tensor, num_draws: int, dtype: torch.dtype) -> Tensor:
         """Return Gumbel noise: the argmax of logits plus noise is a sample (Gumbel-max trick)."""
@@ -94,11 +89,6 @@ class Categorical(Distribution):
         log_probs = parameters.log_softmax(-1)
         return _pick(log_probs, actions), _entropy(log_probs)
 
-    @property
-    def max_entropy(self) -> float | None:
-        """Log A, the entropy of the uniform policy; None for a single action."""
-        return math.log(self.num_parameters) if self.num_parameters > 1 else None
-
 
 class DiagonalGaussian(Distribution):
     """Independent normal dimensions; the parameters are A means and then A log deviations."""
@@ -107,8 +97,7 @@ class DiagonalGaussian(Distribution):
 
     def __init__(self, num_dimensions: int) -> None:
         """Set A to ``num_dimensions``."""
-        self.num_parameters = 2 * num_dimensions
-        self.noise_size = num_dimensions
+        self.num_parameters, self.noise_size = 2 * num_dimensions, num_dimensions
 
     def noise(self, keys: Tensor, num_draws: int, dtype: torch.dtype) -> Tensor:
         """Return standard normal numbers."""
@@ -134,11 +123,6 @@ class DiagonalGaussian(Distribution):
         """Return the differential entropy, which may be negative."""
         log_std = parameters.chunk(2, -1)[1]
         return log_std.sum(-1) + 0.5 * self.noise_size * (1.0 + math.log(math.tau))
-
-    @property
-    def max_entropy(self) -> None:
-        """None: a density's entropy is unbounded."""
-        return
 
 
 def _pick(log_probs: Tensor, actions: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from ppo_lab.utils.tracing import is_tracing
 
 __all__ = ["Initializer", "LaneLinear", "quick_tanh"]
 
+# 512 rows of 64: from this size on, torch.tanh costs more than a Python autograd function.
 _MIN_NUMBERS = 1 << 15
-"""512 rows of 64: from this size on, torch.tanh costs more than a Python autograd function."""
 
 
 class _QuickTanh(torch.autograd.Function):

@@ -6,7 +6,6 @@ Shapes: L = lanes, B = rows per lane.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
@@ -28,12 +27,6 @@ class Activation(Enum):
     relu = "relu"
 
 
-_FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    Activation.tanh: quick_tanh,
-    Activation.relu: torch.relu,
-}
-
-
 class Mlp(Trunk):
     """Linear layers, each followed by the activation."""
 
@@ -44,7 +37,7 @@ class Mlp(Trunk):
         self._stages = list(layers)  # faster to iterate than a ModuleList
         self.num_features = layers[-1].weight.shape[-1]
         self.num_stages = len(layers)
-        self._activate = _FUNCTIONS[activation]
+        self._activate = quick_tanh if activation is Activation.tanh else torch.relu
 
     def run_stages(self, x: Tensor, begin: int, end: int) -> Tensor:
         """Apply the layers from ``begin`` to ``end``, each with its activation."""
@@ -72,9 +65,8 @@ class MlpConfig(NetworkConfig):
     def check(self) -> None:
         """Raise ``ConfigError`` unless there is at least one layer and all widths are positive."""
         if not self.hidden or any(width < 1 for width in self.hidden):
-            raise ConfigError(
-                "network.hidden", self.hidden, "must be a list of one or more widths >= 1"
-            )
+            allowed = "must be a list of one or more widths >= 1"
+            raise ConfigError("network.hidden", self.hidden, allowed)
 
     def build_trunk(self, observation_size: int, initializer: Initializer) -> Mlp:
         """Return the trunk: one layer per hidden width, with new weights."""
@@ -84,5 +76,5 @@ class MlpConfig(NetworkConfig):
 
     def num_trunk_parameters(self, observation_size: int) -> int:
         """Return the number of weights and biases."""
-        sizes = [observation_size, *self.hidden]
-        return sum((num_inputs + 1) * num_outputs for num_inputs, num_outputs in pairwise(sizes))
+        sizes = pairwise([observation_size, *self.hidden])
+        return sum((num_inputs + 1) * num_outputs for num_inputs, num_outputs in sizes)

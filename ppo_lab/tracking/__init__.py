@@ -9,23 +9,7 @@ from ppo_lab.tracking.tracker import SafeSink, Tracker
 from ppo_lab.tracking.wandb_sink import WandbSink
 
 __all__ = [
-    "Histogram",
-    "LocalSink",
-    "Progress",
-    "Record",
-    "RunInfo",
-    "SafeSink",
-    "Sink",
-    "Terminal",
-    "TerminalSink",
-    "Tracker",
-    "TrackingConfig",
-    "TrackingMode",
-    "WandbSink",
-    "grid_table",
-    "places",
-    "read_metrics",
-    "read_summary",
-    "reasons",
-    "summary_panel",
-]
+    "Histogram", "LocalSink", "Progress", "Record", "RunInfo", "SafeSink", "Sink", "Terminal",
+    "TerminalSink", "Tracker", "TrackingConfig", "TrackingMode", "WandbSink", "grid_table",
+    "places", "read_metrics", "read_summary", "reasons", "summary_panel",
+]  # fmt: skip

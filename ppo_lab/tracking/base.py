@@ -27,10 +27,8 @@ class Histogram:
 class Record:
     """Metrics of one lane after one iteration."""
 
-    global_step: int
-    """Environment steps this lane has taken."""
-    iteration: int
-    """Iterations finished, counted from 1."""
+    global_step: int  # environment steps this lane has taken
+    iteration: int  # iterations finished, counted from 1
     metrics: Mapping[str, float]
     """Values by name (``family/name``, as in the README's table); unavailable ones are absent."""
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
@@ -40,22 +38,14 @@ class Record:
 class RunInfo:
     """Identity and config of a run; the same for every sink."""
 
-    folder: Path
-    """The run's own folder; exists already."""
-    id: str
-    """Unique, readable, at most 64 characters of ``[A-Za-z0-9._=-]``."""
-    name: str
-    """``{env}__{memory}__eps{epsilon}__s{seed}``."""
-    group: str | None
-    """The grid or study this run belongs to."""
-    tags: tuple[str, ...]
-    """At most 64 characters each: environment, memory strategy, commit."""
-    total_steps: int
-    """Environment steps the run will take, for progress and remaining time."""
-    config: Mapping[str, Any]
-    """The resolved config, plus versions and overrides; contains no secrets."""
-    job_type: str = "train"
-    """train; trial for a run of a study; study for the study itself."""
+    folder: Path  # exists already
+    id: str  # unique, readable, at most 64 characters of [A-Za-z0-9._=-]
+    name: str  # {env}__{memory}__eps{epsilon}__s{seed}
+    group: str | None  # the grid or study this run belongs to
+    tags: tuple[str, ...]  # at most 64 characters each: environment, memory strategy, commit
+    total_steps: int  # environment steps the run will take
+    config: Mapping[str, Any]  # resolved, plus versions and overrides; contains no secrets
+    job_type: str = "train"  # or trial for a run of a study, study for the study itself
 
 
 class Sink(ABC):

@@ -10,7 +10,7 @@ from ppo_lab.utils.errors import ConfigError
 __all__ = ["Terminal", "TrackingConfig", "TrackingMode"]
 
 # Limits of wandb 0.31, which rejects a run that exceeds them.
-_MAX_TAG_CHARS = 64
+MAX_TAG_CHARS = 64
 _MAX_PROJECT_CHARS = 128
 _FORBIDDEN_IN_PROJECT = "/\\#?%:"
 
@@ -39,8 +39,7 @@ class TrackingConfig:
 
     mode: TrackingMode = TrackingMode.auto
     """``auto``: WANDB_MODE if set, else online with a key and a responding server, else offline;
-    ``online``: try the server regardless of WANDB_MODE; ``offline``: record for ``wandb sync``;
-    ``disabled``: no W&B."""
+    ``online``: regardless of WANDB_MODE; ``offline``: for ``wandb sync``; ``disabled``: no W&B."""
     project: str = "ppo_lab"
     """W&B project, created on first use."""
     entity: str | None = None
@@ -52,8 +51,8 @@ class TrackingConfig:
     notes: str | None = None
     """Note shown with the run in W&B."""
     init_timeout_s: float = 4.0
-    """Seconds the server may take to accept a run, at most 60. Longer suits a slow network, shorter
-    loses less time without a server. Spent once: afterwards the process stays offline."""
+    """Seconds the server may take to accept a run, at most 60; longer suits a slow network. Spent
+    once: afterwards the process stays offline."""
     finish_timeout_s: float = 5.0
     """Seconds the final upload may take, at most 600; ``wandb sync`` uploads the rest later.
     Together with ``init_timeout_s``, a broken server delays a run by about 10 s at most."""
@@ -66,8 +65,8 @@ class TrackingConfig:
     def check(self) -> None:
         """Raise ``ConfigError`` for a value that W&B would reject only when the run starts."""
         for tag in self.tags:
-            if not 0 < len(tag) <= _MAX_TAG_CHARS:
-                allowed = f"a tag has 1 to {_MAX_TAG_CHARS} characters"
+            if not 0 < len(tag) <= MAX_TAG_CHARS:
+                allowed = f"a tag has 1 to {MAX_TAG_CHARS} characters"
                 raise ConfigError("tracking.tags", tag, allowed)
         forbidden = any(char in _FORBIDDEN_IN_PROJECT for char in self.project)
         if forbidden or not 0 < len(self.project) <= _MAX_PROJECT_CHARS:

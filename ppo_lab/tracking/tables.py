@@ -37,11 +37,7 @@ def summary_panel(summary: Mapping[str, Any]) -> RenderableType:
 
 
 def grid_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Return a table with one row per job: the settings that vary, and the results.
-
-    Args:
-        rows: The jobs' summaries; a value that a failed job lacks is shown as a dash.
-    """
+    """Return a table with one row per job's summary: the settings that vary, and the results."""
     overrides = [override_values(row) for row in rows]
     varying = varying_keys(overrides) if len(rows) != 1 else [*overrides[0]]
     table = plain_table()
@@ -52,7 +48,16 @@ def grid_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
         table.add_column(heading, justify="right")
     table.add_column("status", no_wrap=True)
     for number, (row, values) in enumerate(zip(rows, overrides)):
-        cells = [str(number), *(values.get(key, _ABSENT) for key in varying), *_result_cells(row)]
+        collapsed = row.get("collapsed")
+        cells = [
+            str(number),
+            *(values.get(key, _ABSENT) for key in varying),
+            _number(row.get("final_return")),
+            _number(row.get("best_return")),
+            _ABSENT if collapsed is None else ("yes" if collapsed else "no"),
+            _number(row.get("env_steps_per_s"), 0),
+            _duration(row.get("wall_time_s")),
+        ]
         table.add_row(*map(Text, cells), _status(row))
     return table
 
@@ -106,7 +111,7 @@ def varying_keys(overrides: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _returns(summary: Mapping[str, Any]) -> Text:
-    final, best = _number(summary.get("final_return")), _number(summary.get("best_return"))
+    final, best = (_number(summary.get(f"{name}_return")) for name in ("final", "best"))
     text = Text.assemble("return  ", (final, "bold"), " final, ", (best, "bold"), " best")
     if "env_steps_per_s" in summary:
         text.append(f"   {_number(summary['env_steps_per_s'], 0)} steps/s")
@@ -123,14 +128,14 @@ def _time_bars(summary: Mapping[str, Any]) -> list[Table]:
     }
     if not seconds:
         return []
-    rest_s = max(float(summary.get("wall_time_s") or 0.0) - sum(seconds.values()), 0.0)
-    total_s = sum(seconds.values()) + rest_s
-    if rest_s > 0.005 * total_s:  # less than half a percent is not worth a row
-        seconds["rest"] = rest_s
+    phases_s = sum(seconds.values())
+    total_s = max(float(summary.get("wall_time_s") or 0.0), phases_s)
+    if total_s - phases_s > 0.005 * total_s:  # less than half a percent is not worth a row
+        seconds["rest"] = total_s - phases_s
     table = _block("where the time went")
     for name, phase_s in seconds.items():
         share = phase_s / total_s if total_s else 0.0
-        table.add_row(Text(name), _bar(share), f"{share:4.0%}  {phase_s:,.2f} s")
+        table.add_row(name, _bar(share), f"{share:4.0%}  {phase_s:,.2f} s")
     return [table]
 
 
@@ -140,12 +145,10 @@ def _device_bars(summary: Mapping[str, Any]) -> list[Table]:
     if not perf:
         return []
     table = _block(f"device time, profiled for {perf['window_s']:,.2f} s")
-    for name, key in (
-        ("busy", "kernel_busy_frac"),
-        ("waits for the bus", "exposed_copy_frac"),
-        ("waits for the host", "idle_no_copy_frac"),
-    ):
-        table.add_row(Text(name), _bar(perf[key]), f"{perf[key]:4.0%}")
+    names = "busy", "waits for the bus", "waits for the host"
+    keys = "kernel_busy_frac", "exposed_copy_frac", "idle_no_copy_frac"
+    for name, key in zip(names, keys):
+        table.add_row(name, _bar(perf[key]), f"{perf[key]:4.0%}")
     return [table]
 
 
@@ -153,9 +156,9 @@ def _memory_bars(summary: Mapping[str, Any]) -> list[Table]:
     """Return peak memory: forecast and counted by category, and as measured."""
     memory = summary.get("memory") or {}
     columns = {
-        heading: {**memory[key]["categories_gib"], "total": memory[key]["peak_gib"]}
+        heading: {**counted["categories_gib"], "total": counted["peak_gib"]}
         for heading, key in (("forecast", "forecast"), ("counted", "ledger"))
-        if memory.get(key)
+        if (counted := memory.get(key))
     }
     measured = {
         key.removesuffix("_gib").replace("_", " "): gib
@@ -193,17 +196,6 @@ def _bar(share: float) -> Text:
 def _size(gib: float) -> Text:
     text = f"{gib:,.2f} GiB" if gib >= 1.0 else f"{gib * 1024:,.1f} MiB"
     return Text(text, justify="right")
-
-
-def _result_cells(row: Mapping[str, Any]) -> list[str]:
-    collapsed = row.get("collapsed")
-    return [
-        _number(row.get("final_return")),
-        _number(row.get("best_return")),
-        _ABSENT if collapsed is None else ("yes" if collapsed else "no"),
-        _number(row.get("env_steps_per_s"), 0),
-        _duration(row.get("wall_time_s")),
-    ]
 
 
 def _status(summary: Mapping[str, Any]) -> Text:

@@ -19,7 +19,7 @@ from rich.text import Text
 from ppo_lab.tracking.base import Record, RunInfo, Sink
 from ppo_lab.tracking.config import Terminal
 
-__all__ = ["LaneProgress", "Progress", "TerminalSink", "format_duration", "progress_line"]
+__all__ = ["Progress", "TerminalSink", "format_duration", "progress_line"]
 
 # A plain line is printed after 10 % of the steps, but at most every 10 s, so that short runs print
 # few; and at least every 5 minutes, so that long runs are seen to be alive. The first record and
@@ -31,20 +31,10 @@ _REFRESH_PER_S = 4.0
 _BAR_CELLS = 20
 
 
-@dataclass
-class LaneProgress:
-    """Progress and latest metrics of one run."""
-
-    total_steps: int
-    global_step: int = 0
-    steps_before: int = 0
-    """Steps taken before this process resumed the run; excluded from its speed."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    is_open: bool = True
-
-
 class Progress:
     """Progress display of the runs that train at the same time in this process."""
+
+    _lanes: dict[str, TerminalSink]  # by run id; replaced when it changes: a thread reads it
 
     def __init__(
         self,
@@ -53,19 +43,18 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Choose the style; ``auto`` depends on ``console``, by default stderr."""
-        self._console = console or Console(stderr=True)
+        self._console, self._clock = console or Console(stderr=True), clock
         if style is Terminal.auto:
             style = Terminal.live if self._console.is_terminal else Terminal.plain
         self._style = style
-        self._clock = clock
         self._live: Live | None = None
         self._reset()
 
-    def open(self, run: RunInfo) -> None:
+    def open(self, run_id: str, lane: TerminalSink) -> None:
         """Add a run; the first one starts the clock."""
         if not self._lanes:
             self._started_s = self._clock()
-        self._lanes[run.id] = LaneProgress(run.total_steps)
+        self._lanes = {**self._lanes, run_id: lane}
         if self._style is Terminal.live and self._live is None:
             # Live redraws in its own thread, so that a record costs the trainer nothing.
             self._live = Live(
@@ -77,19 +66,16 @@ class Progress:
             )
             self._live.start()
 
-    def update(self, run_id: str, record: Record) -> None:
-        """Take a run's latest record; print a plain line when one is due."""
-        lane = self._lanes[run_id]
-        if not lane.global_step and record.iteration > 1:  # resumed
-            share_before = (record.iteration - 1) / record.iteration
-            lane.steps_before = round(record.global_step * share_before)
-        lane.global_step, lane.metrics = record.global_step, record.metrics
-        if self._style is Terminal.plain and self._is_line_due():
+    def update(self) -> None:
+        """Print a plain line when one is due."""
+        since_s = self._clock() - self._printed_s
+        share = self._share(self._count_steps() - self._printed_steps)
+        is_due = since_s >= _PLAIN_MIN_S and share >= _PLAIN_SHARE
+        if self._style is Terminal.plain and (is_due or since_s >= _PLAIN_MAX_S):
             self._print_line()
 
-    def close(self, run_id: str) -> None:
-        """Remove a run; after the last one print a final plain line."""
-        self._lanes[run_id].is_open = False
+    def close(self) -> None:
+        """After the last run, print a final plain line."""
         if any(lane.is_open for lane in self._lanes.values()):
             return
         if self._live is not None:
@@ -100,25 +86,17 @@ class Progress:
         self._reset()
 
     def _reset(self) -> None:
-        self._lanes: dict[str, LaneProgress] = {}
-        self._started_s = 0.0
-        self._printed_s = -math.inf
-        self._printed_steps = 0
+        self._lanes = {}
+        self._started_s, self._printed_s, self._printed_steps = 0.0, -math.inf, 0
 
     def _count_steps(self) -> int:
-        return sum(lane.global_step for lane in tuple(self._lanes.values()))
+        return sum(lane.global_step for lane in self._lanes.values())
 
     def _share(self, steps: int) -> float:
-        return steps / max(sum(lane.total_steps for lane in tuple(self._lanes.values())), 1)
-
-    def _is_line_due(self) -> bool:
-        since_s = self._clock() - self._printed_s
-        share = self._share(self._count_steps() - self._printed_steps)
-        return since_s >= _PLAIN_MAX_S or (since_s >= _PLAIN_MIN_S and share >= _PLAIN_SHARE)
+        return steps / max(sum(lane.total_steps for lane in self._lanes.values()), 1)
 
     def _line(self) -> Text:
-        lanes = tuple(self._lanes.values())  # copied: the redraw thread iterates while runs open
-        return Text(progress_line(lanes, self._clock() - self._started_s))
+        return Text(progress_line([*self._lanes.values()], self._clock() - self._started_s))
 
     def _print_line(self) -> None:
         self._console.print(self._line(), soft_wrap=True)
@@ -135,36 +113,46 @@ class Progress:
         return drawn
 
 
+@dataclass(eq=False)
 class TerminalSink(Sink):
-    """Shows one run on a ``Progress``, which several runs may share."""
+    """One run on a ``Progress``, which several runs may share."""
 
-    def __init__(self, progress: Progress) -> None:
-        """Show on ``progress``."""
-        self._progress = progress
-        self._run_id = ""
+    progress: Progress
+    total_steps: int = 0
+    global_step: int = 0
+    steps_before: int = 0
+    """Steps taken before this process resumed the run; excluded from its speed."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    is_open: bool = True
 
     def start(self, run: RunInfo) -> None:
         """Add the run to the display."""
-        self._run_id = run.id
-        self._progress.open(run)
+        self.total_steps = run.total_steps
+        self.progress.open(run.id, self)
 
     def record(self, record: Record) -> None:
         """Show the record's numbers."""
-        self._progress.update(self._run_id, record)
+        if not self.global_step and record.iteration > 1:  # resumed
+            share_before = (record.iteration - 1) / record.iteration
+            self.steps_before = round(record.global_step * share_before)
+        self.global_step, self.metrics = record.global_step, record.metrics
+        self.progress.update()
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:  # noqa: ARG002
         """Remove the run from the display."""
-        self._progress.close(self._run_id)
+        self.is_open = False
+        self.progress.close()
 
 
-def progress_line(lanes: Sequence[LaneProgress], elapsed_s: float) -> str:
+def progress_line(lanes: Sequence[TerminalSink], elapsed_s: float) -> str:
     """Return steps, return, epsilon, clip fraction, VRAM and speed in one line.
 
     Steps are summed over all lanes, metrics averaged over the open ones; epsilon is a range and
     VRAM the maximum, which is the process's. Metrics that no lane has are omitted.
 
     Example:
-        >>> progress_line([LaneProgress(1000, 100, metrics={"ppo/epsilon": 0.2})], elapsed_s=0.5)
+        >>> lane = TerminalSink(Progress(), 1000, 100, metrics={"ppo/epsilon": 0.2})
+        >>> progress_line([lane], elapsed_s=0.5)
         '100/1,000  ε 0.2  200 steps/s  ETA 0:04'
     """
     open_lanes = [lane for lane in lanes if lane.is_open]
@@ -182,7 +170,7 @@ def progress_line(lanes: Sequence[LaneProgress], elapsed_s: float) -> str:
     return "  ".join(parts)
 
 
-def _metric_parts(lanes: Sequence[LaneProgress]) -> list[str]:
+def _metric_parts(lanes: Sequence[TerminalSink]) -> list[str]:
     def values(name: str) -> list[float]:
         return [float(lane.metrics[name]) for lane in lanes if name in lane.metrics]
 
@@ -190,19 +178,19 @@ def _metric_parts(lanes: Sequence[LaneProgress]) -> list[str]:
     # The mean of the last 100 episodes exists even if no episode ended in this iteration.
     returns = values("charts/episodic_return_last100") or values("charts/episodic_return")
     if returns:
-        parts.append(f"return {_mean(returns):.1f}")
+        parts.append(f"return {_finite_mean(returns):.1f}")
     if epsilons := values("ppo/epsilon"):
         low, high = min(epsilons), max(epsilons)
         parts.append(f"ε {low:.3g}" if low == high else f"ε {low:.3g} to {high:.3g}")
     if clipped := values("losses/clipfrac"):
-        parts.append(f"clipped {_mean(clipped):.1%}")
+        parts.append(f"clipped {_finite_mean(clipped):.1%}")
     if allocated := values("memory/allocated_gib"):
         parts.append(f"VRAM {max(allocated):.2f} GiB")
     return parts
 
 
-def _mean(values: list[float]) -> float:
-    """Return the mean of the finite values, so that one diverged lane does not hide the others."""
+def _finite_mean(values: list[float]) -> float:
+    """Return the mean without diverged lanes."""
     finite = [value for value in values if math.isfinite(value)]
     return fmean(finite) if finite else math.nan
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +22,37 @@ _LOG = logging.getLogger(__name__)
 MAX_FAILURES = 3
 
 
+@dataclass
 class SafeSink(Sink):
     """Forwards calls to a sink; counts its exceptions, logs the first, and raises none.
 
-    After a failed start or ``MAX_FAILURES`` failures, records are dropped. ``finish`` is still
-    attempted unless the start failed. KeyboardInterrupt and SystemExit propagate.
+    After ``MAX_FAILURES`` failures, records are dropped; after a failed start, ``finish`` too.
+    KeyboardInterrupt and SystemExit propagate.
     """
 
-    def __init__(self, sink: Sink) -> None:
-        """Wrap ``sink``."""
-        self.sink = sink
-        self.num_failures = 0
-        """Calls that raised."""
-        self.reason: str | None = None
-        """The first failure in one line, None without one."""
-        self._has_started = False
+    sink: Sink
+    num_failures: int = 0  # calls that raised
+    reason: str | None = None  # the first failure in one line
+    _has_started: bool = False
 
     def start(self, run: RunInfo) -> None:
-        """Start the sink; if that fails, it is not called again."""
-        self._has_started = self._attempt("start", lambda: self.sink.start(run))
+        """Start the sink."""
+        self._has_started = self._attempt("start", self.sink.start, run)
 
     def record(self, record: Record) -> None:
         """Forward a record unless the sink has failed too often."""
         if self._has_started and self.num_failures < MAX_FAILURES:
-            self._attempt("record", lambda: self.sink.record(record))
+            self._attempt("record", self.sink.record, record)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Finish the sink if it was started."""
         if self._has_started:
-            self._attempt("finish", lambda: self.sink.finish(summary, exit_code))
+            self._attempt("finish", self.sink.finish, summary, exit_code)
 
-    def _attempt(self, verb: str, call: Callable[[], None]) -> bool:
-        """Return whether ``call`` succeeded."""
+    def _attempt(self, verb: str, call: Callable[..., None], *arguments: object) -> bool:
+        """Return whether the call succeeded."""
         try:
-            call()
+            call(*arguments)
         except Exception as error:  # whatever a sink raises
             self.num_failures += 1
             if self.reason is None:

@@ -8,9 +8,9 @@ is imported only when a sink starts.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-import re
 import shlex
 import shutil
 import threading
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppo_lab.tracking.base import Record, RunInfo, Sink
-from ppo_lab.tracking.config import TrackingConfig, TrackingMode
+from ppo_lab.tracking.config import MAX_TAG_CHARS, TrackingConfig, TrackingMode
 from ppo_lab.utils.json_files import to_jsonable
 
 if TYPE_CHECKING:
@@ -32,11 +32,9 @@ __all__ = ["WandbSink"]
 
 _LOG = logging.getLogger(__name__)
 
-_FLUSH_S = 2.0
-"""How much of a killed run is lost at most; wandb's default is 15."""
+_FLUSH_S = 2.0  # how much of a killed run is lost at most; wandb's default is 15
+# Time for a run's finish once the server is known to be unreachable; a stack has many runs.
 _BROKEN_FINISH_S = 0.05
-"""Time for a run's finish once the server is known to be unreachable; a stack has many runs."""
-_MAX_TAG_CHARS = 64
 # Other spellings of WANDB_MODE, from wandb's own settings.
 _MODES_OF_ENV = {"run": "online", "dryrun": "offline", "shared": "online"}
 
@@ -47,7 +45,6 @@ class _Process:
 
     is_online_broken: bool = False  # no further run tries the server
     is_upload_broken: bool = False  # no further finish waits for it
-    has_key: bool | None = None  # None: not checked yet
     live: set[str] = field(default_factory=set)  # ids of unfinished runs
 
 
@@ -62,8 +59,7 @@ class WandbSink(Sink):
 
     def __init__(self, config: TrackingConfig, outputs: Path) -> None:
         """Open nothing; ``outputs`` is the folder that will contain ``wandb/``."""
-        self._config = config
-        self._outputs = outputs.resolve()
+        self._config, self._outputs = config, outputs.resolve()
         self._run: wandb.Run | None = None
         self._is_online = False
         self._folder: Path | None = None
@@ -83,16 +79,17 @@ class WandbSink(Sink):
             return
         self._outputs.mkdir(parents=True, exist_ok=True)
         _set_up(self._outputs, mode)
+        opened = None
         if mode == "online" and _has_key(is_required=self._config.mode is TrackingMode.online):
-            self._run = self._init_online(run)
-        self._is_online = self._run is not None
-        if self._run is None:
-            self._run = self._init_offline(run)
-        _PROCESS.live.add(self._run.id)
-        self._folder = Path(self._run.dir).parent
-        self._url = self._run.url
-        self._run.define_metric("global_step")
-        self._run.define_metric("*", step_metric="global_step")
+            opened = self._init_online(run)
+        self._is_online = opened is not None
+        if opened is None:
+            opened = self._init_offline(run)
+        self._run = opened
+        _PROCESS.live.add(opened.id)
+        self._folder, self._url = Path(opened.dir).parent, opened.url
+        opened.define_metric("global_step")
+        opened.define_metric("*", step_metric="global_step")
 
     def record(self, record: Record) -> None:
         """Queue one row for wandb's service process; takes 0.1 to 0.5 ms."""
@@ -100,11 +97,12 @@ class WandbSink(Sink):
             return
         import wandb
 
-        row: dict[str, Any] = dict(record.metrics)
-        for name, histogram in record.histograms.items():
-            counts_and_edges = (np.asarray(histogram.counts), np.asarray(histogram.edges))
-            row[name] = wandb.Histogram(np_histogram=counts_and_edges)
-        self._run.log(row | {"global_step": record.global_step, "iteration": record.iteration})
+        histograms = {
+            name: wandb.Histogram(np_histogram=(np.asarray(it.counts), np.asarray(it.edges)))
+            for name, it in record.histograms.items()
+        }
+        axes = {"global_step": record.global_step, "iteration": record.iteration}
+        self._run.log({**record.metrics, **histograms, **axes})
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Write the summary and close the run; wait at most ``finish_timeout_s``."""
@@ -114,9 +112,8 @@ class WandbSink(Sink):
         _PROCESS.live.discard(run.id)
         try:
             run.summary.update(to_jsonable(summary))
-            status = summary.get("status", "finished")
-            if status != "finished":  # a tag, to filter runs that were pruned or ran out of memory
-                run.tags = (*(run.tags or ()), str(status))
+            if (status := summary.get("status", "finished")) != "finished":
+                run.tags = (*(run.tags or ()), str(status))  # filters pruned or failed runs
         finally:
             if self._is_online and _PROCESS.is_upload_broken:
                 self._close_in_background(run, exit_code)
@@ -155,7 +152,7 @@ class WandbSink(Sink):
             _PROCESS.is_online_broken = True
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             _LOG.warning("W&B did not accept the run; tracking offline from now on (%s)", reason)
-        _restart_service(self._outputs)  # it still holds the run's id
+            _restart_service(self._outputs)  # it still holds the run's id
         return None
 
     def _init_offline(self, run: RunInfo) -> wandb.Run:
@@ -164,15 +161,14 @@ class WandbSink(Sink):
         except Exception:
             # Either a failed online attempt holds the id, or wandb's service process has died.
             _restart_service(self._outputs)
-            run_id = f"{run.id}-offline" if _PROCESS.live else run.id
-            return self._init(run, "offline", run_id)
+            return self._init(run, "offline", run.id + ("-offline" if _PROCESS.live else ""))
 
     def _init(self, run: RunInfo, mode: str, run_id: str) -> wandb.Run:
         """Open a W&B run; delete a failed attempt's folder, which `wandb sync` would upload."""
         import wandb
 
         config = self._config
-        tags = dict.fromkeys(tag[:_MAX_TAG_CHARS] for tag in (*run.tags, *config.tags) if tag)
+        tags = dict.fromkeys(tag[:MAX_TAG_CHARS] for tag in (*run.tags, *config.tags) if tag)
         before = _run_folders(self._outputs, run_id)
         try:
             return wandb.init(
@@ -219,8 +215,8 @@ def _settings(config: TrackingConfig) -> wandb.Settings:
 
 def _run_folders(outputs: Path, run_id: str) -> set[Path]:
     """Return this run's folders, without those of runs whose id only ends the same."""
-    name = re.compile(rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(run_id)}")
-    return {path for path in (outputs / "wandb").glob("*run-*") if name.fullmatch(path.name)}
+    names = (f"{kind}-????????_??????-{run_id}" for kind in ("run", "offline-run"))
+    return {path for name in names for path in (outputs / "wandb").glob(name)}
 
 
 def _choose_mode(requested: TrackingMode) -> str:
@@ -243,18 +239,17 @@ def _set_up(outputs: Path, mode: str) -> None:
     wandb.setup(settings)
 
 
+@functools.cache
 def _has_key(*, is_required: bool) -> bool:
     """Return whether this machine has a W&B key; neither prompts nor uses the network."""
-    if _PROCESS.has_key is None:
-        import wandb
+    import wandb
 
-        _PROCESS.has_key = False
-        with contextlib.suppress(Exception):
-            _PROCESS.has_key = wandb.login(prompt=False, verify=False)
-        if not _PROCESS.has_key:
-            level = logging.WARNING if is_required else logging.INFO
-            _LOG.log(level, "no W&B key (WANDB_API_KEY or `wandb login`): tracking offline")
-    return _PROCESS.has_key
+    with contextlib.suppress(Exception):
+        if wandb.login(prompt=False, verify=False):
+            return True
+    level = logging.WARNING if is_required else logging.INFO
+    _LOG.log(level, "no W&B key (WANDB_API_KEY or `wandb login`): tracking offline")
+    return False
 
 
 def _restart_service(outputs: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from operator import ge, gt, le
 from typing import Any
 
 __all__ = ["REDACTED", "ConfigError", "check_number", "closest_match"]
@@ -42,29 +43,21 @@ def check_number(
     at_most: float | None = None,
     off: bool = False,
 ) -> float | None:
-    """Check a number from the config.
-
-    Returns:
-        The number; None for ``none``, which ``off`` allows.
+    """Return a finite number in range, or None for ``none``, which ``off`` allows.
 
     Raises:
-        ConfigError: Not a finite number, or out of range.
+        ConfigError: It is neither.
     """
     if off and (value is None or (isinstance(value, str) and value.lower() == "none")):
         return None
-    bounds = [
-        f"{sign} {bound:g}"
-        for sign, bound in ((">", above), (">=", at_least), ("<=", at_most))
+    limits = [
+        (sign, bound, holds)
+        for sign, bound, holds in ((">", above, gt), (">=", at_least, ge), ("<=", at_most, le))
         if bound is not None
     ]
-    allowed = f"must be a number {' and '.join(bounds)}" + (", or none" if off else "")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if (
-        not is_number
-        or not math.isfinite(value)
-        or (above is not None and value <= above)
-        or (at_least is not None and value < at_least)
-        or (at_most is not None and value > at_most)
-    ):
-        raise ConfigError(key, value, allowed)
+    is_finite = is_number and math.isfinite(value)
+    if not (is_finite and all(holds(value, bound) for _, bound, holds in limits)):
+        bounds = " and ".join(f"{sign} {bound:g}" for sign, bound, _ in limits)
+        raise ConfigError(key, value, f"must be a number {bounds}" + (", or none" if off else ""))
     return float(value)

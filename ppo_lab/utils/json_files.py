@@ -39,14 +39,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def to_jsonable(value: Any) -> Any:  # noqa: ANN401 - any nesting
-    """Convert a value to JSON types.
+    """Return any nesting of mappings, sequences, sets, enums, arrays and scalars in JSON types.
 
-    Args:
-        value: Any nesting of mappings, sequences, sets, enums, arrays and scalars.
-
-    Returns:
-        The same with enums as their values, arrays and tensors as lists, NaN and infinity as the
-        strings "NaN", "Infinity" and "-Infinity", and anything else as its ``str``.
+    Enums become their values, arrays and tensors lists, NaN and infinity the strings "NaN",
+    "Infinity" and "-Infinity", and anything else its ``str``.
 
     Example:
         >>> to_jsonable({"loss": float("nan"), "hidden": (64, 64)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
 from importlib import metadata
@@ -19,10 +20,8 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the installed packages that a run uses."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -40,14 +39,13 @@ def git_state() -> dict[str, Any]:
     if not (root / ".git").exists():
         return {}
     try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain"))}
+        commit = _git("-C", str(root), "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git("-C", str(root), "status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return {}  # git is not installed, or the repository has no commit
 
 
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
-    )
-    return done.stdout.strip()
+def _git(*arguments: str) -> str:
+    command = ("git", *arguments)
+    output = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10)
+    return output.strip()

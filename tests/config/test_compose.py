@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ppo_lab.config.compose import Composer, check_jobs, register
+from ppo_lab.config.compose import Composer, GridLoader, check_jobs, register
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 
@@ -39,11 +39,10 @@ def hydra():
         [],
     ],
 )
-@pytest.mark.parametrize("num_fixed", [0, 2])
-def test_values_on_top_of_files_are_what_hydra_makes_of_both(hydra, typed, num_fixed):
-    composer = Composer(hydra.loader, hydra.command, typed[:num_fixed])
-    composer.job([*typed[num_fixed:], "total_steps=4096"])  # another job of the same files
-    found, expected = composer.job(typed[num_fixed:]), hydra.compose(hydra.command, typed)
+def test_values_on_top_of_files_are_what_hydra_makes_of_both(hydra, typed):
+    composer = Composer(hydra.loader, hydra.command)
+    composer.job([*typed, "total_steps=4096"])  # another job of the same files
+    found, expected = composer.job(typed), hydra.compose(hydra.command, typed)
     assert found.hydra.job.name == "other"
     assert found.hydra.overrides.task == expected.hydra.overrides.task
     assert sorted(found.hydra.overrides.hydra) == sorted(expected.hydra.overrides.hydra)
@@ -51,8 +50,8 @@ def test_values_on_top_of_files_are_what_hydra_makes_of_both(hydra, typed, num_f
     assert found.hydra.runtime.choices == expected.hydra.runtime.choices
     ours = {key: expected[key] for key in expected if key != "hydra"}
     assert {key: found[key] for key in ours} == ours
-    assert dict(composer.run(typed[num_fixed:])) == ours
-    assert composer.choices(typed[num_fixed:]) == {
+    assert dict(composer.run(typed)) == ours
+    assert composer.choices(typed) == {
         group: str(option) for group, option in expected.hydra.runtime.choices.items()
     }
 
@@ -66,6 +65,15 @@ def test_files_are_read_once_for_each_choice_of_them(hydra):
     ]
     assert seeds == [*range(5), *range(5)]
     assert hydra.calls == [["network=tiny"], ["network=small"]]
+
+
+def test_launchers_are_given_what_hydra_makes_and_files_are_read_once(hydra):
+    loader = GridLoader(hydra.loader, hydra.command)
+    jobs = [loader.load_sweep_config(hydra.command, [f"seed={seed}"]) for seed in range(3)]
+    assert jobs == [hydra.compose(hydra.command, [f"seed={seed}"]) for seed in range(3)]
+    assert hydra.calls == [[]]
+    own = loader.load_sweep_config(hydra.command, ["seed=4", "hydra.job.name=another"])
+    assert (own.seed, own.hydra.job.name) == (4, "another")
 
 
 def test_one_job_does_not_see_what_another_was_given(hydra):

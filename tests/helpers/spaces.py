@@ -14,7 +14,7 @@ def make_base(*fixed: str) -> BaseRun:
     with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
         command = compose("config", return_hydra_config=True)
         loader = GlobalHydra.instance().config_loader()
-    return BaseRun(Composer(loader, command, fixed))
+    return BaseRun(Composer(loader, command), fixed)
 
 
 def make_space(base: BaseRun | None = None, when: dict | None = None, **space: str) -> Space:

@@ -200,7 +200,7 @@ def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
     conditions = {key: when for key, when in study.conditions.items() if key in texts}
     replace(study, space=texts).check()
 
-    base = BaseRun(Composer(loader, command, fixed))
+    base = BaseRun(Composer(loader, command), tuple(fixed))
     space = read_space(texts, conditions, base)
     name = study.name if study.name != "auto" else _auto_name(command, fixed)
     folder = _STUDIES / name
