@@ -43,6 +43,7 @@ extern template class AOTInductorModelBase<AOTInductorModel>;  // defined in run
 }
 """
 _KERNELS_HEADER = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
+_INTERFACE = "codegen/aoti_runtime/interface.cpp"
 _RUNTIME_END = """
 namespace torch::aot_inductor {
 template class AOTInductorModelBase<AOTInductorModel>;
@@ -98,13 +99,10 @@ def _split(text: str) -> _Source:
     return _Source(interface, calls, header + kernels)
 
 
-_INTERFACE = "codegen/aoti_runtime/interface.cpp"
-
-
 def _shared(compiler: Sequence[str], interface: str, folder: Path) -> Path:
     """Return the folder of the runtime and the precompiled headers, building them if missing."""
     texts = [_CALLS_HEADER, _KERNELS_HEADER, _RUNTIME_END, _CALLS_LEVEL, interface]
-    facts = [compiler, texts, torch.__version__, _version(compiler[0]), cpu_digest()]
+    facts = [compiler, texts, torch.__version__, _run([compiler[0], "--version"]), cpu_digest()]
     shared = folder / f"runtime-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}"
     shared.mkdir(parents=True, exist_ok=True)
     runtime = shared / "runtime.o"
@@ -137,9 +135,8 @@ def _only(files: Iterable[str], ending: str) -> str:
     return name
 
 
-def _read_flags(files: Iterable[str], ending: str) -> dict[str, Any]:
-    flags: dict[str, Any] = json.loads(Path(_only(files, ending)).read_text())
-    return flags
+def _read_flags(files: Iterable[str], ending: str) -> Any:  # noqa: ANN401 - a JSON object
+    return json.loads(Path(_only(files, ending)).read_text())
 
 
 def _compiler(flags: dict[str, Any]) -> list[str]:
@@ -174,17 +171,10 @@ def _run(command: Sequence[str]) -> str:
 
 
 @cache
-def _version(compiler: str) -> str:
-    return _run([compiler, "--version"])
-
-
-@cache
 def cpu_digest() -> str:
     """Return a digest of the CPU's instruction set, as several machines may share a cache."""
-    flags = ""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     text = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -142,7 +142,7 @@ class GraphLoader:
     def _capture(self, spec: CompileSpec) -> CompiledFunction:
         try:
             program = GraphProgram(spec, self._capturer)
-            return CompiledFunction(spec, program, program.result_structure)
+            return CompiledFunction(program, program.result_structure)
         except RuntimeError as error:
             # A failed capture raises once more when it is ended: the first error has the reason.
             first = [e for e in _chain(error) if isinstance(e, RuntimeError)][-1]

@@ -30,12 +30,10 @@ from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.adam import LaneAdam
 from ppo_lab.ppo.collector import Act, RolloutColumns, Steps
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics, UpdateLog, UpdateStep, apply_target_kl
-from ppo_lab.ppo.losses import normalize_advantages
 from ppo_lab.ppo.rollout import Batch, RolloutRows
 from ppo_lab.ppo.update import AdvantageNormalization, LaneHyperparameters, UpdateLoss, UpdatePlan
 
 __all__ = [
-    "MAX_UNROLLED_STEPS",
     "RolloutBlock",
     "Update",
     "UpdateSteps",
@@ -46,7 +44,7 @@ __all__ = [
     "model_spec",
 ]
 
-MAX_UNROLLED_STEPS = 4
+_MAX_UNROLLED_STEPS = 4
 """Steps unrolled into one library: more hardly run faster, and compile longer."""
 
 Update = Callable[[RolloutRows, Tensor, LaneHyperparameters], UpdateDiagnostics]
@@ -130,10 +128,10 @@ def compiled_advance(function: CompiledFunction) -> Advance:
 class RolloutBlock:
     """U steps of a native environment."""
 
-    def __init__(self, env: NativeEnv, act: Act, num_steps: int, max_block_steps: int) -> None:
-        """Cut rollouts of ``num_steps`` into equal blocks of at most ``max_block_steps``."""
+    def __init__(self, env: NativeEnv, act: Act, num_steps: int, *, is_unrolled: bool) -> None:
+        """Cut rollouts of ``num_steps`` into equal blocks, short ones for a library."""
         self._env, self._act = env, act
-        most = min(max_block_steps, env.max_block_steps)
+        most = min(_MAX_UNROLLED_STEPS, env.max_block_steps) if is_unrolled else env.max_block_steps
         self._num_steps = max(size for size in range(1, most + 1) if num_steps % size == 0)
 
     def spec(self, model: ActorCritic, noise: Tensor) -> CompileSpec:
@@ -151,10 +149,9 @@ class RolloutBlock:
         for index in range(self._num_steps):
             policy_parameters, actions = self._act(observations, noise[:, index])
             start = starts[index], first_observations[index]
-            state, deadlines, step = self._env.advance(
-                state, deadlines, clock + (index + 1), start, actions
-            )
-            steps.append(RolloutColumns.of(observations, policy_parameters, actions, step))
+            now = clock + (index + 1)
+            state, deadlines, step = self._env.advance(state, deadlines, now, start, actions)
+            steps.append(RolloutColumns(observations, policy_parameters, actions, *step[1:]))
             observations = step.observations
         columns = RolloutColumns(*(torch.stack(column, 1) for column in zip(*steps)))
         return state, deadlines, observations.clone(), columns
@@ -190,20 +187,19 @@ class UpdateSteps:
         self._is_whole = is_whole
 
     def spec(
-        self, rows: RolloutRows, permutations: Tensor, coefficients: LaneHyperparameters
+        self, rows: RolloutRows, permutations: Tensor, hyperparameters: LaneHyperparameters
     ) -> CompileSpec:
         """Return the spec of one gradient step of such an update, or of all of it."""
+        args: tuple[Any, ...] = rows, permutations, hyperparameters
         state = self._optimizer.state_tensors
         if self._is_whole:
-            whole = (rows, permutations, coefficients)
-            return CompileSpec(
-                "update",
-                lambda state, *args: self._update(partial(partial, self._take_step, state), *args),
-                whole,
-                state,
-            )
+
+            def update(state: Sequence[Tensor], *args: Any) -> UpdateDiagnostics:  # noqa: ANN401
+                return self._update(partial(partial, self._take_step, state), *args)
+
+            return CompileSpec("update", update, args, state)
         step = next(self._steps(self._new_log(rows, permutations), permutations))
-        args = (self._prepare(rows), coefficients, *step)
+        args = self._prepare(rows), hyperparameters, *step
         return CompileSpec("gradient_step", self._take_step, args, state)
 
     def update(self, function: CompiledFunction) -> Update:
@@ -215,17 +211,17 @@ class UpdateSteps:
         bind: Callable[..., Callable[..., Tensor]],
         rows: RolloutRows,
         permutations: Tensor,
-        coefficients: LaneHyperparameters,
+        hyperparameters: LaneHyperparameters,
     ) -> UpdateDiagnostics:
         """Take every gradient step of an update over rows (L, R, …) and permutations (E, L, R).
 
         ``bind`` fixes the first arguments of a gradient step.
         """
         log = self._new_log(rows, permutations)
-        take_step = bind(self._prepare(rows), coefficients)
+        take_step = bind(self._prepare(rows), hyperparameters)
         for step in self._steps(log, permutations):
             take_step(*step)
-        return log.means(coefficients.clip, self._plan.num_minibatches)
+        return log.means(hyperparameters.clip, self._plan.num_minibatches)
 
     def _new_log(self, rows: RolloutRows, permutations: Tensor) -> UpdateLog:
         num_minibatches, num_groups = self._plan.num_minibatches, self._optimizer.num_clip_groups
@@ -233,8 +229,8 @@ class UpdateSteps:
 
     def _prepare(self, rows: RolloutRows) -> RolloutRows:
         """Return the rows of all lanes, one after the other: (L * R, …)."""
-        if self._plan.normalization is AdvantageNormalization.rollout:
-            rows = rows._replace(advantages=normalize_advantages(rows.advantages))
+        advantages = self._plan.normalize(rows.advantages, over=AdvantageNormalization.rollout)
+        rows = rows._replace(advantages=advantages)
         return RolloutRows(*(column.flatten(0, 1).contiguous() for column in rows))
 
     def _steps(
@@ -258,7 +254,7 @@ class UpdateSteps:
         self,
         state: Sequence[Tensor],
         rows: RolloutRows,
-        coefficients: LaneHyperparameters,
+        hyperparameters: LaneHyperparameters,
         index: Tensor,
         step: UpdateStep,
         was_active: Tensor,
@@ -267,25 +263,25 @@ class UpdateSteps:
         chosen = index.flatten()
         columns = (c.index_select(0, chosen).unflatten(0, index.shape) for c in rows[1:])
         batch = Batch(index, *columns)
+        minibatch = AdvantageNormalization.minibatch
+        step.advantages.copy_(self._plan.normalize(batch.advantages, over=minibatch))
         observations = rows.observations.unsqueeze(0)  # as one long lane, for ``index``
-        loss = UpdateLoss(self._model, observations, coefficients, self._plan)
-        previous = step._replace(active=was_active)
+        loss = UpdateLoss(self._model, observations, hyperparameters, self._plan)
         optimizer = self._optimizer
         own_state, optimizer.state_tensors = optimizer.state_tensors, state
         try:
             leaves = [weights.detach().requires_grad_() for weights in optimizer.split_weights()]
             replacements = dict(zip(optimizer.parameters, leaves, strict=True))
             with torch.enable_grad():
-                total = with_parameters(
-                    self._model, replacements, lambda: loss(loss.normalize(batch, step), step).sum()
-                )
+                total = with_parameters(self._model, replacements, lambda: loss(batch, step).sum())
                 gradients = torch.autograd.grad(total, leaves)
             for parameter, gradient in zip(optimizer.parameters, gradients):
                 parameter.grad = gradient
+            previous = step._replace(active=was_active)
             norms = optimizer.step(
-                lr=coefficients.lr,
-                max_grad_norm=coefficients.max_grad_norm,
-                active=apply_target_kl(step, previous, coefficients.target_kl),
+                lr=hyperparameters.lr,
+                max_grad_norm=hyperparameters.max_grad_norm,
+                active=apply_target_kl(step, previous, hyperparameters.target_kl),
             )
         finally:
             optimizer.state_tensors = own_state

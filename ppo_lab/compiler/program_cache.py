@@ -132,7 +132,7 @@ class ProgramCache:
     def _load_one(self, spec: CompileSpec) -> CompiledFunction:
         with torch.no_grad():  # an uncompiled call shows how results are nested
             result = structure_of(spec.call(*spec.copies()))
-        return CompiledFunction(spec, _Library(self.path(spec), spec), result)
+        return CompiledFunction(_Library(self.path(spec), spec), result)
 
 
 def default_folder() -> Path:
@@ -164,8 +164,13 @@ def _begin_build(
     held = lock.pop_all()
 
     def compile_files() -> None:
+        part = path.with_name(f"{path.stem}.{os.getpid()}.pt2")
         with held, _as_compiler_error(spec.name):
-            _package(files, path)
+            try:
+                cpp_build.package(files, part, path.parent)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
         _LOG.info("compiled %s in %.0f s", spec.name, time.perf_counter() - begin_s)
 
     return compilers.submit(compile_files)
@@ -183,16 +188,6 @@ def _as_compiler_error(name: str) -> Iterator[None]:
         ) from error
 
 
-def _package(files: Sequence[str], path: Path) -> None:
-    """Compile ``files`` into a program at ``path``, atomically."""
-    part = path.with_name(f"{path.stem}.{os.getpid()}.pt2")
-    try:
-        cpp_build.package(files, part, path.parent)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def trace(spec: CompileSpec) -> torch.fx.GraphModule:
     """Return the graph of operations of ``spec``, backward pass included."""
     with torch.no_grad(), tracing():
@@ -203,7 +198,12 @@ def trace(spec: CompileSpec) -> torch.fx.GraphModule:
 
 def write_cpp(spec: CompileSpec) -> list[str]:
     """Generate the C++ of ``spec`` with Inductor; return the files."""
-    with warnings.catch_warnings(), torch.no_grad(), _inductor_settings():
+    # Start no pool of compile workers.
+    settings = torch_private.inductor_config.patch(compile_threads=1)
+    # Switch off a fusion of loops that fails with a KeyError for stacks of lanes:
+    # https://github.com/pytorch/pytorch/issues/188228, not fixed in torch 2.13.
+    fusion = patch.object(torch_private.CppScheduling, _FUSION_DEPTH, lambda *_: 0)
+    with warnings.catch_warnings(), torch.no_grad(), settings, fusion:
         warnings.simplefilter("ignore")  # torch warns about its own internals
         graph = trace(spec)
         for node in graph.graph.nodes:
@@ -224,18 +224,6 @@ def _options() -> dict[str, Any]:
     }
     known = torch_private.inductor_config.get_config_copy()
     return {key: value for key, value in wanted.items() if key in known}
-
-
-@contextlib.contextmanager
-def _inductor_settings() -> Iterator[None]:
-    """Start no pool of compile workers, and switch off a fusion of loops on the CPU.
-
-    The fusion fails with a KeyError for stacks of lanes:
-    https://github.com/pytorch/pytorch/issues/188228, not fixed in torch 2.13.
-    """
-    fusion = patch.object(torch_private.CppScheduling, _FUSION_DEPTH, lambda *_: 0)
-    with torch_private.inductor_config.patch(compile_threads=1), fusion:
-        yield
 
 
 @cache

@@ -226,11 +226,6 @@ class HostAdam(LaneOptimizer):
             for tensor in (host.exp_avg, host.exp_avg_sq, host.num_steps):
                 yield tensor, parameter
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the host's state; the weights on the device are restored with the model."""
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
-
 
 def _joint_norm(parameters: list[Parameter]) -> Tensor:
     """Return the norm (1,) of all gradients."""

@@ -123,8 +123,3 @@ class ParkedAdam(LaneOptimizer):
         """See ``LaneOptimizer.state_parts``."""
         for adam in self._adams.values():
             yield from adam.state_parts()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Copy ``state`` into the existing tensors."""
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])

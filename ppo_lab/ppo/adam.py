@@ -14,7 +14,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -76,9 +75,10 @@ class LaneOptimizer(ABC):
         """Yield each tensor of the state, and the parameter it belongs to if there is just one."""
         yield from ((tensor, None) for tensor in self.state_dict().values())
 
-    @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Copy what ``state_dict`` returned into the existing tensors."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
 
 
 def clip_coefficient(grad_norm: Tensor, max_grad_norm: Tensor) -> Tensor:
@@ -112,9 +112,9 @@ class LaneAdam(LaneOptimizer):
         self.num_clip_groups = len(members)
         self._eps = eps
         self._groups = [[_Bucket(part, zeros) for part in group_by_size(g)] for g in members]
-        num_lanes = self.parameters[0].shape[0]
+        self._buckets = [bucket for group in self._groups for bucket in group]
         like = self.parameters[0].detach()
-        self._num_steps = like.new_zeros(num_lanes)
+        self._num_steps = like.new_zeros(len(like))
         self._log_betas = like.new_tensor([[math.log(beta)] for beta in BETAS])  # (2, 1)
 
     @torch.no_grad()
@@ -157,16 +157,14 @@ class LaneAdam(LaneOptimizer):
         Setting them makes the next steps change other tensors; the model's parameters remain views
         of the former weights.
         """
-        buckets = ((b.weights, b.exp_avg, b.exp_avg_sq) for b in self._buckets)
-        return [self._num_steps, *chain.from_iterable(buckets)]
+        buckets = [(b.weights, b.exp_avg, b.exp_avg_sq) for b in self._buckets]
+        return [self._num_steps, *(tensor for bucket in buckets for tensor in bucket)]
 
     @state_tensors.setter
     def state_tensors(self, tensors: Sequence[Tensor]) -> None:
         self._num_steps, *rest = tensors
-        for bucket, weights, first, second in zip(
-            self._buckets, rest[::3], rest[1::3], rest[2::3], strict=True
-        ):
-            bucket.weights, bucket.exp_avg, bucket.exp_avg_sq = weights, first, second
+        for i, bucket in enumerate(self._buckets):
+            bucket.weights, bucket.exp_avg, bucket.exp_avg_sq = rest[3 * i : 3 * i + 3]
 
     def split_weights(self) -> list[Tensor]:
         """Return views of the buckets' weights, in the order and shapes of ``parameters``."""
@@ -182,10 +180,6 @@ class LaneAdam(LaneOptimizer):
         for bucket, first, second in zip(self._buckets, moments[::2], moments[1::2]):
             bucket.exp_avg, bucket.exp_avg_sq = first, second
 
-    @property
-    def _buckets(self) -> list[_Bucket]:
-        return [bucket for group in self._groups for bucket in group]
-
     def state_dict(self) -> dict[str, Tensor]:
         """Return each bucket's moments and the lanes' step counts."""
         state = {"num_steps": self._num_steps}
@@ -198,19 +192,13 @@ class LaneAdam(LaneOptimizer):
         """See ``LaneOptimizer.state_parts``: a bucket's moments are those of its parameters."""
         yield self._num_steps, None
         for bucket in self._buckets:
-            sizes = [parameter[0].numel() for parameter in bucket.parameters]
             for moment in (bucket.exp_avg, bucket.exp_avg_sq):
-                yield from zip(moment.split(sizes, -1), bucket.parameters)
+                yield from zip(bucket.split(moment), bucket.parameters)
 
     def reset_lanes(self, lanes: Tensor) -> None:
         """See ``LaneOptimizer.reset_lanes``."""
         for tensor in self.state_dict().values():
             tensor.index_fill_(0, lanes, 0.0)
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Copy ``state`` in place."""
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
 
 
 class _Bucket:
@@ -225,11 +213,10 @@ class _Bucket:
         self.exp_avg = zeros(self.weights)  # (L, D)
         self.exp_avg_sq = zeros(self.weights)  # (L, D)
 
-    def split(self, weights: Tensor) -> list[Tensor]:
-        """Return views of ``weights`` (L, D) in the parameters' shapes."""
-        sizes = [parameter[0].numel() for parameter in self.parameters]
-        parts = zip(self.parameters, weights.split(sizes, -1))
-        return [part.view(parameter.shape) for parameter, part in parts]
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """Return views of ``tensor`` (L, D) in the parameters' shapes."""
+        parts = tensor.split([parameter[0].numel() for parameter in self.parameters], -1)
+        return [part.view(its.shape) for part, its in zip(parts, self.parameters)]
 
     def take_gradient(self) -> Tensor:
         """Return the bucket's gradient (L, D); a copy when it holds several parameters.

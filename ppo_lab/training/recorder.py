@@ -24,24 +24,15 @@ from ppo_lab.training.scores import History
 
 __all__ = ["EpisodeMeter", "EpisodeTotals", "IterationTensors", "Recorder"]
 
-# CleanRL's metric names where it has them, so that runs can be compared with its own.
+# CleanRL's metric names where it has them, so that runs can be compared with its own. Names that
+# are not listed are ``losses/`` and the field.
 _UPDATE_NAMES = {
-    "policy_loss": "losses/policy_loss",
-    "value_loss": "losses/value_loss",
-    "entropy": "losses/entropy",
-    "grad_norm": "losses/grad_norm",
-    "grad_norm_actor": "losses/grad_norm_actor",
-    "grad_norm_critic": "losses/grad_norm_critic",
-    "approx_kl": "losses/approx_kl",
-    "old_approx_kl": "losses/old_approx_kl",
     "clip_frac": "losses/clipfrac",
     "clip_above_frac": "losses/clipfrac_above",
     "clip_below_frac": "losses/clipfrac_below",
     "cut_above_frac": "losses/cutfrac_above",
     "cut_below_frac": "losses/cutfrac_below",
     "pass_frac": "losses/passfrac",
-    "ratio_min": "losses/ratio_min",
-    "ratio_max": "losses/ratio_max",
     "gradient_steps": "ppo/gradient_steps",
     "epochs_done": "ppo/epochs_done",
 }
@@ -60,15 +51,6 @@ class IterationTensors:
 
     update: UpdateDiagnostics
     after: RolloutDiagnostics
-    episodes: EpisodeTotals
-
-
-class HostTensors(NamedTuple):
-    """An iteration's results on the host, as far as a record needs them."""
-
-    names: tuple[str, ...]  # the columns of ``scalars``
-    scalars: Tensor  # (L, names) float64
-    ratio_counts: Tensor  # (L, 64)
     episodes: EpisodeTotals
 
 
@@ -97,13 +79,13 @@ class Recorder:
 
         Iterations count from 1; ``shared`` holds the metrics of the stack as a whole.
         """
-        on_host = self.fetch(tensors)
-        scalars, counts = on_host.scalars.tolist(), on_host.ratio_counts.tolist()
+        names, (scalars, counts, *episodes) = self.fetch(tensors)
+        all_scalars, all_counts = scalars.tolist(), counts.tolist()
         # numpy, whose small operations cost a tenth of torch's.
-        ended, all_returns, all_lengths = (part.numpy() for part in on_host.episodes)
+        ended, all_returns, all_lengths = (part.numpy() for part in episodes)
         records = {}
         for lane, iteration in iterations.items():
-            metrics, history = dict(zip(on_host.names, scalars[lane])), self.histories[lane]
+            metrics, history = dict(zip(names, all_scalars[lane])), self.histories[lane]
             step = iteration * self._num_rows
             own = ended[:, lane]
             returns = all_returns[:, lane][own].tolist()
@@ -116,28 +98,22 @@ class Recorder:
             if history.final_return is not None:
                 metrics["charts/episodic_return_last100"] = history.final_return
             history.diverged = history.diverged or _divergence(metrics)
-            histograms = {"ppo/ratio": Histogram(counts[lane], ratio_edges())}
+            histograms = {"ppo/ratio": Histogram(all_counts[lane], ratio_edges())}
             records[lane] = Record(step, iteration, metrics | dict(shared), histograms)
         return records
 
-    def fetch(self, tensors: IterationTensors) -> HostTensors:
-        """Copy the results to the host; all scalars as one tensor, in one copy."""
-        update = {name: getattr(tensors.update, key) for key, name in _UPDATE_NAMES.items()}
-        named = {name: value for name, value in update.items() if value is not None}
-        named |= {f"ppo/{key}": value for key, value in tensors.after.ratios._asdict().items()}
-        named["ppo/entropy"] = tensors.after.entropy
-        named["ppo/advantages_std"] = tensors.after.advantages_std
-        named["losses/explained_variance"] = tensors.after.explained_variance
-        table = torch.stack([value.double() for value in named.values()], -1)  # (L, names)
-        return HostTensors(
-            names=tuple(named),
-            scalars=self._to_host(table),
-            ratio_counts=self._to_host(tensors.after.ratio_counts),
-            episodes=EpisodeTotals(*(self._to_host(t) for t in tensors.episodes)),
-        )
-
-    def _to_host(self, tensor: Tensor) -> Tensor:
-        return self._placement.move(tensor, Place.host)
+    def fetch(self, tensors: IterationTensors) -> tuple[list[str], list[Tensor]]:
+        """Copy to the host: names of scalars, all scalars (L, names), ratio counts, episodes."""
+        update, after = tensors.update._asdict(), tensors.after
+        named = {_UPDATE_NAMES.get(key, f"losses/{key}"): value for key, value in update.items()}
+        named |= {f"ppo/{key}": value for key, value in after.ratios._asdict().items()}
+        named["ppo/entropy"] = after.entropy
+        named["ppo/advantages_std"] = after.advantages_std
+        named["losses/explained_variance"] = after.explained_variance
+        named = {name: value for name, value in named.items() if value is not None}
+        scalars = torch.stack([value.double() for value in named.values()], -1)  # in one copy
+        moved = scalars, after.ratio_counts, *tensors.episodes
+        return list(named), [self._placement.move(tensor, Place.host) for tensor in moved]
 
 
 def _divergence(metrics: Mapping[str, float]) -> str | None:

@@ -42,7 +42,7 @@ def traced_only(monkeypatch):
     def traced(spec):
         graph = trace(spec)
         result = structure_of(spec.call(*spec.copies()))
-        return CompiledFunction(spec, lambda args: list(graph(*spec.state, *args)), result)
+        return CompiledFunction(lambda args: list(graph(*spec.state, *args)), result)
 
     monkeypatch.setattr(ProgramCache, "load", load)
 
@@ -215,7 +215,7 @@ def test_a_compiled_function_takes_and_returns_nested_tensors():
         return [a + 1.0, b]
 
     structure = structure_of((ClipRange(a, b), None))
-    clip, nothing = CompiledFunction(spec, run, structure)(ClipRange(a, b), None, [b])
+    clip, nothing = CompiledFunction(run, structure)(ClipRange(a, b), None, [b])
     assert [tensor.tolist() for tensor in seen] == [[1.0, 2.0], [3.0, 4.0], [3.0, 4.0]]
     assert isinstance(clip, ClipRange)
     assert clip.low.tolist() == [2.0, 3.0]

@@ -48,9 +48,9 @@ class CountingCapturer(HostCapturer):
 class GraphTrainer(Trainer):
     """A trainer on the CPU that captures graphs."""
 
-    def _build_capturer(self, device):
-        self.capturer = CountingCapturer()
-        return self.capturer
+    def __init__(self, configs):
+        super().__init__(configs)
+        self.capturer = self._compilation.capturer = CountingCapturer()
 
 
 def pair(*overrides):
