@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppo_lab.compiler.compiled import CompilerError, structure_of
-from ppo_lab.compiler.cuda_graphs import CudaGraphCapturer, GraphCapturer, GraphLoader
+from ppo_lab.compiler.compiled import CompiledFunction, CompilerError, CompileSpec, structure_of
+from ppo_lab.compiler.cuda_graphs import CudaGraphCapturer, GraphCapturer, capture_function
 from ppo_lab.compiler.iteration import (
     RolloutBlock,
     Update,
@@ -146,7 +146,7 @@ class Compilation:
         assert self._update is not None
         if self._options != structure_of(hyperparameters):  # a new lane has an option of its own
             spec = self._update_steps.spec(rows, permutations, hyperparameters)
-            (function,) = self._loader.load([spec])
+            (function,) = self._load([spec])
             self._update = self._update_steps.update(function)
             self._options = structure_of(hyperparameters)
         with torch.no_grad():
@@ -158,11 +158,14 @@ class Compilation:
             return self._after_update(rows, clip)
 
     @functools.cached_property
-    def _loader(self) -> ProgramCache | GraphLoader:
-        if self.capturer is not None:
-            return GraphLoader(self.capturer)
+    def _cache(self) -> ProgramCache:
         values = stack_values(self._config)
         return ProgramCache({k: v for k, v in values.items() if k not in _NOT_IN_A_PROGRAM})
+
+    def _load(self, specs: Sequence[CompileSpec]) -> list[CompiledFunction]:
+        if self.capturer is None:
+            return self._cache.load(specs)
+        return [capture_function(spec, self.capturer) for spec in specs]
 
     @functools.cached_property
     def _update_steps(self) -> UpdateSteps:
@@ -196,7 +199,7 @@ class Compilation:
         ]
         if isinstance(env, NormalizedEnv):
             specs.append(advance_spec(env.normalizer, columns.observations[0], columns.rewards[0]))
-        step, rollout, values, self._after_update, *advance = self._loader.load(specs)
+        step, rollout, values, self._after_update, *advance = self._load(specs)
         self._update = self._update_steps.update(step)
         self._options = structure_of(hyperparameters)
         collector.compiled_values = values

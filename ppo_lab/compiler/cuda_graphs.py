@@ -26,7 +26,7 @@ from ppo_lab.compiler.compiled import (
     structure_of,
 )
 
-__all__ = ["Capture", "CudaGraphCapturer", "GraphCapturer", "GraphLoader", "GraphProgram"]
+__all__ = ["Capture", "CudaGraphCapturer", "GraphCapturer", "capture_function"]
 
 Function = Callable[..., Any]
 
@@ -124,34 +124,24 @@ class GraphProgram:
         return [output.clone() for output in self._capture.outputs]
 
 
-class GraphLoader:
-    """Compiles functions by capturing them; see ``ProgramCache`` for the other kind."""
+def capture_function(spec: CompileSpec, capturer: GraphCapturer) -> CompiledFunction:
+    """Return the function of ``spec``, captured as a graph.
 
-    def __init__(self, capturer: GraphCapturer) -> None:
-        """Capture with ``capturer``."""
-        self._capturer = capturer
-
-    def load(self, specs: Sequence[CompileSpec]) -> list[CompiledFunction]:
-        """Return the compiled functions of ``specs``.
-
-        Raises:
-            CompilerError: a function cannot be captured; with the first line of the reason.
-        """
-        return [self._capture(spec) for spec in specs]
-
-    def _capture(self, spec: CompileSpec) -> CompiledFunction:
-        try:
-            program = GraphProgram(spec, self._capturer)
-            return CompiledFunction(program, program.result_structure)
-        except RuntimeError as error:
-            # A failed capture raises once more when it is ended: the first error has the reason.
-            first = [e for e in _chain(error) if isinstance(e, RuntimeError)][-1]
-            if isinstance(first, torch.OutOfMemoryError):
-                raise first from None  # callers handle it as a result, not as a fault
-            line = str(first).strip().partition("\n")[0]
-            raise CompilerError(
-                f"could not capture {spec.name}: {type(first).__name__}: {line}"
-            ) from error
+    Raises:
+        CompilerError: the function cannot be captured; with the first line of the reason.
+    """
+    try:
+        program = GraphProgram(spec, capturer)
+        return CompiledFunction(program, program.result_structure)
+    except RuntimeError as error:
+        # A failed capture raises once more when it is ended: the first error has the reason.
+        first = [e for e in _chain(error) if isinstance(e, RuntimeError)][-1]
+        if isinstance(first, torch.OutOfMemoryError):
+            raise first from None  # callers handle it as a result, not as a fault
+        line = str(first).strip().partition("\n")[0]
+        raise CompilerError(
+            f"could not capture {spec.name}: {type(first).__name__}: {line}"
+        ) from error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

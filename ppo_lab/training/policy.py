@@ -194,9 +194,8 @@ def _actions(described: dict[str, Any]) -> DiscreteActions | ContinuousActions:
 
 def _network(described: dict[str, Any]) -> NetworkConfig:
     kind = NETWORKS[described["kind"]]
-    values: dict[str, Any] = {}
+    values = {field.name: described[field.name] for field in dataclasses.fields(kind)}
     for field in dataclasses.fields(kind):
-        value = described[field.name]
-        default = field.default
-        values[field.name] = type(default)(value) if isinstance(default, Enum) else value
+        if isinstance(field.default, Enum):
+            values[field.name] = type(field.default)(values[field.name])
     return kind(**values)
