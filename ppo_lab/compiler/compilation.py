@@ -171,7 +171,7 @@ class Compilation:
     def _update_steps(self) -> UpdateSteps:
         assert isinstance(self._optimizer, LaneAdam)  # else compilation has an obstacle
         own, is_whole = self._collector, self.capturer is not None
-        return UpdateSteps(own.model, self._optimizer, own.plan, is_whole=is_whole)
+        return UpdateSteps(own.model, self._optimizer, own.plan, is_whole)
 
     def _compile(
         self,

@@ -15,6 +15,7 @@ B = rows per lane in a minibatch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -172,27 +173,25 @@ class RolloutBlock:
         return take_steps
 
 
+@dataclass(frozen=True)
 class UpdateSteps:
     """``ppo_lab.ppo.update.update`` with a compiled gradient step, or compiled as a whole."""
 
-    def __init__(
-        self, model: ActorCritic, optimizer: LaneAdam, plan: UpdatePlan, *, is_whole: bool
-    ) -> None:
-        """Step ``optimizer``, which holds all parameters of ``model``.
-
-        ``is_whole`` compiles all gradient steps of an update into one program. That is for CUDA
-        graphs: a long one is launched as fast as a short one.
-        """
-        self._model, self._optimizer, self._plan = model, optimizer, plan
-        self._is_whole = is_whole
+    model: ActorCritic
+    optimizer: LaneAdam
+    """Holds all parameters of ``model``."""
+    plan: UpdatePlan
+    is_whole: bool
+    """Whether all gradient steps of an update are one program. That is for CUDA graphs: a long one
+    is launched as fast as a short one."""
 
     def spec(
         self, rows: RolloutRows, permutations: Tensor, hyperparameters: LaneHyperparameters
     ) -> CompileSpec:
         """Return the spec of one gradient step of such an update, or of all of it."""
         args: tuple[Any, ...] = rows, permutations, hyperparameters
-        state = self._optimizer.state_tensors
-        if self._is_whole:
+        state = self.optimizer.state_tensors
+        if self.is_whole:
 
             def update(state: Sequence[Tensor], *args: Any) -> UpdateDiagnostics:  # noqa: ANN401
                 return self._update(partial(partial, self._take_step, state), *args)
@@ -204,7 +203,7 @@ class UpdateSteps:
 
     def update(self, function: CompiledFunction) -> Update:
         """Return the update that calls the compiled function of ``spec``."""
-        return function if self._is_whole else partial(self._update, function.bind)
+        return function if self.is_whole else partial(self._update, function.bind)
 
     def _update(
         self,
@@ -221,15 +220,15 @@ class UpdateSteps:
         take_step = bind(self._prepare(rows), hyperparameters)
         for step in self._steps(log, permutations):
             take_step(*step)
-        return log.means(hyperparameters.clip, self._plan.num_minibatches)
+        return log.means(hyperparameters.clip, self.plan.num_minibatches)
 
     def _new_log(self, rows: RolloutRows, permutations: Tensor) -> UpdateLog:
-        num_minibatches, num_groups = self._plan.num_minibatches, self._optimizer.num_clip_groups
+        num_minibatches, num_groups = self.plan.num_minibatches, self.optimizer.num_clip_groups
         return UpdateLog(permutations.shape, num_minibatches, num_groups, like=rows.advantages)
 
     def _prepare(self, rows: RolloutRows) -> RolloutRows:
         """Return the rows of all lanes, one after the other: (L * R, …)."""
-        advantages = self._plan.normalize(rows.advantages, over=AdvantageNormalization.rollout)
+        advantages = self.plan.normalize(rows.advantages, over=AdvantageNormalization.rollout)
         rows = rows._replace(advantages=advantages)
         return RolloutRows(*(column.flatten(0, 1).contiguous() for column in rows))
 
@@ -243,7 +242,7 @@ class UpdateSteps:
         """
         num_lanes, num_rows = permutations.shape[1:]
         first_row = torch.arange(num_lanes, device=permutations.device).unsqueeze(-1) * num_rows
-        parts = (permutations + first_row).unflatten(-1, (self._plan.num_minibatches, -1))
+        parts = (permutations + first_row).unflatten(-1, (self.plan.num_minibatches, -1))
         indices = parts.transpose(1, 2).flatten(0, 1).contiguous().unbind(0)
         was_active = torch.ones_like(log.steps[0].active)
         for index, step in zip(indices, log.steps, strict=True):
@@ -264,16 +263,16 @@ class UpdateSteps:
         columns = (c.index_select(0, chosen).unflatten(0, index.shape) for c in rows[1:])
         batch = Batch(index, *columns)
         minibatch = AdvantageNormalization.minibatch
-        step.advantages.copy_(self._plan.normalize(batch.advantages, over=minibatch))
+        step.advantages.copy_(self.plan.normalize(batch.advantages, over=minibatch))
         observations = rows.observations.unsqueeze(0)  # as one long lane, for ``index``
-        loss = UpdateLoss(self._model, observations, hyperparameters, self._plan)
-        optimizer = self._optimizer
+        loss = UpdateLoss(self.model, observations, hyperparameters, self.plan)
+        optimizer = self.optimizer
         own_state, optimizer.state_tensors = optimizer.state_tensors, state
         try:
             leaves = [weights.detach().requires_grad_() for weights in optimizer.split_weights()]
             replacements = dict(zip(optimizer.parameters, leaves, strict=True))
             with torch.enable_grad():
-                total = with_parameters(self._model, replacements, lambda: loss(batch, step).sum())
+                total = with_parameters(self.model, replacements, lambda: loss(batch, step).sum())
                 gradients = torch.autograd.grad(total, leaves)
             for parameter, gradient in zip(optimizer.parameters, gradients):
                 parameter.grad = gradient

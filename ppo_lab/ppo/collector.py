@@ -26,12 +26,14 @@ _MAX_BLOCK_BYTES = 1 << 20
 
 
 class RolloutColumns(NamedTuple):
-    """What is stored of every step: (T, L, N, …), or (L, N, …) for a single one."""
+    """What is stored of every step: (T, L, N, …), or (L, N, …) for a single one.
+
+    From ``rewards`` on the fields are those of ``Step``, in its order.
+    """
 
     observations: Tensor
     policy_parameters: Tensor
     actions: Tensor
-    # The fields of ``Step`` but its observations, in order.
     rewards: Tensor
     env_rewards: Tensor
     terminated: Tensor
@@ -84,18 +86,9 @@ class Collector:
         noise = noise.unflatten(1, (self._num_steps, -1))
         self._observations, columns = (self.compiled_steps or self._step_by_step)(noise)
         self.columns = columns if self.keeps_columns else None
-        log_probs, values, next_values = (self.compiled_values or self.evaluate_rollout)(columns)
-        return Rollout(
-            observations=columns.observations,
-            actions=columns.actions,
-            log_probs=log_probs,
-            values=values,
-            next_values=next_values,
-            rewards=columns.rewards,
-            env_rewards=columns.env_rewards,
-            terminated=columns.terminated,
-            truncated=columns.truncated,
-        )
+        values = (self.compiled_values or self.evaluate_rollout)(columns)
+        observations, _, actions, *rewards_and_ends, _ = columns
+        return Rollout(observations, actions, *values, *rewards_and_ends)
 
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return policy parameters (L, N, P) and actions sampled with ``noise`` (L, N, …)."""
@@ -107,11 +100,12 @@ class Collector:
 
         Acting does not need the critic, so it runs afterwards in few large forward passes.
         """
-        distribution = self.model.distribution
-        log_probs = distribution.log_prob(columns.policy_parameters, columns.actions)
-        observations = columns.observations, columns.last_observations
-        values, next_values = map(self._values, observations)
-        return log_probs, values, next_values
+        log_prob = self.model.distribution.log_prob
+        return (
+            log_prob(columns.policy_parameters, columns.actions),
+            self._values(columns.observations),
+            self._values(columns.last_observations),
+        )
 
     @torch.inference_mode()  # cheaper than no_grad for small operations
     def _step_by_step(self, noise: Tensor) -> tuple[Tensor, RolloutColumns]:

@@ -92,21 +92,11 @@ def update(
     hyperparameters: LaneHyperparameters,
     plan: UpdatePlan,
 ) -> UpdateDiagnostics:
-    """Take E epochs of gradient steps on ``rows``, without synchronizing with the device.
+    """Take E epochs of gradient steps on ``rows``, in the order of ``permutations`` (E, L, R).
 
-    With ``target_kl`` a lane stops before the first gradient step whose minibatch shows a k3 KL
-    above 1.5 times it, for the rest of the update (Stable-Baselines3's rule).
-
-    Args:
-        model: Policy and value network of all lanes.
-        optimizer: Holds the parameters of ``model``.
-        rows: The rollout, (L, R, ...).
-        permutations: Order of the rows in each epoch, (E, L, R).
-        hyperparameters: This iteration's values of each lane.
-        plan: What all lanes share.
-
-    Returns:
-        Means over the gradient steps that each lane took.
+    Nothing here synchronizes with the device. With ``target_kl`` a lane stops before the first
+    gradient step whose minibatch shows a k3 KL above 1.5 times it, for the rest of the update
+    (Stable-Baselines3's rule). The results are means over the gradient steps that a lane took.
     """
     advantages = plan.normalize(rows.advantages, over=AdvantageNormalization.rollout)
     rows = rows._replace(advantages=advantages)

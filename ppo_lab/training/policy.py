@@ -75,13 +75,9 @@ class Policy:
     def __init__(
         self, model: ActorCritic, spec: EnvSpec, env_id: str, state: dict[str, Tensor]
     ) -> None:
-        """Wrap a model.
+        """Wrap a model of one lane.
 
-        Args:
-            model: A model of one lane.
-            spec: Of the environment.
-            env_id: Of the environment.
-            state: Observation mean and variance, if observations were normalised; else empty.
+        ``state`` holds the observations' mean and variance if they were normalised, else nothing.
         """
         self.spec, self.env_id = spec, env_id
         self._model, self._state = model, state

@@ -158,12 +158,7 @@ class EpisodeMeter:
             carried.index_fill_(0, lanes, 0.0)
 
     def count(self, env_rewards: Tensor, ended: Tensor) -> EpisodeTotals:
-        """Return the totals of the episodes that end in a rollout.
-
-        Args:
-            env_rewards: The environment's own rewards, (T, L, N).
-            ended: Whether an episode ended at the step, bool (T, L, N).
-        """
+        """Return the totals of the episodes that end in a rollout; arguments (T, L, N)."""
         returns, self._return = _since_last_end(env_rewards, ended, self._return)
         lengths, self._length = _since_last_end(torch.ones_like(env_rewards), ended, self._length)
         return EpisodeTotals(ended, returns, lengths)
@@ -174,11 +169,10 @@ def _since_last_end(amounts: Tensor, ended: Tensor, carried: Tensor) -> tuple[Te
 
     Each is the running sum over the rollout minus its value at the start of the episode.
     """
-    num_steps = len(amounts)
     zeros = torch.zeros_like(carried).unsqueeze(0)
     # sums[t] is the sum before step t; the carried part belongs to the first episode only.
     sums = torch.cat((zeros, amounts.to(carried.dtype).cumsum(0)))  # (T + 1, L, N)
-    steps = torch.arange(1, num_steps + 1, device=amounts.device).view(-1, 1, 1)
+    steps = torch.arange(1, len(sums), device=amounts.device).view(-1, 1, 1)
     ends = (ended * steps).cummax(0).values  # (T, L, N) steps up to the last end
     starts = torch.cat((zeros.long(), ends))  # (T + 1, L, N) start of step t's episode
     since = sums[1:] - sums.gather(0, starts[:-1])

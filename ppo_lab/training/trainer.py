@@ -215,11 +215,10 @@ class Trainer:
         """Return this iteration's measurements of the whole stack."""
         if self.placement.is_cuda:
             torch.cuda.synchronize(self.placement.device)
+        self.meters.clock.add("env", self.collector.env_s)
+        self.collector.env_s = 0.0
         seconds = self.meters.clock.read()
         num_steps = self.config.num_rows * len(self.live_lanes)
-        seconds["env"] = self.collector.env_s
-        self.meters.clock.totals["env"] += self.collector.env_s
-        self.collector.env_s = 0.0
         metrics = {f"time/{name}_s": value for name, value in seconds.items()}
         elapsed_s = metrics["time/elapsed_s"] = self.elapsed_s
         metrics["charts/SPS"] = self.num_live_steps / elapsed_s
@@ -273,15 +272,9 @@ class Trainer:
 
     @torch.no_grad()
     def replace_lanes(self, configs: Mapping[int, Config]) -> None:
-        """Start new runs in some lanes, as if the stack had been built with them.
+        """Start new runs in the lanes of ``configs``, as if the stack had been built with them.
 
         To be called between iterations. Tensors keep their storage; other lanes are unaffected.
-
-        Args:
-            configs: The new config of each lane that is replaced.
-
-        Raises:
-            ConfigError: A config cannot be a lane of this stack.
         """
         if self.config.memory.max_lanes is not None:
             raise ConfigError("memory", self.config.memory.name, "cannot replace a lane")
