@@ -17,7 +17,6 @@ from ppo_lab.compiler.compiled import CompiledFunction, CompilerError, CompileSp
 from ppo_lab.compiler.cuda_graphs import CudaGraphCapturer, GraphCapturer, capture_function
 from ppo_lab.compiler.iteration import (
     RolloutBlock,
-    Update,
     UpdateSteps,
     act_spec,
     advance_spec,
@@ -97,7 +96,7 @@ class Compilation:
         collector.keeps_columns = compiles
         self._examples: tuple[RolloutColumns, RolloutRows, Tensor, LaneHyperparameters] | None
         self._examples = None
-        self._update: Update | None = None
+        self._update: Callable[..., UpdateDiagnostics] | None = None
         self._options: Any = None  # which options of ``LaneHyperparameters`` the update has
         self._after_update: Callable[..., RolloutDiagnostics] = functools.partial(
             after_update, collector.model, plan=collector.plan

@@ -74,12 +74,9 @@ class CudaGraphCapturer:
     def capture(self, function: Function, tensors: Sequence[Tensor]) -> Capture:
         """See ``GraphCapturer.capture``."""
         graph = torch.cuda.CUDAGraph()
+        # CUDA calls of other threads, such as W&B's, must not end the capture.
         capture = torch.cuda.graph(
-            graph,
-            pool=self._pool,
-            stream=self._stream,
-            # CUDA calls of other threads, such as W&B's, must not end the capture.
-            capture_error_mode="thread_local",
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         )
         # After a failed capture torch.cuda.graph stays on its stream; the outer block leaves it.
         with torch.cuda.stream(self._stream), capture:
@@ -92,10 +89,8 @@ class GraphProgram:
 
     def __init__(self, spec: CompileSpec, capturer: GraphCapturer) -> None:
         """Capture ``spec``, whose tensors keep their values."""
-        self._buffers = [
-            tensor.detach().clone(memory_format=torch.contiguous_format)
-            for tensor in flatten(spec.args)
-        ]
+        kept = torch.contiguous_format
+        self._buffers = [t.detach().clone(memory_format=kept) for t in flatten(spec.args)]
         versions = [buffer._version for buffer in self._buffers]
         with torch.no_grad():
             # A warm-up runs for real, so it gets a copy of the state.
@@ -112,10 +107,8 @@ class GraphProgram:
         """Return copies of the results, without synchronizing with the device."""
         for position, (tensor, buffer) in enumerate(zip(tensors, self._buffers, strict=True)):
             if tensor.shape != buffer.shape or tensor.dtype != buffer.dtype:
-                its = f"{tuple(tensor.shape)} of {tensor.dtype}"
-                raise ValueError(
-                    f"argument {position} is {its}, not {tuple(buffer.shape)} of {buffer.dtype}"
-                )
+                its, expected = (f"{tuple(t.shape)} of {t.dtype}" for t in (tensor, buffer))
+                raise ValueError(f"argument {position} is {its}, not {expected}")
             buffer.copy_(tensor)
         self._capture.replay()
         for tensor, buffer, is_changed in zip(tensors, self._buffers, self._is_changed):

@@ -36,7 +36,6 @@ from ppo_lab.ppo.update import AdvantageNormalization, LaneHyperparameters, Upda
 
 __all__ = [
     "RolloutBlock",
-    "Update",
     "UpdateSteps",
     "act_spec",
     "advance_spec",
@@ -47,9 +46,6 @@ __all__ = [
 
 _MAX_UNROLLED_STEPS = 4
 """Steps unrolled into one library: more hardly run faster, and compile longer."""
-
-Update = Callable[[RolloutRows, Tensor, LaneHyperparameters], UpdateDiagnostics]
-"""All gradient steps over rows, in the order of permutations (E, L, R)."""
 
 
 class _WithModel(nn.Module):
@@ -201,7 +197,7 @@ class UpdateSteps:
         args = self._prepare(rows), hyperparameters, *step
         return CompileSpec("gradient_step", self._take_step, args, state)
 
-    def update(self, function: CompiledFunction) -> Update:
+    def update(self, function: CompiledFunction) -> Callable[..., UpdateDiagnostics]:
         """Return the update that calls the compiled function of ``spec``."""
         return function if self.is_whole else partial(self._update, function.bind)
 

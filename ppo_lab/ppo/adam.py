@@ -54,13 +54,11 @@ class LaneOptimizer(ABC):
 
     @abstractmethod
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
-        """Clip each group's gradient norm in each lane, take one step.
+        """Clip each group's gradient norm in each lane, take one step; consumes the gradients.
 
         All arguments are (L,). Where ``active`` is false, parameters, moments and step count do not
-        change; None for all lanes active. Gradients are consumed.
-
-        Returns:
-            The norms before clipping, (G, L); 0 for a group that this pass does not train.
+        change; None for all lanes active. Returns the norms before clipping, (G, L); 0 for a group
+        that this pass does not train.
         """
 
     @abstractmethod

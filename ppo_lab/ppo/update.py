@@ -62,11 +62,6 @@ class UpdatePlan:
     num_dry_steps: int | None = None
     """Gradient steps of a pass that a forecast takes; memory is that of all. None for all."""
 
-    @property
-    def share(self) -> float:
-        """Weight of a micro-batch in the mean over its minibatch."""
-        return 1.0 / self.num_micro_batches
-
     def in_passes(self, function: Callable[[Tensor], Tensor], observations: Tensor) -> Tensor:
         """Return ``function`` of (L, R, O), at most ``rows_per_pass`` rows per lane at a time.
 
@@ -113,7 +108,7 @@ def update(
                 total = loss(*part, target).sum()  # the lanes' gradients are independent
                 if number == num_parts:
                     optimizer.prepare_final_backward()
-                (total if num_parts == 1 else total * plan.share).backward()
+                (total if num_parts == 1 else total * (1.0 / num_parts)).backward()
             with plan.around_step():
                 norms = optimizer.step(
                     lr=hyperparameters.lr,
@@ -143,7 +138,7 @@ class UpdateLoss:
 
         ``step.advantages`` are the minibatch's, normalized as the plan says.
         """
-        of_lane, share = self.hyperparameters, self.plan.share
+        of_lane, share = self.hyperparameters, 1.0 / self.plan.num_micro_batches
         policy_parameters, values = self._forward(batch, target)
         losses: list[Tensor] = []
         if policy_parameters is not None:

@@ -69,11 +69,7 @@ class Recorder:
         self.histories[lane] = History()
 
     def records(
-        self,
-        tensors: IterationTensors,
-        *,
-        iterations: Mapping[int, int],
-        shared: Mapping[str, float],
+        self, tensors: IterationTensors, *, iterations: Mapping[int, int], shared: dict[str, float]
     ) -> dict[int, Record]:
         """Return a record for each lane in ``iterations``, which maps lanes to their iteration.
 
@@ -99,7 +95,7 @@ class Recorder:
                 metrics["charts/episodic_return_last100"] = history.final_return
             history.diverged = history.diverged or _divergence(metrics)
             histograms = {"ppo/ratio": Histogram(all_counts[lane], ratio_edges())}
-            records[lane] = Record(step, iteration, metrics | dict(shared), histograms)
+            records[lane] = Record(step, iteration, metrics | shared, histograms)
         return records
 
     def fetch(self, tensors: IterationTensors) -> tuple[list[str], list[Tensor]]:

@@ -60,16 +60,12 @@ class Trainer:
         placement: Placement | None = None,
         dry_steps: int | None = None,
     ) -> None:
-        """Build environments, model, optimizer and all that the loop needs.
+        """Build what the loop needs; ``configs`` has one config per lane.
 
-        Args:
-            configs: One per lane.
-            on_record: Called with (lane, record) for each live lane after every iteration.
-            compiles: Whether to compile; by default as decided for the steps of ``configs``.
-            observers: Notified of every phase, after the trainer's own meters.
-            placement: By default that of the configs' device.
-            dry_steps: For a dry run: gradient steps per pass of an update. Environments then only
-                return tensors of the right sizes.
+        ``on_record`` is called with (lane, record) for each live lane after every iteration;
+        ``observers`` see every phase, after the trainer's own meters. Whether it ``compiles`` is
+        decided from the configs' steps if it is not given. For a dry run, an update takes
+        ``dry_steps`` gradient steps per pass, and environments only return tensors of their sizes.
         """
         check_stack(configs)
         config, memory, num_lanes = configs[0], configs[0].memory, len(configs)
