@@ -66,9 +66,9 @@ _NOT_IN_A_PROGRAM = (
 def is_compiled(config: Config, num_lanes: int, planned_steps: int) -> bool:
     """Return whether to compile a stack like ``config`` with ``planned_steps`` in total.
 
-    It depends on nothing else, neither on the clock nor on what is in the cache: compiled and
-    uncompiled runs differ by rounding, and a command must not change its result by itself. On CUDA
-    ``auto`` does not compile: whether it pays there has not been measured.
+    It does not depend on what is in the cache: compiled and uncompiled runs differ by rounding, and
+    a command must not change its result by itself. On CUDA ``auto`` does not compile: whether it
+    pays there has not been measured.
     """
     if config.compile is Compile.auto:
         is_long = planned_steps >= (MIN_COMPILED_STEPS if num_lanes == 1 else MIN_STACKED_STEPS)

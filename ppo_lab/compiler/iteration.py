@@ -1,11 +1,9 @@
 """The functions of an iteration that are compiled: the same arithmetic as without compilation.
 
-Four programs do nearly all of an iteration: a block of rollout steps (policy, sampling,
-environment), the log probabilities and values of the rollout, one gradient step, and the
-diagnostics. Each is traced from the functions that run uncompiled, with the model's parameters as
-its state, so one program serves all later iterations and every config that replaces a lane's.
-Environments that are stepped one call at a time have one program for policy and sampling instead of
-the block, and one for running statistics where observations or rewards are normalized.
+Each is traced from the functions that run uncompiled, with the model's parameters as its state, so
+one program serves all later iterations and every config that replaces a lane's. Environments that
+are stepped one call at a time have one program for policy and sampling instead of a block of steps,
+and one for running statistics where observations or rewards are normalized.
 
 Shapes: T = steps per rollout, U = steps in a block, L = lanes, N = environments per lane,
 O = observation size, R = T * N rows per lane of a rollout, E = epochs, M = minibatches per epoch,
@@ -208,15 +206,12 @@ class UpdateSteps:
         permutations: Tensor,
         hyperparameters: LaneHyperparameters,
     ) -> UpdateDiagnostics:
-        """Take every gradient step of an update over rows (L, R, …) and permutations (E, L, R).
-
-        ``bind`` fixes the first arguments of a gradient step.
-        """
+        """Take every gradient step of an update; ``bind`` fixes the first arguments of one."""
         log = self._new_log(rows, permutations)
         take_step = bind(self._prepare(rows), hyperparameters)
         for step in self._steps(log, permutations):
             take_step(*step)
-        return log.means(hyperparameters.clip, self.plan.num_minibatches)
+        return log.means(hyperparameters.clip)
 
     def _new_log(self, rows: RolloutRows, permutations: Tensor) -> UpdateLog:
         num_minibatches, num_groups = self.plan.num_minibatches, self.optimizer.num_clip_groups
@@ -231,11 +226,7 @@ class UpdateSteps:
     def _steps(
         self, log: UpdateLog, permutations: Tensor
     ) -> Iterator[tuple[Tensor, UpdateStep, Tensor]]:
-        """Yield what differs between gradient steps.
-
-        The rows (L, B), counted through all lanes; the place in the log; and which lanes were
-        active in the step before (L,).
-        """
+        """Yield each gradient step's rows (L, B), its log, and the lanes active before it (L,)."""
         num_lanes, num_rows = permutations.shape[1:]
         first_row = torch.arange(num_lanes, device=permutations.device).unsqueeze(-1) * num_rows
         parts = (permutations + first_row).unflatten(-1, (self.plan.num_minibatches, -1))

@@ -114,16 +114,14 @@ class ProgramCache:
         with ThreadPoolExecutor() as compilers:
             compiled: list[Future[None]] = []
             while missing:
-                has_advanced = False
                 for path, spec in list(missing.items()):
                     if (lock := _lock(path)) is None:
                         continue
-                    has_advanced = True
                     del missing[path]
                     with lock:
                         if not path.exists():
                             compiled.append(_begin_build(spec, path, lock, compilers))
-                if missing and not has_advanced:
+                if missing:
                     time.sleep(_LOCK_WAIT_S)
             for program in compiled:
                 program.result()

@@ -133,10 +133,9 @@ class Collector:
 
 
 class _StepWriter:
-    """Writes steps into preallocated columns (L, T, …), a block of steps at a time.
+    """Writes steps into preallocated columns (L, T, …), a block of at most 1 MiB at a time.
 
-    One write per step would take 8 % of an iteration of CartPole. Large steps are written at once,
-    so the buffer holds at most 1 MiB.
+    One write per step would take 8 % of an iteration of CartPole.
     """
 
     def __init__(self, num_steps: int, row: RolloutColumns, store: ObservationStore) -> None:

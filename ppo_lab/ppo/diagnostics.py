@@ -163,6 +163,7 @@ class UpdateLog:
         self, shape: Sequence[int], num_minibatches: int, num_clip_groups: int, like: Tensor
     ) -> None:
         """Allocate for permutations of ``shape`` (E, L, R), on the device of ``like``."""
+        self._num_minibatches = num_minibatches
         num_epochs, num_lanes, num_rows = shape
         num_steps, num_batch_rows = num_epochs * num_minibatches, num_rows // num_minibatches
         each, rows = (num_steps, num_lanes), (num_steps, num_lanes, num_batch_rows)
@@ -178,7 +179,7 @@ class UpdateLog:
         # All views at once cost less than one indexing per number and step.
         self.steps = [UpdateStep(*views) for views in zip(*(c.unbind(0) for c in self._log))]
 
-    def means(self, clip: ClipRange, num_minibatches: int) -> UpdateDiagnostics:
+    def means(self, clip: ClipRange) -> UpdateDiagnostics:
         """Return means over the K gradient steps in which a lane was active."""
         log, active = self._log, self._log.active
         num_active = active.sum(0)
@@ -203,7 +204,7 @@ class UpdateLog:
             ratio_min=taken.amin((0, 2)).exp(),
             ratio_max=taken.amax((0, 2)).exp(),
             gradient_steps=num_active,
-            epochs_done=num_active / num_minibatches,
+            epochs_done=num_active / self._num_minibatches,
         )
 
 

@@ -118,7 +118,7 @@ def update(
             step.grad_norms.add_(norms)
             optimizer.zero_grad()
             previous = step
-    return log.means(hyperparameters.clip, plan.num_minibatches)
+    return log.means(hyperparameters.clip)
 
 
 @dataclass(frozen=True)

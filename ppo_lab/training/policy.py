@@ -124,9 +124,8 @@ class Policy:
     def _act(self, rows: Tensor, *, deterministic: bool, seed: int) -> Tensor:
         """Return actions (1, n, …) for raw observations (1, n, O)."""
         if _OBSERVATION_MEAN in self._state:
-            rows = normalize(
-                rows, var=self._state[_OBSERVATION_VAR], mean=self._state[_OBSERVATION_MEAN]
-            )
+            var, mean = self._state[_OBSERVATION_VAR], self._state[_OBSERVATION_MEAN]
+            rows = normalize(rows, var=var, mean=mean)
         parameters = self._model.policy(rows)
         distribution = self._model.distribution
         if deterministic:
@@ -169,11 +168,8 @@ def load_policy(run: str | Path) -> Policy:
     tensors = load_file(checkpoint / "model.safetensors")
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     if model.shares_trunk:
-        weights |= {
-            name.replace("actor.", "critic.", 1): tensor
-            for name, tensor in weights.items()
-            if name.startswith("actor.")
-        }
+        trunk = {name: t for name, t in weights.items() if name.startswith("actor.")}
+        weights |= {name.replace("actor.", "critic.", 1): t for name, t in trunk.items()}
     model.load_state_dict(weights, assign=True)
     state = {n.removeprefix("env."): t for n, t in tensors.items() if n.startswith("env.")}
     return Policy(model, spec, described["env_id"], state)
@@ -182,10 +178,8 @@ def load_policy(run: str | Path) -> Policy:
 def _actions(described: dict[str, Any]) -> DiscreteActions | ContinuousActions:
     if described["kind"] == DiscreteActions.__name__:
         return DiscreteActions(described["num_actions"], described["start"])
-    return ContinuousActions(
-        tuple(float(bound) for bound in described["low"]),
-        tuple(float(bound) for bound in described["high"]),
-    )
+    low, high = (tuple(map(float, described[key])) for key in ("low", "high"))
+    return ContinuousActions(low, high)
 
 
 def _network(described: dict[str, Any]) -> NetworkConfig:

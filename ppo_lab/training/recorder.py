@@ -86,11 +86,9 @@ class Recorder:
             own = ended[:, lane]
             returns = all_returns[:, lane][own].tolist()
             metrics |= _episode_metrics(returns, all_lengths[:, lane][own].tolist())
-            entropy_frac = None
             if self._max_entropy is not None:
-                entropy_frac = metrics["ppo/entropy"] / self._max_entropy
-                metrics["ppo/entropy_frac"] = entropy_frac
-            history.add(step, returns, entropy_frac, metrics["ppo/kl_k3"])
+                metrics["ppo/entropy_frac"] = metrics["ppo/entropy"] / self._max_entropy
+            history.add(step, returns, metrics.get("ppo/entropy_frac"), metrics["ppo/kl_k3"])
             if history.final_return is not None:
                 metrics["charts/episodic_return_last100"] = history.final_return
             history.diverged = history.diverged or _divergence(metrics)
@@ -161,10 +159,7 @@ class EpisodeMeter:
 
 
 def _since_last_end(amounts: Tensor, ended: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sums of ``amounts`` (T, L, N) since each episode's start, and the sums to carry.
-
-    Each is the running sum over the rollout minus its value at the start of the episode.
-    """
+    """Return sums of ``amounts`` (T, L, N) since each episode's start, and the sums to carry."""
     zeros = torch.zeros_like(carried).unsqueeze(0)
     # sums[t] is the sum before step t; the carried part belongs to the first episode only.
     sums = torch.cat((zeros, amounts.to(carried.dtype).cumsum(0)))  # (T + 1, L, N)
