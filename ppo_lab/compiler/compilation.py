@@ -5,9 +5,9 @@ The first iteration always runs uncompiled: it yields example tensors.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ class Compilation:
         self._examples = None
         self._update: Callable[..., UpdateDiagnostics] | None = None
         self._options: Any = None  # which options of ``LaneHyperparameters`` the update has
-        self._after_update: Callable[..., RolloutDiagnostics] = functools.partial(
+        self._after_update: Callable[..., RolloutDiagnostics] = partial(
             after_update, collector.model, plan=collector.plan
         )
 
@@ -156,7 +156,7 @@ class Compilation:
         with torch.no_grad():
             return self._after_update(rows, clip)
 
-    @functools.cached_property
+    @cached_property
     def _cache(self) -> ProgramCache:
         values = stack_values(self._config)
         return ProgramCache({k: v for k, v in values.items() if k not in _NOT_IN_A_PROGRAM})
@@ -166,7 +166,7 @@ class Compilation:
             return self._cache.load(specs)
         return [capture_function(spec, self.capturer) for spec in specs]
 
-    @functools.cached_property
+    @cached_property
     def _update_steps(self) -> UpdateSteps:
         assert isinstance(self._optimizer, LaneAdam)  # else compilation has an obstacle
         own, is_whole = self._collector, self.capturer is not None
@@ -203,8 +203,8 @@ class Compilation:
         self._options = structure_of(hyperparameters)
         collector.compiled_values = values
         if block is None:
-            collector.compiled_act = compiled_act(rollout)
+            collector.compiled_act = partial(compiled_act, rollout)
         else:
-            collector.compiled_steps = block.rollout(rollout)
+            collector.compiled_steps = partial(block.rollout, rollout)
         if isinstance(env, NormalizedEnv):
-            env.compiled_advance = compiled_advance(*advance)
+            env.compiled_advance = partial(compiled_advance, advance[0])

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from ppo_lab.compiler.compiled import CompiledFunction, CompileSpec
 from ppo_lab.envs.base import Step
 from ppo_lab.envs.native import NativeEnv
-from ppo_lab.envs.normalized import Advance
 from ppo_lab.envs.running_stats import Normalizer
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.adam import LaneAdam
-from ppo_lab.ppo.collector import Act, RolloutColumns, Steps
+from ppo_lab.ppo.collector import Act, RolloutColumns
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics, UpdateLog, UpdateStep, apply_target_kl
 from ppo_lab.ppo.rollout import Batch, RolloutRows
 from ppo_lab.ppo.update import AdvantageNormalization, LaneHyperparameters, UpdateLoss, UpdatePlan
@@ -88,9 +87,9 @@ def act_spec(model: ActorCritic, act: Act, observations: Tensor, noise: Tensor) 
     return model_spec("act", model, act, observations.contiguous(), noise.contiguous())
 
 
-def compiled_act(function: CompiledFunction) -> Act:
-    """Return the compiled function of ``act_spec``, for observations of any strides."""
-    return lambda observations, noise: function(observations.contiguous(), noise.contiguous())
+def compiled_act(function: CompiledFunction, observations: Tensor, noise: Tensor) -> Any:  # noqa: ANN401
+    """Call the function of ``act_spec`` with tensors of any strides; see ``Act``."""
+    return function(observations.contiguous(), noise.contiguous())
 
 
 def advance_spec(normalizer: Normalizer, observations: Tensor, rewards: Tensor) -> CompileSpec:
@@ -109,15 +108,10 @@ def advance_spec(normalizer: Normalizer, observations: Tensor, rewards: Tensor) 
     return CompileSpec("advance", advance, args, state=normalizer.tensors)
 
 
-def compiled_advance(function: CompiledFunction) -> Advance:
-    """Return the compiled function of ``advance_spec``, for steps of any strides."""
-
-    def advance(step: Step) -> tuple[Tensor, Tensor]:
-        observations, rewards = step.observations.contiguous(), step.rewards.contiguous()
-        observations, rewards = function(observations, rewards, step.terminated, step.truncated)
-        return observations, rewards
-
-    return advance
+def compiled_advance(function: CompiledFunction, step: Step) -> Any:  # noqa: ANN401
+    """Call the function of ``advance_spec`` with a step of any strides; see ``Advance``."""
+    observations, rewards = step.observations.contiguous(), step.rewards.contiguous()
+    return function(observations, rewards, step.terminated, step.truncated)
 
 
 class RolloutBlock:
@@ -151,20 +145,16 @@ class RolloutBlock:
         columns = RolloutColumns(*(torch.stack(column, 1) for column in zip(*steps)))
         return state, deadlines, observations.clone(), columns
 
-    def rollout(self, function: CompiledFunction) -> Steps:
-        """Return a function that takes the T steps of a rollout, block by block."""
-
-        def take_steps(noise: Tensor) -> tuple[Tensor, RolloutColumns]:
-            blocks: list[RolloutColumns] = []
-            for part in noise.split(self._num_steps, 1):
-                begin = self._env.begin_block(self._num_steps)
-                state, deadlines, observations, columns = function(begin, part)
-                self._env.end_block(self._num_steps, state, deadlines)
-                blocks.append(columns)
-            whole = [parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in zip(*blocks)]
-            return observations, RolloutColumns(*(column.transpose(0, 1) for column in whole))
-
-        return take_steps
+    def rollout(self, function: CompiledFunction, noise: Tensor) -> tuple[Tensor, RolloutColumns]:
+        """Take the T steps of a rollout with the function of ``spec``; see ``Steps``."""
+        blocks: list[RolloutColumns] = []
+        for part in noise.split(self._num_steps, 1):
+            begin = self._env.begin_block(self._num_steps)
+            state, deadlines, observations, columns = function(begin, part)
+            self._env.end_block(self._num_steps, state, deadlines)
+            blocks.append(columns)
+        whole = [parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in zip(*blocks)]
+        return observations, RolloutColumns(*(column.transpose(0, 1) for column in whole))
 
 
 @dataclass(frozen=True)

@@ -41,26 +41,23 @@ def save_policy(
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir(parents=True, exist_ok=True)
     # ``named_parameters`` lists a shared trunk once, as safetensors requires.
-    tensors = {
-        f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()
-    } | {f"env.{name}": value for name, value in env_state.items()}
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors |= {f"env.{name}": value for name, value in env_state.items()}
     lane_tensors = {name: t[lane : lane + 1].contiguous().cpu() for name, t in tensors.items()}
     atomic_write(checkpoint / "model.safetensors", save(lane_tensors))
     spec = config.check_env()
     network_kind = next(kind for kind, c in NETWORKS.items() if type(config.network) is c)
-    write_json(
-        checkpoint / "policy.json",
-        {
-            "format": _FORMAT,
-            "env_id": config.env.id,
-            "observation_shape": spec.observation_shape or (spec.observation_size,),
-            "actions": {"kind": type(spec.actions).__name__}
-            | to_jsonable(dataclasses.asdict(spec.actions)),
-            "network": {"kind": network_kind} | to_jsonable(dataclasses.asdict(config.network)),
-            "shares_trunk": model.shares_trunk,
-            "dtype": config.dtype.value,
-        },
-    )
+    actions, network = (to_jsonable(dataclasses.asdict(d)) for d in (spec.actions, config.network))
+    described = {
+        "format": _FORMAT,
+        "env_id": config.env.id,
+        "observation_shape": spec.observation_shape or (spec.observation_size,),
+        "actions": {"kind": type(spec.actions).__name__} | actions,
+        "network": {"kind": network_kind} | network,
+        "shares_trunk": model.shares_trunk,
+        "dtype": config.dtype.value,
+    }
+    write_json(checkpoint / "policy.json", described)
     return checkpoint
 
 

@@ -70,25 +70,22 @@ class Trainer:
         check_stack(configs)
         config, memory, num_lanes = configs[0], configs[0].memory, len(configs)
         self.config, self.configs, self._on_record = config, list(configs), on_record
-        self.placement = placement or Placement(config.torch_device)
-        device, dtype = self.placement.device, config.weights_dtype
-        self.meters = Meters(self.placement, is_profiled=config.is_profiled)
+        self.placement = placement = placement or Placement(config.torch_device)
+        device, dtype = placement.device, config.weights_dtype
+        self.meters = Meters(placement, is_profiled=config.is_profiled)
         self.observers = PhaseObservers([self.meters, *observers])
         self.spec = config.check_env()
 
         seeds = torch.tensor([c.seed for c in configs], dtype=torch.int64)
         self.model = self._build_model(seeds)
         self.optimizer = memory.build_optimizer(
-            self.model,
-            self.placement,
-            eps=config.adam_eps,
-            separate_grad_clip=config.clips_separately,
+            self.model, placement, eps=config.adam_eps, separate_grad_clip=config.clips_separately
         )
         self._lanes = LaneValues(configs, device, dtype)
         self.env = config.env.build(
             seeds=seeds,
             num_envs=config.num_envs,
-            placement=self.placement,
+            placement=placement,
             gamma=self._lanes.gamma,
             dtype=dtype,
             is_dry=dry_steps is not None,
@@ -96,7 +93,7 @@ class Trainer:
         self.plan = UpdatePlan(
             config.num_minibatches,
             config.advantage_normalization,
-            store=memory.build_store(self.placement),
+            store=memory.build_store(placement),
             num_micro_batches=memory.num_micro_batches,
             rows_per_pass=max(config.num_rows // config.num_minibatches, _MIN_ROWS_PER_PASS),
             around_step=PhaseObservers(observers).optimizer_step if observers else nullcontext,
@@ -108,7 +105,7 @@ class Trainer:
         self._compilation = Compilation(config, self.collector, self.optimizer, compiles)
         self._episodes = EpisodeMeter(num_lanes, config.num_envs, device)
         self.recorder = Recorder(
-            num_lanes, config.num_rows, self.placement, self.model.distribution.max_entropy
+            num_lanes, config.num_rows, placement, self.model.distribution.max_entropy
         )
         self._is_live = [True] * num_lanes
         self._begins = [0] * num_lanes  # the stack's iteration at which a lane began
