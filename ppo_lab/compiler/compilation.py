@@ -122,12 +122,9 @@ class Compilation:
         return self._update is not None
 
     def compile(self, noise: Tensor) -> None:
-        """Compile the next iterations; without a working compiler they stay uncompiled.
+        """Compile the next iterations; ``noise`` (L, R, …) is that of any rollout.
 
-        ``noise`` (L, R, …) is that of any rollout.
-
-        Raises:
-            CompilerError: no compiler works, and ``compile=always``.
+        Without a working compiler they stay uncompiled, or with ``compile=always`` it raises.
         """
         examples, self._examples = self._examples, None
         assert examples is not None

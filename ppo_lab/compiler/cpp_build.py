@@ -53,11 +53,7 @@ _CALLS_LEVEL = "-O1"  # as in Inductor; with -O0 each call of a program takes 15
 
 
 def package(files: Sequence[str], path: Path, folder: Path) -> None:
-    """Compile Inductor's ``files`` to a package at ``path``; the runtime is kept in ``folder``.
-
-    Raises:
-        RuntimeError: the compiler failed; with its output.
-    """
+    """Compile Inductor's ``files`` to a package at ``path``; the runtime is kept in ``folder``."""
     written = Path(_only(files, ".cpp"))
     interface, calls, kernels = _split(written.read_text())
     flags = _read_flags(files, "_compile_flags.json")

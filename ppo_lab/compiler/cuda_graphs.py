@@ -118,11 +118,7 @@ class GraphProgram:
 
 
 def capture_function(spec: CompileSpec, capturer: GraphCapturer) -> CompiledFunction:
-    """Return the function of ``spec``, captured as a graph.
-
-    Raises:
-        CompilerError: the function cannot be captured; with the first line of the reason.
-    """
+    """Return the function of ``spec``, captured as a graph; raise ``CompilerError`` if it fails."""
     try:
         program = GraphProgram(spec, capturer)
         return CompiledFunction(program, program.result_structure)

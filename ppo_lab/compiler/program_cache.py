@@ -103,9 +103,7 @@ class ProgramCache:
         """Return the compiled functions of ``specs``, compiling those that are missing.
 
         Processes that need the same programs share the work: each takes one that is not locked.
-
-        Raises:
-            CompilerError: the compiler failed; with the first line of its message.
+        Raises ``CompilerError`` with the first line of the compiler's message if it fails.
         """
         if not self.is_cached(specs):
             _LOG.info("compiling, which takes a minute; later runs of this kind load the result")

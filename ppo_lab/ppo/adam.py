@@ -182,8 +182,7 @@ class LaneAdam(LaneOptimizer):
         """Return each bucket's moments and the lanes' step counts."""
         state = {"num_steps": self._num_steps}
         for i, bucket in enumerate(self._buckets):
-            state[f"exp_avg.{i}"] = bucket.exp_avg
-            state[f"exp_avg_sq.{i}"] = bucket.exp_avg_sq
+            state |= {f"exp_avg.{i}": bucket.exp_avg, f"exp_avg_sq.{i}": bucket.exp_avg_sq}
         return state
 
     def state_parts(self) -> Iterator[tuple[Tensor, Parameter | None]]:

@@ -143,8 +143,8 @@ class EpisodeMeter:
 
     def __init__(self, num_lanes: int, num_envs: int, device: torch.device) -> None:
         """Start with all sums at 0."""
-        self._return = torch.zeros(num_lanes, num_envs, dtype=torch.float64, device=device)
-        self._length = torch.zeros(num_lanes, num_envs, dtype=torch.float64, device=device)
+        sums = torch.zeros(2, num_lanes, num_envs, dtype=torch.float64, device=device)
+        self._return, self._length = sums.unbind(0)
 
     def reset_lanes(self, lanes: Tensor) -> None:
         """Set the running sums of ``lanes`` (int64) to 0."""
