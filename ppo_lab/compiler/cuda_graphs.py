@@ -84,7 +84,7 @@ class CudaGraphCapturer:
         return Capture(graph.replay, outputs)
 
 
-class GraphProgram:
+class _GraphProgram:
     """A captured function; call it with a list of tensors like those of its spec's arguments."""
 
     def __init__(self, spec: CompileSpec, capturer: GraphCapturer) -> None:
@@ -97,7 +97,6 @@ class GraphProgram:
             state = [clone_strided(tensor) for tensor in spec.state]
             result = capturer.warm_up(spec.call, [*state, *self._buffers])
             self.result_structure = structure_of(result)
-            """How results are nested; see ``CompiledFunction``."""
             del state, result
             self._is_changed = [b._version != old for b, old in zip(self._buffers, versions)]
             self._capture = capturer.capture(spec.call_flat, [*spec.state, *self._buffers])
@@ -120,7 +119,7 @@ class GraphProgram:
 def capture_function(spec: CompileSpec, capturer: GraphCapturer) -> CompiledFunction:
     """Return the function of ``spec``, captured as a graph; raise ``CompilerError`` if it fails."""
     try:
-        program = GraphProgram(spec, capturer)
+        program = _GraphProgram(spec, capturer)
         return CompiledFunction(program, program.result_structure)
     except RuntimeError as error:
         # A failed capture raises once more when it is ended: the first error has the reason.
@@ -128,9 +127,8 @@ def capture_function(spec: CompileSpec, capturer: GraphCapturer) -> CompiledFunc
         if isinstance(first, torch.OutOfMemoryError):
             raise first from None  # callers handle it as a result, not as a fault
         line = str(first).strip().partition("\n")[0]
-        raise CompilerError(
-            f"could not capture {spec.name}: {type(first).__name__}: {line}"
-        ) from error
+        message = f"could not capture {spec.name}: {type(first).__name__}: {line}"
+        raise CompilerError(message) from error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

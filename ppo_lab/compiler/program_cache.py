@@ -48,7 +48,6 @@ __all__ = ["ProgramCache", "trace", "write_cpp"]
 
 _LOG = logging.getLogger(__name__)
 _LOCK_WAIT_S = 0.2
-_FUSION_DEPTH = "_get_outer_loop_fusion_depth"
 _RUN_IN_THIS_THREAD, _NUM_RUNNERS, _DEVICE_OF_THE_PACKAGE = True, 1, -1
 
 
@@ -179,17 +178,15 @@ def _as_compiler_error(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # of many kinds, from the tracer to the C++ compiler
         first_line = str(error).strip().partition("\n")[0]
-        raise CompilerError(
-            f"could not compile {name}: {type(error).__name__}: {first_line}"
-        ) from error
+        message = f"could not compile {name}: {type(error).__name__}: {first_line}"
+        raise CompilerError(message) from error
 
 
 def trace(spec: CompileSpec) -> torch.fx.GraphModule:
     """Return the graph of operations of ``spec``, backward pass included."""
     with torch.no_grad(), tracing():
         traced = torch_private.make_fx(spec.call_flat, decomposition_table=DECOMPOSITIONS)
-        graph: torch.fx.GraphModule = traced(*spec.copies())
-    return graph
+        return traced(*spec.copies())
 
 
 def write_cpp(spec: CompileSpec) -> list[str]:
@@ -198,7 +195,7 @@ def write_cpp(spec: CompileSpec) -> list[str]:
     settings = torch_private.inductor_config.patch(compile_threads=1)
     # Switch off a fusion of loops that fails with a KeyError for stacks of lanes:
     # https://github.com/pytorch/pytorch/issues/188228, not fixed in torch 2.13.
-    fusion = patch.object(torch_private.CppScheduling, _FUSION_DEPTH, lambda *_: 0)
+    fusion = patch.object(torch_private.CppScheduling, "_get_outer_loop_fusion_depth", lambda *_: 0)
     with warnings.catch_warnings(), torch.no_grad(), settings, fusion:
         warnings.simplefilter("ignore")  # torch warns about its own internals
         graph = trace(spec)

@@ -41,9 +41,6 @@ class RolloutColumns(NamedTuple):
     last_observations: Tensor
 
 
-Values = tuple[Tensor, Tensor, Tensor]
-"""Log probabilities, values and next values under the networks that collected; (T, L, N)."""
-
 Act = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Policy parameters and actions of observations (L, N, O) and noise (L, N, …)."""
 
@@ -65,7 +62,9 @@ class Collector:
         """Takes all steps of a rollout, if compiled."""
         self.compiled_act: Act | None = None
         """Replaces ``act``, if compiled."""
-        self.compiled_values: Callable[[RolloutColumns], Values] | None = None
+        self.compiled_values: Callable[[RolloutColumns], tuple[Tensor, Tensor, Tensor]] | None = (
+            None
+        )
         """Replaces ``evaluate_rollout``, if compiled."""
         self.keeps_columns = False
         """Whether to keep the columns of the last rollout in ``columns``."""
@@ -95,8 +94,8 @@ class Collector:
         policy_parameters = self.model.policy(observations)
         return policy_parameters, self.model.distribution.sample(policy_parameters, noise)
 
-    def evaluate_rollout(self, columns: RolloutColumns) -> Values:
-        """Return log probabilities and values of all rows.
+    def evaluate_rollout(self, columns: RolloutColumns) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log probabilities, values and next values of all rows, (T, L, N).
 
         Acting does not need the critic, so it runs afterwards in few large forward passes.
         """

@@ -56,7 +56,7 @@ class UpdatePlan:
     num_micro_batches: int = 1
     """Parts of a minibatch whose gradients are summed."""
     rows_per_pass: int = 4096
-    """Most rows per lane in a forward pass without gradients."""
+    """Most rows per lane in a forward pass without gradients; fewer are not worth a split."""
     around_step: Callable[[], AbstractContextManager[None]] = nullcontext
     """Context of each optimizer step, for the observers that count memory."""
     num_dry_steps: int | None = None

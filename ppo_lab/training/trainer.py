@@ -40,8 +40,6 @@ __all__ = ["Trainer"]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_MIN_ROWS_PER_PASS = 4096  # forward passes without gradients are not split below this
-
 
 class Trainer:
     """Trains L configs, equal but for their lane keys, as one program.
@@ -95,7 +93,7 @@ class Trainer:
             config.advantage_normalization,
             store=memory.build_store(placement),
             num_micro_batches=memory.num_micro_batches,
-            rows_per_pass=max(config.num_rows // config.num_minibatches, _MIN_ROWS_PER_PASS),
+            rows_per_pass=max(config.num_rows // config.num_minibatches, UpdatePlan.rows_per_pass),
             around_step=PhaseObservers(observers).optimizer_step if observers else nullcontext,
             num_dry_steps=dry_steps,
         )
