@@ -35,9 +35,9 @@ from typing import TypeGuard
 import torch
 
 from benchmarks.result_page import publish, table
-from ppo_lab.compiler.cuda_graphs import GraphCapturer
 from ppo_lab.config.choices import Compile
 from ppo_lab.config.compose import check_jobs, register
+from ppo_lab.config.run import Config
 from ppo_lab.devices.pcie import DeviceWindow
 from ppo_lab.devices.trace import DeviceUse
 from ppo_lab.networks.mlp import MlpConfig
@@ -94,10 +94,12 @@ _SIZES = {
 class HostTrainer(Trainer):
     """A trainer on the CPU that replays recordings, as on CUDA."""
 
-    def _build_capturer(self, device: torch.device) -> GraphCapturer:  # noqa: ARG002
+    def __init__(self, configs: Sequence[Config]) -> None:
+        """Replay what ``HostCapturer`` records."""
         from tests.helpers.host_capturer import HostCapturer  # a checkout has it
 
-        return HostCapturer()
+        super().__init__(configs)
+        self._compilation.capturer = HostCapturer()
 
 
 @dataclass

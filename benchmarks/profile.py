@@ -136,7 +136,7 @@ def attach(watch: Stopwatch, trainer: Trainer) -> None:
 
     from ppo_lab.envs.base import Env
     from ppo_lab.ppo import update
-    from ppo_lab.ppo.rollout import DeviceObservations
+    from ppo_lab.ppo.rollout import ObservationStore
 
     phases = {
         "collect": "steps kept",
@@ -155,7 +155,7 @@ def attach(watch: Stopwatch, trainer: Trainer) -> None:
         (distribution, "noise", "sampling", None),
         (distribution, "sample", "sampling", None),
         (model, "values", "values", collecting),
-        (DeviceObservations, "gather", "gather", None),
+        (ObservationStore, "gather", "gather", None),
         (model, "forward", "forward", updating),
         (torch.Tensor, "backward", "backward", None),
         (trainer.optimizer, "step", "optimizer", None),

@@ -69,17 +69,12 @@ class CompileSpec:
 class CompiledFunction:
     """A compiled function; call it with arguments like those of its spec."""
 
-    def __init__(self, spec: CompileSpec, run: FlatFunction, result_structure: Any) -> None:  # noqa: ANN401
-        """Wrap ``run``, the program of ``spec`` with its state bound.
+    def __init__(self, run: FlatFunction, result_structure: Any) -> None:  # noqa: ANN401
+        """Wrap ``run``, a program with its state bound.
 
         ``result_structure`` is ``structure_of`` a result of the function: how results are nested.
         """
         self._run, self._result_structure = run, result_structure
-        self._args_structure = structure_of(spec.args)
-
-    def accepts(self, *args: Any) -> bool:  # noqa: ANN401 - nested as the function takes them
-        """Return whether ``args`` have None where the examples have."""
-        return structure_of(args) == self._args_structure
 
     def __call__(self, *args: Any) -> Any:  # noqa: ANN401
         """Return what the function returns."""

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -43,6 +43,7 @@ extern template class AOTInductorModelBase<AOTInductorModel>;  // defined in run
 }
 """
 _KERNELS_HEADER = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
+_INTERFACE = "codegen/aoti_runtime/interface.cpp"
 _RUNTIME_END = """
 namespace torch::aot_inductor {
 template class AOTInductorModelBase<AOTInductorModel>;
@@ -51,60 +52,51 @@ template class AOTInductorModelBase<AOTInductorModel>;
 _CALLS_LEVEL = "-O1"  # as in Inductor; with -O0 each call of a program takes 15 to 20 us longer
 
 
-class _Source(NamedTuple):
-    """C++ of one program; a part that is not found stays in ``calls``."""
-
-    interface: str  # the same in every program
-    calls: str
-    kernels: str
-
-
 def package(files: Sequence[str], path: Path, folder: Path) -> None:
-    """Compile Inductor's ``files`` to a package at ``path``; the runtime is kept in ``folder``.
-
-    Raises:
-        RuntimeError: the compiler failed; with its output.
-    """
+    """Compile Inductor's ``files`` to a package at ``path``; the runtime is kept in ``folder``."""
     written = Path(_only(files, ".cpp"))
-    source = _split(written.read_text())
+    interface, calls, kernels = _split(written.read_text())
     flags = _read_flags(files, "_compile_flags.json")
     compiler = _compiler(flags)
-    shared = _shared(compiler, source.interface, folder)
+    shared = _shared(compiler, interface, folder)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)
         # Without kernels of their own, calls contain them and need full optimization.
-        calls = [_CALLS_LEVEL, "-include", str(shared / "calls.h")] if source.kernels else []
-        kernels = ["-include", str(shared / "kernels.h")]
+        options = [_CALLS_LEVEL, "-include", str(shared / "calls.h")] if kernels else []
+        header = ["-include", str(shared / "kernels.h")]
         _run_all(
             [
-                [*compiler, *calls, *_object(work / "calls.cpp", source.calls)],
-                [*compiler, *kernels, *_object(work / "kernels.cpp", source.kernels)],
+                [*compiler, *options, *_object(work / "calls.cpp", calls)],
+                [*compiler, *header, *_object(work / "kernels.cpp", kernels)],
             ]
         )
         library = work / f"{written.stem}.so"  # names in a package must match
         objects = [*map(str, work.glob("*.o")), *(name for name in files if name.endswith(".o"))]
         linker = _read_flags(files, "_linker_flags.json")
-        runtime = str(shared / "runtime.o")
-        _run([*_compiler(linker), *objects, runtime, *_libraries(linker), "-o", str(library)])
+        objects.append(str(shared / "runtime.o"))
+        objects += [f"-L{folder}" for folder in linker["libraries_dirs"]]
+        objects += [f"-l{name}" for name in linker["libraries"]]
+        _run([*_compiler(linker), *objects, "-o", str(library)])
         facts = (n for n in files if n.endswith(".json") and not n.endswith("_flags.json"))
         torch_private.package_aoti(str(path), [str(library), *facts])
 
 
-def _split(text: str) -> _Source:
+def _split(text: str) -> tuple[str, str, str]:
+    """Return the interface, which is the same in every program, the calls, and the kernels.
+
+    A part that is not found stays in the calls.
+    """
     interface = (Path(torch_private.inductor.__file__).parent / _INTERFACE).read_text()
     if interface not in text:
         interface = ""
     calls, header, kernels = text.replace(interface, "").partition(_KERNELS_HEADER)
-    return _Source(interface, calls, header + kernels)
-
-
-_INTERFACE = "codegen/aoti_runtime/interface.cpp"
+    return interface, calls, header + kernels
 
 
 def _shared(compiler: Sequence[str], interface: str, folder: Path) -> Path:
     """Return the folder of the runtime and the precompiled headers, building them if missing."""
     texts = [_CALLS_HEADER, _KERNELS_HEADER, _RUNTIME_END, _CALLS_LEVEL, interface]
-    facts = [compiler, texts, torch.__version__, _version(compiler[0]), cpu_digest()]
+    facts = [compiler, texts, torch.__version__, _run([compiler[0], "--version"]), cpu_digest()]
     shared = folder / f"runtime-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}"
     shared.mkdir(parents=True, exist_ok=True)
     runtime = shared / "runtime.o"
@@ -137,9 +129,8 @@ def _only(files: Iterable[str], ending: str) -> str:
     return name
 
 
-def _read_flags(files: Iterable[str], ending: str) -> dict[str, Any]:
-    flags: dict[str, Any] = json.loads(Path(_only(files, ending)).read_text())
-    return flags
+def _read_flags(files: Iterable[str], ending: str) -> Any:  # noqa: ANN401 - a JSON object
+    return json.loads(Path(_only(files, ending)).read_text())
 
 
 def _compiler(flags: dict[str, Any]) -> list[str]:
@@ -151,11 +142,6 @@ def _compiler(flags: dict[str, Any]) -> list[str]:
         *(f"-I{folder}" for folder in flags["include_dirs"]),
         *shlex.split(" ".join(flags["passthrough_args"])),
     ]
-
-
-def _libraries(flags: dict[str, Any]) -> list[str]:
-    folders = (f"-L{folder}" for folder in flags["libraries_dirs"])
-    return [*folders, *(f"-l{name}" for name in flags["libraries"])]
 
 
 def _run_all(commands: Iterable[Sequence[str]]) -> None:
@@ -174,17 +160,10 @@ def _run(command: Sequence[str]) -> str:
 
 
 @cache
-def _version(compiler: str) -> str:
-    return _run([compiler, "--version"])
-
-
-@cache
 def cpu_digest() -> str:
     """Return a digest of the CPU's instruction set, as several machines may share a cache."""
-    flags = ""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     text = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -26,7 +26,7 @@ from ppo_lab.compiler.compiled import (
     structure_of,
 )
 
-__all__ = ["Capture", "CudaGraphCapturer", "GraphCapturer", "GraphLoader", "GraphProgram"]
+__all__ = ["Capture", "CudaGraphCapturer", "GraphCapturer", "capture_function"]
 
 Function = Callable[..., Any]
 
@@ -74,12 +74,9 @@ class CudaGraphCapturer:
     def capture(self, function: Function, tensors: Sequence[Tensor]) -> Capture:
         """See ``GraphCapturer.capture``."""
         graph = torch.cuda.CUDAGraph()
+        # CUDA calls of other threads, such as W&B's, must not end the capture.
         capture = torch.cuda.graph(
-            graph,
-            pool=self._pool,
-            stream=self._stream,
-            # CUDA calls of other threads, such as W&B's, must not end the capture.
-            capture_error_mode="thread_local",
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         )
         # After a failed capture torch.cuda.graph stays on its stream; the outer block leaves it.
         with torch.cuda.stream(self._stream), capture:
@@ -87,22 +84,19 @@ class CudaGraphCapturer:
         return Capture(graph.replay, outputs)
 
 
-class GraphProgram:
+class _GraphProgram:
     """A captured function; call it with a list of tensors like those of its spec's arguments."""
 
     def __init__(self, spec: CompileSpec, capturer: GraphCapturer) -> None:
         """Capture ``spec``, whose tensors keep their values."""
-        self._buffers = [
-            tensor.detach().clone(memory_format=torch.contiguous_format)
-            for tensor in flatten(spec.args)
-        ]
+        kept = torch.contiguous_format
+        self._buffers = [t.detach().clone(memory_format=kept) for t in flatten(spec.args)]
         versions = [buffer._version for buffer in self._buffers]
         with torch.no_grad():
             # A warm-up runs for real, so it gets a copy of the state.
             state = [clone_strided(tensor) for tensor in spec.state]
             result = capturer.warm_up(spec.call, [*state, *self._buffers])
             self.result_structure = structure_of(result)
-            """How results are nested; see ``CompiledFunction``."""
             del state, result
             self._is_changed = [b._version != old for b, old in zip(self._buffers, versions)]
             self._capture = capturer.capture(spec.call_flat, [*spec.state, *self._buffers])
@@ -112,10 +106,8 @@ class GraphProgram:
         """Return copies of the results, without synchronizing with the device."""
         for position, (tensor, buffer) in enumerate(zip(tensors, self._buffers, strict=True)):
             if tensor.shape != buffer.shape or tensor.dtype != buffer.dtype:
-                its = f"{tuple(tensor.shape)} of {tensor.dtype}"
-                raise ValueError(
-                    f"argument {position} is {its}, not {tuple(buffer.shape)} of {buffer.dtype}"
-                )
+                its, expected = (f"{tuple(t.shape)} of {t.dtype}" for t in (tensor, buffer))
+                raise ValueError(f"argument {position} is {its}, not {expected}")
             buffer.copy_(tensor)
         self._capture.replay()
         for tensor, buffer, is_changed in zip(tensors, self._buffers, self._is_changed):
@@ -124,34 +116,19 @@ class GraphProgram:
         return [output.clone() for output in self._capture.outputs]
 
 
-class GraphLoader:
-    """Compiles functions by capturing them; see ``ProgramCache`` for the other kind."""
-
-    def __init__(self, capturer: GraphCapturer) -> None:
-        """Capture with ``capturer``."""
-        self._capturer = capturer
-
-    def load(self, specs: Sequence[CompileSpec]) -> list[CompiledFunction]:
-        """Return the compiled functions of ``specs``.
-
-        Raises:
-            CompilerError: a function cannot be captured; with the first line of the reason.
-        """
-        return [self._capture(spec) for spec in specs]
-
-    def _capture(self, spec: CompileSpec) -> CompiledFunction:
-        try:
-            program = GraphProgram(spec, self._capturer)
-            return CompiledFunction(spec, program, program.result_structure)
-        except RuntimeError as error:
-            # A failed capture raises once more when it is ended: the first error has the reason.
-            first = [e for e in _chain(error) if isinstance(e, RuntimeError)][-1]
-            if isinstance(first, torch.OutOfMemoryError):
-                raise first from None  # callers handle it as a result, not as a fault
-            line = str(first).strip().partition("\n")[0]
-            raise CompilerError(
-                f"could not capture {spec.name}: {type(first).__name__}: {line}"
-            ) from error
+def capture_function(spec: CompileSpec, capturer: GraphCapturer) -> CompiledFunction:
+    """Return the function of ``spec``, captured as a graph; raise ``CompilerError`` if it fails."""
+    try:
+        program = _GraphProgram(spec, capturer)
+        return CompiledFunction(program, program.result_structure)
+    except RuntimeError as error:
+        # A failed capture raises once more when it is ended: the first error has the reason.
+        first = [e for e in _chain(error) if isinstance(e, RuntimeError)][-1]
+        if isinstance(first, torch.OutOfMemoryError):
+            raise first from None  # callers handle it as a result, not as a fault
+        line = str(first).strip().partition("\n")[0]
+        message = f"could not capture {spec.name}: {type(first).__name__}: {line}"
+        raise CompilerError(message) from error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

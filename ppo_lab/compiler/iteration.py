@@ -1,11 +1,9 @@
 """The functions of an iteration that are compiled: the same arithmetic as without compilation.
 
-Four programs do nearly all of an iteration: a block of rollout steps (policy, sampling,
-environment), the log probabilities and values of the rollout, one gradient step, and the
-diagnostics. Each is traced from the functions that run uncompiled, with the model's parameters as
-its state, so one program serves all later iterations and every config that replaces a lane's.
-Environments that are stepped one call at a time have one program for policy and sampling instead of
-the block, and one for running statistics where observations or rewards are normalized.
+Each is traced from the functions that run uncompiled, with the model's parameters as its state, so
+one program serves all later iterations and every config that replaces a lane's. Environments that
+are stepped one call at a time have one program for policy and sampling instead of a block of steps,
+and one for running statistics where observations or rewards are normalized.
 
 Shapes: T = steps per rollout, U = steps in a block, L = lanes, N = environments per lane,
 O = observation size, R = T * N rows per lane of a rollout, E = epochs, M = minibatches per epoch,
@@ -15,6 +13,7 @@ B = rows per lane in a minibatch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,20 +23,16 @@ from torch import Tensor, nn
 from ppo_lab.compiler.compiled import CompiledFunction, CompileSpec
 from ppo_lab.envs.base import Step
 from ppo_lab.envs.native import NativeEnv
-from ppo_lab.envs.normalized import Advance
 from ppo_lab.envs.running_stats import Normalizer
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.adam import LaneAdam
-from ppo_lab.ppo.collector import Act, RolloutColumns, Steps
+from ppo_lab.ppo.collector import Act, RolloutColumns
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics, UpdateLog, UpdateStep, apply_target_kl
-from ppo_lab.ppo.losses import normalize_advantages
 from ppo_lab.ppo.rollout import Batch, RolloutRows
 from ppo_lab.ppo.update import AdvantageNormalization, LaneHyperparameters, UpdateLoss, UpdatePlan
 
 __all__ = [
-    "MAX_UNROLLED_STEPS",
     "RolloutBlock",
-    "Update",
     "UpdateSteps",
     "act_spec",
     "advance_spec",
@@ -46,11 +41,8 @@ __all__ = [
     "model_spec",
 ]
 
-MAX_UNROLLED_STEPS = 4
+_MAX_UNROLLED_STEPS = 4
 """Steps unrolled into one library: more hardly run faster, and compile longer."""
-
-Update = Callable[[RolloutRows, Tensor, LaneHyperparameters], UpdateDiagnostics]
-"""All gradient steps over rows, in the order of permutations (E, L, R)."""
 
 
 class _WithModel(nn.Module):
@@ -95,9 +87,9 @@ def act_spec(model: ActorCritic, act: Act, observations: Tensor, noise: Tensor) 
     return model_spec("act", model, act, observations.contiguous(), noise.contiguous())
 
 
-def compiled_act(function: CompiledFunction) -> Act:
-    """Return the compiled function of ``act_spec``, for observations of any strides."""
-    return lambda observations, noise: function(observations.contiguous(), noise.contiguous())
+def compiled_act(function: CompiledFunction, observations: Tensor, noise: Tensor) -> Any:  # noqa: ANN401
+    """Call the function of ``act_spec`` with tensors of any strides; see ``Act``."""
+    return function(observations.contiguous(), noise.contiguous())
 
 
 def advance_spec(normalizer: Normalizer, observations: Tensor, rewards: Tensor) -> CompileSpec:
@@ -116,24 +108,19 @@ def advance_spec(normalizer: Normalizer, observations: Tensor, rewards: Tensor) 
     return CompileSpec("advance", advance, args, state=normalizer.tensors)
 
 
-def compiled_advance(function: CompiledFunction) -> Advance:
-    """Return the compiled function of ``advance_spec``, for steps of any strides."""
-
-    def advance(step: Step) -> tuple[Tensor, Tensor]:
-        observations, rewards = step.observations.contiguous(), step.rewards.contiguous()
-        observations, rewards = function(observations, rewards, step.terminated, step.truncated)
-        return observations, rewards
-
-    return advance
+def compiled_advance(function: CompiledFunction, step: Step) -> Any:  # noqa: ANN401
+    """Call the function of ``advance_spec`` with a step of any strides; see ``Advance``."""
+    observations, rewards = step.observations.contiguous(), step.rewards.contiguous()
+    return function(observations, rewards, step.terminated, step.truncated)
 
 
 class RolloutBlock:
     """U steps of a native environment."""
 
-    def __init__(self, env: NativeEnv, act: Act, num_steps: int, max_block_steps: int) -> None:
-        """Cut rollouts of ``num_steps`` into equal blocks of at most ``max_block_steps``."""
+    def __init__(self, env: NativeEnv, act: Act, num_steps: int, *, is_unrolled: bool) -> None:
+        """Cut rollouts of ``num_steps`` into equal blocks, short ones for a library."""
         self._env, self._act = env, act
-        most = min(max_block_steps, env.max_block_steps)
+        most = min(_MAX_UNROLLED_STEPS, env.max_block_steps) if is_unrolled else env.max_block_steps
         self._num_steps = max(size for size in range(1, most + 1) if num_steps % size == 0)
 
     def spec(self, model: ActorCritic, noise: Tensor) -> CompileSpec:
@@ -151,103 +138,88 @@ class RolloutBlock:
         for index in range(self._num_steps):
             policy_parameters, actions = self._act(observations, noise[:, index])
             start = starts[index], first_observations[index]
-            state, deadlines, step = self._env.advance(
-                state, deadlines, clock + (index + 1), start, actions
-            )
-            steps.append(RolloutColumns.of(observations, policy_parameters, actions, step))
+            now = clock + (index + 1)
+            state, deadlines, step = self._env.advance(state, deadlines, now, start, actions)
+            steps.append(RolloutColumns(observations, policy_parameters, actions, *step[1:]))
             observations = step.observations
         columns = RolloutColumns(*(torch.stack(column, 1) for column in zip(*steps)))
         return state, deadlines, observations.clone(), columns
 
-    def rollout(self, function: CompiledFunction) -> Steps:
-        """Return a function that takes the T steps of a rollout, block by block."""
-
-        def take_steps(noise: Tensor) -> tuple[Tensor, RolloutColumns]:
-            blocks: list[RolloutColumns] = []
-            for part in noise.split(self._num_steps, 1):
-                begin = self._env.begin_block(self._num_steps)
-                state, deadlines, observations, columns = function(begin, part)
-                self._env.end_block(self._num_steps, state, deadlines)
-                blocks.append(columns)
-            whole = [parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in zip(*blocks)]
-            return observations, RolloutColumns(*(column.transpose(0, 1) for column in whole))
-
-        return take_steps
+    def rollout(self, function: CompiledFunction, noise: Tensor) -> tuple[Tensor, RolloutColumns]:
+        """Take the T steps of a rollout with the function of ``spec``; see ``Steps``."""
+        blocks: list[RolloutColumns] = []
+        for part in noise.split(self._num_steps, 1):
+            begin = self._env.begin_block(self._num_steps)
+            state, deadlines, observations, columns = function(begin, part)
+            self._env.end_block(self._num_steps, state, deadlines)
+            blocks.append(columns)
+        whole = [parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in zip(*blocks)]
+        return observations, RolloutColumns(*(column.transpose(0, 1) for column in whole))
 
 
+@dataclass(frozen=True)
 class UpdateSteps:
     """``ppo_lab.ppo.update.update`` with a compiled gradient step, or compiled as a whole."""
 
-    def __init__(
-        self, model: ActorCritic, optimizer: LaneAdam, plan: UpdatePlan, *, is_whole: bool
-    ) -> None:
-        """Step ``optimizer``, which holds all parameters of ``model``.
-
-        ``is_whole`` compiles all gradient steps of an update into one program. That is for CUDA
-        graphs: a long one is launched as fast as a short one.
-        """
-        self._model, self._optimizer, self._plan = model, optimizer, plan
-        self._is_whole = is_whole
+    model: ActorCritic
+    optimizer: LaneAdam
+    """Holds all parameters of ``model``."""
+    plan: UpdatePlan
+    is_whole: bool
+    """Whether all gradient steps of an update are one program. That is for CUDA graphs: a long one
+    is launched as fast as a short one."""
 
     def spec(
-        self, rows: RolloutRows, permutations: Tensor, coefficients: LaneHyperparameters
+        self, rows: RolloutRows, permutations: Tensor, hyperparameters: LaneHyperparameters
     ) -> CompileSpec:
         """Return the spec of one gradient step of such an update, or of all of it."""
-        state = self._optimizer.state_tensors
-        if self._is_whole:
-            whole = (rows, permutations, coefficients)
-            return CompileSpec(
-                "update",
-                lambda state, *args: self._update(partial(partial, self._take_step, state), *args),
-                whole,
-                state,
-            )
+        args: tuple[Any, ...] = rows, permutations, hyperparameters
+        state = self.optimizer.state_tensors
+        if self.is_whole:
+
+            def update(state: Sequence[Tensor], *args: Any) -> UpdateDiagnostics:  # noqa: ANN401
+                return self._update(partial(partial, self._take_step, state), *args)
+
+            return CompileSpec("update", update, args, state)
         step = next(self._steps(self._new_log(rows, permutations), permutations))
-        args = (self._prepare(rows), coefficients, *step)
+        args = self._prepare(rows), hyperparameters, *step
         return CompileSpec("gradient_step", self._take_step, args, state)
 
-    def update(self, function: CompiledFunction) -> Update:
+    def update(self, function: CompiledFunction) -> Callable[..., UpdateDiagnostics]:
         """Return the update that calls the compiled function of ``spec``."""
-        return function if self._is_whole else partial(self._update, function.bind)
+        return function if self.is_whole else partial(self._update, function.bind)
 
     def _update(
         self,
         bind: Callable[..., Callable[..., Tensor]],
         rows: RolloutRows,
         permutations: Tensor,
-        coefficients: LaneHyperparameters,
+        hyperparameters: LaneHyperparameters,
     ) -> UpdateDiagnostics:
-        """Take every gradient step of an update over rows (L, R, …) and permutations (E, L, R).
-
-        ``bind`` fixes the first arguments of a gradient step.
-        """
+        """Take every gradient step of an update; ``bind`` fixes the first arguments of one."""
         log = self._new_log(rows, permutations)
-        take_step = bind(self._prepare(rows), coefficients)
+        take_step = bind(self._prepare(rows), hyperparameters)
         for step in self._steps(log, permutations):
             take_step(*step)
-        return log.means(coefficients.clip, self._plan.num_minibatches)
+        return log.means(hyperparameters.clip)
 
     def _new_log(self, rows: RolloutRows, permutations: Tensor) -> UpdateLog:
-        num_minibatches, num_groups = self._plan.num_minibatches, self._optimizer.num_clip_groups
+        num_minibatches, num_groups = self.plan.num_minibatches, self.optimizer.num_clip_groups
         return UpdateLog(permutations.shape, num_minibatches, num_groups, like=rows.advantages)
 
     def _prepare(self, rows: RolloutRows) -> RolloutRows:
         """Return the rows of all lanes, one after the other: (L * R, …)."""
-        if self._plan.normalization is AdvantageNormalization.rollout:
-            rows = rows._replace(advantages=normalize_advantages(rows.advantages))
+        advantages = self.plan.normalize(rows.advantages, over=AdvantageNormalization.rollout)
+        rows = rows._replace(advantages=advantages)
         return RolloutRows(*(column.flatten(0, 1).contiguous() for column in rows))
 
     def _steps(
         self, log: UpdateLog, permutations: Tensor
     ) -> Iterator[tuple[Tensor, UpdateStep, Tensor]]:
-        """Yield what differs between gradient steps.
-
-        The rows (L, B), counted through all lanes; the place in the log; and which lanes were
-        active in the step before (L,).
-        """
+        """Yield each gradient step's rows (L, B), its log, and the lanes active before it (L,)."""
         num_lanes, num_rows = permutations.shape[1:]
         first_row = torch.arange(num_lanes, device=permutations.device).unsqueeze(-1) * num_rows
-        parts = (permutations + first_row).unflatten(-1, (self._plan.num_minibatches, -1))
+        parts = (permutations + first_row).unflatten(-1, (self.plan.num_minibatches, -1))
         indices = parts.transpose(1, 2).flatten(0, 1).contiguous().unbind(0)
         was_active = torch.ones_like(log.steps[0].active)
         for index, step in zip(indices, log.steps, strict=True):
@@ -258,7 +230,7 @@ class UpdateSteps:
         self,
         state: Sequence[Tensor],
         rows: RolloutRows,
-        coefficients: LaneHyperparameters,
+        hyperparameters: LaneHyperparameters,
         index: Tensor,
         step: UpdateStep,
         was_active: Tensor,
@@ -267,25 +239,25 @@ class UpdateSteps:
         chosen = index.flatten()
         columns = (c.index_select(0, chosen).unflatten(0, index.shape) for c in rows[1:])
         batch = Batch(index, *columns)
+        minibatch = AdvantageNormalization.minibatch
+        step.advantages.copy_(self.plan.normalize(batch.advantages, over=minibatch))
         observations = rows.observations.unsqueeze(0)  # as one long lane, for ``index``
-        loss = UpdateLoss(self._model, observations, coefficients, self._plan)
-        previous = step._replace(active=was_active)
-        optimizer = self._optimizer
+        loss = UpdateLoss(self.model, observations, hyperparameters, self.plan)
+        optimizer = self.optimizer
         own_state, optimizer.state_tensors = optimizer.state_tensors, state
         try:
             leaves = [weights.detach().requires_grad_() for weights in optimizer.split_weights()]
             replacements = dict(zip(optimizer.parameters, leaves, strict=True))
             with torch.enable_grad():
-                total = with_parameters(
-                    self._model, replacements, lambda: loss(loss.normalize(batch, step), step).sum()
-                )
+                total = with_parameters(self.model, replacements, lambda: loss(batch, step).sum())
                 gradients = torch.autograd.grad(total, leaves)
             for parameter, gradient in zip(optimizer.parameters, gradients):
                 parameter.grad = gradient
+            previous = step._replace(active=was_active)
             norms = optimizer.step(
-                lr=coefficients.lr,
-                max_grad_norm=coefficients.max_grad_norm,
-                active=apply_target_kl(step, previous, coefficients.target_kl),
+                lr=hyperparameters.lr,
+                max_grad_norm=hyperparameters.max_grad_norm,
+                active=apply_target_kl(step, previous, hyperparameters.target_kl),
             )
         finally:
             optimizer.state_tensors = own_state

@@ -48,7 +48,6 @@ __all__ = ["ProgramCache", "trace", "write_cpp"]
 
 _LOG = logging.getLogger(__name__)
 _LOCK_WAIT_S = 0.2
-_FUSION_DEPTH = "_get_outer_loop_fusion_depth"
 _RUN_IN_THIS_THREAD, _NUM_RUNNERS, _DEVICE_OF_THE_PACKAGE = True, 1, -1
 
 
@@ -103,9 +102,7 @@ class ProgramCache:
         """Return the compiled functions of ``specs``, compiling those that are missing.
 
         Processes that need the same programs share the work: each takes one that is not locked.
-
-        Raises:
-            CompilerError: the compiler failed; with the first line of its message.
+        Raises ``CompilerError`` with the first line of the compiler's message if it fails.
         """
         if not self.is_cached(specs):
             _LOG.info("compiling, which takes a minute; later runs of this kind load the result")
@@ -114,16 +111,14 @@ class ProgramCache:
         with ThreadPoolExecutor() as compilers:
             compiled: list[Future[None]] = []
             while missing:
-                has_advanced = False
                 for path, spec in list(missing.items()):
                     if (lock := _lock(path)) is None:
                         continue
-                    has_advanced = True
                     del missing[path]
                     with lock:
                         if not path.exists():
                             compiled.append(_begin_build(spec, path, lock, compilers))
-                if missing and not has_advanced:
+                if missing:
                     time.sleep(_LOCK_WAIT_S)
             for program in compiled:
                 program.result()
@@ -132,7 +127,7 @@ class ProgramCache:
     def _load_one(self, spec: CompileSpec) -> CompiledFunction:
         with torch.no_grad():  # an uncompiled call shows how results are nested
             result = structure_of(spec.call(*spec.copies()))
-        return CompiledFunction(spec, _Library(self.path(spec), spec), result)
+        return CompiledFunction(_Library(self.path(spec), spec), result)
 
 
 def default_folder() -> Path:
@@ -164,8 +159,13 @@ def _begin_build(
     held = lock.pop_all()
 
     def compile_files() -> None:
+        part = path.with_name(f"{path.stem}.{os.getpid()}.pt2")
         with held, _as_compiler_error(spec.name):
-            _package(files, path)
+            try:
+                cpp_build.package(files, part, path.parent)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
         _LOG.info("compiled %s in %.0f s", spec.name, time.perf_counter() - begin_s)
 
     return compilers.submit(compile_files)
@@ -178,32 +178,25 @@ def _as_compiler_error(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # of many kinds, from the tracer to the C++ compiler
         first_line = str(error).strip().partition("\n")[0]
-        raise CompilerError(
-            f"could not compile {name}: {type(error).__name__}: {first_line}"
-        ) from error
-
-
-def _package(files: Sequence[str], path: Path) -> None:
-    """Compile ``files`` into a program at ``path``, atomically."""
-    part = path.with_name(f"{path.stem}.{os.getpid()}.pt2")
-    try:
-        cpp_build.package(files, part, path.parent)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        message = f"could not compile {name}: {type(error).__name__}: {first_line}"
+        raise CompilerError(message) from error
 
 
 def trace(spec: CompileSpec) -> torch.fx.GraphModule:
     """Return the graph of operations of ``spec``, backward pass included."""
     with torch.no_grad(), tracing():
         traced = torch_private.make_fx(spec.call_flat, decomposition_table=DECOMPOSITIONS)
-        graph: torch.fx.GraphModule = traced(*spec.copies())
-    return graph
+        return traced(*spec.copies())
 
 
 def write_cpp(spec: CompileSpec) -> list[str]:
     """Generate the C++ of ``spec`` with Inductor; return the files."""
-    with warnings.catch_warnings(), torch.no_grad(), _inductor_settings():
+    # Start no pool of compile workers.
+    settings = torch_private.inductor_config.patch(compile_threads=1)
+    # Switch off a fusion of loops that fails with a KeyError for stacks of lanes:
+    # https://github.com/pytorch/pytorch/issues/188228, not fixed in torch 2.13.
+    fusion = patch.object(torch_private.CppScheduling, "_get_outer_loop_fusion_depth", lambda *_: 0)
+    with warnings.catch_warnings(), torch.no_grad(), settings, fusion:
         warnings.simplefilter("ignore")  # torch warns about its own internals
         graph = trace(spec)
         for node in graph.graph.nodes:
@@ -224,18 +217,6 @@ def _options() -> dict[str, Any]:
     }
     known = torch_private.inductor_config.get_config_copy()
     return {key: value for key, value in wanted.items() if key in known}
-
-
-@contextlib.contextmanager
-def _inductor_settings() -> Iterator[None]:
-    """Start no pool of compile workers, and switch off a fusion of loops on the CPU.
-
-    The fusion fails with a KeyError for stacks of lanes:
-    https://github.com/pytorch/pytorch/issues/188228, not fixed in torch 2.13.
-    """
-    fusion = patch.object(torch_private.CppScheduling, _FUSION_DEPTH, lambda *_: 0)
-    with torch_private.inductor_config.patch(compile_threads=1), fusion:
-        yield
 
 
 @cache

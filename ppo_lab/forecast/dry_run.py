@@ -127,7 +127,9 @@ def _dry_iteration(trainer: Trainer, bus: _BusCounter) -> None:
     with bus.phase("record"):
         trainer.recorder.fetch(tensors)
     with bus.phase("order of an epoch"):
-        trainer.store.index_to_store(torch.zeros(1, trainer.config.num_rows, dtype=torch.int64))
+        trainer.plan.store.index_to_store(
+            torch.zeros(1, trainer.config.num_rows, dtype=torch.int64)
+        )
     trainer.collector.num_dry_steps = 1
     with bus.phase("rollout of one step"):
         trainer.collect()

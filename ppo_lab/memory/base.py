@@ -14,7 +14,7 @@ from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.networks import ActorCritic, Initializer, NetworkConfig
 from ppo_lab.ppo.adam import LaneOptimizer
-from ppo_lab.ppo.rollout import DeviceObservations, HostObservations, ObservationStore
+from ppo_lab.ppo.rollout import HostObservations, ObservationStore
 from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["AutoMemory", "MemoryStrategy", "ParameterCost", "clip_groups"]
@@ -130,7 +130,7 @@ class MemoryStrategy(ABC):
         """Return the storage of a rollout's observations, as ``rollout_place`` says."""
         if self.rollout_place is Place.host:
             return HostObservations(placement)
-        return DeviceObservations()
+        return ObservationStore()
 
     @abstractmethod
     def build_optimizer(

@@ -14,7 +14,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -55,13 +54,11 @@ class LaneOptimizer(ABC):
 
     @abstractmethod
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
-        """Clip each group's gradient norm in each lane, take one step.
+        """Clip each group's gradient norm in each lane, take one step; consumes the gradients.
 
         All arguments are (L,). Where ``active`` is false, parameters, moments and step count do not
-        change; None for all lanes active. Gradients are consumed.
-
-        Returns:
-            The norms before clipping, (G, L); 0 for a group that this pass does not train.
+        change; None for all lanes active. Returns the norms before clipping, (G, L); 0 for a group
+        that this pass does not train.
         """
 
     @abstractmethod
@@ -113,9 +110,9 @@ class LaneAdam(LaneOptimizer):
         self.num_clip_groups = len(members)
         self._eps = eps
         self._groups = [[_Bucket(part, zeros) for part in group_by_size(g)] for g in members]
-        num_lanes = self.parameters[0].shape[0]
+        self._buckets = [bucket for group in self._groups for bucket in group]
         like = self.parameters[0].detach()
-        self._num_steps = like.new_zeros(num_lanes)
+        self._num_steps = like.new_zeros(len(like))
         self._log_betas = like.new_tensor([[math.log(beta)] for beta in BETAS])  # (2, 1)
 
     @torch.no_grad()
@@ -158,16 +155,14 @@ class LaneAdam(LaneOptimizer):
         Setting them makes the next steps change other tensors; the model's parameters remain views
         of the former weights.
         """
-        buckets = ((b.weights, b.exp_avg, b.exp_avg_sq) for b in self._buckets)
-        return [self._num_steps, *chain.from_iterable(buckets)]
+        buckets = [(b.weights, b.exp_avg, b.exp_avg_sq) for b in self._buckets]
+        return [self._num_steps, *(tensor for bucket in buckets for tensor in bucket)]
 
     @state_tensors.setter
     def state_tensors(self, tensors: Sequence[Tensor]) -> None:
         self._num_steps, *rest = tensors
-        for bucket, weights, first, second in zip(
-            self._buckets, rest[::3], rest[1::3], rest[2::3], strict=True
-        ):
-            bucket.weights, bucket.exp_avg, bucket.exp_avg_sq = weights, first, second
+        for i, bucket in enumerate(self._buckets):
+            bucket.weights, bucket.exp_avg, bucket.exp_avg_sq = rest[3 * i : 3 * i + 3]
 
     def split_weights(self) -> list[Tensor]:
         """Return views of the buckets' weights, in the order and shapes of ``parameters``."""
@@ -183,25 +178,19 @@ class LaneAdam(LaneOptimizer):
         for bucket, first, second in zip(self._buckets, moments[::2], moments[1::2]):
             bucket.exp_avg, bucket.exp_avg_sq = first, second
 
-    @property
-    def _buckets(self) -> list[_Bucket]:
-        return [bucket for group in self._groups for bucket in group]
-
     def state_dict(self) -> dict[str, Tensor]:
         """Return each bucket's moments and the lanes' step counts."""
         state = {"num_steps": self._num_steps}
         for i, bucket in enumerate(self._buckets):
-            state[f"exp_avg.{i}"] = bucket.exp_avg
-            state[f"exp_avg_sq.{i}"] = bucket.exp_avg_sq
+            state |= {f"exp_avg.{i}": bucket.exp_avg, f"exp_avg_sq.{i}": bucket.exp_avg_sq}
         return state
 
     def state_parts(self) -> Iterator[tuple[Tensor, Parameter | None]]:
         """See ``LaneOptimizer.state_parts``: a bucket's moments are those of its parameters."""
         yield self._num_steps, None
         for bucket in self._buckets:
-            sizes = [parameter[0].numel() for parameter in bucket.parameters]
             for moment in (bucket.exp_avg, bucket.exp_avg_sq):
-                yield from zip(moment.split(sizes, -1), bucket.parameters)
+                yield from zip(bucket.split(moment), bucket.parameters)
 
     def reset_lanes(self, lanes: Tensor) -> None:
         """See ``LaneOptimizer.reset_lanes``."""
@@ -221,11 +210,10 @@ class _Bucket:
         self.exp_avg = zeros(self.weights)  # (L, D)
         self.exp_avg_sq = zeros(self.weights)  # (L, D)
 
-    def split(self, weights: Tensor) -> list[Tensor]:
-        """Return views of ``weights`` (L, D) in the parameters' shapes."""
-        sizes = [parameter[0].numel() for parameter in self.parameters]
-        parts = zip(self.parameters, weights.split(sizes, -1))
-        return [part.view(parameter.shape) for parameter, part in parts]
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """Return views of ``tensor`` (L, D) in the parameters' shapes."""
+        parts = tensor.split([parameter[0].numel() for parameter in self.parameters], -1)
+        return [part.view(its.shape) for part, its in zip(parts, self.parameters)]
 
     def take_gradient(self) -> Tensor:
         """Return the bucket's gradient (L, D); a copy when it holds several parameters.

@@ -34,19 +34,10 @@ def gae(
 
     The recursion over T steps is computed in log2(T) doublings, each over all steps at once.
 
-    Args:
-        rewards: (T, L, N).
-        values: Of the observations acted on, (T, L, N).
-        next_values: Of the observation each step led to, (T, L, N): after a truncation the
-            episode's last one, so that a time limit is not a termination (arXiv:1712.00378).
-            Unused after a termination.
-        terminated: (T, L, N) bool.
-        truncated: (T, L, N) bool.
-        gamma: Discount, (L,).
-        gae_lambda: (L,).
-
-    Returns:
-        Advantages and value targets, (T, L, N).
+    Tensors are (T, L, N), except ``gamma``, the discount, and ``gae_lambda``: (L,).
+    ``next_values`` are those of the observation that each step led to: after a truncation the
+    episode's last one, so that a time limit is not a termination (arXiv:1712.00378); after a
+    termination they are unused.
 
     Example:
         One step, with delta 1 + 0.5 * 4 - 2:

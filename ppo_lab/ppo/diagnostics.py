@@ -69,16 +69,10 @@ def clip_fractions(log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> di
     cut_above = above & (advantages > 0.0)
     cut_below = below & (advantages < 0.0)
     masks = torch.stack((above | below, above, below, cut_above, cut_below))
-    shares = masks.float().mean(-1).unbind(0)
-    clip_frac, clip_above_frac, clip_below_frac, cut_above_frac, cut_below_frac = shares
-    return {
-        "clip_frac": clip_frac,
-        "clip_above_frac": clip_above_frac,
-        "clip_below_frac": clip_below_frac,
-        "cut_above_frac": cut_above_frac,
-        "cut_below_frac": cut_below_frac,
-        "pass_frac": clip_frac - cut_above_frac - cut_below_frac,
-    }
+    names = "clip_frac", "clip_above_frac", "clip_below_frac", "cut_above_frac", "cut_below_frac"
+    shares = dict(zip(names, masks.float().mean(-1).unbind(0)))
+    with_gradient = shares["clip_frac"] - shares["cut_above_frac"] - shares["cut_below_frac"]
+    return shares | {"pass_frac": with_gradient}
 
 
 def ratio_diagnostics(log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> RatioDiagnostics:
@@ -86,17 +80,14 @@ def ratio_diagnostics(log_ratio: Tensor, advantages: Tensor, clip: ClipRange) ->
     num_rows = log_ratio.shape[-1]
     ordered = log_ratio.sort(-1).values
     ranks = [0, round(0.01 * (num_rows - 1)), round(0.99 * (num_rows - 1)), num_rows - 1]
-    ratio_min, ratio_p01, ratio_p99, ratio_max = (ordered[:, rank].exp() for rank in ranks)
+    quantiles = (ordered[:, rank].exp() for rank in ranks)
     outside = (log_ratio.exp() - 1.0).abs() > _FIXED_WIDTH
     # (sum r)^2 / sum r^2 with r = exp(log_ratio), in logarithms: a huge ratio does not overflow.
     log_ess = 2.0 * log_ratio.logsumexp(-1) - (2.0 * log_ratio).logsumexp(-1)
     return RatioDiagnostics(
         **clip_fractions(log_ratio, advantages, clip),
         outside_0p2_frac=outside.float().mean(-1),
-        ratio_min=ratio_min,
-        ratio_p01=ratio_p01,
-        ratio_p99=ratio_p99,
-        ratio_max=ratio_max,
+        **dict(zip(("ratio_min", "ratio_p01", "ratio_p99", "ratio_max"), quantiles)),
         kl_k1=-log_ratio.mean(-1),
         kl_k2=0.5 * log_ratio.square().mean(-1),
         kl_k3=approx_kl_k3(log_ratio),
@@ -154,10 +145,11 @@ class UpdateStep(NamedTuple):
     active: Tensor  # (L,) bool
 
     def split(self, num_parts: int) -> list[UpdateStep]:
-        """Return the views of a minibatch's equal parts, which differ in ``log_ratios`` alone."""
+        """Return views of a minibatch's equal parts; the sums are common to all."""
         if num_parts == 1:
             return [self]
-        return [self._replace(log_ratios=part) for part in self.log_ratios.chunk(num_parts, -1)]
+        parts = zip(self.log_ratios.chunk(num_parts, -1), self.advantages.chunk(num_parts, -1))
+        return [self._replace(log_ratios=ratios, advantages=a) for ratios, a in parts]
 
 
 class UpdateLog:
@@ -171,21 +163,23 @@ class UpdateLog:
         self, shape: Sequence[int], num_minibatches: int, num_clip_groups: int, like: Tensor
     ) -> None:
         """Allocate for permutations of ``shape`` (E, L, R), on the device of ``like``."""
+        self._num_minibatches = num_minibatches
         num_epochs, num_lanes, num_rows = shape
-        steps_lanes = num_epochs * num_minibatches, num_lanes
+        num_steps, num_batch_rows = num_epochs * num_minibatches, num_rows // num_minibatches
+        each, rows = (num_steps, num_lanes), (num_steps, num_lanes, num_batch_rows)
         self._log = UpdateStep(  # (K, …)
-            log_ratios=like.new_zeros(*steps_lanes, num_rows // num_minibatches),
-            advantages=like.new_zeros(*steps_lanes, num_rows // num_minibatches),
-            policy_loss=like.new_zeros(steps_lanes),
-            value_loss=like.new_zeros(steps_lanes),
-            entropy=like.new_zeros(steps_lanes),
-            grad_norms=like.new_zeros(steps_lanes[0], num_clip_groups, num_lanes),
-            active=like.new_ones(steps_lanes, dtype=torch.bool),
+            log_ratios=like.new_zeros(rows),
+            advantages=like.new_zeros(rows),
+            policy_loss=like.new_zeros(each),
+            value_loss=like.new_zeros(each),
+            entropy=like.new_zeros(each),
+            grad_norms=like.new_zeros(num_steps, num_clip_groups, num_lanes),
+            active=like.new_ones(each, dtype=torch.bool),
         )
         # All views at once cost less than one indexing per number and step.
         self.steps = [UpdateStep(*views) for views in zip(*(c.unbind(0) for c in self._log))]
 
-    def means(self, clip: ClipRange, num_minibatches: int) -> UpdateDiagnostics:
+    def means(self, clip: ClipRange) -> UpdateDiagnostics:
         """Return means over the K gradient steps in which a lane was active."""
         log, active = self._log, self._log.active
         num_active = active.sum(0)
@@ -210,7 +204,7 @@ class UpdateLog:
             ratio_min=taken.amin((0, 2)).exp(),
             ratio_max=taken.amax((0, 2)).exp(),
             gradient_steps=num_active,
-            epochs_done=num_active / num_minibatches,
+            epochs_done=num_active / self._num_minibatches,
         )
 
 

@@ -7,7 +7,6 @@ R = T * N rows per lane, B = minibatch rows per lane. Actions are int64 (T, L, N
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,7 +18,6 @@ from ppo_lab.ppo.advantages import Advantages
 
 __all__ = [
     "Batch",
-    "DeviceObservations",
     "HostObservations",
     "ObservationStore",
     "Rollout",
@@ -73,18 +71,8 @@ class Batch(NamedTuple):
 
 def lane_rows(rollout: Rollout, advantages: Advantages) -> RolloutRows:
     """Merge the time and environment axes; a collected rollout gives views."""
-
-    def rows(tensor: Tensor) -> Tensor:
-        return tensor.transpose(0, 1).flatten(1, 2)  # (T, L, N, …) to (L, T * N, …)
-
-    return RolloutRows(
-        rows(rollout.observations),
-        rows(rollout.actions),
-        rows(rollout.log_probs),
-        rows(rollout.values),
-        rows(advantages.advantages),
-        rows(advantages.value_targets),
-    )
+    columns = (*rollout[:4], *advantages)  # (T, L, N, …), in the order of ``RolloutRows``
+    return RolloutRows(*(column.transpose(0, 1).flatten(1, 2) for column in columns))
 
 
 def minibatches(
@@ -105,62 +93,34 @@ def minibatches(
             )
 
 
-class ObservationStore(ABC):
-    """Stores observations; those in use are on the device."""
+class ObservationStore:
+    """Storage of a rollout's observations on the device: nothing is transferred."""
 
-    @abstractmethod
     def allocate(self, num_steps: int, observations: Tensor) -> Tensor:
         """Return storage (L, T, N, O) for ``num_steps`` of ``observations`` (L, N, O)."""
-
-    @abstractmethod
-    def write(self, out: Tensor, observations: Tensor) -> None:
-        """Copy (L, t, N, O) from the device into that part of the storage."""
-
-    @abstractmethod
-    def synchronize(self) -> None:
-        """Wait until everything written can be read."""
-
-    @abstractmethod
-    def index_to_store(self, index: Tensor) -> Tensor:
-        """Return an epoch's order of rows ``index`` (L, R) on the device that ``gather`` needs."""
-
-    @abstractmethod
-    def gather(self, rows: Tensor, index: Tensor) -> Tensor:
-        """Return the rows (L, b, O) of ``rows`` (L, R, O) at ``index`` (L, b).
-
-        ``index`` counts through all lanes: row r of lane l is l * R + r.
-        """
-
-    @abstractmethod
-    def slice(self, rows: Tensor, begin: int, end: int) -> Tensor:
-        """Return the rows (L, b, O) of ``rows`` (L, R, O) from ``begin`` to ``end``."""
-
-
-class DeviceObservations(ObservationStore):
-    """Observations on the device: nothing is transferred."""
-
-    def allocate(self, num_steps: int, observations: Tensor) -> Tensor:
-        """See ``ObservationStore.allocate``."""
         num_lanes, *shape = observations.shape
         return observations.new_empty(num_lanes, num_steps, *shape)
 
     def write(self, out: Tensor, observations: Tensor) -> None:
-        """See ``ObservationStore.write``."""
+        """Copy (L, t, N, O) from the device into that part of the storage."""
         out.copy_(observations)
 
     def synchronize(self) -> None:
-        """Return at once: the device reads in the order it wrote."""
+        """Wait until everything written can be read: at once, as a device works in order."""
 
     def index_to_store(self, index: Tensor) -> Tensor:
-        """Return ``index`` as it is."""
+        """Return an epoch's order of rows ``index`` (L, R) on the device that ``gather`` needs."""
         return index
 
     def gather(self, rows: Tensor, index: Tensor) -> Tensor:
-        """See ``ObservationStore.gather``."""
+        """Return the rows (L, b, O) of ``rows`` (L, R, O) at ``index`` (L, b), on the device.
+
+        ``index`` counts through all lanes: row r of lane l is l * R + r.
+        """
         return rows.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
 
     def slice(self, rows: Tensor, begin: int, end: int) -> Tensor:
-        """Return a view."""
+        """Return the rows (L, b, O) of ``rows`` (L, R, O) from ``begin`` to ``end``."""
         return rows[:, begin:end]
 
 
@@ -178,7 +138,7 @@ class HostObservations(ObservationStore):
         self._placement = placement
 
     def allocate(self, num_steps: int, observations: Tensor) -> Tensor:
-        """See ``ObservationStore.allocate``."""
+        """Return pinned storage on the host."""
         num_lanes, *shape = observations.shape
         return self._placement.empty_host(
             num_lanes, num_steps, *shape, dtype=observations.dtype, pin=True
@@ -204,9 +164,8 @@ class HostObservations(ObservationStore):
         # The pinned allocator reuses a freed block only after the copies from it.
         packed = self._placement.empty_host(len(chosen), flat.shape[-1], dtype=flat.dtype, pin=True)
         torch.index_select(flat, 0, chosen, out=packed)
-        return self._placement.move(packed, Place.device, non_blocking=True).unflatten(
-            0, index.shape
-        )
+        moved = self._placement.move(packed, Place.device, non_blocking=True)
+        return moved.unflatten(0, index.shape)
 
     def slice(self, rows: Tensor, begin: int, end: int) -> Tensor:
         """Copy the rows to the device."""

@@ -12,24 +12,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.adam import LaneOptimizer, TrainTarget
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics, UpdateLog, UpdateStep, apply_target_kl
-from ppo_lab.ppo.losses import (
-    ClipRange,
-    clipped_surrogate,
-    normalize_advantages,
-    value_loss,
-)
-from ppo_lab.ppo.rollout import (
-    Batch,
-    DeviceObservations,
-    ObservationStore,
-    RolloutRows,
-    minibatches,
-)
+from ppo_lab.ppo.losses import ClipRange, clipped_surrogate, normalize_advantages, value_loss
+from ppo_lab.ppo.rollout import Batch, ObservationStore, RolloutRows, minibatches
 
 __all__ = ["AdvantageNormalization", "LaneHyperparameters", "UpdateLoss", "UpdatePlan", "update"]
 
@@ -57,18 +47,36 @@ class LaneHyperparameters(NamedTuple):
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """Settings of an update that all lanes share."""
+    """Settings of rollouts and updates that all lanes share."""
 
     num_minibatches: int
     normalization: AdvantageNormalization
-    store: ObservationStore = field(default_factory=DeviceObservations)
+    store: ObservationStore = field(default_factory=ObservationStore)
     """Storage of the rollout's observations."""
     num_micro_batches: int = 1
     """Parts of a minibatch whose gradients are summed."""
+    rows_per_pass: int = 4096
+    """Most rows per lane in a forward pass without gradients; fewer are not worth a split."""
     around_step: Callable[[], AbstractContextManager[None]] = nullcontext
     """Context of each optimizer step, for the observers that count memory."""
     num_dry_steps: int | None = None
     """Gradient steps of a pass that a forecast takes; memory is that of all. None for all."""
+
+    def in_passes(self, function: Callable[[Tensor], Tensor], observations: Tensor) -> Tensor:
+        """Return ``function`` of (L, R, O), at most ``rows_per_pass`` rows per lane at a time.
+
+        A forward pass over a whole rollout may need more memory than the update itself.
+        """
+        num_rows, size = observations.shape[1], self.rows_per_pass
+        parts = [
+            function(self.store.slice(observations, begin, min(begin + size, num_rows)))
+            for begin in range(0, num_rows, size)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def normalize(self, advantages: Tensor, over: AdvantageNormalization) -> Tensor:
+        """Return ``advantages``, normalized if they are to be normalized ``over`` these rows."""
+        return normalize_advantages(advantages) if self.normalization is over else advantages
 
 
 def update(
@@ -76,45 +84,41 @@ def update(
     optimizer: LaneOptimizer,
     rows: RolloutRows,
     permutations: Tensor,
-    coefficients: LaneHyperparameters,
+    hyperparameters: LaneHyperparameters,
     plan: UpdatePlan,
 ) -> UpdateDiagnostics:
-    """Take E epochs of gradient steps on ``rows``, without synchronizing with the device.
+    """Take E epochs of gradient steps on ``rows``, in the order of ``permutations`` (E, L, R).
 
-    With ``target_kl`` a lane stops before the first gradient step whose minibatch shows a k3 KL
-    above 1.5 times it, for the rest of the update (Stable-Baselines3's rule).
-
-    Args:
-        model: Policy and value network of all lanes.
-        optimizer: Holds the parameters of ``model``.
-        rows: The rollout, (L, R, ...).
-        permutations: Order of the rows in each epoch, (E, L, R).
-        coefficients: This iteration's hyperparameters of each lane.
-        plan: What all lanes share.
-
-    Returns:
-        Means over the gradient steps that each lane took.
+    Nothing here synchronizes with the device. With ``target_kl`` a lane stops before the first
+    gradient step whose minibatch shows a k3 KL above 1.5 times it, for the rest of the update
+    (Stable-Baselines3's rule). The results are means over the gradient steps that a lane took.
     """
-    if plan.normalization is AdvantageNormalization.rollout:
-        rows = rows._replace(advantages=normalize_advantages(rows.advantages))
-    log = UpdateLog(
-        permutations.shape, plan.num_minibatches, optimizer.num_clip_groups, like=rows.advantages
-    )
-    loss = UpdateLoss(model, rows.observations, coefficients, plan)
+    advantages = plan.normalize(rows.advantages, over=AdvantageNormalization.rollout)
+    rows = rows._replace(advantages=advantages)
+    num_parts, num_groups = plan.num_micro_batches, optimizer.num_clip_groups
+    log = UpdateLog(permutations.shape, plan.num_minibatches, num_groups, like=advantages)
+    loss = UpdateLoss(model, rows.observations, hyperparameters, plan)
     for target in optimizer.passes():
         previous: UpdateStep | None = None
         batches = minibatches(rows, permutations, plan.num_minibatches, plan.store)
         for step, batch in zip(log.steps[: plan.num_dry_steps], batches):
-            loss.backward(batch, step, target, before_last=optimizer.prepare_final_backward)
-            active = apply_target_kl(step, previous, coefficients.target_kl)
+            advantages = plan.normalize(batch.advantages, over=AdvantageNormalization.minibatch)
+            step.advantages.copy_(advantages)
+            for number, part in enumerate(zip(batch.split(num_parts), step.split(num_parts)), 1):
+                total = loss(*part, target).sum()  # the lanes' gradients are independent
+                if number == num_parts:
+                    optimizer.prepare_final_backward()
+                (total if num_parts == 1 else total * (1.0 / num_parts)).backward()
             with plan.around_step():
                 norms = optimizer.step(
-                    lr=coefficients.lr, max_grad_norm=coefficients.max_grad_norm, active=active
+                    lr=hyperparameters.lr,
+                    max_grad_norm=hyperparameters.max_grad_norm,
+                    active=apply_target_kl(step, previous, hyperparameters.target_kl),
                 )
             step.grad_norms.add_(norms)
             optimizer.zero_grad()
             previous = step
-    return log.means(coefficients.clip, plan.num_minibatches)
+    return log.means(hyperparameters.clip)
 
 
 @dataclass(frozen=True)
@@ -124,42 +128,17 @@ class UpdateLoss:
     model: ActorCritic
     observations: Tensor
     """The rollout's (L, R, O), in the plan's store."""
-    coefficients: LaneHyperparameters
+    hyperparameters: LaneHyperparameters
     plan: UpdatePlan
-
-    @property
-    def _share(self) -> float:
-        """Weight of a micro-batch in the mean over its minibatch."""
-        return 1.0 / self.plan.num_micro_batches
-
-    def backward(
-        self, batch: Batch, step: UpdateStep, target: TrainTarget, before_last: Callable[[], None]
-    ) -> None:
-        """Add the gradient of the minibatch's loss to the parameters' own, part by part.
-
-        ``before_last`` is called before the backward pass that completes the gradients.
-        """
-        batch = self.normalize(batch, step)
-        num_parts = self.plan.num_micro_batches
-        parts = list(zip(batch.split(num_parts), step.split(num_parts)))
-        for number, (part, part_of_step) in enumerate(parts, 1):
-            loss = self(part, part_of_step, target).sum()  # over lanes: their gradients are apart
-            if number == len(parts):
-                before_last()
-            (loss if num_parts == 1 else loss * self._share).backward()
-
-    def normalize(self, batch: Batch, step: UpdateStep) -> Batch:
-        """Return a whole minibatch with its advantages as used; write them to ``step``."""
-        if self.plan.normalization is AdvantageNormalization.minibatch:
-            batch = batch._replace(advantages=normalize_advantages(batch.advantages))
-        step.advantages.copy_(batch.advantages)
-        return batch
 
     def __call__(
         self, batch: Batch, step: UpdateStep, target: TrainTarget = TrainTarget.both
     ) -> Tensor:
-        """Return the loss (L,) of a micro-batch, and add its diagnostics to ``step``."""
-        coefficients, share = self.coefficients, self._share
+        """Return the loss (L,) of a micro-batch, and add its diagnostics to ``step``.
+
+        ``step.advantages`` are the minibatch's, normalized as the plan says.
+        """
+        of_lane, share = self.hyperparameters, 1.0 / self.plan.num_micro_batches
         policy_parameters, values = self._forward(batch, target)
         losses: list[Tensor] = []
         if policy_parameters is not None:
@@ -168,18 +147,16 @@ class UpdateLoss:
             )
             log_ratio, entropy = log_prob - batch.log_probs, entropies.mean(-1)
             policy_loss = clipped_surrogate(
-                log_ratio, batch.advantages, coefficients.clip, coefficients.dual_clip
+                log_ratio, step.advantages, of_lane.clip, of_lane.dual_clip
             )
             step.log_ratios.copy_(log_ratio.detach())
             step.policy_loss.add_(policy_loss.detach(), alpha=share)
             step.entropy.add_(entropy.detach(), alpha=share)
-            losses.append(policy_loss - coefficients.entropy_coef * entropy)
+            losses.append(policy_loss - of_lane.entropy_coef * entropy)
         if values is not None:
-            error = value_loss(
-                values, batch.values, batch.value_targets, coefficients.value_epsilon
-            )
+            error = value_loss(values, batch.values, batch.value_targets, of_lane.value_epsilon)
             step.value_loss.add_(error.detach(), alpha=share)
-            losses.append(coefficients.value_coef * error)
+            losses.append(of_lane.value_coef * error)
         return sum(losses[1:], start=losses[0])
 
     def _forward(self, batch: Batch, target: TrainTarget) -> tuple[Tensor | None, Tensor | None]:

@@ -33,10 +33,10 @@ class LaneValues:
     def __init__(self, configs: Sequence[Config], device: torch.device, dtype: torch.dtype) -> None:
         """Put the lane keys of ``configs`` on ``device``; ``none`` becomes infinity."""
         self._device, self._dtype = device, dtype
-        self._columns = self._columns_of(configs)
-        self._keys = self._keys_of(configs)
+        self._columns, self._keys = self._columns_of(configs), self._keys_of(configs)
         self._begins = torch.zeros(len(configs), dtype=torch.int64, device=device)  # (L,)
         self._options = {key for config in configs for key in _options_of(config)}
+        self.gamma, self.gae_lambda = self._columns["gamma"], self._columns["gae_lambda"]  # (L,)
 
     def _columns_of(self, configs: Sequence[Config]) -> dict[str, Tensor]:
         rows = [_numbers(config) for config in configs]
@@ -61,16 +61,6 @@ class LaneValues:
     def freeze_lane(self, lane: int) -> None:
         """Freeze the parameters of ``lane`` by a learning rate of 0."""
         self._columns["lr"][lane] = 0.0
-
-    @property
-    def gamma(self) -> Tensor:
-        """Discount, (L,)."""
-        return self._columns["gamma"]
-
-    @property
-    def gae_lambda(self) -> Tensor:
-        """GAE's lambda, (L,)."""
-        return self._columns["gae_lambda"]
 
     def keys(self, stream: Stream, iteration: int) -> Tensor:
         """Return the random keys (L,) of the stack's ``iteration``, counted from 0."""
@@ -109,10 +99,11 @@ def schedule_metrics(config: Config, iteration: int) -> dict[str, float]:
 
 def _numbers(config: Config) -> dict[str, float]:
     """Return a config's lane values; ``none`` is infinity."""
-    values = {key: getattr(config, key) for key in (*_REQUIRED, *_OPTIONAL, "epsilon")}
-    both = config.epsilon if config.epsilon_high is None else config.epsilon_high
-    numbers = values | {"epsilon_high": both}
-    return {key: math.inf if value is None else value for key, value in numbers.items()} | {
+    keys = (*_REQUIRED, *_OPTIONAL, "epsilon", "epsilon_high")
+    values = {key: getattr(config, key) for key in keys}
+    if config.epsilon_high is None:
+        values["epsilon_high"] = config.epsilon
+    return {key: math.inf if value is None else value for key, value in values.items()} | {
         "num_iterations": config.num_iterations,
         "anneals_lr": config.lr_schedule is Schedule.linear,
         "anneals_epsilon": config.epsilon_schedule is Schedule.linear,

@@ -41,26 +41,23 @@ def save_policy(
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir(parents=True, exist_ok=True)
     # ``named_parameters`` lists a shared trunk once, as safetensors requires.
-    tensors = {
-        f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()
-    } | {f"env.{name}": value for name, value in env_state.items()}
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors |= {f"env.{name}": value for name, value in env_state.items()}
     lane_tensors = {name: t[lane : lane + 1].contiguous().cpu() for name, t in tensors.items()}
     atomic_write(checkpoint / "model.safetensors", save(lane_tensors))
     spec = config.check_env()
     network_kind = next(kind for kind, c in NETWORKS.items() if type(config.network) is c)
-    write_json(
-        checkpoint / "policy.json",
-        {
-            "format": _FORMAT,
-            "env_id": config.env.id,
-            "observation_shape": spec.observation_shape or (spec.observation_size,),
-            "actions": {"kind": type(spec.actions).__name__}
-            | to_jsonable(dataclasses.asdict(spec.actions)),
-            "network": {"kind": network_kind} | to_jsonable(dataclasses.asdict(config.network)),
-            "shares_trunk": model.shares_trunk,
-            "dtype": config.dtype.value,
-        },
-    )
+    actions, network = (to_jsonable(dataclasses.asdict(d)) for d in (spec.actions, config.network))
+    described = {
+        "format": _FORMAT,
+        "env_id": config.env.id,
+        "observation_shape": spec.observation_shape or (spec.observation_size,),
+        "actions": {"kind": type(spec.actions).__name__} | actions,
+        "network": {"kind": network_kind} | network,
+        "shares_trunk": model.shares_trunk,
+        "dtype": config.dtype.value,
+    }
+    write_json(checkpoint / "policy.json", described)
     return checkpoint
 
 
@@ -75,13 +72,9 @@ class Policy:
     def __init__(
         self, model: ActorCritic, spec: EnvSpec, env_id: str, state: dict[str, Tensor]
     ) -> None:
-        """Wrap a model.
+        """Wrap a model of one lane.
 
-        Args:
-            model: A model of one lane.
-            spec: Of the environment.
-            env_id: Of the environment.
-            state: Observation mean and variance, if observations were normalised; else empty.
+        ``state`` holds the observations' mean and variance if they were normalised, else nothing.
         """
         self.spec, self.env_id = spec, env_id
         self._model, self._state = model, state
@@ -128,9 +121,8 @@ class Policy:
     def _act(self, rows: Tensor, *, deterministic: bool, seed: int) -> Tensor:
         """Return actions (1, n, …) for raw observations (1, n, O)."""
         if _OBSERVATION_MEAN in self._state:
-            rows = normalize(
-                rows, var=self._state[_OBSERVATION_VAR], mean=self._state[_OBSERVATION_MEAN]
-            )
+            var, mean = self._state[_OBSERVATION_VAR], self._state[_OBSERVATION_MEAN]
+            rows = normalize(rows, var=var, mean=mean)
         parameters = self._model.policy(rows)
         distribution = self._model.distribution
         if deterministic:
@@ -173,11 +165,8 @@ def load_policy(run: str | Path) -> Policy:
     tensors = load_file(checkpoint / "model.safetensors")
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     if model.shares_trunk:
-        weights |= {
-            name.replace("actor.", "critic.", 1): tensor
-            for name, tensor in weights.items()
-            if name.startswith("actor.")
-        }
+        trunk = {name: t for name, t in weights.items() if name.startswith("actor.")}
+        weights |= {name.replace("actor.", "critic.", 1): t for name, t in trunk.items()}
     model.load_state_dict(weights, assign=True)
     state = {n.removeprefix("env."): t for n, t in tensors.items() if n.startswith("env.")}
     return Policy(model, spec, described["env_id"], state)
@@ -186,17 +175,14 @@ def load_policy(run: str | Path) -> Policy:
 def _actions(described: dict[str, Any]) -> DiscreteActions | ContinuousActions:
     if described["kind"] == DiscreteActions.__name__:
         return DiscreteActions(described["num_actions"], described["start"])
-    return ContinuousActions(
-        tuple(float(bound) for bound in described["low"]),
-        tuple(float(bound) for bound in described["high"]),
-    )
+    low, high = (tuple(map(float, described[key])) for key in ("low", "high"))
+    return ContinuousActions(low, high)
 
 
 def _network(described: dict[str, Any]) -> NetworkConfig:
     kind = NETWORKS[described["kind"]]
-    values: dict[str, Any] = {}
+    values = {field.name: described[field.name] for field in dataclasses.fields(kind)}
     for field in dataclasses.fields(kind):
-        value = described[field.name]
-        default = field.default
-        values[field.name] = type(default)(value) if isinstance(default, Enum) else value
+        if isinstance(field.default, Enum):
+            values[field.name] = type(field.default)(values[field.name])
     return kind(**values)

@@ -63,14 +63,9 @@ class History:
 
 
 def area_under_curve(steps: Sequence[int], returns: Sequence[float]) -> float | None:
-    """Return the mean of a curve over environment steps, by the trapezoidal rule.
+    """Return the mean of a curve over environment steps (ascending), by the trapezoidal rule.
 
-    Args:
-        steps: Environment steps, ascending.
-        returns: Mean returns at those steps.
-
-    Returns:
-        The area divided by the range of ``steps``; None for an empty curve.
+    None for an empty curve.
 
     >>> area_under_curve([0, 10, 30], [0.0, 100.0, 100.0])
     83.33333333333333
@@ -79,10 +74,8 @@ def area_under_curve(steps: Sequence[int], returns: Sequence[float]) -> float | 
         return None
     if len(returns) == 1:
         return returns[0]
-    area = sum(
-        (steps[i] - steps[i - 1]) * (returns[i] + returns[i - 1]) / 2.0
-        for i in range(1, len(returns))
-    )
+    ends = range(1, len(returns))
+    area = sum((steps[i] - steps[i - 1]) * (returns[i] + returns[i - 1]) / 2.0 for i in ends)
     return area / (steps[-1] - steps[0])
 
 
@@ -92,15 +85,8 @@ def has_collapsed(
     """Return whether a run improved and then lost most of its gain.
 
     Windows are a tenth of the run. The best one must have gained at least 20 % of the way from a
-    random policy to the target, and the last one less than half of that gain.
-
-    Args:
-        returns: Mean return after each iteration.
-        random_return: Return of a random policy.
-        target_return: Return at which the task counts as solved.
-
-    Returns:
-        Whether the run collapsed; None for fewer than ten entries.
+    random policy to the return at which the task is solved, and the last one less than half of that
+    gain. None for fewer than ten returns.
 
     >>> has_collapsed([0.0] * 5 + [90.0] * 10 + [20.0] * 5, random_return=0, target_return=100)
     True
@@ -127,16 +113,8 @@ def is_dead(
     """Return whether the policy has become deterministic and is no better than a random one.
 
     That is: in each of the last ten updates entropy is below 1 % of its maximum and k3 KL below
-    1e-4, and the last return is at most ``random_return``.
-
-    Args:
-        returns: Mean return after each iteration.
-        entropy_fracs: Entropy as a share of its maximum, after each update.
-        kls: k3 KL over the rollout in nats, after each update.
-        random_return: Return of a random policy.
-
-    Returns:
-        Whether the policy is dead; None without returns or with fewer than ten entropies.
+    1e-4, and the last return is at most ``random_return``. None without returns or with fewer than
+    ten entropies.
     """
     if not returns or len(entropy_fracs) < _DEAD_UPDATES:
         return None

@@ -16,20 +16,18 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from ppo_lab.compiler.compilation import Compilation, TrainerComponents, is_compiled
-from ppo_lab.compiler.cuda_graphs import CudaGraphCapturer, GraphCapturer
+from ppo_lab.compiler.compilation import Compilation, is_compiled
 from ppo_lab.config.lanes import check_lane, check_stack
 from ppo_lab.config.run import Config
 from ppo_lab.devices.meters import Meters
 from ppo_lab.devices.observers import PhaseObserver, PhaseObservers
 from ppo_lab.devices.placement import Placement
-from ppo_lab.envs.base import Env
 from ppo_lab.networks import ActorCritic, Initializer
 from ppo_lab.ppo.advantages import Advantages, gae
 from ppo_lab.ppo.collector import Collector
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
-from ppo_lab.ppo.update import LaneHyperparameters, UpdatePlan, update
+from ppo_lab.ppo.update import UpdatePlan, update
 from ppo_lab.tracking import Record
 from ppo_lab.training.lane_values import LaneValues, schedule_metrics
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
@@ -41,8 +39,6 @@ __all__ = ["Trainer"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-_MIN_ROWS_PER_PASS = 4096  # forward passes without gradients are not split below this
 
 
 class Trainer:
@@ -62,48 +58,55 @@ class Trainer:
         placement: Placement | None = None,
         dry_steps: int | None = None,
     ) -> None:
-        """Build environments, model, optimizer and all that the loop needs.
+        """Build what the loop needs; ``configs`` has one config per lane.
 
-        Args:
-            configs: One per lane.
-            on_record: Called with (lane, record) for each live lane after every iteration.
-            compiles: Whether to compile; by default as decided for the steps of ``configs``.
-            observers: Notified of every phase, after the trainer's own meters.
-            placement: By default that of the configs' device.
-            dry_steps: For a dry run: gradient steps per pass of an update. Environments then only
-                return tensors of the right sizes.
+        ``on_record`` is called with (lane, record) for each live lane after every iteration;
+        ``observers`` see every phase, after the trainer's own meters. Whether it ``compiles`` is
+        decided from the configs' steps if it is not given. For a dry run, an update takes
+        ``dry_steps`` gradient steps per pass, and environments only return tensors of their sizes.
         """
         check_stack(configs)
-        config = configs[0]
+        config, memory, num_lanes = configs[0], configs[0].memory, len(configs)
         self.config, self.configs, self._on_record = config, list(configs), on_record
-        self.placement = placement or Placement(config.torch_device)
-        self.meters = Meters(self.placement, is_profiled=config.is_profiled)
+        self.placement = placement = placement or Placement(config.torch_device)
+        device, dtype = placement.device, config.weights_dtype
+        self.meters = Meters(placement, is_profiled=config.is_profiled)
         self.observers = PhaseObservers([self.meters, *observers])
         self.spec = config.check_env()
 
         seeds = torch.tensor([c.seed for c in configs], dtype=torch.int64)
         self.model = self._build_model(seeds)
-        self.optimizer = config.memory.build_optimizer(
-            self.model,
-            self.placement,
-            eps=config.adam_eps,
-            separate_grad_clip=config.clips_separately,
+        self.optimizer = memory.build_optimizer(
+            self.model, placement, eps=config.adam_eps, separate_grad_clip=config.clips_separately
         )
-        self._lanes = LaneValues(configs, self.placement.device, config.weights_dtype)
-        self.env = self._build_env(seeds, dry_steps is not None)
-        components = self._build_components(observers, dry_steps)
-        self.collector = components.collector
-        self._episodes = EpisodeMeter(len(configs), config.num_envs, self.placement.device)
-        self.recorder = Recorder(
-            len(configs), config.num_rows, self.placement, self.model.distribution.max_entropy
+        self._lanes = LaneValues(configs, device, dtype)
+        self.env = config.env.build(
+            seeds=seeds,
+            num_envs=config.num_envs,
+            placement=placement,
+            gamma=self._lanes.gamma,
+            dtype=dtype,
+            is_dry=dry_steps is not None,
         )
+        self.plan = UpdatePlan(
+            config.num_minibatches,
+            config.advantage_normalization,
+            store=memory.build_store(placement),
+            num_micro_batches=memory.num_micro_batches,
+            rows_per_pass=max(config.num_rows // config.num_minibatches, UpdatePlan.rows_per_pass),
+            around_step=PhaseObservers(observers).optimizer_step if observers else nullcontext,
+            num_dry_steps=dry_steps,
+        )
+        self.collector = Collector(self.env, self.model, config.num_steps, self.plan)
         if compiles is None:
-            compiles = is_compiled(config, len(configs), sum(c.total_steps for c in configs))
-        capturer = self._build_capturer(self.placement.device)
-        self._compilation = Compilation(config, components, compiles, capturer)
-
-        self._is_live = [True] * len(configs)
-        self._begins = [0] * len(configs)  # the stack's iteration at which a lane began
+            compiles = is_compiled(config, num_lanes, sum(c.total_steps for c in configs))
+        self._compilation = Compilation(config, self.collector, self.optimizer, compiles)
+        self._episodes = EpisodeMeter(num_lanes, config.num_envs, device)
+        self.recorder = Recorder(
+            num_lanes, config.num_rows, placement, self.model.distribution.max_entropy
+        )
+        self._is_live = [True] * num_lanes
+        self._begins = [0] * num_lanes  # the stack's iteration at which a lane began
         self._start_s = time.perf_counter()
         self.iteration = 0
         """Iterations of the stack since it was built."""
@@ -116,46 +119,6 @@ class Trainer:
         return config.memory.build_model(
             config.network, self.spec, initializer, config.compute_dtype
         )
-
-    def _build_env(self, seeds: Tensor, is_dry: bool) -> Env:
-        return self.config.env.build(
-            seeds=seeds,
-            num_envs=self.config.num_envs,
-            placement=self.placement,
-            gamma=self._lanes.gamma,
-            dtype=self.config.weights_dtype,
-            is_dry=is_dry,
-        )
-
-    def _build_components(
-        self, observers: Sequence[PhaseObserver], dry_steps: int | None
-    ) -> TrainerComponents:
-        """Return what the update and the collector consist of; resets the environments."""
-        config = self.config
-        rows_per_pass = max(config.num_rows // config.num_minibatches, _MIN_ROWS_PER_PASS)
-        self.store = config.memory.build_store(self.placement)
-        collector = Collector(
-            self.env,
-            self.model,
-            num_steps=config.num_steps,
-            rows_per_pass=rows_per_pass,
-            store=self.store,
-        )
-        plan = UpdatePlan(
-            config.num_minibatches,
-            config.advantage_normalization,
-            store=self.store,
-            num_micro_batches=config.memory.num_micro_batches,
-            around_step=PhaseObservers(observers).optimizer_step if observers else nullcontext,
-            num_dry_steps=dry_steps,
-        )
-        return TrainerComponents(
-            self.model, self.optimizer, self.env, collector, plan, rows_per_pass
-        )
-
-    def _build_capturer(self, device: torch.device) -> GraphCapturer | None:
-        """Return what captures programs as CUDA graphs; None where they are compiled libraries."""
-        return CudaGraphCapturer(device) if device.type == "cuda" else None
 
     def iterate(self) -> None:
         """Run one iteration of every lane: collect, advantages, update, diagnose, record."""
@@ -199,12 +162,12 @@ class Trainer:
 
     def update(self, rows: RolloutRows) -> UpdateDiagnostics:
         """Train on ``rows`` for num_epochs epochs."""
-        permutations, values = self._permutations(), self._values()
+        hyperparameters = self._lanes.hyperparameters(self.iteration)
+        args = rows, self._permutations(), hyperparameters
         if self._compilation.is_compiled:
-            return self._compilation.update(rows, permutations, values)
-        self._compilation.keep_examples(rows, permutations, values)
-        plan = self._compilation.components.plan
-        return update(self.model, self.optimizer, rows, permutations, values, plan)
+            return self._compilation.update(*args)
+        self._compilation.keep_examples(*args)
+        return update(self.model, self.optimizer, *args, self.plan)
 
     def _noise(self) -> Tensor:
         """Return the noise that decides this iteration's actions, (L, R, …)."""
@@ -218,20 +181,14 @@ class Trainer:
         permutations = rng.permutation(every.flatten(), self.config.num_rows)  # (E * L, R)
         return permutations.unflatten(0, every.shape)
 
-    def _values(self) -> LaneHyperparameters:
-        return self._lanes.hyperparameters(self.iteration)
-
     def diagnose(
         self, rollout: Rollout, rows: RolloutRows, diagnostics: UpdateDiagnostics
     ) -> IterationTensors:
         """Return what the record needs, still on the device."""
-        return IterationTensors(
-            update=diagnostics,
-            after=self._compilation.after_update(rows, self._values().clip),
-            episodes=self._episodes.count(
-                rollout.env_rewards, rollout.terminated | rollout.truncated
-            ),
-        )
+        ended = rollout.terminated | rollout.truncated
+        episodes = self._episodes.count(rollout.env_rewards, ended)
+        clip = self._lanes.hyperparameters(self.iteration).clip
+        return IterationTensors(diagnostics, self._compilation.after_update(rows, clip), episodes)
 
     def record(self, tensors: IterationTensors) -> None:
         """Copy the iteration's results to the host and pass one record per live lane on."""
@@ -249,11 +206,10 @@ class Trainer:
         """Return this iteration's measurements of the whole stack."""
         if self.placement.is_cuda:
             torch.cuda.synchronize(self.placement.device)
+        self.meters.clock.add("env", self.collector.env_s)
+        self.collector.env_s = 0.0
         seconds = self.meters.clock.read()
         num_steps = self.config.num_rows * len(self.live_lanes)
-        seconds["env"] = self.collector.env_s
-        self.meters.clock.totals["env"] += self.collector.env_s
-        self.collector.env_s = 0.0
         metrics = {f"time/{name}_s": value for name, value in seconds.items()}
         elapsed_s = metrics["time/elapsed_s"] = self.elapsed_s
         metrics["charts/SPS"] = self.num_live_steps / elapsed_s
@@ -307,15 +263,9 @@ class Trainer:
 
     @torch.no_grad()
     def replace_lanes(self, configs: Mapping[int, Config]) -> None:
-        """Start new runs in some lanes, as if the stack had been built with them.
+        """Start new runs in the lanes of ``configs``, as if the stack had been built with them.
 
         To be called between iterations. Tensors keep their storage; other lanes are unaffected.
-
-        Args:
-            configs: The new config of each lane that is replaced.
-
-        Raises:
-            ConfigError: A config cannot be a lane of this stack.
         """
         if self.config.memory.max_lanes is not None:
             raise ConfigError("memory", self.config.memory.name, "cannot replace a lane")

@@ -7,6 +7,7 @@ tested. An entry point is imported when it is first used: some of them load the 
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # types of the names in _ENTRY_POINTS that are subclassed or caught
@@ -49,31 +50,21 @@ _ENTRY_POINTS = {
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class, a function or a module
     if name not in _ENTRY_POINTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = _load(_ENTRY_POINTS[name])  # found without this function from now on
+    path = _ENTRY_POINTS[name]
+    try:
+        value = globals()[name] = resolve_name(path)  # found without this function from now on
+    except (ImportError, AttributeError):
+        version = import_module("torch").__version__
+        raise ImportError(f"torch {version} has no {path}") from None
     return value
 
 
 def missing() -> list[str]:
     """Return the entry points that the installed torch does not have."""
-    return [path for path in _ENTRY_POINTS.values() if not _exists(path)]
-
-
-def _load(path: str) -> Any:  # noqa: ANN401
-    first, *rest = path.split(".")
-    loaded, value = first, import_module(first)
-    for name in rest:
-        loaded = f"{loaded}.{name}"
+    absent = []
+    for name, path in _ENTRY_POINTS.items():
         try:
-            value = getattr(value, name) if hasattr(value, name) else import_module(loaded)
+            __getattr__(name)
         except ImportError:
-            version = import_module("torch").__version__
-            raise ImportError(f"torch {version} has no {path}") from None
-    return value
-
-
-def _exists(path: str) -> bool:
-    try:
-        _load(path)
-    except ImportError:
-        return False
-    return True
+            absent.append(path)
+    return absent

@@ -42,7 +42,7 @@ def traced_only(monkeypatch):
     def traced(spec):
         graph = trace(spec)
         result = structure_of(spec.call(*spec.copies()))
-        return CompiledFunction(spec, lambda args: list(graph(*spec.state, *args)), result)
+        return CompiledFunction(lambda args: list(graph(*spec.state, *args)), result)
 
     monkeypatch.setattr(ProgramCache, "load", load)
 
@@ -91,14 +91,13 @@ def test_a_normaliser_advances_as_before_when_compiled(folder):
     pair = [Normalizer.begin(2, 4, 3, gamma=gamma, device=torch.device("cpu")) for _ in range(2)]
     spec = advance_spec(pair[0], torch.zeros(2, 4, 3), torch.zeros(2, 4))
     (function,) = ProgramCache({"kind": "test"}, folder).load([spec])
-    compiled, plain = compiled_advance(function), pair[1]
+    plain = pair[1]
     for _ in range(20):
         observations = torch.randn(2, 4, 3, generator=generator) * 30 + 5
         rewards = torch.randn(2, 4, generator=generator)
         terminated, truncated = torch.rand(2, 2, 4, generator=generator) < 0.1
-        mine = compiled(
-            Step(observations, rewards, rewards, terminated, truncated, observations + 1)
-        )
+        step = Step(observations, rewards, rewards, terminated, truncated, observations + 1)
+        mine = compiled_advance(function, step)
         its = plain.advance(observations, rewards, terminated | truncated)
         for a, b in zip(mine, its):
             assert largest_difference(a, b) < 1e-6
@@ -215,7 +214,7 @@ def test_a_compiled_function_takes_and_returns_nested_tensors():
         return [a + 1.0, b]
 
     structure = structure_of((ClipRange(a, b), None))
-    clip, nothing = CompiledFunction(spec, run, structure)(ClipRange(a, b), None, [b])
+    clip, nothing = CompiledFunction(run, structure)(ClipRange(a, b), None, [b])
     assert [tensor.tolist() for tensor in seen] == [[1.0, 2.0], [3.0, 4.0], [3.0, 4.0]]
     assert isinstance(clip, ClipRange)
     assert clip.low.tolist() == [2.0, 3.0]

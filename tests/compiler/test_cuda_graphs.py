@@ -11,7 +11,7 @@ import torch
 
 from ppo_lab.compiler.compilation import MIN_COMPILED_STEPS, is_compiled
 from ppo_lab.compiler.compiled import CompilerError, CompileSpec
-from ppo_lab.compiler.cuda_graphs import Capture, GraphLoader
+from ppo_lab.compiler.cuda_graphs import Capture, capture_function
 from ppo_lab.config.choices import Compile
 from ppo_lab.config.run import Config
 from ppo_lab.training.trainer import Trainer
@@ -48,9 +48,9 @@ class CountingCapturer(HostCapturer):
 class GraphTrainer(Trainer):
     """A trainer on the CPU that captures graphs."""
 
-    def _build_capturer(self, device):
-        self.capturer = CountingCapturer()
-        return self.capturer
+    def __init__(self, configs):
+        super().__init__(configs)
+        self.capturer = self._compilation.capturer = CountingCapturer()
 
 
 def pair(*overrides):
@@ -138,8 +138,7 @@ def test_an_option_that_only_a_new_lane_has_is_captured_again():
 
 
 def compiled(spec):
-    (function,) = GraphLoader(HostCapturer()).load([spec])
-    return function
+    return capture_function(spec, HostCapturer())
 
 
 def count_up(state, step, log):
@@ -201,7 +200,7 @@ class FullCapturer(HostCapturer):
 def test_a_full_memory_while_capturing_stays_one():
     spec = CompileSpec("double", lambda _, x: x * 2.0, (torch.ones(2),))
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        GraphLoader(FullCapturer()).load([spec])
+        capture_function(spec, FullCapturer())
 
 
 @pytest.fixture

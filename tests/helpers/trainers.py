@@ -74,16 +74,13 @@ def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def spy_on(trainer: Trainer) -> GradientSpy:
     """Have ``trainer``'s update hand its gradients to the spy returned, and move nothing."""
-    spy = GradientSpy(trainer.model.parameters())
-    trainer.optimizer = spy
+    spy = trainer.optimizer = GradientSpy(trainer.model.parameters())
     return spy
 
 
 def limit_steps(trainer: Trainer, num_steps: int) -> None:
     """Have an update end after its first ``num_steps`` gradient steps."""
-    components = trainer._compilation.components
-    plan = dataclasses.replace(components.plan, num_dry_steps=num_steps)
-    trainer._compilation.components = dataclasses.replace(components, plan=plan)
+    trainer.plan = dataclasses.replace(trainer.plan, num_dry_steps=num_steps)
 
 
 class GradientSpy(LaneOptimizer):

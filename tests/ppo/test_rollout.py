@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from ppo_lab.ppo.advantages import Advantages
-from ppo_lab.ppo.rollout import Batch, DeviceObservations, Rollout, lane_rows, minibatches
+from ppo_lab.ppo.rollout import Batch, ObservationStore, Rollout, lane_rows, minibatches
 from ppo_lab.utils import rng
 
-STORE = DeviceObservations()
+STORE = ObservationStore()
 
 
 def identifiable_rollout(num_steps, num_lanes, num_envs):

@@ -1,14 +1,15 @@
 """The two phases: what collect records, and what an update does with it."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from ppo_lab.memory import STRATEGIES
-from ppo_lab.ppo.collector import Collector, policy_over_rollout
+from ppo_lab.ppo.after_update import policy_over_rollout
+from ppo_lab.ppo.collector import Collector
 from ppo_lab.ppo.losses import normalize_advantages
-from ppo_lab.ppo.rollout import DeviceObservations
 from ppo_lab.ppo.update import UpdatePlan, update
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils import rng
@@ -23,11 +24,14 @@ from tests.helpers.trainers import (
     weights,
 )
 
-STORE = DeviceObservations()
-
 
 def trainer_of(*overrides):
     return Trainer([config(*TWENTY_STEPS, *overrides)])
+
+
+def in_passes(trainer, num_rows):
+    """Return the trainer's plan with at most ``num_rows`` in a forward pass."""
+    return dataclasses.replace(trainer.plan, rows_per_pass=num_rows)
 
 
 def permutations_of(trainer, num_epochs=5):
@@ -104,14 +108,7 @@ def test_a_rollouts_values_are_those_of_what_was_seen_and_of_where_it_led():
 def test_values_in_several_passes_are_the_values_in_one():
     trainer = trainer_of()
     collectors = [
-        Collector(
-            trainer.env,
-            trainer.model,
-            num_steps=32,
-            rows_per_pass=rows,
-            store=STORE,
-        )
-        for rows in (10_000, 7)
+        Collector(trainer.env, trainer.model, 32, in_passes(trainer, rows)) for rows in (10_000, 7)
     ]
     keys = trainer._lanes.keys(rng.Stream.ACTION, 0)
     noise = trainer.model.distribution.noise(keys, 32 * 8, torch.float32)
@@ -128,8 +125,9 @@ def test_policy_over_the_rollout_does_not_depend_on_the_size_of_its_passes():
     trainer = trainer_of()
     rows = record_rows(trainer)
     trainer.update(rows)
-    whole = policy_over_rollout(trainer.model, rows, 10_000, STORE)
-    for mine, theirs in zip(policy_over_rollout(trainer.model, rows, 100, STORE), whole):
+    whole = policy_over_rollout(trainer.model, rows, in_passes(trainer, 10_000))
+    parts = policy_over_rollout(trainer.model, rows, in_passes(trainer, 100))
+    for mine, theirs in zip(parts, whole):
         torch.testing.assert_close(mine, theirs, rtol=0.0, atol=1e-6)
     assert whole[0].abs().max() > 1e-4  # the policy has moved since the rollout
 
@@ -243,7 +241,7 @@ def test_the_entropy_bonus_raises_the_entropy():
         rows = record_rows(trainer)
         for _ in range(3):
             trainer.update(rows)
-        entropy = policy_over_rollout(trainer.model, rows, 10_000, STORE)[1].mean().item()
+        entropy = policy_over_rollout(trainer.model, rows, trainer.plan)[1].mean().item()
         missing.append(math.log(2.0) - entropy)
     assert missing[1] < 0.5 * missing[0]
 

@@ -65,7 +65,7 @@ def test_lanes_and_programs_share_one_precision(tmp_path):
         check_stack(lanes_of(base, {}, {"matmul_precision": MatmulPrecision.high}))
     spec = CompileSpec("double", lambda _, x: x * 2.0, (torch.ones(2),))
     trainers = [Trainer([dataclasses.replace(each)]) for each in (base, other)]
-    loaders = [trainer._compilation._loader for trainer in trainers]
+    loaders = [trainer._compilation._cache for trainer in trainers]
     assert all(isinstance(loader, ProgramCache) for loader in loaders)
     assert loaders[0].path(spec) != loaders[1].path(spec)
 
