@@ -138,7 +138,7 @@ def test_a_run_that_cannot_even_start_is_told_so(monkeypatch, tmp_path):
     def refuse(*_):
         raise torch.OutOfMemoryError(CUDA_MESSAGE)
 
-    monkeypatch.setattr(Trainer, "_build_env", refuse)
+    monkeypatch.setattr(Trainer, "_build_model", refuse)
     summary = run(tmp_path / "a")
     assert summary["reason"].startswith("the device is out of memory in startup")
 
