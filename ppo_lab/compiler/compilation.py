@@ -38,7 +38,7 @@ from ppo_lab.ppo.losses import ClipRange
 from ppo_lab.ppo.rollout import RolloutRows
 from ppo_lab.ppo.update import LaneHyperparameters
 
-__all__ = ["MIN_COMPILED_STEPS", "MIN_STACKED_STEPS", "Compilation", "is_compiled"]
+__all__ = ["MIN_COMPILED_STEPS", "MIN_STACKED_STEPS", "Compilation", "should_compile"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ _NOT_IN_A_PROGRAM = (
 """Keys that no program depends on, beside the lanes' own."""
 
 
-def is_compiled(config: Config, num_lanes: int, planned_steps: int) -> bool:
+def should_compile(config: Config, num_lanes: int, planned_steps: int) -> bool:
     """Return whether to compile a stack like ``config`` with ``planned_steps`` in total.
 
     It does not depend on what is in the cache: compiled and uncompiled runs differ by rounding, and

@@ -60,7 +60,7 @@ class UpdatePlan:
     around_step: Callable[[], AbstractContextManager[None]] = nullcontext
     """Context of each optimizer step, for the observers that count memory."""
     num_dry_steps: int | None = None
-    """Gradient steps of a pass that a forecast takes; memory is that of all. None for all."""
+    """For a forecast: only so many gradient steps per pass (they need the memory of all)."""
 
     def in_passes(self, function: Callable[[Tensor], Tensor], observations: Tensor) -> Tensor:
         """Return ``function`` of (L, R, O), at most ``rows_per_pass`` rows per lane at a time.
@@ -89,9 +89,9 @@ def update(
 ) -> UpdateDiagnostics:
     """Take E epochs of gradient steps on ``rows``, in the order of ``permutations`` (E, L, R).
 
-    Nothing here synchronizes with the device. With ``target_kl`` a lane stops before the first
-    gradient step whose minibatch shows a k3 KL above 1.5 times it, for the rest of the update
-    (Stable-Baselines3's rule). The results are means over the gradient steps that a lane took.
+    With all tensors on the device, nothing here waits for it. With ``target_kl`` a lane stops for
+    the rest of the update before the first gradient step whose minibatch has a k3 KL above 1.5
+    times it (Stable-Baselines3's rule). Results are means over the gradient steps that a lane took.
     """
     advantages = plan.normalize(rows.advantages, over=AdvantageNormalization.rollout)
     rows = rows._replace(advantages=advantages)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ppo_lab.compiler.compilation import is_compiled
+from ppo_lab.compiler.compilation import should_compile
 from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory, vram_limit
 from ppo_lab.devices.pcie import measure_bus
 from ppo_lab.forecast.budget import over_budget
@@ -38,8 +38,8 @@ class LaneUtilization:
         busy, every = self._latest
         self._latest = (busy + num_busy, every + num_all)
 
-    def begin(self) -> None:
-        """Note the start of a run."""
+    def mark_run_start(self) -> None:
+        """Count what came before: after the last run started nothing could fill its lanes."""
         self.num_busy, self.num_all = self._latest
 
     @property
@@ -73,7 +73,7 @@ class Stack:
 
     @property
     def num_free(self) -> int:
-        """Lanes that no group uses; without a program, the most that one may have."""
+        """Free lanes of the trainer; the most that one may have if there is none yet."""
         busy = sum(len(group.lanes) for group in self._running)
         return (len(self._trainer.configs) if self._trainer else self.queue.max_lanes) - busy
 
@@ -90,19 +90,19 @@ class Stack:
             self._fail(error)
         except BaseException:
             for group in self._running:
-                self._interrupt(group)
+                self._interrupt(group, "stopped by a signal")
             self.close()
             raise
 
     def abort(self, group: RunGroup) -> None:
         """End ``group`` between iterations: as interrupted if it runs, silently if it waits."""
         if group in self._running:
-            self._interrupt(group)
+            self._interrupt(group, "stopped by the scheduler")
             self._free(group)
         self.queue.remove(group)
 
     def close(self) -> None:
-        """Free the program."""
+        """Close the trainer and lift the memory limit; waiting groups stay in the queue."""
         trainer, self._trainer, self._running = self._trainer, None, []
         if trainer is None:
             return
@@ -113,8 +113,8 @@ class Stack:
         self._limits.close()
 
     def _fill(self) -> None:
-        """Start waiting groups in free lanes; build a program if there is none."""
-        groups = [group for group in self._next_groups() if not self._is_over_budget(group)]
+        """Start waiting groups in free lanes; build a trainer if there is none."""
+        groups = self._refuse_over_budget(self._next_groups())
         if not groups:
             return
         trainer = self._trainer
@@ -134,26 +134,28 @@ class Stack:
             trainer.replace_lanes({lane: r.config for lane, r in recorders.items()})
             for recorder in recorders.values():
                 recorder.begin(trainer)
-        self.utilization.begin()
+        self.utilization.mark_run_start()
 
     def _next_groups(self) -> list[RunGroup]:
-        """Return the groups that start now; drops a program that cannot train them."""
+        """Return the groups that start now; close a trainer that cannot train them."""
         is_idle = not self._running and self.queue.num_wanted
         if is_idle and not self.queue.can_reuse(self.num_free):
             self.close()
         return self.queue.take_first() if self._trainer is None else self.queue.take(self.num_free)
 
-    def _is_over_budget(self, group: RunGroup) -> bool:
-        """Return whether a group's forecast exceeds its budget; if so, end it."""
-        if (excess := over_budget(group.configs[0])) is None:
-            return False
-        reason = str(excess)
-        log.error(reason)
-        group.new_attempt([], self._progress)
-        group.start()
-        group.end(Status.over_budget, reason)
-        group.finish()
-        return True
+    def _refuse_over_budget(self, groups: Sequence[RunGroup]) -> list[RunGroup]:
+        """End the groups whose forecast exceeds their budget; return the others."""
+        kept = []
+        for group in groups:
+            if (excess := over_budget(group.configs[0])) is None:
+                kept.append(group)
+                continue
+            log.error(reason := str(excess))
+            group.new_attempt([], self._progress)
+            group.start()
+            group.end(Status.over_budget, reason)
+            group.finish()
+        return kept
 
     def _build(self, groups: Sequence[RunGroup], num_lanes: int) -> Trainer:
         """Return a trainer for ``groups``, whose further lanes are idle."""
@@ -165,7 +167,7 @@ class Stack:
         configure_torch(config)
         build = counted_trainer if config.is_profiled else Trainer
         planned_steps = max(group.planned_steps for group in groups)
-        compiles = is_compiled(config, num_lanes, planned_steps)
+        compiles = should_compile(config, num_lanes, planned_steps)
         trainer = build([*configs, *(config for _ in idle)], self._record, compiles=compiles)
         for lane in idle:
             trainer.retire_lane(lane)
@@ -202,10 +204,10 @@ class Stack:
             for lane in group.lanes:
                 self._trainer.retire_lane(lane)
 
-    def _interrupt(self, group: RunGroup) -> None:
+    def _interrupt(self, group: RunGroup, reason: str) -> None:
         if self._trainer is not None:
             group.measure(self._trainer, self.utilization.busy_frac)
-        group.end(Status.interrupted, "stopped by a signal")
+        group.end(Status.interrupted, reason)
         group.finish()
 
     def _fail(self, error: Exception) -> None:

@@ -1,6 +1,6 @@
 """Copies an iteration's results to the host: one record per lane, and each lane's history.
 
-This is the only place where an iteration synchronises with the host.
+With everything on the device, recording is the only time an iteration waits for it.
 
 Shapes: T = steps per rollout, L = lanes, N = environments per lane, R = T * N.
 """

@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from ppo_lab.compiler.compilation import Compilation, is_compiled
+from ppo_lab.compiler.compilation import Compilation, should_compile
 from ppo_lab.config.lanes import check_lane, check_stack
 from ppo_lab.config.run import Config
 from ppo_lab.devices.meters import Meters
@@ -99,7 +99,7 @@ class Trainer:
         )
         self.collector = Collector(self.env, self.model, config.num_steps, self.plan)
         if compiles is None:
-            compiles = is_compiled(config, num_lanes, sum(c.total_steps for c in configs))
+            compiles = should_compile(config, num_lanes, sum(c.total_steps for c in configs))
         self._compilation = Compilation(config, self.collector, self.optimizer, compiles)
         self._episodes = EpisodeMeter(num_lanes, config.num_envs, device)
         self.recorder = Recorder(
@@ -135,7 +135,7 @@ class Trainer:
         self.record(tensors)
 
     def phase(self, name: str, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Return ``work`` of the arguments, run as a phase that the observers see."""
+        """Run ``work(*args, **kwargs)`` as a phase that the observers see; return its result."""
         with self.observers.phase(name, *args):
             result = work(*args, **kwargs)
             self.observers.finish(name, result)

@@ -91,12 +91,12 @@ class ProcessPool(WorkerPool):
 
     def _start_worker(self, index: int, task: Task) -> None:
         """Fork worker ``index``, whose first task is ``task``."""
-        self._fork(index, task.folder / "log", len(task.configs), is_single=True)
+        self._fork(index, task.folder / "log", len(task.configs), exits_after_task=True)
 
-    def _fork(self, index: int, log_file: Path, max_lanes: int, *, is_single: bool) -> None:
+    def _fork(self, index: int, log_file: Path, max_lanes: int, *, exits_after_task: bool) -> None:
         ours, theirs = self._context.Pipe()
         device = self._devices[index % len(self._devices)] if self._devices else None
-        args = (theirs, log_file, device, max_lanes, is_single)
+        args = (theirs, log_file, device, max_lanes, exits_after_task)
         process = self._context.Process(target=worker_main, args=args, name=f"worker {index}")
         process.start()
         theirs.close()

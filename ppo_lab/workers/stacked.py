@@ -45,7 +45,7 @@ class StackedPool(ProcessPool):
 
     def _start_worker(self, index: int, task: Task) -> None:  # noqa: ARG002
         log_file = self._folder.absolute() / f"worker_{index}.log"
-        self._fork(index, log_file, self._max_lanes, is_single=False)
+        self._fork(index, log_file, self._max_lanes, exits_after_task=False)
 
     def stop(self, number: int) -> None:
         """Stop a task after the current iteration; the others of its stack continue."""

@@ -1,6 +1,6 @@
 """A worker process: receives tasks from its pool and trains them in one stack of lanes.
 
-A single worker takes one task and exits after it. Any other keeps its stack full until it is
+With ``exits_after_task`` it takes one task. Otherwise it keeps its stack full until it is
 terminated: it reads the pipe between iterations, and waits only while it has nothing to do and
 briefly after a task has ended.
 """
@@ -36,7 +36,11 @@ _EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def worker_main(
-    connection: Connection, log_file: Path, device: str | None, max_lanes: int, is_single: bool
+    connection: Connection,
+    log_file: Path,
+    device: str | None,
+    max_lanes: int,
+    exits_after_task: bool,
 ) -> None:
     """Run a worker in a new process, which sees CUDA device ``device`` only; None: all of them."""
     if device is not None:
@@ -45,16 +49,20 @@ def worker_main(
     _redirect_output(log_file)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     log.info("process %d, %d lanes, CUDA_VISIBLE_DEVICES=%s", os.getpid(), max_lanes, visible)
-    _Worker(connection, log_file, max_lanes, is_single=is_single).run()
+    _Worker(connection, log_file, max_lanes, exits_after_task=exits_after_task).run()
 
 
 class _Worker:
     """The loop of a worker process."""
 
     def __init__(
-        self, connection: Connection, log_file: Path, max_lanes: int, *, is_single: bool
+        self, connection: Connection, log_file: Path, max_lanes: int, *, exits_after_task: bool
     ) -> None:
-        self._connection, self._log_file, self._is_single = connection, log_file, is_single
+        self._connection, self._log_file, self._exits_after_task = (
+            connection,
+            log_file,
+            exits_after_task,
+        )
         self._stack = Stack(max_lanes)
         self._runs: dict[int, TaskRun] = {}
         """By number of the task."""
@@ -62,12 +70,12 @@ class _Worker:
         self._exit_code = 0
 
     def run(self) -> None:
-        """Train what arrives; return after its task if it is single."""
+        """Train the tasks that arrive."""
         try:
             while True:
                 self._receive()
                 self._stack.step()
-                if self._is_single and not self._runs:
+                if self._exits_after_task and not self._runs:
                     break
         finally:
             self._stack.close()
@@ -84,10 +92,10 @@ class _Worker:
                 pass
         deadline_s = time.monotonic() + (_REFILL_WAIT_S if self._is_refill_due else 0.0)
         self._is_refill_due = False
-        while self._read_one(
-            max(0.0, deadline_s - time.monotonic()) if self._expects_more() else 0.0
-        ):
-            pass
+        while True:
+            wait_s = max(0.0, deadline_s - time.monotonic()) if self._expects_more() else 0.0
+            if not self._read_one(wait_s):
+                return
 
     def _expects_more(self) -> bool:
         """Return whether the pool may have tasks for lanes that are free."""
@@ -109,14 +117,14 @@ class _Worker:
         return True
 
     def _begin(self, task: Task) -> None:
-        if not self._is_single:
+        if not self._exits_after_task:
             ours = os.path.relpath(self._log_file, task.folder)
             (task.folder / "log").write_text(f"trained as lanes of a stack; see {ours}\n")
         log.info("%d arrives: %s", task.number, " ".join(task.output.overrides))
         # In a stack with others a trial does not wait for its decisions.
-        read = self._read_one if self._is_single else None
+        read = self._read_one if self._exits_after_task else None
         mailbox = Mailbox(self._connection, read)
-        self._stack.queue.num_more = 0 if self._is_single else task.num_left
+        self._stack.queue.num_more = 0 if self._exits_after_task else task.num_left
         run = TaskRun(task, self._stack, mailbox, lambda code: self._end(task.number, code))
         self._runs[task.number] = run
         run.begin()
@@ -136,14 +144,14 @@ class _Worker:
         run = self._runs.pop(number)
         self._is_refill_due = True
         log.info("%d: %s", number, ", ".join(s["status"] for s in run.summaries) or "not begun")
-        if self._is_single:
+        if self._exits_after_task:
             self._exit_code = exit_code  # the end of the process is the task's exit
         else:
             self._connection.send(Exited(number, exit_code))
 
 
 def _set_up_process() -> None:
-    """Have the kernel kill this process with the fork server, and handle signals."""
+    """Have the kernel kill this process when the fork server dies; install signal handlers."""
     server = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -9,7 +9,7 @@ import dataclasses
 import pytest
 import torch
 
-from ppo_lab.compiler.compilation import MIN_COMPILED_STEPS, MIN_STACKED_STEPS, is_compiled
+from ppo_lab.compiler.compilation import MIN_COMPILED_STEPS, MIN_STACKED_STEPS, should_compile
 from ppo_lab.compiler.compiled import CompiledFunction, CompilerError, CompileSpec, structure_of
 from ppo_lab.compiler.decompositions import fast_tanh, narrow_baddbmm, narrow_bmm
 from ppo_lab.compiler.iteration import advance_spec, compiled_advance
@@ -127,10 +127,10 @@ def test_an_option_that_only_a_new_lane_has_gets_its_own_program():
 )
 def test_auto_compiles_by_lanes_and_planned_steps_alone(lanes, least):
     for steps in (least - 1, least):
-        assert is_compiled(config("compile=auto"), lanes, steps) == (steps == least)
-        assert not is_compiled(config("compile=never"), lanes, steps)
-        assert is_compiled(config("compile=always"), lanes, steps)
-        assert not is_compiled(config("compile=auto", "memory=parked"), lanes, steps)
+        assert should_compile(config("compile=auto"), lanes, steps) == (steps == least)
+        assert not should_compile(config("compile=never"), lanes, steps)
+        assert should_compile(config("compile=always"), lanes, steps)
+        assert not should_compile(config("compile=auto", "memory=parked"), lanes, steps)
 
 
 @pytest.mark.parametrize(

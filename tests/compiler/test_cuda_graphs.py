@@ -9,7 +9,7 @@ import dataclasses
 import pytest
 import torch
 
-from ppo_lab.compiler.compilation import MIN_COMPILED_STEPS, is_compiled
+from ppo_lab.compiler.compilation import MIN_COMPILED_STEPS, should_compile
 from ppo_lab.compiler.compiled import CompilerError, CompileSpec
 from ppo_lab.compiler.cuda_graphs import Capture, capture_function
 from ppo_lab.config.choices import Compile
@@ -214,9 +214,9 @@ def fake_cuda(monkeypatch):
 @pytest.mark.parametrize("device", ["cuda", "auto"])
 def test_on_cuda_auto_never_compiles_and_always_may_also_with_bfloat16(device):
     auto = dataclasses.replace(config("compile=auto"), device=device)
-    assert not is_compiled(auto, 1, MIN_COMPILED_STEPS)
+    assert not should_compile(auto, 1, MIN_COMPILED_STEPS)
     with_bfloat16 = dataclasses.replace(config("dtype=bfloat16"), device=device)
     always = dataclasses.replace(with_bfloat16, compile=Compile.always)
-    assert is_compiled(always, 1, 1)
+    assert should_compile(always, 1, 1)
     with pytest.raises(ConfigError, match="cannot be had with memory=parked"):
         dataclasses.replace(always, memory=config("memory=parked").memory)
