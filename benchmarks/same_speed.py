@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="keep the page in results/")
     options = parser.parse_args(argv)
     old, new = (path.resolve() for path in options.checkouts)
-    programs = {}
+    programs: dict[str, list[str]] = {}
     if options.only != "starts":
         programs |= {
             f"{case}: {name}": [_TRAIN, case, name]
