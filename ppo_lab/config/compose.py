@@ -153,6 +153,8 @@ def check_jobs(
             or command.hydra.mode is RunMode.MULTIRUN
             or command.hydra.runtime.choices.get("sweep") is not None
         )
+        if not is_grid and not any(parse(override).is_sweep_override() for override in overrides):
+            return [Job(tuple(overrides), load(_without_hydra(command)), is_grid)]
         batches = _expand(command, overrides) if is_grid else [tuple(overrides)]
         composer = Composer(loader, command)
         return [Job(batch, load(composer.run(batch)), is_grid) for batch in batches]
@@ -169,6 +171,14 @@ def _compose_command(name: str, overrides: list[str]) -> DictConfig:
         validate_sweep_overrides=False,
     )
     return cfg
+
+
+def _without_hydra(composed: DictConfig) -> DictConfig:
+    """Return a copy of the run's part of a composed config."""
+    run = copy.deepcopy(composed)
+    with open_dict(run):
+        del run["hydra"]
+    return run
 
 
 def _expand(command: DictConfig, overrides: Sequence[str]) -> list[tuple[str, ...]]:
@@ -238,9 +248,7 @@ class Composer:
         """Return the same without Hydra's own part, as ``load`` takes it."""
         files, values = self._split(overrides)
         if files not in self._runs:
-            self._runs[files] = copy.deepcopy(self._read(files))
-            with open_dict(self._runs[files]):
-                del self._runs[files]["hydra"]
+            self._runs[files] = _without_hydra(self._read(files))
         cfg = copy.deepcopy(self._runs[files])
         ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
         return cfg
