@@ -92,11 +92,11 @@ def test_the_lanes_are_busy_until_the_queue_is_empty(base, tmp_path):
 
 def test_a_share_of_busy_lanes_counts_iterations_up_to_the_last_begin():
     utilization = LaneUtilization()
-    utilization.begin()
+    utilization.mark_run_start()
     utilization.count(4, 4)
     utilization.count(2, 4)
     assert utilization.busy_frac == 1.0  # nothing was waiting: there was nothing to be filled with
-    utilization.begin()
+    utilization.mark_run_start()
     utilization.count(1, 4)
     assert utilization.busy_frac == 6 / 8
 

@@ -138,7 +138,7 @@ def test_closing_ends_what_runs_with_its_folders_complete(plan, tmp_path, pool):
     pool.close()
     assert tasks_of(pool) == []
     summary = read_summary(tmp_path / "0000" / "seed_1" / "summary.json")
-    assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by the scheduler")
+    assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by a signal")
 
 
 class NoDecisions:
