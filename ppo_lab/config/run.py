@@ -36,8 +36,7 @@ from ppo_lab.utils.json_files import to_jsonable
 
 __all__ = [
     "Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule", "check_whole",
-    "nested_keys",
-]  # fmt: skip
+    "nested_keys"]  # fmt: skip
 
 
 @dataclass(kw_only=True)

@@ -13,8 +13,7 @@ from ppo_lab.utils.errors import ConfigError
 
 __all__ = [
     "RENAMED_KEYS", "STORAGE_VARIABLE", "Aggregate", "CommandConfig", "ConfirmConfig", "Executor",
-    "StudyConfig", "renamed",
-]  # fmt: skip
+    "StudyConfig", "renamed"]  # fmt: skip
 
 STORAGE_VARIABLE = "PPO_LAB_STORAGE"
 """Environment variable for ``study.storage``, which keeps passwords off the command line."""

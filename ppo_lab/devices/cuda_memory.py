@@ -16,13 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = [
-    "DeviceBytes",
-    "MemoryMeter",
-    "is_out_of_memory",
-    "release_memory",
-    "vram_limit",
-]
+__all__ = ["DeviceBytes", "MemoryMeter", "is_out_of_memory", "release_memory", "vram_limit"]
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,8 +8,7 @@ from ppo_lab.networks.mlp import MlpConfig
 
 __all__ = [
     "NETWORKS", "ActorCritic", "Distribution", "Initializer", "MlpConfig", "NetworkConfig",
-    "PolicyAndValues", "distribution_for",
-]  # fmt: skip
+    "PolicyAndValues", "distribution_for"]  # fmt: skip
 
 # Config classes by name. A new kind of network is one line here, one module and one YAML.
 NETWORKS: dict[str, type[NetworkConfig]] = {"mlp": MlpConfig}

@@ -11,5 +11,4 @@ from ppo_lab.tracking.wandb_sink import WandbSink
 __all__ = [
     "Histogram", "LocalSink", "Progress", "Record", "RunInfo", "SafeSink", "Sink", "Terminal",
     "TerminalSink", "Tracker", "TrackingConfig", "TrackingMode", "WandbSink", "grid_table",
-    "places", "read_metrics", "read_summary", "reasons", "summary_panel",
-]  # fmt: skip
+    "places", "read_metrics", "read_summary", "reasons", "summary_panel"]  # fmt: skip
