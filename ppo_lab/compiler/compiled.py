@@ -14,15 +14,9 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "CompileSpec",
-    "CompiledFunction",
-    "CompilerError",
-    "FlatFunction",
-    "clone_strided",
-    "flatten",
-    "layout_of",
-    "structure_of",
-]
+    "CompileSpec", "CompiledFunction", "CompilerError", "FlatFunction", "clone_strided",
+    "flatten", "layout_of", "structure_of",
+]  # fmt: skip
 
 FlatFunction = Callable[[list[Tensor]], list[Tensor]]
 """A compiled program, however it was made: takes the tensors of the arguments, in order."""

@@ -34,7 +34,8 @@ from ppo_lab.utils.errors import ConfigError, closest_match
 from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
 
 __all__ = [
-    "Composer", "GridLoader", "Job", "check_jobs", "known_keys", "load", "parse", "register"]  # fmt: skip
+    "Composer", "GridLoader", "Job", "check_jobs", "known_keys", "load", "parse", "register",
+]  # fmt: skip
 
 
 class Job(NamedTuple):
