@@ -63,8 +63,7 @@ class Stack:
         self._running: list[RunGroup] = []
         self._trainer: Trainer | None = None
         self._limits = contextlib.ExitStack()
-        self._recorders: dict[int, RunRecorder] = {}
-        """By lane."""
+        self._recorders: dict[int, RunRecorder] = {}  # by lane
 
     @property
     def has_work(self) -> bool:

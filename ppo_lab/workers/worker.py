@@ -64,8 +64,7 @@ class _Worker:
             exits_after_task,
         )
         self._stack = Stack(max_lanes)
-        self._runs: dict[int, TaskRun] = {}
-        """By number of the task."""
+        self._runs: dict[int, TaskRun] = {}  # by number of the task
         self._is_refill_due = False
         self._exit_code = 0
 
