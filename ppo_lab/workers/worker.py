@@ -58,12 +58,8 @@ class _Worker:
     def __init__(
         self, connection: Connection, log_file: Path, max_lanes: int, *, exits_after_task: bool
     ) -> None:
-        self._connection, self._log_file, self._exits_after_task = (
-            connection,
-            log_file,
-            exits_after_task,
-        )
-        self._stack = Stack(max_lanes)
+        self._connection, self._log_file = connection, log_file
+        self._exits_after_task, self._stack = exits_after_task, Stack(max_lanes)
         self._runs: dict[int, TaskRun] = {}  # by number of the task
         self._is_refill_due = False
         self._exit_code = 0
