@@ -6,6 +6,7 @@ NamedTuples, some of whose fields are None. ``CompiledFunction`` converts betwee
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ class CompileSpec:
     def call(self, *tensors: Tensor) -> Any:  # noqa: ANN401 - whatever ``function`` returns
         """Call the function with tensors like ``examples``."""
         structure = ([_LEAF] * len(self.state), *structure_of(self.args))
-        return self.function(*_unflatten(structure, iter(tensors)))
+        return self.function(*_unflattener(structure)(iter(tensors)))
 
     def call_flat(self, *tensors: Tensor) -> list[Tensor]:
         """Call the function with tensors like ``examples``; return the tensors of its result."""
@@ -68,16 +69,16 @@ class CompiledFunction:
 
         ``result_structure`` is ``structure_of`` a result of the function: how results are nested.
         """
-        self._run, self._result_structure = run, result_structure
+        self._run, self._unflatten = run, _unflattener(result_structure)
 
     def __call__(self, *args: Any) -> Any:  # noqa: ANN401
         """Return what the function returns."""
-        return _unflatten(self._result_structure, iter(self._run(flatten(args))))
+        return self._unflatten(iter(self._run(flatten(args))))
 
     def bind(self, *first: Any) -> Callable[..., Any]:  # noqa: ANN401
         """Return the function of the other arguments, without the cost of flattening ``first``."""
-        flat, structure = flatten(first), self._result_structure
-        return lambda *rest: _unflatten(structure, iter(self._run(flat + flatten(rest))))
+        flat = flatten(first)
+        return lambda *rest: self._unflatten(iter(self._run(flat + flatten(rest))))
 
 
 def flatten(nested: Sequence[Any]) -> list[Tensor]:
@@ -94,19 +95,22 @@ def flatten(nested: Sequence[Any]) -> list[Tensor]:
 def structure_of(nested: Any) -> Any:  # noqa: ANN401 - the same nest of types
     """Return ``nested`` with a placeholder for each tensor."""
     if isinstance(nested, _NESTED):
-        return _nest_like(nested, [structure_of(part) for part in nested])
+        return getattr(type(nested), "_make", type(nested))([structure_of(p) for p in nested])
     return None if nested is None else _LEAF
 
 
-def _unflatten(structure: Any, tensors: Iterator[Tensor]) -> Any:  # noqa: ANN401
-    """Return ``structure`` with the next of ``tensors`` for each placeholder."""
-    if isinstance(structure, _NESTED):
-        return _nest_like(structure, [_unflatten(part, tensors) for part in structure])
-    return None if structure is None else next(tensors)
-
-
-def _nest_like(nested: Any, parts: list[Any]) -> Any:  # noqa: ANN401
-    return type(nested)(*parts) if hasattr(nested, "_fields") else type(nested)(parts)
+def _unflattener(structure: Any) -> Callable[[Iterator[Tensor]], Any]:  # noqa: ANN401
+    """Return what builds ``structure`` from the tensors of its placeholders, taken in order."""
+    if structure is None:
+        return lambda _: None
+    if not isinstance(structure, _NESTED):
+        return next
+    make = getattr(type(structure), "_make", type(structure))
+    if all(part is _LEAF for part in structure):  # the usual case, called thousands of times
+        size = len(structure)
+        return lambda tensors: make(itertools.islice(tensors, size))
+    parts = [_unflattener(part) for part in structure]
+    return lambda tensors: make([part(tensors) for part in parts])
 
 
 def layout_of(nested: Any) -> Any:  # noqa: ANN401
