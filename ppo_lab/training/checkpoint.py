@@ -2,7 +2,7 @@
 
 A checkpoint is a folder ``checkpoints/<iteration>`` of the run. It is written under another name,
 flushed to the disk, and renamed, so that it is there completely or not at all. The manifest holds
-the SHA-256 of both files and of itself: a bit changed anywhere is noticed. Reading executes nothing.
+the SHA-256 of both files and of itself: a bit changed anywhere is noticed. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def load_checkpoint(run_folder: Path) -> Checkpoint | None:
 
 
 def remove_checkpoints(run_folder: Path, *, keep: Iterable[int] = ()) -> None:
-    """Remove all checkpoints but those of the iterations to ``keep``, and what was never finished."""
+    """Remove what was never finished, and all checkpoints but those of iterations to ``keep``."""
     kept = set(map(str, keep))
     for path in (run_folder / "checkpoints").glob("*"):
         if path.name not in kept:
@@ -163,6 +163,8 @@ def _read(folder: Path) -> tuple[LaneState, dict[str, Any]]:
         if not isinstance(written, dict) or written.get(name) != _describe_file(folder / name):
             raise ValueError(f"{name} has changed since it was written")
     numbers = from_jsonable(json.loads((folder / _NUMBERS).read_bytes()))
+    if not isinstance(numbers, dict) or not isinstance(numbers.get("iteration"), int):
+        raise ValueError(f"{_NUMBERS} holds no state of a run")
     return LaneState(load_file(folder / _TENSORS), numbers), from_jsonable(content)
 
 
