@@ -18,10 +18,21 @@ from ppo_lab.utils.errors import ConfigError, closest_match
 if TYPE_CHECKING:
     import gymnasium
 
-__all__ = ["check_gymnasium", "spec_of_env"]
+__all__ = ["check_gymnasium", "imports_module", "spec_of_env"]
 
 _EXTRAS = ("box2d", "mujoco")  # our optional dependencies, named like Gymnasium's folders
 _SPECS: dict[str, EnvSpec] = {}  # of the environments that this process has checked
+
+
+def imports_module(env_id: str) -> str | None:
+    """Return the module whose code runs when ``env_id`` is built, None for an id without one.
+
+    Example:
+        >>> imports_module("robots.envs:Walk-v0"), imports_module("CartPole-v1")
+        ('robots.envs', None)
+    """
+    module, colon, _ = env_id.partition(":")
+    return module if colon else None
 
 
 def spec_of_env(env_id: str, env: gymnasium.Env[Any, Any]) -> EnvSpec:
@@ -99,10 +110,9 @@ def _check_gymnasium(env_id: str, kwargs: Mapping[str, Any], native_ids: Iterabl
 
 def _import_module_of(env_id: str) -> None:
     """Import ``module`` of an id ``module:Name-v0``, so that it registers its environments."""
-    module, colon, name = env_id.partition(":")
-    if not colon:
+    if (module := imports_module(env_id)) is None:
         return
-    if ":" in name or not module:
+    if env_id.count(":") > 1 or not module:
         raise ConfigError("env.id", env_id, "a module and a name have the form module:Name-v0")
     try:
         importlib.import_module(module)
