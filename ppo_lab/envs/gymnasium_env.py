@@ -34,7 +34,6 @@ from ppo_lab.envs.returned import (
     step_values,
 )
 from ppo_lab.envs.snapshots import is_exact, restore, snapshot
-from ppo_lab.utils.errors import EnvironmentFault
 from ppo_lab.utils.rng import Stream, bits, lane_keys
 
 if TYPE_CHECKING:
@@ -126,20 +125,17 @@ class GymnasiumEnv(DryEnv):
 
     def reset_lane(self, lane: int, seed: int) -> Tensor:
         """Restart one lane as if built with ``seed``; return all observations (L, N, O)."""
-        rows = self._rows_of(lane)
         self._warn_of_endless(lane)
-        self._seeds[rows.start : rows.stop] = env_seeds(torch.tensor([seed]), self.num_envs)
         self._guard.births[lane], self._num_episodes[lane] = self._guard.call.step, 0
-        self._reset_rows(rows)
-        return super().reset()
+        return self._reset_lane(lane, seed)
 
     @property
     def state_mode(self) -> Literal["exact", "boundary"]:
-        """See ``Env``."""
+        """See ``Env.state_mode``."""
         return "exact" if all(map(is_exact, self._envs)) else "boundary"
 
     def lane_state(self, lane: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """See ``Env``."""
+        """See ``Env.lane_state``."""
         tensors: dict[str, Tensor] = {}
         packed = []
         for number, row in enumerate(self._rows_of(lane)):
@@ -153,7 +149,7 @@ class GymnasiumEnv(DryEnv):
     def load_lane_state(
         self, lane: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
     ) -> None:
-        """See ``Env``."""
+        """See ``Env.load_lane_state``; the environments have been reset before."""
         self._guard.births[lane] = self._guard.call.step - numbers["steps"]
         self._num_episodes[lane] = numbers["episodes"]
         for number, row in enumerate(self._rows_of(lane)):
@@ -167,30 +163,29 @@ class GymnasiumEnv(DryEnv):
                 restore(self._envs[row], arrays, numbers["envs"][number])
 
     def restart_lane(self, lane: int, seed: int) -> Tensor:
-        """See ``Env``."""
+        """See ``Env.restart_lane``."""
         for row in self._rows_of(lane):
-            self._close_row(row)
+            self._guard.close_env(self._envs[row], row)
             with self._guard("building", row):
                 self._envs[row] = self._make_env()
-        return self.reset_lane(lane, seed)
+        return self._reset_lane(lane, seed)
 
     def close(self) -> None:
         """Close every environment; what goes wrong is logged, as nothing is lost by it."""
         for row in range(len(self._envs)):
-            self._close_row(row)
+            self._guard.close_env(self._envs[row], row)
         self._guard.close()
         for lane in range(len(self._num_episodes)):
             self._warn_of_endless(lane)
 
-    def _close_row(self, row: int) -> None:
-        try:
-            with self._guard("close()", row):
-                self._envs[row].close()
-        except EnvironmentFault as fault:
-            log.warning("%s; the results are not affected", fault)
-
     def _rows_of(self, lane: int) -> range:
         return range(lane * self.num_envs, (lane + 1) * self.num_envs)
+
+    def _reset_lane(self, lane: int, seed: int) -> Tensor:
+        rows = self._rows_of(lane)
+        self._seeds[rows.start : rows.stop] = env_seeds(torch.tensor([seed]), self.num_envs)
+        self._reset_rows(rows)
+        return super().reset()
 
     def _reset_rows(self, rows: range) -> None:
         for row in rows:

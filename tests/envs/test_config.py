@@ -61,8 +61,9 @@ def test_a_wrong_setting_names_its_key_and_the_remedy(config, key, words):
 @pytest.mark.parametrize(
     ("observations", "actions", "words"),
     [
-        (spaces.Box(0, 255, (8, 8, 3), np.uint8), BOX, "supported is a Box of floats"),
-        (spaces.Dict({"a": BOX}), BOX, "supported is a Box of floats"),
+        (spaces.Box(0, 255, (8, 8, 3), np.uint8), BOX, "supported is a Box"),
+        (spaces.Box(0, 1, (0,)), BOX, "supported is a Box"),
+        (spaces.Dict({"a": BOX}), BOX, "FlattenObservation makes a vector"),
         (BOX, spaces.MultiDiscrete([2, 3]), "supported are Discrete and a 1-D Box"),
         (BOX, spaces.Box(-1, 1, (2, 2)), "supported are Discrete and a 1-D Box"),
     ],
