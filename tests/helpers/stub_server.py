@@ -15,7 +15,7 @@ _PROJECT = {"id": "P", "name": "ppo_lab", "entity": {"id": "E", "name": "me"}}
 
 
 class StubServer(ThreadingHTTPServer):
-    """Answers per ``fault``: ok, hang or a status, each also as FAULT_after_init: for later calls."""
+    """Answers per ``fault``: ok, hang or a status, each also as FAULT_after_init, later."""
 
     daemon_threads = True
     block_on_close = False
