@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from operator import ge, gt, le
 from typing import Any
 
-__all__ = ["REDACTED", "ConfigError", "check_number", "closest_match"]
+__all__ = ["REDACTED", "ConfigError", "EnvironmentFault", "check_number", "closest_match"]
 
 REDACTED = "..."
 """Replaces a value that must not be printed."""
@@ -26,6 +26,15 @@ class ConfigError(ValueError):
         """Report ``key=value`` and which values are ``allowed``."""
         self.key, self.value, self.allowed = key, value, allowed
         super().__init__(f"{key}={value}: {allowed}")
+
+
+class EnvironmentFault(RuntimeError):
+    """What an environment did wrong, in one line with its number, the step and the cause."""
+
+    def __init__(self, message: str, lane: int = 0) -> None:
+        """Report ``message`` about an environment of ``lane``, whose run alone must fail."""
+        super().__init__(message)
+        self.lane = lane
 
 
 def closest_match(name: str, valid: Iterable[str]) -> str | None:
