@@ -137,8 +137,10 @@ class RunRecorder:
         self.summary["wall_time_s"] = time.perf_counter() - self._start_s
         is_well = self.summary["status"] in (Status.finished.value, Status.pruned.value)
         self.attempt(self.tracker.finish, self.summary, 0 if is_well else 1)
-        if self.tracker.link:
-            self.summary["wandb"] = self.tracker.link
+        self.summary |= self.tracker.notes
+        if self.tracker.lost and is_well:
+            lost = f"not all of the run's files could be written: {self.tracker.lost}"
+            self.summary.update(status=Status.failed.value, reason=lost)
 
 
 def one_line(error: BaseException) -> str:
