@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
-from ppo_lab.utils.errors import ConfigError, closest_match
+from ppo_lab.utils.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     import gymnasium
@@ -76,9 +76,9 @@ def _check_gymnasium(env_id: str, kwargs: Mapping[str, Any], native_ids: Iterabl
     try:
         env: gymnasium.Env[Any, Any] = gymnasium.make(env_id, **kwargs)
     except (errors.UnregisteredEnv, errors.DeprecatedEnv) as error:
-        guess = closest_match(env_id.rpartition(":")[2], {*gymnasium.registry, *native_ids})
-        hint = f"did you mean {guess}?" if guess else "see gymnasium.pprint_registry()"
-        allowed = f"no environment of this name; {hint} One from another package: module:Name-v0"
+        hint = did_you_mean(env_id.rpartition(":")[2], {*gymnasium.registry, *native_ids})
+        hint = hint or "; see gymnasium.pprint_registry()."
+        allowed = f"no environment of this name{hint} One from another package: module:Name-v0"
         raise ConfigError("env.id", env_id, allowed) from error
     except (errors.DependencyNotInstalled, ImportError) as error:
         raise _missing_dependency(env_id, error) from error

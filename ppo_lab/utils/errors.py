@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from operator import ge, gt, le
 from typing import Any
 
-__all__ = ["REDACTED", "ConfigError", "check_number", "closest_match"]
+__all__ = ["REDACTED", "ConfigError", "check_number", "closest_match", "did_you_mean"]
+
+_SMALLEST, _LARGEST = 1e-37, 1e38  # numbers that float32 holds at full precision
 
 REDACTED = "..."
 """Replaces a value that must not be printed."""
@@ -32,6 +34,17 @@ def closest_match(name: str, valid: Iterable[str]) -> str | None:
     """Return the valid name most similar to ``name``, or None if none is close."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def did_you_mean(name: str, valid: Iterable[str], *, prefix: str = "") -> str:
+    """Return ``; did you mean NAME?`` with the most similar of the ``valid`` names, else nothing.
+
+    Example:
+        >>> did_you_mean("epslon", ["epsilon", "gamma"])
+        '; did you mean epsilon?'
+    """
+    close = closest_match(name, valid)
+    return f"; did you mean {prefix}{close}?" if close else ""
 
 
 def check_number(
@@ -60,4 +73,7 @@ def check_number(
     if not (is_finite and all(holds(value, bound) for _, bound, holds in limits)):
         bounds = " and ".join(f"{sign} {bound:g}" for sign, bound, _ in limits)
         raise ConfigError(key, value, f"must be a number {bounds}" + (", or none" if off else ""))
+    if value and not _SMALLEST <= abs(value) <= _LARGEST:
+        allowed = f"must be between {_SMALLEST:g} and {_LARGEST:g} in size, the numbers of float32"
+        raise ConfigError(key, value, allowed)
     return float(value)
