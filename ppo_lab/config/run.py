@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from omegaconf import MISSING
 
+from ppo_lab.config.checkpoint import CheckpointConfig
 from ppo_lab.config.checks import check_whole, nested_keys
 from ppo_lab.config.choices import (
     Compile,
@@ -136,6 +137,7 @@ class Config:
     """Run an iteration as compiled programs, about four times as fast for small networks on the
     CPU. The first run of a kind compiles for a minute; later runs load ~/.cache/ppo_lab. auto: on
     the CPU from 1 million environment steps, 6 million in a stack. On CUDA (CUDA graphs) never."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     num_threads: Any = "auto"
     """CPU threads of torch. auto: 1 where a gradient step is small (more are then slower, by far
     beside another busy process), else all cores that this process may use."""
@@ -174,6 +176,7 @@ class Config:
             allowed = f"has no effect with memory={self.memory.name}: the trunk has one gradient"
             raise ConfigError("separate_grad_clip", self.separate_grad_clip, allowed)
         self.tracking.check()
+        self.checkpoint.check()
 
     def _check_sizes(self) -> None:
         if self.num_rows > _MOST_ROWS:

@@ -1,4 +1,4 @@
-"""The error for a wrong setting, and helpers that check settings."""
+"""The errors that a user can cause, and helpers that check settings."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from operator import ge, gt, le
 from typing import Any
 
-__all__ = ["REDACTED", "ConfigError", "check_number", "closest_match", "did_you_mean"]
+from ppo_lab.utils.redaction import REDACTED, mask
+
+__all__ = ["REDACTED", "ConfigError", "EnvironmentFault", "check_number", "closest_match"]
+__all__ += ["did_you_mean"]
 
 _SMALLEST, _LARGEST = 1e-37, 1e38  # numbers that float32 holds at full precision
-
-REDACTED = "..."
-"""Replaces a value that must not be printed."""
 
 
 class ConfigError(ValueError):
@@ -27,7 +27,16 @@ class ConfigError(ValueError):
     def __init__(self, key: str, value: object, allowed: str) -> None:
         """Report ``key=value`` and which values are ``allowed``."""
         self.key, self.value, self.allowed = key, value, allowed
-        super().__init__(f"{key}={value}: {allowed}")
+        super().__init__(mask(f"{key}={value}: {allowed}"))
+
+
+class EnvironmentFault(RuntimeError):  # noqa: N818 - a fault of the user's environment
+    """What an environment did wrong, in one line with its number, the step and the cause."""
+
+    def __init__(self, message: str, lane: int = 0) -> None:
+        """Report ``message`` about an environment of ``lane``, whose run alone must fail."""
+        super().__init__(message)
+        self.lane = lane
 
 
 def closest_match(name: str, valid: Iterable[str]) -> str | None:
