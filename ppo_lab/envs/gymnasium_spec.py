@@ -18,7 +18,7 @@ import numpy as np
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
 from ppo_lab.envs.guard import EnvGuard, describe_error
 from ppo_lab.envs.time_limit import OverdueCall
-from ppo_lab.utils.errors import ConfigError, EnvironmentFault, closest_match
+from ppo_lab.utils.errors import ConfigError, EnvironmentFault, did_you_mean
 
 if TYPE_CHECKING:
     import gymnasium
@@ -139,9 +139,9 @@ def _refusal(
 
     text = " ".join(str(error).split())
     if isinstance(error, errors.UnregisteredEnv | errors.DeprecatedEnv):
-        guess = closest_match(env_id.rpartition(":")[2], {*gymnasium.registry, *native_ids})
-        hint = f"did you mean {guess}?" if guess else "see gymnasium.pprint_registry()"
-        text = f"no environment of this name; {hint} One from another package: module:Name-v0"
+        hint = did_you_mean(env_id.rpartition(":")[2], {*gymnasium.registry, *native_ids})
+        hint = hint or "; see gymnasium.pprint_registry()."
+        text = f"no environment of this name{hint} One from another package: module:Name-v0"
     elif isinstance(error, errors.DependencyNotInstalled | ImportError):
         text = _missing_package(env_id, error)
     elif isinstance(error, errors.Error):
