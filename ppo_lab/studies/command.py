@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from typing import ParamSpec, TypeVar
 
 import optuna
 from hydra.core.config_loader import ConfigLoader
@@ -22,9 +23,9 @@ from ppo_lab.studies.results.confirmation import (
     confirmation_plan,
     read_confirmation,
 )
-from ppo_lab.studies.results.files import write_outputs
+from ppo_lab.studies.results.files import output_files
 from ppo_lab.studies.results.panel import commands, study_panel
-from ppo_lab.studies.results.study_result import read_study
+from ppo_lab.studies.results.study_result import StudyResult, importances, read_study
 from ppo_lab.studies.results.wandb import track_study
 from ppo_lab.studies.scheduler import STOP_FILE, Ending, InterruptHandler
 from ppo_lab.studies.session import StudyRunner
@@ -34,8 +35,12 @@ from ppo_lab.workers.base import WorkerPool
 
 __all__ = ["check_study", "run_plan", "run_study"]
 
-_EXITS = {Ending.complete: 0, Ending.stopped: 0, Ending.interrupted: 130, Ending.storage_lost: 1}
-_EXIT_REFUSED = 2
+log = logging.getLogger(__name__)
+
+_EXIT_FAILED, _EXIT_REFUSED = 1, 2
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def check_study(command: DictConfig, loader: ConfigLoader) -> None:
@@ -50,7 +55,7 @@ def check_study(command: DictConfig, loader: ConfigLoader) -> None:
 def run_study(command: DictConfig, loader: ConfigLoader) -> None:
     """Run the study of a composed command; exit with a status other than 0 unless it succeeds."""
     try:
-        status = _EXITS[run_plan(make_plan(command, loader))]
+        _, status = run_plan(make_plan(command, loader))
     except ConfigError as error:  # found only in the stored study, such as another space
         print_line(explain(error, list(command.hydra.overrides.task)) or str(error))
         status = _EXIT_REFUSED
@@ -58,11 +63,16 @@ def run_study(command: DictConfig, loader: ConfigLoader) -> None:
         sys.exit(status)
 
 
-def run_plan(plan: Plan, pool: WorkerPool | None = None) -> Ending:
-    """Run a study's trials and its confirmation, write its files, and return why it ended.
+def run_plan(plan: Plan, pool: WorkerPool | None = None) -> tuple[Ending, int]:
+    """Run a study's trials and its confirmation, write its files.
+
+    Returns:
+        Why it ended, and the exit status: 1 if every trial failed, if a file or another view of the
+        result could not be made, or if the storage was lost; 130 or 143 after a signal.
 
     Raises:
-        ConfigError: the study exists with other settings, or has a STOP file.
+        ConfigError: the study exists with other settings, has a STOP file, or its folder or storage
+            cannot be used.
     """
     stop = plan.folder / STOP_FILE
     if stop.exists():
@@ -70,37 +80,74 @@ def run_plan(plan: Plan, pool: WorkerPool | None = None) -> Ending:
     pool = pool or choose_executor(plan)  # its server imports while the storage is opened
     interrupts = InterruptHandler()
     try:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        with _log_file(plan), interrupts.installed():
+        with _log_file(plan):
+            # Ctrl-C ends the command at once until the storage is open, as nothing runs yet.
             runner = StudyRunner(plan, pool, interrupts)
-            with closing(runner.database):
-                return _run(plan, runner, interrupts)
+            with closing(runner.database), interrupts.installed():
+                ending, status = _run(plan, runner, interrupts)
     except StorageLostError as error:
-        logging.getLogger(__name__).error("%s", error)
-        return Ending.storage_lost
+        log.error("%s", error)
+        ending, status = Ending.storage_lost, _EXIT_FAILED
     finally:
         pool.close()
+    if interrupts.is_stopping and ending in (Ending.interrupted, Ending.storage_lost):
+        status = interrupts.exit_status
+    return ending, status
 
 
-def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> Ending:
+def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> tuple[Ending, int]:
     ending, study = runner.run(plan)
     if ending is Ending.storage_lost:
-        return ending
-    confirmed: Confirmed | None = None
-    try:
-        if ending is Ending.complete:
-            ending, confirmed = _confirm(plan, study, runner)
-    finally:
-        if ending is not Ending.storage_lost:
-            result = runner.call("read", read_study, plan, study, confirmed)
-            runner.call("write", write_outputs, result)
-            console = Console()
-            console.print(study_panel(result))
-            console.out(commands(result.plan), highlight=False)
-            if runner.had_work and not interrupts.is_urgent and (link := track_study(result)):
-                console.out(f"W&B        {link}", highlight=False)
-            runner.close()  # else the trials stay reserved until the next start finds us dead
-    return ending
+        return ending, _EXIT_FAILED
+    last, confirmed = _LastSteps(), None
+    if ending is Ending.complete:
+        confirming = last.take("the confirmation", _confirm, plan, study, runner)
+        ending, confirmed = confirming or (ending, None)
+    if ending is Ending.storage_lost:
+        return ending, _EXIT_FAILED
+    shares = last.take("the importances", runner.call, "read", importances, plan, study) or {}
+    result = last.take(
+        "the result", runner.call, "read", read_study, plan, study, shares, confirmed
+    )
+    if result is not None:
+        for name, write in output_files(result).items():
+            last.take(name, runner.call, "write", write)
+        last.take("the panel", _show, result)
+        if runner.had_work and not interrupts.is_urgent:
+            last.take("W&B", _track, result)
+    runner.close()  # else the trials stay reserved until the next start finds us dead
+    is_bad = last.has_failed or (result is not None and result.is_failure)
+    return ending, _EXIT_FAILED if is_bad else 0
+
+
+class _LastSteps:
+    """What follows the trials, one step after another: one that fails costs only itself."""
+
+    has_failed = False
+
+    def take(self, what: str, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Return what ``step`` does; if it fails, print why in a line and return None."""
+        try:
+            return step(*args, **kwargs)
+        except StorageLostError:
+            raise
+        except Exception as error:
+            self.has_failed = True
+            log.info("%s", what, exc_info=True)  # into the study's log, not on the screen
+            reason = str(error).strip().partition("\n")[0] or "see the study's log"
+            print_line(f"ppo_lab: {what} failed: {type(error).__name__}: {reason}")
+            return None
+
+
+def _show(result: StudyResult) -> None:
+    console = Console()
+    console.print(study_panel(result))
+    console.out(commands(result.plan), highlight=False)
+
+
+def _track(result: StudyResult) -> None:
+    if link := track_study(result):
+        Console().out(f"W&B        {link}", highlight=False)
 
 
 def _confirm(plan: Plan, study: Study, runner: StudyRunner) -> tuple[Ending, Confirmed | None]:
@@ -116,8 +163,13 @@ def _confirm(plan: Plan, study: Study, runner: StudyRunner) -> tuple[Ending, Con
 
 @contextmanager
 def _log_file(plan: Plan) -> Iterator[None]:
-    """Log into the study's folder, including Optuna's messages."""
-    handler = logging.FileHandler(plan.folder / "log")
+    """Make the study's folder and log into it, including Optuna's messages."""
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(plan.folder / "log")
+    except OSError as error:
+        allowed = f"its folder {plan.folder} cannot be written to: {error.strerror}"
+        raise ConfigError("study.name", plan.name, allowed) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     root = logging.getLogger()
     level = root.level

@@ -44,6 +44,8 @@ class InterruptHandler:
     """Handles signals: Ctrl-C once lets running trials finish; twice, or SIGTERM, stops them."""
 
     _level = 0
+    exit_status = 0
+    """Of a command that the last signal ends."""
 
     @property
     def is_stopping(self) -> bool:
@@ -68,6 +70,7 @@ class InterruptHandler:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         is_term = number == signal.SIGTERM
+        self.exit_status = 128 + number
         self._level = 2 if is_term else self._level + 1
         if self._level == 1:
             print_line("Ctrl-C: finishing the running trials; again to stop them now")
@@ -155,7 +158,7 @@ class StudyScheduler:
     def _start(self, claim: Claim) -> None:
         plan, number = self._plan, claim.number
         try:
-            configs = plan.trial_configs(claim.params)
+            configs = plan.trial_configs(claim.params, claim.repeat)
         except ConfigError as error:  # the check before the study covers the space's corners only
             self._finish(claim, Result(number, "refused", str(error), []))
             return

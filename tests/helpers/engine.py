@@ -17,7 +17,7 @@ from ppo_lab.studies.scheduler import Ending
 from ppo_lab.utils.paths import CONF_DIR
 from ppo_lab.workers.base import Decision, Exited, Task, TrialReport, WorkerEvent, WorkerPool
 
-__all__ = ["FormulaPool", "carried", "commanded", "learn"]
+__all__ = ["FormulaPool", "carried", "commanded", "ended", "learn"]
 
 
 def commanded(monkeypatch, *overrides: str) -> int:
@@ -34,10 +34,15 @@ def commanded(monkeypatch, *overrides: str) -> int:
     return 0
 
 
-def carried(plan: Plan, pool: WorkerPool) -> Ending:
-    """Run a study as the command would; return why it ended."""
+def ended(plan: Plan, pool: WorkerPool) -> tuple[Ending, int]:
+    """Run a study as the command would; return why it ended and the exit status."""
     with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
         return command.run_plan(plan, pool)
+
+
+def carried(plan: Plan, pool: WorkerPool) -> Ending:
+    """Run a study as the command would; return why it ended."""
+    return ended(plan, pool)[0]
 
 
 def learn(config: Config, share: float) -> float | str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppo_lab.config.study import Aggregate
-from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.errors import ConfigError, closest_match
 
 __all__ = ["Constraint", "Objective", "parse_constraints", "parse_objectives", "quantity"]
 __all__ += ["aggregate_seeds", "check_measured", "forecast_limit_gib", "is_forecast", "is_measured"]
@@ -20,6 +20,44 @@ _SHORT = {  # short name to dotted key of the summary
     "peak_host_gib": "memory.measured.host_gib",
     "forecast_vram_gib": "memory.forecast.total_gib",
 }
+_PHASES = (
+    "build", "compile", "env", "rollout", "advantages", "update", "diagnostics", "record",
+)  # fmt: skip
+_CATEGORIES = (
+    "weights", "gradients", "optimizer", "activations", "rollout", "environment", "workspace",
+)  # fmt: skip
+_NETWORKS = ("actor", "critic", "trunk")
+_PEAK = [
+    "peak_gib", "host_pinned_gib", "host_pageable_gib",
+    *(f"categories_gib.{category}" for category in _CATEGORIES),
+    *(f"networks_gib.{category}_{net}" for category in _CATEGORIES for net in _NETWORKS),
+    *(f"phases_gib.{phase}" for phase in _PHASES),
+]  # fmt: skip
+_SECTIONS: dict[str, Sequence[str]] = {
+    "num_parameters": _NETWORKS,
+    "stack": ["num_lanes", "lane", "busy_frac"],
+    "time": [f"{phase}_s" for phase in _PHASES],
+    "memory.measured": [
+        "host_gib", "allocated_gib", "reserved_gib", *(f"phases_gib.{phase}" for phase in _PHASES),
+    ],
+    "memory.ledger": _PEAK,
+    "memory.forecast": [
+        *_PEAK, "workspace_gib", "context_gib", "allocated_gib", "total_gib",
+        "h2d_bytes_per_iteration", "d2h_bytes_per_iteration",
+    ],
+    "pcie": [
+        "pageable_bytes",
+        *(f"{way}_{of}" for way in ("h2d", "d2h")
+          for of in ("bytes", "limit_gb_per_s", "gb_per_s", "limit_frac")),
+    ],
+    "perf": ["kernel_busy_frac", "exposed_copy_frac", "idle_no_copy_frac", "window_s"],
+}  # fmt: skip
+_KNOWN = frozenset(
+    ["final_return", "best_return", "auc_return", "env_steps", "num_episodes", "env_steps_per_s",
+     "wall_time_s", "epsilon", *_SHORT]
+    + [f"{section}.{name}" for section, names in _SECTIONS.items() for name in names]
+)  # fmt: skip
+"""The numbers of a run's summary; some of them only on CUDA, in a stack or of a profiled run."""
 _OF_A_PROCESS = (
     "env_steps_per_s", "wall_time_s", "memory.measured.", "memory.ledger.", "time.", "pcie.",
     "perf.",
@@ -127,8 +165,7 @@ def parse_objectives(
     if len(set(keys)) < len(keys):
         raise ConfigError("study.objective", objective, "must name each quantity once")
     for key in keys:
-        if not re.fullmatch(_NAME, key):
-            raise ConfigError("study.objective", key, "must be a key of a run's summary.json")
+        _check_key("study.objective", key, key)
     usual = ["minimize" if key in _SMALLER_IS_BETTER else "maximize" for key in keys]
     directions = usual if direction is None else _listed("study.direction", direction)
     if len(directions) != len(keys):
@@ -176,7 +213,16 @@ def _parse_constraint(text: str) -> Constraint:
     if not math.isfinite(limit):
         allowed = "must be a limit such as peak_vram_gib <= 8 or env_steps_per_s >= 10000"
         raise ConfigError("study.constraints", text, allowed)
+    _check_key("study.constraints", key, text)
     return Constraint(key + comparison + number, key, 1.0 if comparison == "<=" else -1.0, limit)
+
+
+def _check_key(where: str, key: str, text: str) -> None:
+    """Raise ``ConfigError`` unless ``key`` is a number of a run's summary."""
+    if key not in _KNOWN:
+        close = closest_match(key, _KNOWN)
+        hint = f"; did you mean {close}?" if close else ", such as final_return or wall_time_s"
+        raise ConfigError(where, text, f"{key} is no number of a run's summary.json{hint}")
 
 
 def _listed(key: str, value: str | Sequence[str]) -> list[str]:

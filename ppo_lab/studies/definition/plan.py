@@ -49,6 +49,7 @@ _NOT_IN_FINGERPRINT = {
     "vram_budget_gib", "vram_limit_gib",
 }  # fmt: skip
 _MOST_LINES = 12
+_SEEDS_APART = 10_000  # between repeats of a point: more than a search and its confirmation use
 
 ATTRIBUTE = "fingerprint"
 """User attribute of the study that holds its fingerprint."""
@@ -141,9 +142,11 @@ class Plan:
         )
         raise ConfigError("study.name", self.name, allowed)
 
-    def trial_configs(self, params: Mapping[str, Choice]) -> tuple[Config, ...]:
-        """Return a trial's runs, one per seed; every trial has the same seeds.
+    def trial_configs(self, params: Mapping[str, Choice], repeat: int = 0) -> tuple[Config, ...]:
+        """Return a trial's runs, one per seed.
 
+        Every trial has the same seeds, unless ``repeat`` trials before it had the same ``params``:
+        then it has seeds of its own, since the same ones would only give the same results.
         A limit on forecast memory becomes their budget, so that a run above it is refused.
         """
         config = self.base.config(self.space.overrides(params))
@@ -151,7 +154,8 @@ class Plan:
             budget = config.vram_budget_gib
             limit = min(budget, limit) if isinstance(budget, float) else limit
             config = replace(config, vram_budget_gib=limit)
-        return tuple(replace(config, seed=config.seed + i) for i in range(self.study.num_seeds))
+        first = config.seed + repeat * _SEEDS_APART
+        return tuple(replace(config, seed=first + i) for i in range(self.study.num_seeds))
 
     def planned_steps(self, configs: Sequence[Config]) -> int:
         """Return the expected environment steps of a study whose trials are like ``configs``."""

@@ -111,7 +111,8 @@ def _lines(progress: StudyProgress, most_of_name: int) -> Iterator[Text]:
         found = (f"#{best.number}  {best.scores[0]}", "bold")
         lines.append(Text.assemble("best  ", found, "  ", best.setting))
     if progress.away_s is not None:
-        text = f"the storage is away for {progress.away_s:.0f} s; trials go on meanwhile"
+        away = f"the storage is away for {progress.away_s:.0f} s; trials go on meanwhile"
+        text = f"{away}: {progress.away_why}"
         lines.append(Text(text, "yellow"))
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"

@@ -58,14 +58,14 @@ class LogLines(StudyProgress):
         line = f"#{trial.number} {trial.label}{scores}  {trial.setting}{took}{reason}{best}"
         self.write(f"{line}  [{self.headline}]")
 
-    def lose_storage(self, what: str, waited_s: float) -> None:
+    def lose_storage(self, what: str, waited_s: float, why: str) -> None:
         """Write a line when an outage begins, and every 30 seconds."""
         is_new = self.away_s is None
-        super().lose_storage(what, waited_s)
+        super().lose_storage(what, waited_s, why)
         if is_new or not 0 <= waited_s - self._written_away_s < _AWAY_AGAIN_S:
             self._written_away_s = waited_s
-            line = f"the storage is away ({what}, {waited_s:.0f} s); running trials go on"
-            self.write(line)
+            meanwhile = "running trials go on" if self.running else "trying again"
+            self.write(f"the storage is away ({what}, {waited_s:.0f} s); {meanwhile}: {why}")
 
     def conclude(self, reason: str) -> None:
         """Write why the study ended."""

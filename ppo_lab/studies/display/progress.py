@@ -39,6 +39,8 @@ class StudyProgress:
     """Newest last."""
     away_s: float | None = None
     """How long the storage has been unavailable; None while it is available."""
+    away_why: str = ""
+    """What the storage says meanwhile."""
     _opened_s: float = 0.0
     _finished_before: int = 0
     _started_s: dict[int, float] = field(default_factory=dict)
@@ -88,9 +90,9 @@ class StudyProgress:
         self.ended.append(trial)
         return trial
 
-    def lose_storage(self, what: str, waited_s: float) -> None:  # noqa: ARG002
+    def lose_storage(self, what: str, waited_s: float, why: str) -> None:  # noqa: ARG002
         """Note that a call has waited for the storage; running trials continue."""
-        self.away_s = waited_s
+        self.away_s, self.away_why = waited_s, why
         self.refresh()
 
     def tick(self) -> None:

@@ -154,9 +154,10 @@ def read_confirmation(plan: Plan, study: Study, confirming: Plan, fresh: Study) 
         is_maximised=plan.objectives[0].direction == "maximize",
     )
     searched = finished_trials(study, plan.objectives)
-    candidates = [Candidate(t, _find(t, searched), gains[t.number]) for t in others]
+    ranked = rank_trials(searched, plan.objectives[0])
+    candidates = [Candidate(t, _find(t, ranked), gains[t.number]) for t in others]
     candidates.sort(key=_rank)
-    baseline = Candidate(default, _find(default, searched), None)
+    baseline = Candidate(default, _find(default, ranked), None)
     winner: Candidate | None = baseline
     if default.label != "kept":  # then any candidate that is within limits is better
         best = best_trial(others, plan.objectives)
@@ -178,12 +179,11 @@ def _returns(trial: TrialSummary, *labels: str) -> Sequence[float | None]:
     return trial.seed_values if trial.label in labels else (None,)
 
 
-def _find(trial: TrialSummary, searched: Sequence[TrialSummary]) -> TrialSummary | None:
-    """Return the search's first trial within limits that has the setting of ``trial``."""
+def _find(trial: TrialSummary, ranked: Sequence[TrialSummary]) -> TrialSummary | None:
+    """Return the search's best trial within limits that has the setting of ``trial``."""
     is_baseline = trial.role == "baseline"  # its parameters may lie outside the space
-    for found in searched:
-        is_same = found.role == "baseline" if is_baseline else found.params == trial.params
-        if is_same and found.label == "kept":
+    for found in ranked:
+        if found.role == "baseline" if is_baseline else found.params == trial.params:
             return found
     return None
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +26,47 @@ from ppo_lab.studies.results.trial_table import TrialSummary, trial_table
 from ppo_lab.utils.json_files import atomic_write, to_jsonable, write_json
 from ppo_lab.utils.paths import CONF_DIR
 
-__all__ = ["BEST_FILE", "run_command", "space_of", "write_outputs"]
+__all__ = ["BEST_FILE", "output_files", "run_command", "space_of"]
 
 BEST_FILE = "best.yaml"
 _GROUPS = ("env", "network", "memory", "tracking")
 
 
-def write_outputs(result: StudyResult) -> None:
-    """Write trials.csv, space.yaml, importance.json, best.yaml and, if there is one, confirm.json.
+def output_files(result: StudyResult) -> dict[str, Callable[[], None]]:
+    """Return what writes trials.csv, space.yaml, importance.json, confirm.json and best.yaml.
 
-    ``best.yaml`` is the confirmation's winner, else the search's best trial: of several objectives,
-    the best in the first.
+    ``confirm.json`` is deleted unless there is a confirmation. ``best.yaml`` is the confirmation's
+    winner, else the search's best trial: of several objectives, the best in the first.
     """
     plan, confirmed = result.plan, result.confirmed
-    table = trial_table(plan, result.trials)
+    space = partial(OmegaConf.to_yaml, space_of(plan))
+    files: dict[str, Callable[[], None]] = {
+        "trials.csv": lambda: _write_table(result),
+        "space.yaml": lambda: atomic_write(plan.folder / "space.yaml", space().encode()),
+        "importance.json": lambda: write_json(plan.folder / "importance.json", result.importances),
+        CONFIRM_FILE: lambda: (plan.folder / CONFIRM_FILE).unlink(missing_ok=True),
+    }
+    if confirmed is not None:
+        files[CONFIRM_FILE] = lambda: confirmed.write(plan)
+    if confirmed is not None and (winner := confirmed.winner) is not None:
+        name = "The defaults" if winner is confirmed.default else f"Trial {winner.number}"
+        over, best = f" over {len(confirmed.seeds)} fresh seeds", winner.fresh
+    elif found := result.best or next(iter(result.front), None):
+        name, num_seeds = f"Trial {found.number}", len(found.seeds)
+        over, best = f" over {num_seeds} seeds" if num_seeds > 1 else "", found
+    else:
+        return files
+    title = f"{name} {_scores(plan, best)}{over}."
+    return files | {BEST_FILE: lambda: _write_best(plan, best.params, title)}
+
+
+def _write_table(result: StudyResult) -> None:
+    table = trial_table(result.plan, result.trials)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(table[0]) if table else ["trial"])
     writer.writeheader()
     writer.writerows(table)
-    atomic_write(plan.folder / "trials.csv", text.getvalue().encode())
-    atomic_write(plan.folder / "space.yaml", OmegaConf.to_yaml(space_of(plan)).encode())
-    write_json(plan.folder / "importance.json", result.importances)
-    if confirmed is not None:
-        confirmed.write(plan)
-    else:
-        (plan.folder / CONFIRM_FILE).unlink(missing_ok=True)
-    if confirmed is not None and (winner := confirmed.winner) is not None:
-        name = "The defaults" if winner is confirmed.default else f"Trial {winner.number}"
-        seeds = f" over {len(confirmed.seeds)} fresh seeds"
-        _write_best(plan, winner.fresh.params, f"{name} {_scores(plan, winner.fresh)}{seeds}.")
-    elif best := result.best or next(iter(result.front), None):
-        seeds = f" over {plan.study.num_seeds} seeds" if plan.study.num_seeds > 1 else ""
-        _write_best(plan, best.params, f"Trial {best.number} {_scores(plan, best)}{seeds}.")
+    atomic_write(result.plan.folder / "trials.csv", text.getvalue().encode())
 
 
 def _scores(plan: Plan, trial: TrialSummary) -> str:
@@ -78,10 +89,9 @@ def _write_best(plan: Plan, params: Mapping[str, Choice], title: str) -> None:
     overrides = plan.space.overrides(params)
     config, choices = plan.base.config(overrides), plan.base.choices(overrides)
     groups = {group: choices[group] for group in _GROUPS if group in choices}
-    plain = load(compose("config", [f"{group}={name}" for group, name in groups.items()]))
     chosen = [{f"override {group}": name} for group, name in groups.items()]
     content = {"defaults": ["config", "_self_", *chosen]}
-    content |= _differences(_values(config), _values(plain))
+    content |= _differences(_values(config), _plain_values(config, groups))
     text = f"# {title}\n# {run_command(plan.folder)}\n{OmegaConf.to_yaml(content)}"
     _keep_own_options(groups, plan.folder)
     atomic_write(plan.folder / BEST_FILE, text.encode())
@@ -94,9 +104,23 @@ def _keep_own_options(groups: Mapping[str, str], folder: Path) -> None:
         option = Path(group) / f"{name}.yaml"
         own = [Path(e.path) / option for e in search_path if e.provider == "command-line"]
         found = next(filter(Path.is_file, own), None)
-        if found is not None and not (CONF_DIR / option).is_file():
-            (folder / group).mkdir(exist_ok=True)
+        is_inside = ".." not in option.parts and not option.is_absolute()
+        if found is not None and is_inside and not (CONF_DIR / option).is_file():
+            (folder / option).parent.mkdir(parents=True, exist_ok=True)
             atomic_write(folder / option, found.read_bytes())
+
+
+def _plain_values(config: Config, groups: Mapping[str, str]) -> Any:  # noqa: ANN401 - of OmegaConf
+    """Return the values of ``groups`` alone, without keys that have none there, such as env.id."""
+    plain = compose("config", [f"{group}={name}" for group, name in groups.items()])
+    missing = OmegaConf.missing_keys(plain)
+    for key in missing:  # else it is no run
+        OmegaConf.update(plain, key, OmegaConf.select(OmegaConf.structured(config), key))
+    values = _values(load(plain))
+    for key in missing:
+        *parents, name = key.split(".")
+        del reduce(getitem, parents, values)[name]
+    return values
 
 
 def _values(config: Config) -> Any:  # noqa: ANN401 - of OmegaConf

@@ -21,15 +21,15 @@ from ppo_lab.studies.store.retry import StorageLostError
 
 __all__ = ["Database"]
 
-_SQLITE_LOCKED_S = 30.0  # a reader such as optuna-dashboard may hold the file for a moment
+_SQLITE_LOCKED_S = 2.0  # then the call is retried, and a person sees that it waits
 _SILENT_S = 60
 """PostgreSQL revokes the lock of a connection that has been idle for this long."""
 _OVER_NETWORK = {
-    "connect_timeout": 10,
+    "connect_timeout": 5,
     "keepalives_idle": 20,
     "keepalives_interval": 10,
     "keepalives_count": 4,
-    "tcp_user_timeout": 1000 * _SILENT_S,  # ms; the kernel's default is 15 minutes
+    "tcp_user_timeout": 1000 * 10,  # ms; the kernel's default is 15 minutes
 }
 _LIMIT = "SELECT set_config('idle_in_transaction_session_timeout', :ms, true)"
 

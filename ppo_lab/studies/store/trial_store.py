@@ -16,6 +16,7 @@ import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -27,13 +28,19 @@ from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.studies.definition.plan import ATTRIBUTE, Plan
 from ppo_lab.studies.definition.pruning import report
 from ppo_lab.studies.definition.samplers import build_pruner, build_sampler
+from ppo_lab.studies.definition.storage_url import masked
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease, Owner
 from ppo_lab.studies.store.outcome import OUTCOME, Counts, to_outcome
+from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.provenance import versions
 
-__all__ = ["Claim", "TrialStore", "run_id_stem"]
+__all__ = ["CLAIMED", "Claim", "TrialStore", "run_id_stem"]
 
+CLAIMED = "claimed"
+"""User attribute of a trial: when its last attempt began, by the clock of its machine."""
+_REPEAT = "repeat"
+"""User attribute of a trial: how many trials before it have the same parameters."""
 _STOP = "stop"
 _TOKEN = "token"
 """Distinguishes a study from an earlier one of its name, where both are kept, as in W&B."""
@@ -49,8 +56,12 @@ class Claim:
     params: Mapping[str, Choice]
     attempt: int
     """Counted from 1, over all parents."""
+    repeat: int
+    """Number of earlier trials with the same parameters; this one runs with other seeds."""
     reported_step: int
     """Last step reported by an earlier attempt, which was not pruned there."""
+    former: Path | None
+    """Folder of the last attempt, with its checkpoints, if it can be read on this machine."""
     result: Result | None
     """Final result of an earlier attempt whose parent died; the trial need not run again."""
 
@@ -67,11 +78,13 @@ class TrialStore:
         """Create or join the study of ``plan``.
 
         Raises:
-            ConfigError: it was created with another space, base run or objective.
+            ConfigError: it was created with another space, base run or objective, or its trials
+                are here and it is not in the storage.
         """
         self.plan, self._database, self.lease = plan, database, lease
         self._held: set[int] = set()
         with database.exclusive(plan.name):
+            self._refuse_loss()
             self.study = self._open()
             if (stored := self.study.user_attrs.get(ATTRIBUTE)) is not None:
                 plan.refuse_change(stored)
@@ -87,6 +100,18 @@ class TrialStore:
             self._run_id_stem = run_id_stem(self.study)
             if self.is_stopped():
                 self.study.set_user_attr(_STOP, False)  # a new start resumes the study
+
+    def _refuse_loss(self) -> None:
+        """Raise ``ConfigError`` if the storage has lost this study, of which trials are here."""
+        trials = self.plan.folder / "trials"
+        if not trials.is_dir() or not any(trials.iterdir()):
+            return
+        if self.plan.name not in optuna.get_all_study_names(self._database.storage):
+            allowed = (
+                f"is not in its storage {masked(self.plan.url)}, but {trials} holds its trials; "
+                "bring the storage back, or choose another study.name"
+            )
+            raise ConfigError("study.name", self.plan.name, allowed)
 
     def _open(self) -> Study:
         plan, total_steps = self.plan, self.plan.config.total_steps
@@ -148,8 +173,8 @@ class TrialStore:
             surplus = free.pop()._trial_id
             self._database.storage.set_trial_state_values(surplus, TrialState.WAITING)
         if free:
-            return self._take(Trial(self.study, free[0]._trial_id))
-        return self._take(self.study.ask()) if num_left > 0 else None
+            return self._take(Trial(self.study, free[0]._trial_id), trials)
+        return self._take(self.study.ask(), trials) if num_left > 0 else None
 
     def _is_free(self, trial: FrozenTrial) -> bool:
         owner = Owner.read(trial.user_attrs.get("owner"))
@@ -159,21 +184,28 @@ class TrialStore:
             return trial.number not in self._held  # our own claim failed halfway
         return self.lease.is_dead(owner)
 
-    def _take(self, trial: Trial) -> Claim:
+    def _take(self, trial: Trial, trials: Sequence[FrozenTrial]) -> Claim:
         """Sample the missing parameters of ``trial`` and make this parent its owner."""
         attrs = trial.user_attrs
         params = self.plan.space.sample(trial) if attrs.get("is_inside", True) else {}
-        folder = attrs.get("folder")
-        result = read_result(Path(folder)) if folder else None
+        if (repeat := attrs.get(_REPEAT)) is None:
+            earlier = [t.user_attrs.get(_REPEAT) for t in trials if _has_run(t, trial, params)]
+            repeat = max((number or 0 for number in earlier), default=-1) + 1
+            trial.set_user_attr(_REPEAT, repeat)
+        former = Path(attrs["folder"]) if "folder" in attrs else None
+        result = read_result(former) if former else None
         # Counted before the attempt starts, which may take its machine down.
         attempt = attrs.get("attempt", 0) + 1
         trial.set_user_attr("attempt", attempt)
+        trial.set_user_attr(CLAIMED, datetime.now().isoformat())
         trial.set_user_attr("owner", self.lease.owner._asdict())
         return Claim(
             trial=trial,
             role=attrs.get("role", "search"),
             params=params,
             attempt=attempt,
+            repeat=repeat,
+            former=former if former is not None and former.is_dir() else None,
             reported_step=self._database.storage.get_trial(trial._trial_id).last_step or 0,
             result=result if result is not None and result.is_final else None,
         )
@@ -242,6 +274,12 @@ class TrialStore:
         """Release a trial, to be run by the next parent that claims it."""
         claim.trial.set_user_attr("owner", None)
         self._held.discard(claim.number)
+
+
+def _has_run(other: FrozenTrial, trial: Trial, params: Mapping[str, Choice]) -> bool:
+    """Return whether ``other`` was claimed before ``trial`` with the same ``params``."""
+    is_claimed = _REPEAT in other.user_attrs or other.state.is_finished()  # of an older version
+    return is_claimed and other.number != trial.number and other.params == params
 
 
 def run_id_stem(study: Study) -> str:

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from ppo_lab.config.study import Aggregate, StudyConfig
+from ppo_lab.runner.run import run_in_folder
 from ppo_lab.studies.definition.objective import (
     aggregate_seeds,
     check_measured,
@@ -77,7 +78,11 @@ def test_a_direction_left_out_is_the_usual_one():
     ("arguments", "reason"),
     [
         ({"key": ["final_return", "final_return"]}, "each quantity once"),
-        ({"key": "final return"}, "summary.json"),
+        ({"key": "final return"}, "no number of a run's summary.json; did you mean final_return?"),
+        ({"key": "env_step_per_s"}, "did you mean env_steps_per_s?"),
+        ({"key": "time.updates_s"}, "did you mean time.update_s?"),
+        ({"key": "seed"}, "such as final_return"),
+        ({"key": "collapsed"}, "no number"),
         ({"key": []}, "a name or a list"),
         ({"direction": "up"}, "maximize or minimize"),
         ({"direction": ["maximize", "minimize"]}, "one for each of 1 objectives"),
@@ -103,16 +108,42 @@ def test_a_constraint_is_broken_by_its_worst_seed():
 
 @pytest.mark.parametrize(
     "text", ["peak_vram_gib < 8", "8 >= peak_vram_gib", "peak_vram_gib <= much", "peak_vram_gib",
-             "a <= nan", "a <= inf", ""]
+             "wall_time_s <= nan", "wall_time_s <= inf", "wall_time_s<<3", ""]
 )  # fmt: skip
 def test_what_is_no_limit_is_refused(text):
     with pytest.raises(ConfigError, match="must be a limit such as"):
         parse_constraints([text])
 
 
+def test_a_limit_on_what_no_summary_has_is_refused():
+    with pytest.raises(ConfigError, match=r"peek_vram_gib <= 8: .*did you mean peak_vram_gib\?"):
+        parse_constraints(["peek_vram_gib <= 8"])
+
+
+def numbers_of(section, prefix=""):
+    """Yield the dotted keys of all numbers in a summary."""
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield from numbers_of(value, f"{prefix}{name}.")
+        elif quantity(section, name) is not None:
+            yield prefix + name
+
+
+@pytest.mark.parametrize("memory", ["shared_trunk", "offloaded_optimizer"])
+def test_every_number_of_a_profiled_runs_summary_may_be_an_objective(memory, tmp_path):
+    overrides = (f"memory={memory}", "profile=always", "total_steps=2048", "network=tiny")
+    config = make_base(*overrides, "tracking=local", "tracking.terminal=none").config()
+    summary = run_in_folder(config, tmp_path, overrides=[])
+    keys = set(numbers_of(summary)) - {"seed"}
+    assert {"time.update_s", "memory.forecast.total_gib", "memory.ledger.peak_gib"} <= keys
+    for key in keys:
+        if not key.startswith(("machine.", "versions.", "git.")):
+            objectives(key)
+
+
 def test_one_limit_twice_is_refused():
     with pytest.raises(ConfigError, match="once"):
-        parse_constraints(["a <= 1", "a<=1"])
+        parse_constraints(["wall_time_s <= 1", "wall_time_s<=1"])
 
 
 def test_vram_is_not_measured_without_cuda():

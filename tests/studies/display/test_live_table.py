@@ -184,8 +184,9 @@ def test_a_crashed_attempt_and_its_retry_are_distinct(progress):
 
 
 def test_an_outage_is_shown_until_the_storage_answers(progress):
-    progress.lose_storage("claim", 12.0)
-    assert "the storage is away for 12 s" in drawn(progress)
+    progress.lose_storage("claim", 12.0, "connection refused")
+    shown = drawn(progress, width=120)
+    assert "the storage is away for 12 s; trials go on meanwhile: connection refused" in shown
     start(progress, 4)
     assert "away" not in drawn(progress)
 
@@ -258,8 +259,10 @@ def test_plain_lines_report_starts_ends_and_the_best(lines):
 def test_an_outage_gets_a_line_now_and_then_and_not_at_every_try(lines):
     lines, written = lines
     for waited_s in (0.0, 0.2, 5.0, 29.0, 31.0, 40.0):
-        lines.lose_storage("claim", waited_s)
+        lines.lose_storage("claim", waited_s, "connection refused")
+    assert written[0] == "the storage is away (claim, 0 s); trying again: connection refused"
     assert len(written) == 2
     start(lines, 4)
-    lines.lose_storage("claim", 0.0)  # the next outage
+    lines.lose_storage("claim", 0.0, "connection refused")  # the next outage
     assert len(written) == 4
+    assert written[-1].endswith("; running trials go on: connection refused")

@@ -5,13 +5,18 @@ import sqlite3
 
 import pytest
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 
-from ppo_lab.studies.store.retry import RetryPolicy, StorageLostError, is_outage
+from ppo_lab.studies.store.retry import (
+    RetryPolicy,
+    StorageLostError,
+    StorageRefusedError,
+    is_outage,
+)
 
 
-def outage():
-    return OperationalError("SELECT 1", {}, sqlite3.OperationalError("database is locked"))
+def outage(words="database is locked"):
+    return OperationalError("SELECT 1", {}, sqlite3.OperationalError(words))
 
 
 class Storage:
@@ -29,9 +34,9 @@ class Storage:
 
 def test_an_outage_is_waited_out_and_reported():
     waits = []
-    policy = RetryPolicy(10.0, lambda what, waited_s: waits.append(what))
+    policy = RetryPolicy(10.0, lambda what, waited_s, why: waits.append((what, why)))
     assert policy.call("read", Storage(2, outage())) == 3
-    assert waits == ["read", "read"]
+    assert waits == [("read", "database is locked")] * 2
 
 
 def test_errors_that_optuna_wraps_are_distinguished_by_their_cause():
@@ -50,7 +55,7 @@ def test_a_mistake_is_raised_at_once():
 
 
 def test_retries_end_and_name_the_call():
-    with pytest.raises(StorageLostError, match="tell"):
+    with pytest.raises(StorageLostError, match="tell.*database is locked"):
         RetryPolicy(0.2).call("tell", Storage(1000, outage()))
 
 
@@ -64,3 +69,36 @@ def test_waiting_can_be_given_up():
 def test_a_full_disk_is_waited_out_and_another_fault_of_it_is_not():
     assert is_outage(OSError(errno.ENOSPC, "No space left on device"))
     assert not is_outage(PermissionError(errno.EACCES, "Permission denied"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'connection failed: FATAL:  password authentication failed for user "lab"',
+        'connection failed: FATAL:  database "nowhere" does not exist',
+        "failed to resolve host 'nowhere': [Errno -2] Name or service not known",
+        "attempt to write a readonly database",
+    ],
+)
+def test_a_refusal_is_waited_for_only_in_a_study_that_has_begun(words):
+    storage = Storage(1, outage(words))
+    with pytest.raises(StorageRefusedError, match=words.split()[-1]):
+        RetryPolicy(10.0, is_opening=True).call("open", storage)
+    assert storage.num_calls == 1
+    assert RetryPolicy(10.0).call("tell", Storage(1, outage(words))) == 2
+
+
+def test_a_server_that_is_down_is_waited_for_from_the_start():
+    refused = outage("connection to server at 127.0.0.1 failed: Connection refused")
+    assert RetryPolicy(10.0, is_opening=True).call("open", Storage(1, refused)) == 2
+
+
+@pytest.mark.parametrize(
+    ("is_opening", "kind"), [(True, StorageRefusedError), (False, StorageLostError)]
+)
+def test_a_damaged_file_is_not_waited_for(is_opening, kind):
+    error = DatabaseError("PRAGMA", {}, sqlite3.DatabaseError("file is not a database"))
+    storage = Storage(1, error)
+    with pytest.raises(kind, match="file is not a database"):
+        RetryPolicy(10.0, is_opening=is_opening).call("open", storage)
+    assert storage.num_calls == 1
