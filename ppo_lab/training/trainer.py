@@ -183,10 +183,8 @@ class Trainer:
 
     def _permutations(self) -> Tensor:
         """Return the order of the rows in each epoch of this iteration, (E, L, R)."""
-        keys = self._lanes.keys(rng.Stream.SHUFFLE, self.iteration)
-        every = torch.stack([rng.fold_in(keys, e) for e in range(self.config.num_epochs)])
-        permutations = rng.permutation(every.flatten(), self.config.num_rows)  # (E * L, R)
-        return permutations.unflatten(0, every.shape)
+        num_epochs, num_rows = self.config.num_epochs, self.config.num_rows
+        return self._lanes.permutations(self.iteration, num_epochs, num_rows)
 
     def diagnose(
         self, rollout: Rollout, rows: RolloutRows, diagnostics: UpdateDiagnostics
@@ -235,14 +233,8 @@ class Trainer:
         return time.perf_counter() - self._start_s
 
     def phase_seconds(self) -> dict[str, float]:
-        """Return the seconds spent so far in each phase; phases do not overlap.
-
-        Environment steps are taken out of the rollout and listed as ``env``.
-        """
-        seconds = dict(self.meters.clock.totals)
-        env_s = seconds.pop("env", 0.0)
-        seconds["rollout"] = seconds.get("rollout", 0.0) - env_s
-        return {"env": env_s, **seconds}
+        """Return the seconds spent so far in each phase; see ``PhaseClock.without_overlap``."""
+        return self.meters.clock.without_overlap()
 
     def history(self, lane: int) -> History:
         """Return a lane's curve so far."""
