@@ -1,20 +1,23 @@
-"""``python -m tests.helpers.resumable FOLDER NUM_LANES OVERRIDES…``: train a stack, or go on with it.
+"""``python -m tests.helpers.resumable FOLDER CONFIGS``: train a stack, or go on with it.
 
-Run *n* of the stack has seed *n* and the folder ``FOLDER/n``. With the environment variable
-``KILL_AFTER_S`` another process kills this one at that time.
+``CONFIGS`` is a pickle, since composing takes longer than the training. The run with seed *n* has
+the folder ``FOLDER/n``. With the environment variable ``KILL_AFTER_S`` another process kills this
+one at that time.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
+import pickle
 import signal
 import sys
 import time
 from pathlib import Path
 
+import torch
 from safetensors.numpy import load_file
 
+from ppo_lab.runner import pace
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.run import RunOutput, run_group
 from ppo_lab.tracking import read_metrics
@@ -56,13 +59,12 @@ def _kill_after(delay_s: float) -> None:
 
 
 def _main() -> None:
-    from tests.helpers.trainers import config
-
-    folder, num_lanes, *overrides = sys.argv[1:]
-    base = config(*SIZES, *overrides)
+    folder, pickled = sys.argv[1:]
+    configs = pickle.loads(Path(pickled).read_bytes())
+    pace._LARGEST_FRAC = 1.0  # checkpoints may take all the time that there is
     if delay_s := os.environ.get("KILL_AFTER_S"):
         _kill_after(float(delay_s))
-    configs = [dataclasses.replace(base, seed=seed) for seed in range(1, int(num_lanes) + 1)]
+    torch.set_num_threads(1)
     folders = [Path(folder, str(config.seed)) for config in configs]
     run_group(RunGroup(configs, [RunOutput(path, [], resumes=True) for path in folders]))
 

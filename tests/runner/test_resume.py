@@ -1,22 +1,27 @@
 """A run that is killed at any moment ends with the bits of one that was never disturbed."""
 
+import pickle
 import random
 import signal
+from dataclasses import replace
 
 import pytest
 
 from ppo_lab.utils.crash_points import CRASH_POINTS, VARIABLE
 from tests.helpers.commands import ppo_lab
-from tests.helpers.resumable import outcome
+from tests.helpers.resumable import SIZES, outcome
+from tests.helpers.trainers import config
 
 KILLED = -signal.SIGKILL
 
 
-def train(folder, *overrides, lanes=1, **environment):
-    done = ppo_lab(
-        folder.parent, str(folder), str(lanes), *overrides,
-        module="tests.helpers.resumable", **environment,
-    )  # fmt: skip
+def train(folder, lanes=1, **environment):
+    """Train runs with the seeds 1 to ``lanes`` as one stack; return the exit status."""
+    configs = folder.parent / f"{lanes}.pickle"
+    base = config(*SIZES)
+    configs.write_bytes(pickle.dumps([replace(base, seed=seed + 1) for seed in range(lanes)]))
+    words = str(folder), str(configs)
+    done = ppo_lab(folder.parent, *words, module="tests.helpers.resumable", **environment)
     assert done.returncode in (0, KILLED), done.stderr
     return done.returncode
 
