@@ -30,6 +30,7 @@ from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
 from ppo_lab.ppo.update import UpdatePlan, update
 from ppo_lab.tracking import Record
 from ppo_lab.training.checkpoint import LaneState
+from ppo_lab.training.finite import FiniteCheck
 from ppo_lab.training.lane_state import LaneStates
 from ppo_lab.training.lane_values import LaneValues, schedule_metrics
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
@@ -193,7 +194,10 @@ class Trainer:
         ended = rollout.terminated | rollout.truncated
         episodes = self._episodes.count(rollout.env_rewards, ended)
         clip = self._lanes.hyperparameters(self.iteration).clip
-        return IterationTensors(diagnostics, self._compilation.after_update(rows, clip), episodes)
+        after = self._compilation.after_update(rows, clip)
+        check = FiniteCheck(rollout, diagnostics, self.model, self.plan.num_minibatches)
+        sums = check.sums(self.optimizer.weights())
+        return IterationTensors(diagnostics, after, episodes, check, sums)
 
     def record(self, tensors: IterationTensors) -> None:
         """Copy the iteration's results to the host and pass one record per live lane on."""
