@@ -7,6 +7,7 @@ the SHA-256 of both files and of itself: a bit changed anywhere is noticed. Noth
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -73,12 +75,17 @@ def describe_run(config: Config, state: LaneState, **more: object) -> dict[str, 
         "iteration": iteration,
         "env_steps": iteration * config.num_rows,
         "config_sha256": hashlib.sha256(as_json.encode()).hexdigest(),
-        "versions": versions(),
-        "machine": machine(config.torch_device),
+        **_facts(config.torch_device),
         "is_compiled": state.numbers["is_compiled"],
         "env_mode": state.numbers["env_mode"],
         **more,
     }
+
+
+@functools.cache
+def _facts(device: torch.device) -> dict[str, Any]:
+    """Return what a process need not look up again."""
+    return {"versions": versions(), "machine": machine(device)}
 
 
 def save_checkpoint(run_folder: Path, state: LaneState, manifest: Mapping[str, Any]) -> Path:

@@ -289,10 +289,7 @@ class Trainer:
             self.collector.reset_lane(lane, config.seed)
 
     def has_state(self, lane: int) -> bool:
-        """Return whether the run in ``lane`` can be continued exactly from here.
-
-        Environments whose state cannot be read allow that at boundaries only, where they restart.
-        """
+        """Return whether the run in ``lane`` can be continued from here; see ``Env.state_mode``."""
         is_readable = self.env.state_mode == "exact" or self._is_at_boundary(lane)
         return is_readable and self.history(lane).diverged is None
 
@@ -341,9 +338,9 @@ class Trainer:
 
     def _restart_environments(self, lanes: Sequence[int]) -> None:
         """Restart the environments of ``lanes`` with seeds from (seed, iteration)."""
-        keys = self._lanes.keys(rng.Stream.RESTART, self.iteration).tolist()
+        seeds = self._lanes.keys(rng.Stream.RESTART, self.iteration) & (2**63 - 1)
         for lane in lanes:
-            self.collector.restart_lane(lane, keys[lane] & (2**63 - 1))
+            self.collector.restart_lane(lane, int(seeds[lane]))
         self._episodes.reset_lanes(torch.tensor(lanes, device=self.placement.device))
 
     def close(self) -> None:
