@@ -27,12 +27,8 @@ STEP_4 = {
     "ragged": "step() returned a ragged observation, declared is (2,)",
     "text": "step() returned an observation of type <U1, declared are numbers",
     "no observation": "step() returned an observation None, declared are numbers",
-    "nan observation": "step() returned observation[1] = nan",
-    "infinite observation": "step() returned observation[0] = -inf",
-    "nan at the end": "step() returned observation[1] = nan",
     "no reward": "step() returned the reward None, it must be one number",
     "two rewards": "step() returned the reward an array of shape (2,), it must be one number",
-    "nan reward": "step() returned the reward nan",
     "done is None": "step() returned terminated=None, it must be a bool",
     "done is a word": "step() returned terminated='no', it must be a bool",
     "done is nan": "step() returned truncated=nan, it must be a bool",
@@ -46,17 +42,16 @@ STEP_4 = {
 RESET_5 = {
     "old reset": "reset() must return (observation, info), this one returned an array of shape",
     "two numbers": "reset() must return (observation, info), this one's info is 1.0",
-    "nan reset": "reset() returned observation[0] = nan",
     "error in reset": "RuntimeError: no level left (tests/helpers/faulty_env.py:",
     "sleep in reset": ANSWER,
 }
 
 
-def build(fault, **kwargs):
+def build(fault, env_id="Faulty-v0", **kwargs):
     faulty_env.Faulty.num_built = 0
     placement = Placement(torch.device("cpu"))
-    options = {"timeout_s": 0.2, "kwargs": {"fault": fault}} | kwargs
-    return GymnasiumEnv("Faulty-v0", torch.tensor([1]), 3, placement, **options)
+    options = {"timeout_s": 0.2, "kwargs": {"fault": fault} if fault else {}} | kwargs
+    return GymnasiumEnv(env_id, torch.tensor([1]), 3, placement, **options)
 
 
 def run(env, num_steps=5):
@@ -79,6 +74,32 @@ def test_a_fault_names_the_environment_the_step_and_the_cause(fault, words, max_
     assert str(caught.value).startswith(f"environment 1, {where}: {words}")
     assert "\n" not in str(caught.value)
     env.close()
+
+
+INFINITE = {
+    "nan observation": "step 4: returned observation[1] = nan",
+    "infinite observation": "step 4: returned observation[0] = -inf",
+    "nan at the end": "step 4: returned observation[1] = nan",
+    "nan reward": "step 4: returned the reward nan",
+    "nan reset": "step 5: returned observation[0] = nan",
+}
+
+
+@pytest.mark.parametrize(("fault", "words"), INFINITE.items())
+def test_a_number_that_is_not_finite_is_logged_once_and_reaches_the_trainer(fault, words, caplog):
+    steps = run(build(fault), 7)
+    assert [record.getMessage() for record in caplog.records] == [f"environment 1, {words}"]
+    numbers = [
+        torch.cat((s.observations[0], s.last_observations[0], s.rewards.T), -1) for s in steps
+    ]
+    is_finite = torch.stack(numbers).isfinite().all(-1).all(0)
+    assert is_finite.tolist() == [True, False, True]  # of each environment
+
+
+def test_actions_that_are_not_finite_reach_no_environment():
+    env = build("", env_id="Pendulum-v1")
+    sent = env._env_actions(torch.tensor([[[float("nan")], [float("inf")], [1.0]]]))
+    assert sent.tolist() == [[0.0], [0.0], [1.0]]
 
 
 def test_the_fault_of_a_stack_names_the_lane():
