@@ -71,7 +71,7 @@ class EnvGuard:
         call = self.call
         lane, number = divmod(call.row if row is None else row, self._num_envs)
         step = call.step - self.births[lane]
-        when = "" if call.method == "step()" else call.method
+        when = "" if call.method in ("step()", "") else call.method
         when += (" after step " if when else "step ") + str(step) if step else ""
         return EnvironmentFault(f"environment {number}, {when}: {text}", lane)
 

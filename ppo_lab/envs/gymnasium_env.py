@@ -9,8 +9,9 @@ action size.
 from __future__ import annotations
 
 import logging
+import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,11 +26,10 @@ from ppo_lab.envs.first_steps import FirstSteps
 from ppo_lab.envs.guard import EnvGuard
 from ppo_lab.envs.gymnasium_spec import make_env, remember_spec, spec_of_env
 from ppo_lab.envs.returned import (
-    WrongReturn,
     as_flag,
     as_observation,
     as_reward,
-    require_finite,
+    infinite_component,
     reset_observation,
     step_values,
 )
@@ -86,6 +86,7 @@ class GymnasiumEnv(DryEnv):
         weakref.finalize(self, self._guard.close)
         self._envs: list[gymnasium.Env[Any, Any]] = []
         self._num_episodes = [0] * num_lanes
+        self._infinite_lanes: set[int] = set()  # that have been logged
         try:
             for row in range(num_lanes * num_envs):
                 with self._guard("building", row):
@@ -127,6 +128,7 @@ class GymnasiumEnv(DryEnv):
         """Restart one lane as if built with ``seed``; return all observations (L, N, O)."""
         self._warn_of_endless(lane)
         self._guard.births[lane], self._num_episodes[lane] = self._guard.call.step, 0
+        self._infinite_lanes.discard(lane)
         return self._reset_lane(lane, seed)
 
     @property
@@ -215,7 +217,6 @@ class GymnasiumEnv(DryEnv):
                         self._flag_rows[:] = False
                     ended.append(row)
                     self._flag_rows[:, row] = terminated, truncated and not terminated
-                    require_finite(observation)
                     self._last_rows[row] = observation  # before reset, which may reuse the array
                     call.method = "reset()"
                     observation = reset_observation(self._envs[row].reset(), shape)
@@ -224,7 +225,7 @@ class GymnasiumEnv(DryEnv):
                 self._reward_rows[row] = reward if isinstance(reward, float) else as_reward(reward)
         if ended:
             self._end_episodes(ended)
-        self._check_numbers()
+        self._check_numbers(ended)
         return bool(ended)
 
     def _end_episodes(self, ended: list[int]) -> None:
@@ -234,19 +235,33 @@ class GymnasiumEnv(DryEnv):
         for row in ended:
             self._num_episodes[row // self.num_envs] += 1
 
-    def _check_numbers(self) -> None:
-        """Raise a fault unless all numbers of this step are finite; look closer at first."""
+    def _check_numbers(self, ended: Sequence[int] = ()) -> None:
+        """Log the first numbers of each lane that are not finite; look closer in the first steps.
+
+        The trainer finds them too, and ends the lane alone as diverged.
+        """
         # Finite numbers times 0 are 0, others are not: a fifth of the time of isfinite().all().
-        if self._numbers.dot(self._zeros) != 0.0:
-            row = int(np.argwhere(~np.isfinite(self._rows))[0, 0])
-            with self._guard("step()", row):
-                require_finite(self._observation_rows[row])
-                raise WrongReturn(f"step() returned the reward {self._reward_rows[row]}")
+        with np.errstate(invalid="ignore"):
+            is_finite = self._numbers.dot(self._zeros) == 0.0
+        if not is_finite or (ended and not np.isfinite(self._last_rows[ended]).all()):
+            for row in range(len(self._envs)):
+                self._log_infinite(row, has_ended=row in ended)
         if not self._first_steps.are_over:
             self._first_steps.see_observations(self._rows[:, :-1])
         if self._guard.call.step == _MANY_STEPS:
             for lane in range(self.num_lanes):
                 self._warn_of_endless(lane)
+
+    def _log_infinite(self, row: int, *, has_ended: bool) -> None:
+        what = infinite_component(self._observation_rows[row])
+        if what is None and has_ended:
+            what = infinite_component(self._last_rows[row])
+        if what is None and not math.isfinite(self._reward_rows[row]):
+            what = f"the reward {self._reward_rows[row]}"
+        lane = row // self.num_envs
+        if what is not None and lane not in self._infinite_lanes:
+            self._infinite_lanes.add(lane)
+            log.error("%s", self._guard.fault(f"returned {what}", row))
 
     def _warn_of_endless(self, lane: int) -> None:
         """Log how to cut episodes off if none has ended in ``lane``."""
@@ -263,6 +278,8 @@ class GymnasiumEnv(DryEnv):
         if isinstance(self.spec.actions, DiscreteActions):
             start = self.spec.actions.start
             return on_host + start if start else on_host
+        if not np.isfinite(on_host).all():  # of a diverged lane, beside others that train
+            on_host = np.where(np.isfinite(on_host), on_host, 0)
         clipped = np.minimum(np.maximum(on_host, self._low), self._high)  # faster than np.clip
         if not self._first_steps.are_over:
             self._first_steps.see_actions(on_host, clipped, self._low, self._high)

@@ -9,6 +9,7 @@ import functools
 import importlib
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -51,30 +52,31 @@ def spec_of_env(env_id: str, env: gymnasium.Env[Any, Any]) -> EnvSpec:
     from gymnasium.spaces import Box, Discrete
 
     observations, actions = env.observation_space, env.action_space
-    if not _is_vector(observations):
+    if (shape := _vector_shape(observations)) is None:
         supported = "a Box, or MultiBinary, which is flattened to a vector, and no image"
         remedy = "gymnasium.wrappers.FlattenObservation makes a vector of other spaces"
         allowed = f"its observations are {observations}; supported is {supported}. {remedy}"
         raise ConfigError("env.id", env_id, allowed)
-    observation_size = int(np.prod(observations.shape))
-    shape = None if len(observations.shape) == 1 else observations.shape
+    observation_size, own_shape = math.prod(shape), None if len(shape) == 1 else shape
     if isinstance(actions, Discrete):
         discrete = DiscreteActions(int(actions.n), start=int(actions.start))
-        return EnvSpec(observation_size, discrete, shape)
-    is_box = isinstance(actions, Box) and np.issubdtype(actions.dtype, np.floating)
-    if not (is_box and len(actions.shape) == 1 and actions.shape[0] > 0):
+        return EnvSpec(observation_size, discrete, own_shape)
+    is_vector = len(actions.shape or ()) == 1 and 0 not in (actions.shape or ())
+    if not (isinstance(actions, Box) and np.issubdtype(actions.dtype, np.floating) and is_vector):
         allowed = f"its actions are {actions}; supported are Discrete and a 1-D Box of floats"
         raise ConfigError("env.id", env_id, allowed)
     low, high = (tuple(float(x) for x in bound) for bound in (actions.low, actions.high))
-    return EnvSpec(observation_size, ContinuousActions(low=low, high=high), shape)
+    return EnvSpec(observation_size, ContinuousActions(low=low, high=high), own_shape)
 
 
-def _is_vector(space: gymnasium.Space[Any]) -> bool:
-    """Return whether observations in ``space`` are numbers for a network of dense layers."""
+def _vector_shape(space: gymnasium.Space[Any]) -> tuple[int, ...] | None:
+    """Return the shape of numbers for a network of dense layers; None if ``space`` has others."""
     from gymnasium.spaces import Box, MultiBinary
 
-    is_image = space.dtype == np.uint8 and len(space.shape or ()) == 3
-    return isinstance(space, Box | MultiBinary) and not is_image and 0 not in space.shape
+    if not isinstance(space, Box | MultiBinary) or 0 in space.shape:
+        return None
+    is_image = space.dtype == np.uint8 and len(space.shape) == 3
+    return None if is_image else space.shape
 
 
 def remember_spec(env_id: str, kwargs: Mapping[str, Any], spec: EnvSpec) -> None:
