@@ -108,7 +108,8 @@ class RunRecorder:
         diverged = trainer.history(lane).diverged
         if diverged is None:
             state = trainer.env.state_dict()
-            save_policy(self.output.folder, self.config, trainer.model, state, lane=lane)
+            folder, spec = self.output.folder, trainer.spec
+            save_policy(folder, self.config, trainer.model, state, spec=spec, lane=lane)
             status = Status.finished if stopped is None else Status.pruned
         else:
             status = Status.diverged
