@@ -180,7 +180,8 @@ class RunRecorder:
     def save_policy(self, trainer: Trainer, lane: int) -> None:
         """Save the policy as it is."""
         state = trainer.env.state_dict()
-        save_policy(self.output.folder, self.config, trainer.model, state, lane=lane)
+        folder, spec = self.output.folder, trainer.spec
+        save_policy(folder, self.config, trainer.model, state, spec=spec, lane=lane)
 
     def save_checkpoint(self, trainer: Trainer, lane: int) -> bool:
         """Write a checkpoint if the run can go on exactly from here; return whether it is there.
