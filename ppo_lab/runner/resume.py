@@ -51,7 +51,7 @@ def resume_run(
 
 def copy_run(source: Path, folder: Path) -> bool:
     """Copy the checkpoints of a run, and its metrics up to the newest; False if it has none."""
-    if not source.is_dir() or (found := load_checkpoint(source)) is None:
+    if (found := load_checkpoint(source)) is None or not (source / METRICS_FILE).is_file():
         return False
     shutil.copyfile(source / METRICS_FILE, folder / METRICS_FILE)
     cut_metrics(folder, found.manifest["metrics_bytes"])

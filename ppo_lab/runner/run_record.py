@@ -99,7 +99,7 @@ class RunRecorder:
         self.summary = _static_summary(config, output)
         self._begin = _Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
-        self._run_id = ""
+        self._run_id, self._settings = "", comparable(config)
         self.earlier: Mapping[str, Any] = {}
         """Manifest of the checkpoint from which the run goes on; empty for a new run."""
 
@@ -197,7 +197,7 @@ class RunRecorder:
             manifest = describe_run(
                 self.config,
                 state,
-                settings=comparable(self.config),
+                settings=self._settings,
                 metrics_bytes=position,
                 num_lanes=len(trainer.configs),
                 num_resumes=self.summary.get("resumed", {}).get("num_times", 0),

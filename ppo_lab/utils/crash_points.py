@@ -20,12 +20,12 @@ CRASH_POINTS = {
     "checkpoint_before_rename": "a checkpoint is complete under its temporary name",
     "checkpoint_after_rename": "it has its name, older ones are not yet removed",
     "checkpoint_before_policy": "the policy is older than the checkpoint",
-    "policy_before_summary": "the last policy is saved, the summary is not",
-    "summary_written": "the summary is there, the run is not yet left",
     "resume_before_cut": "a run is being resumed, its rows are not yet cut back",
     "resume_after_cut": "its rows are cut back, nothing was trained since",
+    "policy_before_summary": "the last policy is saved, the summary is not",
+    "summary_written": "the summary is there, the run is not yet left",
 }
-"""What has happened and what has not at each place."""
+"""What has happened and what has not at each place; one run may visit them in this order."""
 
 _num_visits: Counter[str] = Counter()
 

@@ -25,10 +25,10 @@ from ppo_lab.tracking import read_metrics
 __all__ = ["SIZES", "outcome"]
 
 SIZES = (
-    *("num_envs=2", "num_steps=16", "num_epochs=1", "num_minibatches=2", "total_steps=640"),
+    *("num_envs=2", "num_steps=16", "num_epochs=1", "num_minibatches=2", "total_steps=384"),
     *("tracking.mode=disabled", "tracking.terminal=none", "checkpoint.every_s=0.02"),
 )
-"""Twenty iterations, with a checkpoint after every second or third."""
+"""Twelve iterations, with a checkpoint after about every second."""
 _MEASURED = ("time/", "perf/", "charts/SPS")
 
 
