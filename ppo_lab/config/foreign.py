@@ -123,7 +123,9 @@ def _check_interpolations(path: Path, text: str) -> None:
     for match in _INTERPOLATION.finditer(text):
         name, end, argument = (part.strip() for part in match.groups())
         if end == "$":
-            raise ConfigError(f"{path}: value", text, "must not hold one interpolation within another")
+            raise ConfigError(
+                f"{path}: value", text, "must not hold an interpolation within another one"
+            )
         if end != ":":
             continue
         if name not in _RESOLVERS:
