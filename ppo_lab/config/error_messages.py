@@ -31,6 +31,7 @@ _EXPECTED = (
 
 _NO_VALUE = "write key=value, such as epsilon=0.1"
 _GRID = "several values make a grid; add -m to run it"
+_RESOLVING = re.compile(r"^\w+ raised while resolving interpolation: (value=\S+: )?")
 _IN_FILE = re.compile(r"In '([^']+)': \w+ raised .*\s+Key '([^']+)'.*\s+full_key: (\S+)")
 
 
@@ -46,7 +47,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     if in_file := _IN_FILE.search(str(error)):
         file, name, key = in_file.groups()
         new = renamed(key)
-        allowed = f"was renamed; write {new}" if new else "there is no such key"
+        allowed = f"was renamed; write {new}" if new else _unknown_key(key)
         return _line(f"{name} in {_path_of(file)}", allowed)
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
@@ -75,7 +76,8 @@ def _line(what: str, allowed: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".:")
+    line = str(error).strip().splitlines()[0].rstrip(".:")
+    return _RESOLVING.sub("", line)
 
 
 def _typed(key: str, overrides: Sequence[str]) -> str | None:
@@ -141,6 +143,9 @@ def _by_message(message: str, overrides: Sequence[str]) -> str:
     if named := re.search(r"Error parsing override '(.*)'", message):
         allowed = "cannot be read; quote values that hold brackets or commas"
         return _line(named[1], allowed if "=" in named[1] else _NO_VALUE)
+    if "LexerNoViableAlt" in message or "token recognition" in message:
+        text = message.partition(": ")[2]
+        return _line(text, "cannot be read; quote it: 'key=\"value\"'")
     if "no viable alternative" in message or "mismatched input" in message:
         return _line(" ".join(overrides), f"cannot be read, {message}; quote unusual values")
     return _line(" ".join(overrides), message)

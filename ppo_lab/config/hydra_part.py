@@ -32,7 +32,7 @@ _FROM_FILE = re.compile(
     r"|launcher\.(num_workers|max_lanes|n_jobs|timeout_min|nodes|name|partition|qos|account"
     r"|constraint|exclude|mem_gb|mem_per_cpu|mem_per_gpu|cpus_per_task|cpus_per_gpu|gpus_per_node"
     r"|gpus_per_task|gres|tasks_per_node|array_parallelism|max_num_timeout|signal_delay_s)"
-    r"|runtime\..*|overrides\..*|job\.(override_dirname|config_name)"
+    r"|runtime\..*|overrides\..*|job\.(override_dirname|config_name)|searchpath"
 )
 
 
