@@ -16,7 +16,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.plugins.config_source import ConfigResult
 
 from ppo_lab.config.study import refuse_renamed
-from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.errors import REDACTED, ConfigError
 from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
 
 __all__ = ["CheckedFileSource", "check_file"]
@@ -26,6 +26,11 @@ _TARGETS = ("optuna.samplers.", "optuna.pruners.")  # checked again where they a
 _RESOLVERS = frozenset({"now", "hydra", "oc.env", "oc.select", "oc.dict.keys", "oc.dict.values"})
 _VARIABLES = re.compile(r"HOME|USER|LOGNAME|HOSTNAME|TMPDIR|CUDA_VISIBLE_DEVICES|SLURM_[A-Z_]+")
 _INTERPOLATION = re.compile(r"\$\{(?=([^:}$]*)(.?)([^,}]*))", re.DOTALL)
+_OF_COMMAND_LINE = {
+    "searchpath": "hydra.searchpath", "env_set": "hydra.job.env_set",
+    "env_copy": "hydra.job.env_copy",
+}  # fmt: skip
+"""Keys that Hydra acts on while it composes, wherever they stand in a file."""
 _COMMAND_LINE = "is allowed on the command line only, not in a file"
 
 
@@ -111,8 +116,8 @@ def _nodes(node: yaml.Node, seen: set[int]) -> Iterator[yaml.Node]:
 
 
 def _check_key(path: Path, key: str, value: yaml.Node) -> None:
-    if key == "searchpath":
-        raise ConfigError(f"{path}: hydra.searchpath", "...", _COMMAND_LINE)
+    if key in _OF_COMMAND_LINE:
+        raise ConfigError(f"{path}: {_OF_COMMAND_LINE[key]}", REDACTED, _COMMAND_LINE)
     if key == "_target_" and not str(value.value).startswith(_TARGETS):
         allowed = "a file may choose samplers and pruners of Optuna, nothing else that runs code"
         raise ConfigError(f"{path}: _target_", value.value, allowed)

@@ -141,7 +141,6 @@ class StudyConfig:
             allowed = "must name a key to vary, such as epsilon: interval(0.05, 0.5)"
             raise ConfigError("study.space", "{}", allowed)
 
-
     def _check_types(self) -> None:
         """Raise ``ConfigError`` for keys that are neither a text nor a list of texts."""
         texts = {"objective": self.objective, "direction": self.direction or []}
