@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -31,9 +32,11 @@ from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import over_budget, resolve_memory
 from ppo_lab.forecast.tables import forecast_json, forecast_table, forecasts_table
 from ppo_lab.grids.results import grid_summaries
-from ppo_lab.grids.start import choose_folder, start_grid, start_run, start_study
+from ppo_lab.grids.resume import Stored, fork_run, split_stored, unfinished_jobs
+from ppo_lab.grids.start import choose_folder, start_grid, start_run, start_study, use_folder
 from ppo_lab.runner.exit_status import EXIT_FAILED, EXIT_REFUSED, exit_status, interrupt_status
-from ppo_lab.runner.run import Status, run_in_folder
+from ppo_lab.runner.group import RunGroup
+from ppo_lab.runner.run import RunOutput, Status, run_group
 from ppo_lab.runner.signals import Interrupted
 from ppo_lab.runner.unfinished import unfinished_summary
 from ppo_lab.tracking import (
@@ -52,19 +55,21 @@ from ppo_lab.utils.redaction import mask_output
 __all__ = ["main"]
 
 
-def job(cfg: DictConfig) -> dict[str, Any]:
-    """Run one job in the folder that Hydra made for it; return its summary.
+def job(
+    cfg: DictConfig, *, group: str | None = None, notes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run one job in the folder that Hydra made for it, or go on with it; return its summary.
 
     A failed run is a status, not an exception: Hydra would report only the first one of a grid.
+    ``group`` is the grid of a run that is resumed alone; ``notes`` are added to the summary.
     """
     hydra_config = HydraConfig.get()
-    is_grid = hydra_config.mode is RunMode.MULTIRUN
-    return run_in_folder(
-        load(cfg),
-        Path(hydra_config.runtime.output_dir),
-        overrides=list(hydra_config.overrides.task),
-        group=Path(hydra_config.sweep.dir).name if is_grid else None,
-    )
+    if hydra_config.mode is RunMode.MULTIRUN:
+        group = Path(hydra_config.sweep.dir).name
+    folder, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
+    output = RunOutput(folder, overrides, group, notes=notes or {}, resumes=True)
+    (summary,) = run_group(RunGroup([load(cfg)], [output]))
+    return summary
 
 
 def main() -> None:
@@ -81,13 +86,13 @@ def main() -> None:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
         return
     try:
-        with _open_hydra(arguments) as opened:
-            _run(opened, _check(opened, arguments))
+        with _open_hydra(arguments) as (opened, stored):
+            _run(opened, _check(opened, arguments, stored), stored)
     except KeyboardInterrupt as error:
         sys.exit(interrupt_status(error))
 
 
-def _run(opened: Hydra, command: Command) -> None:
+def _run(opened: Hydra, command: Command, stored: Stored | None) -> None:
     """Forecast, or train."""
     jobs = command.jobs
     if any(job.config.forecast for job in jobs):
@@ -97,43 +102,63 @@ def _run(opened: Hydra, command: Command) -> None:
     if not jobs:
         start_study(opened, command.config, job)
     elif command.is_multirun:
-        _run_grid(opened, command)
+        _run_grid(opened, command, stored)
     else:
-        _run_alone(opened, command)
+        _run_alone(opened, command, stored)
 
 
-def _run_alone(opened: Hydra, command: Command) -> None:
-    with _explained(command.config.hydra.overrides.task):
-        folder = choose_folder(command.config, "hydra.run.dir")
+def _run_alone(opened: Hydra, command: Command, stored: Stored | None) -> None:
+    (checked,), config, task = command.jobs, command.config, job
+    with _explained(config.hydra.overrides.task):
+        if stored is None or stored.key == "fork":
+            folder = choose_folder(config, "hydra.run.dir")
+        else:
+            folder = use_folder(config, "hydra.run.dir", stored.folder)
+            task = functools.partial(job, group=stored.group)
+        if stored is not None and stored.key == "fork":
+            fork_run(stored.folder, folder, checked.config)
+            task = functools.partial(job, notes={"forked_from": str(stored.folder)})
         try:
-            start_run(opened, command.config, folder, job)
+            start_run(opened, config, folder, task)
         except KeyboardInterrupt:
             _show_run(folder)
             raise
     sys.exit(exit_status(_show_run(folder)))
 
 
-def _run_grid(opened: Hydra, command: Command) -> None:
-    with _explained(command.config.hydra.overrides.task):
-        subdirs = [job.subdir for job in command.jobs]
-        folder = choose_folder(command.config, "hydra.sweep.dir", subdirs)
+def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
+    jobs, config = command.jobs, command.config
+    with _explained(config.hydra.overrides.task):
+        if stored is None:
+            subdirs = [job.subdir for job in jobs]
+            folder, left = choose_folder(config, "hydra.sweep.dir", subdirs), list(enumerate(jobs))
+        else:
+            folder = use_folder(config, "hydra.sweep.dir", stored.folder)
+            left = unfinished_jobs(folder, jobs)
         try:
-            start_grid(opened, command.config, folder, list(enumerate(command.jobs)), job)
+            if left:
+                start_grid(opened, config, folder, left, job)
         finally:
-            summaries = _show_grid(folder, command.jobs)
+            summaries = _show_grid(folder, jobs)
     if any(summary["status"] != Status.finished.value for summary in summaries):
         sys.exit(EXIT_FAILED)
 
 
 @contextmanager
-def _open_hydra(arguments: Namespace) -> Iterator[Hydra]:
+def _open_hydra(arguments: Namespace) -> Iterator[tuple[Hydra, Stored | None]]:
+    """Yield Hydra, and what ``resume=`` or ``fork=`` names; its command becomes the arguments'."""
     with ExitStack() as stack:
         with _explained(arguments.overrides):
             if arguments.config_path is not None:
                 allowed = "replaces the project's own config; add yours with --config-dir"
                 raise ConfigError("--config-path", arguments.config_path, allowed)
+            stored, arguments.overrides = split_stored(arguments.overrides)
+            if stored is not None:
+                arguments.config_dir = arguments.config_dir or stored.config_dir
+                arguments.config_name = arguments.config_name or stored.config_name
+                arguments.multirun = arguments.multirun or stored.is_grid
             opened = stack.enter_context(open_hydra(check_config_dir(arguments.config_dir)))
-        yield opened
+        yield opened, stored
 
 
 @contextmanager
@@ -148,14 +173,14 @@ def _explained(overrides: Sequence[str]) -> Iterator[None]:
         _refuse(message)
 
 
-def _check(opened: Hydra, arguments: Namespace) -> Command:
+def _check(opened: Hydra, arguments: Namespace, stored: Stored | None) -> Command:
     """Return the checked command of Hydra's ``arguments``; exit with a message if it cannot run."""
     with _explained(arguments.overrides):
         outputs = Path("outputs")
         if outputs.exists() and not (outputs.is_dir() and os.access(outputs, os.W_OK)):
             allowed = "must be a folder that can be written to; runs are saved there"
             raise ConfigError("outputs", outputs.resolve(), allowed)
-        return check_command(
+        command = check_command(
             opened,
             arguments.overrides,
             is_multirun=arguments.multirun,
@@ -163,6 +188,9 @@ def _check(opened: Hydra, arguments: Namespace) -> Command:
             check_study=_check_study,
             progress=_Progress(),
         )
+        if stored is not None and not command.is_multirun:
+            stored.check(command.jobs[0].config)
+        return command
 
 
 class _Progress:

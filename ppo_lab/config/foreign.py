@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
@@ -19,7 +20,7 @@ from ppo_lab.config.study import refuse_renamed
 from ppo_lab.utils.errors import REDACTED, ConfigError
 from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
 
-__all__ = ["CheckedFileSource", "check_file"]
+__all__ = ["CheckedFileSource", "check_file", "read_plain"]
 
 _MOST_BYTES, _MOST_DEPTH, _MOST_NODES = 128 * 1024, 32, 20_000
 _TARGETS = ("optuna.samplers.", "optuna.pruners.")  # checked again where they are built
@@ -49,25 +50,25 @@ class CheckedFileSource(FileConfigSource):
         return super().load_config(config_path)
 
 
+def read_plain(path: Path) -> dict[str, Any]:
+    """Return the values of a YAML file as they stand there, interpolations included.
+
+    Raises:
+        ConfigError: it cannot be read, or is too large.
+    """
+    if _root(path) is None:
+        return {}
+    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
+
+
 def check_file(path: Path) -> None:
     """Raise ``ConfigError`` if a YAML file that is not ours holds more than values."""
     real = path.resolve()
     if real.is_relative_to(CONF_DIR) or real.is_relative_to(SWEEPS_DIR):
         return
-    if not real.is_file() or real.stat().st_size > _MOST_BYTES:
-        allowed = f"must be a file of at most {_MOST_BYTES // 1024} kB"
-        raise ConfigError("config file", path, allowed)
-    try:
-        root = _parse(path, real.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("config file", path, f"cannot be read: {_one_line(error)}") from None
-    if root is None:
+    if (root := _root(path)) is None:
         return
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError("config file", path, "must hold keys and values")
-    seen: dict[int, int] = {}
-    if _expanded_size(root, seen) > _MOST_NODES:
-        raise ConfigError("config file", path, f"must hold at most {_MOST_NODES:,} values")
     _check_renamed(path, root)
     for node in _nodes(root, set()):
         if isinstance(node, yaml.MappingNode):
@@ -75,6 +76,22 @@ def check_file(path: Path) -> None:
                 _check_key(path, str(key.value), value)
         elif isinstance(node, yaml.ScalarNode):
             _check_interpolations(path, node.value)
+
+
+def _root(path: Path) -> yaml.MappingNode | None:
+    """Return the root of a YAML file whose size is bounded; None for an empty one."""
+    if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        allowed = f"must be a file of at most {_MOST_BYTES // 1024} kB"
+        raise ConfigError("config file", path, allowed)
+    try:
+        root = _parse(path, path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError("config file", path, f"cannot be read: {_one_line(error)}") from None
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise ConfigError("config file", path, "must hold keys and values")
+    if root is not None and _expanded_size(root, {}) > _MOST_NODES:
+        raise ConfigError("config file", path, f"must hold at most {_MOST_NODES:,} values")
+    return root
 
 
 def _parse(path: Path, text: str) -> yaml.Node | None:

@@ -18,7 +18,7 @@ from ppo_lab.config.grid import check_inside
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 
-__all__ = ["check_hydra_part"]
+__all__ = ["check_hydra_part", "is_of_file"]
 
 _SWEEPERS = (
     "hydra_plugins.ppo_lab_launcher.GridSweeper",
@@ -51,6 +51,11 @@ def check_hydra_part(command: DictConfig, overrides: Sequence[str]) -> None:
         _check_origins(command, [parse(text) for text in overrides])
 
 
+def is_of_file(key: str) -> bool:
+    """Return whether a file may set ``hydra.KEY``."""
+    return _FROM_FILE.fullmatch(key) is not None
+
+
 def _is_foreign(source: Any) -> bool:  # noqa: ANN401 - Hydra's ConfigSourceInfo
     is_ours = source.provider in ("hydra", "schema") or source.path == str(CONF_DIR)
     return not is_ours
@@ -74,7 +79,7 @@ def _check_origins(command: DictConfig, overrides: Sequence[Override]) -> None:
     for key, value in _leaves(command.hydra):
         if f"hydra.{key}" in of_launcher or (key in expected and expected[key] == value):
             continue
-        if not _FROM_FILE.fullmatch(key):
+        if not is_of_file(key):
             allowed = "is allowed on the command line only, not in a file"
             raise ConfigError(f"hydra.{key}", value, allowed)
         if key in _FOLDERS:

@@ -79,7 +79,8 @@ def _task(cfg: DictConfig) -> Task:
     """Return the task of the job that Hydra is running."""
     hydra = HydraConfig.get()
     group = Path(hydra.sweep.dir).name
-    output = RunOutput(Path(hydra.runtime.output_dir), list(hydra.overrides.task), group)
+    folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+    output = RunOutput(folder, overrides, group, resumes=True)
     return Task(hydra.job.num, (load(cfg),), output, is_job=True)
 
 

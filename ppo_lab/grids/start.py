@@ -11,15 +11,16 @@ from hydra._internal.hydra import Hydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import configure_log, run_job
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ppo_lab.config.compose import Job, make_folder
 from ppo_lab.runner.lock import lock_run_folder
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = ["Jobs", "choose_folder", "start_grid", "start_run", "start_study"]
+__all__ = ["Jobs", "choose_folder", "start_grid", "start_run", "start_study", "use_folder"]
 
+_OF_RUN = (METRICS_FILE, SUMMARY_FILE, "checkpoints")
 Task = Callable[[DictConfig], Any]
 
 
@@ -100,7 +101,13 @@ def choose_folder(config: DictConfig, key: str, subdirs: Sequence[str] = ("",)) 
     """
     folder = make_folder(config, key)
     for subdir in subdirs:
-        if any((folder / subdir / name).exists() for name in (METRICS_FILE, SUMMARY_FILE)):
+        if any((folder / subdir / name).exists() for name in _OF_RUN):
             allowed = f"holds a run already; choose another folder, or resume={folder}"
             raise ConfigError(key, folder / subdir, allowed)
     return folder
+
+
+def use_folder(config: DictConfig, key: str, folder: Path) -> Path:
+    """Make ``folder`` the command's folder ``key``, and return it."""
+    OmegaConf.update(config, key, str(folder).replace("${", r"\${"))
+    return make_folder(config, key)

@@ -3,6 +3,7 @@
 # ruff: noqa: E501 - a row of a table is a line
 
 import os
+from contextlib import ExitStack
 
 import pytest
 
@@ -89,9 +90,9 @@ def refusal(folder, monkeypatch, *words, name=None):
     monkeypatch.setenv("PLANTED_SECRET", "hunter2hunter2")
     register()
     before = dict(os.environ)
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - explain() must know every kind
-        with open_hydra(check_config_dir(str(folder))) as hydra:
-            check_command(hydra, words, is_multirun=False, config_name=name)
+    with pytest.raises(Exception) as caught, ExitStack() as stack:  # noqa: PT011 - of every kind
+        hydra = stack.enter_context(open_hydra(check_config_dir(str(folder))))
+        check_command(hydra, words, is_multirun=False, config_name=name)
     message = explain(caught.value, words)
     assert message is not None, f"not explained: {caught.value!r}"
     assert "hunter2" not in message
