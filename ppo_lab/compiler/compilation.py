@@ -50,6 +50,7 @@ each other keep both cores compiling for some 45 s, which takes twice as many st
 time."""
 
 _NOT_IN_A_PROGRAM = (
+    "checkpoint",
     "compile",
     "device",
     "forecast",

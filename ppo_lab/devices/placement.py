@@ -16,7 +16,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-__all__ = ["Place", "Placement", "Traffic"]
+__all__ = ["Place", "Placement", "Traffic", "copy_exactly"]
 
 
 class Place(Enum):
@@ -94,3 +94,15 @@ class Placement:
             return out.copy_(tensor, non_blocking=non_blocking)
         with self.placing(to):
             return tensor.to(target, non_blocking=non_blocking, copy=True)
+
+
+def copy_exactly(target: Tensor, source: Tensor) -> None:
+    """Copy ``source`` into ``target``; raise ``ValueError`` if shape or type differ.
+
+    For checkpoints: the bytes do not count as traffic, since records must not depend on them.
+    """
+    for attribute in ("shape", "dtype"):
+        wanted, given = getattr(target, attribute), getattr(source, attribute)
+        if wanted != given:
+            raise ValueError(f"has {attribute} {given} instead of {wanted}")
+    target.copy_(source)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,7 +80,35 @@ class Env(ABC):
     def reset_lane(self, lane: int, seed: int) -> Tensor:
         """Restart one lane as if built with ``seed``; return all observations (L, N, O)."""
 
-    def close(self) -> None:  # noqa: B027 (a default, not an omission)
+    @property
+    def state_mode(self) -> Literal["exact", "boundary"]:
+        """Whether ``lane_state`` is complete: ``exact`` is, with ``boundary`` episodes are lost.
+
+        Boundary environments are therefore restarted at fixed iterations (``restart_lane``), and a
+        run can continue from there only.
+        """
+        return "boundary"
+
+    def lane_state(self, lane: int) -> tuple[dict[str, Tensor], dict[str, Any]]:  # noqa: ARG002
+        """Return the state of a lane's environments: copied tensors, and values for JSON."""
+        return {}, {}
+
+    def load_lane_state(  # noqa: B027 (a default, not an omission)
+        self, lane: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+    ) -> None:
+        """Continue a lane where ``lane_state`` returned this, after any number of other steps.
+
+        ``tensors`` are on the host. Raises ``ValueError`` if they do not fit this environment.
+        """
+
+    def restart_lane(self, lane: int, seed: int) -> Tensor:
+        """Rebuild and reset a lane's environments with ``seed``; running statistics stay.
+
+        Returns all observations (L, N, O).
+        """
+        return self.reset_lane(lane, seed)
+
+    def close(self) -> None:  # noqa: B027 (the same)
         """Release windows and the like; none by default."""
 
     def freeze(self) -> None:  # noqa: B027 (the same)

@@ -13,10 +13,11 @@ from torch import Tensor
 from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs import NATIVE_ENVS
 from ppo_lab.envs.base import Env, EnvSpec
-from ppo_lab.envs.gymnasium_env import DryEnv, GymnasiumEnv
-from ppo_lab.envs.gymnasium_spec import check_gymnasium
+from ppo_lab.envs.dry_env import DryEnv
+from ppo_lab.envs.gymnasium_env import GymnasiumEnv
+from ppo_lab.envs.gymnasium_spec import check_gymnasium, known_spec, remember_spec
 from ppo_lab.envs.normalized import NormalizedEnv
-from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.errors import ConfigError, check_number
 
 __all__ = ["Backend", "EnvConfig"]
 
@@ -49,6 +50,9 @@ class EnvConfig:
     more and shorter episodes."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of gymnasium.make besides the id, such as ``{continuous: true}``."""
+    timeout_s: float | None = 300.0
+    """Seconds that one step or reset of a Gymnasium environment may take before the run fails;
+    None: any. Larger for simulators that are slow to start."""
     random_return: float | None = None
     """Mean episode return of random actions: the level of an untrained or collapsed policy."""
     target_return: float | None = None
@@ -56,6 +60,16 @@ class EnvConfig:
     against."""
     returns_for: str | None = None
     """The id to which the two returns apply; ignored with another ``env.id``. None: any id."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Add the environment's spec: a worker that receives the config need not build one."""
+        return {**self.__dict__, "_spec": known_spec(self.id, self.kwargs)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        spec = state.pop("_spec")
+        self.__dict__.update(state)
+        if spec is not None:
+            remember_spec(self.id, self.kwargs, spec)
 
     def score_range(self) -> tuple[float, float] | None:
         """Return random_return and target_return; None unless both are known for this ``id``."""
@@ -85,6 +99,7 @@ class EnvConfig:
         if self.max_episode_steps is not None and self.max_episode_steps < 1:
             allowed = "at least 1 step, or null for the environment's own limit"
             raise ConfigError("env.max_episode_steps", self.max_episode_steps, allowed)
+        check_number("env.timeout_s", self.timeout_s, above=0.0, off=True)
         if self.resolved_backend() is Backend.gymnasium:
             return check_gymnasium(self.id, self.kwargs, native_ids=NATIVE_ENVS)
         if self.id not in NATIVE_ENVS:
@@ -133,6 +148,7 @@ class EnvConfig:
                 dtype,
                 max_episode_steps=limit,
                 kwargs=self.kwargs,
+                timeout_s=self.timeout_s,
             )
         observations, rewards = self.normalize_observations, self.normalize_rewards
         if not (observations or rewards):

@@ -8,77 +8,50 @@ action size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+import weakref
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_lab.devices.placement import Place, Placement
-from ppo_lab.envs.base import ContinuousActions, DiscreteActions, Env, EnvSpec, Step
-from ppo_lab.envs.gymnasium_spec import spec_of_env
+from ppo_lab.devices.placement import Placement
+from ppo_lab.envs.base import ContinuousActions, DiscreteActions
+from ppo_lab.envs.dry_env import DryEnv
+from ppo_lab.envs.first_steps import FirstSteps
+from ppo_lab.envs.guard import EnvGuard
+from ppo_lab.envs.gymnasium_spec import make_env, remember_spec, spec_of_env
+from ppo_lab.envs.returned import (
+    WrongReturn,
+    as_flag,
+    as_observation,
+    as_reward,
+    require_finite,
+    reset_observation,
+    step_values,
+)
+from ppo_lab.envs.snapshots import is_exact, restore, snapshot
+from ppo_lab.utils.errors import EnvironmentFault
 from ppo_lab.utils.rng import Stream, bits, lane_keys
 
 if TYPE_CHECKING:
     import gymnasium
 
-__all__ = ["DryEnv", "GymnasiumEnv", "env_seeds"]
+__all__ = ["GymnasiumEnv", "env_seeds"]
+
+log = logging.getLogger(__name__)
+
+_MANY_STEPS = 10_000  # of an environment; few tasks have longer episodes and no time limit
+_FEW_STEPS = 100  # a run this short need not contain the end of an episode
 
 
 def env_seeds(seeds: Tensor, num_envs: int) -> list[int]:
     """Return n seeds in [0, 2^31), each a function of its lane's seed (L,) and its index alone."""
     numbers = bits(lane_keys(seeds.cpu(), Stream.ENV), num_envs) & 0x7FFF_FFFF
     return [int(number) for number in numbers.flatten().tolist()]
-
-
-class DryEnv(Env):
-    """Host buffers and transfers of environments, without the environments; no episode ever ends.
-
-    One transfer per step carries observations and rewards, packed into one row per environment.
-    Flags and last observations are sent only in steps that ended an episode.
-    """
-
-    def __init__(
-        self, spec: EnvSpec, num_lanes: int, num_envs: int, placement: Placement, dtype: torch.dtype
-    ) -> None:
-        """Allocate the buffers of n environments of ``spec``, pinned for CUDA."""
-        self.spec, self.num_lanes, self.num_envs = spec, num_lanes, num_envs
-        self.device, self._placement, self._dtype = placement.device, placement, dtype
-        host_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        shape, size, empty = (num_lanes, num_envs), spec.observation_size, placement.empty_host
-        self._packed = empty(*shape, size + 1, dtype=host_dtype, pin=True)
-        self._last = empty(*shape, size, dtype=host_dtype, pin=True)
-        self._flags = empty(2, *shape, dtype=torch.bool, pin=True)  # terminated, truncated
-        self._no_flags = torch.zeros(shape, dtype=torch.bool, device=self.device)
-
-    def reset(self) -> Tensor:
-        """Return the buffer's observations (L, N, O) on the device."""
-        return self._to_device(self._packed)[..., :-1]
-
-    def reset_lane(self, lane: int, seed: int) -> Tensor:  # noqa: ARG002
-        """Return the buffer's observations (L, N, O) on the device."""
-        return self.reset()
-
-    def step(self, actions: Tensor) -> Step:
-        """Advance by one step; actions are int64 (L, N) or float (L, N, A)."""
-        has_ended = self._step_rows(self._placement.move(actions, Place.host))
-        packed = self._to_device(self._packed)
-        observations, rewards = packed[..., :-1], packed[..., -1]  # (L, N, O), (L, N)
-        if not has_ended:
-            no = self._no_flags
-            return Step(observations, rewards, rewards, no, no, observations)
-        terminated, truncated = self._placement.move(self._flags, Place.device)
-        last = self._to_device(self._last)
-        return Step(observations, rewards, rewards, terminated, truncated, last)
-
-    def _step_rows(self, actions: Tensor) -> bool:  # noqa: ARG002
-        """Write a step of host ``actions`` to the buffers; return whether an episode ended."""
-        return False
-
-    def _to_device(self, rows: Tensor) -> Tensor:
-        """Return a copy of ``rows`` on the device, in the requested dtype."""
-        moved = self._placement.move(rows, Place.device)
-        return moved if moved.dtype == self._dtype else moved.to(self._dtype)
 
 
 class GymnasiumEnv(DryEnv):
@@ -99,34 +72,52 @@ class GymnasiumEnv(DryEnv):
         *,
         max_episode_steps: int | None = None,
         kwargs: dict[str, Any] | None = None,
+        timeout_s: float | None = None,
     ) -> None:
-        """Build n environments from ``seeds`` (L,), on the host; call ``reset`` next."""
-        import gymnasium
+        """Build n environments from ``seeds`` (L,), on the host; call ``reset`` next.
 
-        num_lanes = seeds.shape[0]
-        self._envs: list[gymnasium.Env[Any, Any]] = [
-            gymnasium.make(env_id, max_episode_steps=max_episode_steps, **(kwargs or {}))
-            for _ in range(num_lanes * num_envs)
-        ]
-        spec = spec_of_env(env_id, self._envs[0])
+        Raises:
+            EnvironmentFault: As in all methods, where an environment raises an error, returns what
+                it did not declare, or takes longer than ``timeout_s``.
+        """
+        num_lanes, kwargs = seeds.shape[0], kwargs or {}
+        self._make_env = partial(make_env, env_id, kwargs, max_episode_steps)
+        self._seeds = env_seeds(seeds, num_envs)
+        self._guard = EnvGuard(num_lanes, num_envs, timeout_s)
+        weakref.finalize(self, self._guard.close)
+        self._envs: list[gymnasium.Env[Any, Any]] = []
+        self._num_episodes = [0] * num_lanes
+        try:
+            for row in range(num_lanes * num_envs):
+                with self._guard("building", row):
+                    self._envs.append(self._make_env())
+            spec = spec_of_env(env_id, self._envs[0])
+        except BaseException:
+            self.close()
+            raise
+        remember_spec(env_id, kwargs, spec)
         super().__init__(spec, num_lanes, num_envs, placement, dtype)
         if isinstance(spec.actions, ContinuousActions):
             dtype_of_box = self._envs[0].action_space.dtype
             self._low = np.array(spec.actions.low, dtype_of_box)
             self._high = np.array(spec.actions.high, dtype_of_box)
-        self._seeds = env_seeds(seeds, num_envs)
         self._view_buffers()
 
     def _view_buffers(self) -> None:
         """Create NumPy views of the buffers, with one row per environment in its own shape."""
-        observation_shape = self._envs[0].observation_space.shape or ()
+        space = self._envs[0].observation_space
+        self._shape = space.shape or ()
         num_rows, size = len(self._envs), self.spec.observation_size
-        packed = self._packed.numpy().reshape(num_rows, size + 1)
-        self._observation_rows = packed[:, :size].reshape(num_rows, *observation_shape)
-        self._reward_rows = packed[:, size]
-        self._last_rows = self._last.numpy().reshape(num_rows, *observation_shape)
+        self._rows = self._packed.numpy().reshape(num_rows, size + 1)
+        self._observation_rows = self._rows[:, :size].reshape(num_rows, *self._shape)
+        self._reward_rows = self._rows[:, size]
+        self._last_rows = self._last.numpy().reshape(num_rows, *self._shape)
         self._flag_rows = self._flags.numpy().reshape(2, num_rows)
-        assert np.shares_memory(self._observation_rows, packed)
+        assert np.shares_memory(self._observation_rows, self._rows)
+        self._numbers = self._rows.reshape(-1)
+        self._zeros = np.zeros_like(self._numbers)
+        low, high = (np.ravel(getattr(space, end, n)) for n, end in enumerate(("low", "high")))
+        self._first_steps = FirstSteps(low, high, self.num_envs)
 
     def reset(self) -> Tensor:
         """Start all episodes from the seeds; return the first observations (L, N, O)."""
@@ -135,38 +126,141 @@ class GymnasiumEnv(DryEnv):
 
     def reset_lane(self, lane: int, seed: int) -> Tensor:
         """Restart one lane as if built with ``seed``; return all observations (L, N, O)."""
-        rows = range(lane * self.num_envs, (lane + 1) * self.num_envs)
+        rows = self._rows_of(lane)
+        self._warn_of_endless(lane)
         self._seeds[rows.start : rows.stop] = env_seeds(torch.tensor([seed]), self.num_envs)
+        self._guard.births[lane], self._num_episodes[lane] = self._guard.call.step, 0
         self._reset_rows(rows)
         return super().reset()
 
+    @property
+    def state_mode(self) -> Literal["exact", "boundary"]:
+        """See ``Env``."""
+        return "exact" if all(map(is_exact, self._envs)) else "boundary"
+
+    def lane_state(self, lane: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See ``Env``."""
+        tensors: dict[str, Tensor] = {}
+        packed = []
+        for number, row in enumerate(self._rows_of(lane)):
+            with self._guard("state_dict()", row):
+                arrays, values = snapshot(self._envs[row])
+            packed.append(values)
+            tensors |= {f"{number}.{name}": torch.from_numpy(a) for name, a in arrays.items()}
+        steps = self._guard.call.step - self._guard.births[lane]
+        return tensors, {"envs": packed, "steps": steps, "episodes": self._num_episodes[lane]}
+
+    def load_lane_state(
+        self, lane: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+    ) -> None:
+        """See ``Env``."""
+        self._guard.births[lane] = self._guard.call.step - numbers["steps"]
+        self._num_episodes[lane] = numbers["episodes"]
+        for number, row in enumerate(self._rows_of(lane)):
+            begin = f"{number}."
+            arrays = {
+                name.removeprefix(begin): tensor.numpy()
+                for name, tensor in tensors.items()
+                if name.startswith(begin)
+            }
+            with self._guard("load_state_dict()", row):
+                restore(self._envs[row], arrays, numbers["envs"][number])
+
+    def restart_lane(self, lane: int, seed: int) -> Tensor:
+        """See ``Env``."""
+        for row in self._rows_of(lane):
+            self._close_row(row)
+            with self._guard("building", row):
+                self._envs[row] = self._make_env()
+        return self.reset_lane(lane, seed)
+
     def close(self) -> None:
-        """Close every environment."""
-        for env in self._envs:
-            env.close()
+        """Close every environment; what goes wrong is logged, as nothing is lost by it."""
+        for row in range(len(self._envs)):
+            self._close_row(row)
+        self._guard.close()
+        for lane in range(len(self._num_episodes)):
+            self._warn_of_endless(lane)
+
+    def _close_row(self, row: int) -> None:
+        try:
+            with self._guard("close()", row):
+                self._envs[row].close()
+        except EnvironmentFault as fault:
+            log.warning("%s; the results are not affected", fault)
+
+    def _rows_of(self, lane: int) -> range:
+        return range(lane * self.num_envs, (lane + 1) * self.num_envs)
 
     def _reset_rows(self, rows: range) -> None:
         for row in rows:
-            self._observation_rows[row] = self._envs[row].reset(seed=self._seeds[row])[0]
+            with self._guard("reset()", row):
+                returned = self._envs[row].reset(seed=self._seeds[row])
+                self._observation_rows[row] = reset_observation(returned, self._shape)
 
     def _step_rows(self, actions: Tensor) -> bool:
         ended: list[int] = []  # rows whose episode ended
-        for row, action in enumerate(self._env_actions(actions)):
-            observation, reward, terminated, truncated, _ = self._envs[row].step(action)
-            if terminated or truncated:
-                if not ended:
-                    self._flag_rows[:] = False
-                ended.append(row)
-                self._flag_rows[:, row] = terminated, truncated and not terminated
-                self._last_rows[row] = observation  # before reset, which may reuse the array
-                observation, _ = self._envs[row].reset()
-            self._observation_rows[row] = observation
-            self._reward_rows[row] = reward
+        call, shape, checks_all = self._guard.call, self._shape, not self._first_steps.are_over
+        call.step += 1
+        with self._guard("step()"):
+            for row, action in enumerate(self._env_actions(actions)):
+                call.row = row
+                returned = self._envs[row].step(action)
+                if type(returned) is not tuple or len(returned) != 5:
+                    returned = step_values(returned)
+                observation, reward, terminated, truncated, _ = returned
+                is_array = type(observation) is np.ndarray and observation.shape == shape
+                if checks_all or not is_array:
+                    observation = as_observation(observation, shape)
+                if terminated is not False or truncated is not False:
+                    terminated = as_flag("terminated", terminated)
+                    truncated = as_flag("truncated", truncated)
+                if terminated or truncated:
+                    if not ended:
+                        self._flag_rows[:] = False
+                    ended.append(row)
+                    self._flag_rows[:, row] = terminated, truncated and not terminated
+                    require_finite(observation)
+                    self._last_rows[row] = observation  # before reset, which may reuse the array
+                    call.method = "reset()"
+                    observation = reset_observation(self._envs[row].reset(), shape)
+                    call.method = "step()"
+                self._observation_rows[row] = observation
+                self._reward_rows[row] = reward if isinstance(reward, float) else as_reward(reward)
         if ended:
-            continues = np.ones(len(self._envs), dtype=np.bool_)
-            continues[ended] = False
-            self._last_rows[continues] = self._observation_rows[continues]
+            self._end_episodes(ended)
+        self._check_numbers()
         return bool(ended)
+
+    def _end_episodes(self, ended: list[int]) -> None:
+        continues = np.ones(len(self._envs), dtype=np.bool_)
+        continues[ended] = False
+        self._last_rows[continues] = self._observation_rows[continues]
+        for row in ended:
+            self._num_episodes[row // self.num_envs] += 1
+
+    def _check_numbers(self) -> None:
+        """Raise a fault unless all numbers of this step are finite; look closer at first."""
+        # Finite numbers times 0 are 0, others are not: a fifth of the time of isfinite().all().
+        if self._numbers.dot(self._zeros) != 0.0:
+            row = int(np.argwhere(~np.isfinite(self._rows))[0, 0])
+            with self._guard("step()", row):
+                require_finite(self._observation_rows[row])
+                raise WrongReturn(f"step() returned the reward {self._reward_rows[row]}")
+        if not self._first_steps.are_over:
+            self._first_steps.see_observations(self._rows[:, :-1])
+        if self._guard.call.step == _MANY_STEPS:
+            for lane in range(self.num_lanes):
+                self._warn_of_endless(lane)
+
+    def _warn_of_endless(self, lane: int) -> None:
+        """Log how to cut episodes off if none has ended in ``lane``."""
+        steps = self._guard.call.step - self._guard.births[lane]
+        if self._num_episodes[lane] or steps < _FEW_STEPS:
+            return
+        limit = self._envs[0].spec.max_episode_steps if self._envs[0].spec else None
+        remedy = f"they are cut off after {limit}" if limit else "env.max_episode_steps= cuts them"
+        log.warning("no episode has ended in %d steps of each environment; %s", steps, remedy)
 
     def _env_actions(self, actions: Tensor) -> np.ndarray[Any, Any]:
         """Return host ``actions`` as the environments take them: (n,) from ``start``, or (n, A)."""
@@ -174,4 +268,7 @@ class GymnasiumEnv(DryEnv):
         if isinstance(self.spec.actions, DiscreteActions):
             start = self.spec.actions.start
             return on_host + start if start else on_host
-        return np.minimum(np.maximum(on_host, self._low), self._high)  # twice as fast as np.clip
+        clipped = np.minimum(np.maximum(on_host, self._low), self._high)  # faster than np.clip
+        if not self._first_steps.are_over:
+            self._first_steps.see_actions(on_host, clipped, self._low, self._high)
+        return clipped

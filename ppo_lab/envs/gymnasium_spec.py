@@ -5,23 +5,43 @@ Gymnasium is imported only when needed: a run on native environments never loads
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
+import logging
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
-from ppo_lab.utils.errors import ConfigError, closest_match
+from ppo_lab.utils.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     import gymnasium
 
-__all__ = ["check_gymnasium", "spec_of_env"]
+__all__ = [
+    *("check_gymnasium", "imports_module", "known_spec", "make_env", "remember_spec"),
+    "spec_of_env",
+]
+
+log = logging.getLogger(__name__)
 
 _EXTRAS = ("box2d", "mujoco")  # our optional dependencies, named like Gymnasium's folders
-_SPECS: dict[str, EnvSpec] = {}  # of the environments that this process has checked
+_SPECS: dict[str, tuple[EnvSpec, Mapping[str, Any]]] = {}
+"""Of the environments that were built or checked, with their kwargs, which keep their ids."""
+
+
+def imports_module(env_id: str) -> str | None:
+    """Return the module whose code runs when ``env_id`` is built, None for an id without one.
+
+    Example:
+        >>> imports_module("robots.envs:Walk-v0"), imports_module("CartPole-v1")
+        ('robots.envs', None)
+    """
+    module, colon, _ = env_id.partition(":")
+    return module if colon else None
 
 
 def spec_of_env(env_id: str, env: gymnasium.Env[Any, Any]) -> EnvSpec:
@@ -48,6 +68,22 @@ def spec_of_env(env_id: str, env: gymnasium.Env[Any, Any]) -> EnvSpec:
     return EnvSpec(observation_size, ContinuousActions(low=low, high=high), shape)
 
 
+def remember_spec(env_id: str, kwargs: Mapping[str, Any], spec: EnvSpec) -> None:
+    """Keep ``spec`` for this process, so that no check builds the environment again."""
+    _SPECS[_key(env_id, kwargs)] = spec, kwargs
+
+
+def known_spec(env_id: str, kwargs: Mapping[str, Any]) -> EnvSpec | None:
+    """Return the spec of an environment that was built before; None if there is none."""
+    return _SPECS.get(_key(env_id, kwargs), (None, kwargs))[0]
+
+
+def _key(env_id: str, kwargs: Mapping[str, Any]) -> str:
+    return json.dumps(
+        [env_id, dict(kwargs)], sort_keys=True, default=lambda value: {"id": id(value)}
+    )
+
+
 def check_gymnasium(
     env_id: str, kwargs: Mapping[str, Any], *, native_ids: Iterable[str]
 ) -> EnvSpec:
@@ -56,13 +92,37 @@ def check_gymnasium(
     Raises:
         ConfigError: The environment is unknown, cannot be built, or has unsupported spaces.
     """
-    try:
-        key = json.dumps([env_id, dict(kwargs)], sort_keys=True)
-    except TypeError:  # kwargs from Python, with objects that have no JSON form
-        return _check_gymnasium(env_id, kwargs, native_ids)
-    if key not in _SPECS:
-        _SPECS[key] = _check_gymnasium(env_id, kwargs, native_ids)
-    return _SPECS[key]
+    if (spec := known_spec(env_id, kwargs)) is None:
+        remember_spec(env_id, kwargs, spec := _check_gymnasium(env_id, kwargs, native_ids))
+    return spec
+
+
+def make_env(
+    env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None = None
+) -> gymnasium.Env[Any, Any]:
+    """Return a new environment, without Gymnasium's checker: ``returned`` checks more of it."""
+    import gymnasium
+
+    options = {"disable_env_checker": True, "max_episode_steps": max_episode_steps, **kwargs}
+    env = gymnasium.make(env_id, **options)
+    if "mujoco" in sys.modules:
+        _log_first_mujoco_warning()
+    return env
+
+
+@functools.cache
+def _log_first_mujoco_warning() -> None:
+    """Log MuJoCo's first warning; it would write each to the terminal and to MUJOCO_LOG.TXT."""
+    import mujoco
+
+    def warn(text: str | bytes) -> None:
+        if not logged:
+            logged.append(text)
+            words = text.decode() if isinstance(text, bytes) else text
+            log.warning("MuJoCo: %s (the first warning; others are not shown)", words)
+
+    logged: list[str | bytes] = []
+    mujoco.set_mju_user_warning(warn)
 
 
 def _check_gymnasium(env_id: str, kwargs: Mapping[str, Any], native_ids: Iterable[str]) -> EnvSpec:
@@ -74,11 +134,11 @@ def _check_gymnasium(env_id: str, kwargs: Mapping[str, Any], native_ids: Iterabl
         raise ConfigError("env.kwargs.max_episode_steps", value, "set env.max_episode_steps")
     _import_module_of(env_id)
     try:
-        env: gymnasium.Env[Any, Any] = gymnasium.make(env_id, **kwargs)
+        env = make_env(env_id, kwargs)
     except (errors.UnregisteredEnv, errors.DeprecatedEnv) as error:
-        guess = closest_match(env_id.rpartition(":")[2], {*gymnasium.registry, *native_ids})
-        hint = f"did you mean {guess}?" if guess else "see gymnasium.pprint_registry()"
-        allowed = f"no environment of this name; {hint} One from another package: module:Name-v0"
+        hint = did_you_mean(env_id.rpartition(":")[2], {*gymnasium.registry, *native_ids})
+        hint = hint or "; see gymnasium.pprint_registry()."
+        allowed = f"no environment of this name{hint} One from another package: module:Name-v0"
         raise ConfigError("env.id", env_id, allowed) from error
     except (errors.DependencyNotInstalled, ImportError) as error:
         raise _missing_dependency(env_id, error) from error
@@ -99,10 +159,9 @@ def _check_gymnasium(env_id: str, kwargs: Mapping[str, Any], native_ids: Iterabl
 
 def _import_module_of(env_id: str) -> None:
     """Import ``module`` of an id ``module:Name-v0``, so that it registers its environments."""
-    module, colon, name = env_id.partition(":")
-    if not colon:
+    if (module := imports_module(env_id)) is None:
         return
-    if ":" in name or not module:
+    if env_id.count(":") > 1 or not module:
         raise ConfigError("env.id", env_id, "a module and a name have the form module:Name-v0")
     try:
         importlib.import_module(module)

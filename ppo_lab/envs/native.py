@@ -10,11 +10,13 @@ initial states are drawn at once.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from ppo_lab.devices.placement import copy_exactly
 from ppo_lab.envs.base import Env, EnvSpec, Step
 from ppo_lab.utils.rng import Stream, lane_keys, uniform
 
@@ -150,6 +152,31 @@ class NativeEnv(Env):
         self._state = self._state.clone()  # returned tensors are never written
         self._state[lane] = self._starts[0][lane]
         return self.observe(self._state)
+
+    @property
+    def state_mode(self) -> Literal["exact"]:
+        """See ``Env.state_mode``."""
+        return "exact"
+
+    def lane_state(self, lane: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See ``Env.lane_state``; deadlines count from now, as another stack's clock differs."""
+        tensors = {
+            "state": self._state[lane].clone(),  # (N, S)
+            "deadlines": self._deadlines[lane] - self._clock,  # (N,)
+            "key": self._keys[lane].clone(),
+        }
+        return tensors, {"steps": self._clock - int(self._births[lane])}
+
+    def load_lane_state(
+        self, lane: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+    ) -> None:
+        """See ``Env.load_lane_state``."""
+        self._state = self._state.clone()  # returned tensors are never written
+        copy_exactly(self._state[lane], tensors["state"])
+        copy_exactly(self._deadlines[lane], tensors["deadlines"] + self._clock)
+        copy_exactly(self._keys[lane], tensors["key"])
+        self._births[lane] = self._clock - numbers["steps"]
+        self._draw_starts(self._clock)
 
     def _draw_starts(self, clock: int) -> None:
         """Draw initial states and first observations of K steps, the first one at ``clock``.

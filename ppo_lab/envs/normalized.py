@@ -10,9 +10,11 @@ Shapes: L = lanes, N = environments per lane, O = observation size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from torch import Tensor
 
+from ppo_lab.devices.placement import copy_exactly
 from ppo_lab.envs.base import Env, Step
 from ppo_lab.envs.running_stats import Normalizer
 
@@ -73,12 +75,40 @@ class NormalizedEnv(Env):
 
     def reset_lane(self, lane: int, seed: int) -> Tensor:
         """Restart one lane and its statistics; return all observations (L, N, O)."""
-        observations = self._env.reset_lane(lane, seed)
         self.normalizer.reset_lane(lane)
+        return self._count_first(lane, self._env.reset_lane(lane, seed))
+
+    def restart_lane(self, lane: int, seed: int) -> Tensor:
+        """See ``Env.restart_lane``; the first observations are counted."""
+        self.normalizer.reset_returns(lane)
+        return self._count_first(lane, self._env.restart_lane(lane, seed))
+
+    def _count_first(self, lane: int, observations: Tensor) -> Tensor:
+        """Count the first observations of ``lane``; return all (L, N, O) normalised."""
         moments, one = self.normalizer.observations, slice(lane, lane + 1)
         if moments is not None and not self._is_frozen:
             moments[one].update(observations[one])
         return self.normalizer.normalize(observations)
+
+    @property
+    def state_mode(self) -> Literal["exact", "boundary"]:
+        """That of the wrapped environment."""
+        return self._env.state_mode
+
+    def lane_state(self, lane: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Add a lane's statistics and discounted returns to the wrapped environment's state."""
+        tensors, numbers = self._env.lane_state(lane)
+        own = self.normalizer.lane_tensors(lane).items()
+        return tensors | {f"normalizer.{name}": tensor.clone() for name, tensor in own}, numbers
+
+    def load_lane_state(
+        self, lane: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+    ) -> None:
+        """See ``Env.load_lane_state``."""
+        rest = dict(tensors)
+        for name, tensor in self.normalizer.lane_tensors(lane).items():
+            copy_exactly(tensor, rest.pop(f"normalizer.{name}"))
+        self._env.load_lane_state(lane, rest, numbers)
 
     def close(self) -> None:
         """Close the wrapped environment."""

@@ -174,10 +174,14 @@ class Normalizer:
         """Return ``rewards`` (L, N) normalised by the current statistics."""
         return rewards if self.returns is None else normalize(rewards, var=self.returns.var)
 
-    def reset_returns(self) -> None:
-        """Set all discounted returns to 0; the statistics stay."""
+    def reset_returns(self, lane: int | slice = slice(None)) -> None:
+        """Set discounted returns to 0, of all lanes or one; the statistics stay."""
         if self.returns is not None:
-            self.latest_returns.zero_()
+            self.latest_returns[lane] = 0.0
+
+    def lane_tensors(self, lane: int) -> dict[str, Tensor]:
+        """Return views of what each step changes in ``lane``: statistics and latest samples."""
+        return {name: t[lane] for name, t in zip(("mean", "var", "count", "latest"), self.tensors)}
 
     def reset_lane(self, lane: int) -> None:
         """Discard the statistics and returns of ``lane``."""

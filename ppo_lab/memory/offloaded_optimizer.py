@@ -222,6 +222,11 @@ class HostAdam(LaneOptimizer):
             for name in ("weights", "exp_avg", "exp_avg_sq", "step")
         }
 
+    def take_weights(self) -> None:
+        """See ``LaneOptimizer.take_weights``: the host steps its own copies."""
+        for parameter, host in self._hosts.items():
+            host.weights.copy_(parameter.detach())
+
     def state_parts(self) -> Iterator[tuple[Tensor, Parameter | None]]:
         """See ``LaneOptimizer.state_parts``: moments and step count of each parameter."""
         for parameter, host in self._hosts.items():

@@ -73,6 +73,9 @@ class LaneOptimizer(ABC):
         """Yield each tensor of the state, and the parameter it belongs to if there is just one."""
         yield from ((tensor, None) for tensor in self.state_dict().values())
 
+    def take_weights(self) -> None:  # noqa: B027 (a default, not an omission)
+        """Take over weights that were written to the parameters; needed by copies of them."""
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy what ``state_dict`` returned in place; the model restores the device's weights."""
         for name, tensor in self.state_dict().items():

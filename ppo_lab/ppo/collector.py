@@ -7,12 +7,13 @@ R = T * N rows per lane.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ppo_lab.devices.placement import copy_exactly
 from ppo_lab.envs.base import Env
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.rollout import ObservationStore, Rollout
@@ -75,9 +76,32 @@ class Collector:
     @torch.inference_mode()  # as the environment's steps are
     def reset_lane(self, lane: int, seed: int) -> None:
         """Restart the episodes of one lane, as if its environments had been built with ``seed``."""
-        observations = self._observations.clone()  # an environment's results are read-only
-        observations[lane] = self.env.reset_lane(lane, seed)[lane]
-        self._observations = observations
+        self._observe(lane, self.env.reset_lane(lane, seed)[lane])
+
+    @torch.inference_mode()
+    def restart_lane(self, lane: int, seed: int) -> None:
+        """Restart the episodes of one lane; see ``Env.restart_lane``."""
+        self._observe(lane, self.env.restart_lane(lane, seed)[lane])
+
+    def lane_state(self, lane: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the state of a lane's environments, with the observations that come next."""
+        tensors, numbers = self.env.lane_state(lane)
+        return {"observations": self._observations[lane]} | tensors, numbers
+
+    @torch.inference_mode()
+    def load_lane_state(
+        self, lane: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+    ) -> None:
+        """Continue a lane where ``lane_state`` returned this."""
+        rest = dict(tensors)
+        self._observe(lane, rest.pop("observations"))
+        self.env.load_lane_state(lane, rest, numbers)
+
+    def _observe(self, lane: int, observations: Tensor) -> None:
+        """Set a lane's next observations (N, O)."""
+        everyone = self._observations.clone()  # an environment's results are read-only
+        copy_exactly(everyone[lane], observations)
+        self._observations = everyone
 
     @torch.no_grad()
     def collect(self, noise: Tensor) -> Rollout:

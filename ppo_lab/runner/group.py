@@ -12,11 +12,11 @@ from ppo_lab.config.run import Config
 from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.forecast.summary import out_of_memory_line
-from ppo_lab.runner.run_record import RunOutput, RunRecorder, Status
+from ppo_lab.runner.run_record import RunOutput, RunRecorder, Status, one_line
 from ppo_lab.tracking import Progress
 from ppo_lab.training.trainer import Trainer
 
-__all__ = ["RunGroup", "one_line"]
+__all__ = ["RunGroup"]
 
 log = logging.getLogger(__name__)
 
@@ -49,17 +49,12 @@ class RunGroup:
         self.key = stack_key(self.configs[0])
         """Equal for groups that can share a stack."""
 
-    def new_attempt(self, lanes: Sequence[int], progress: Progress) -> None:
-        """Assign ``lanes`` and build the recorders."""
+    def start(self, progress: Progress) -> None:
+        """Build the recorders of another attempt and start their trackers."""
         self._num_attempts += 1
-        self.lanes = list(lanes)
-        self.recorders = [
-            RunRecorder(config, output, progress, self._num_attempts)
-            for config, output in zip(self.configs, self.outputs)
-        ]
-
-    def start(self) -> None:
-        """Start the trackers."""
+        self.recorders = []
+        for config, output in zip(self.configs, self.outputs):
+            self.recorders.append(RunRecorder(config, output, progress, self._num_attempts))
         for recorder in self.recorders:
             recorder.start()
 
@@ -71,32 +66,36 @@ class RunGroup:
         for lane, recorder in zip(self.lanes, self.recorders):
             if has_failed:
                 recorder.summary["stopped_in"] = trainer.meters.running_phase or "record"
-            recorder.measure(trainer, lane, busy_frac)
+            recorder.attempt(recorder.measure, trainer, lane, busy_frac)
 
     def conclude(self, trainer: Trainer, stopped: str | None) -> None:
         """Save every policy and set every status; ``stopped`` is the reason if pruned."""
         for lane, recorder in zip(self.lanes, self.recorders):
-            recorder.conclude(trainer, lane, stopped)
+            recorder.attempt(recorder.conclude, trainer, lane, stopped)
 
-    def end(self, status: Status, reason: str) -> None:
-        """Set the status of all runs."""
+    def end(self, status: Status, reason: str, error: BaseException | None = None) -> None:
+        """Set the status of all runs; ``error`` is what they failed with."""
         for recorder in self.recorders:
-            recorder.summary.update(status=status.value, reason=reason)
+            recorder.end(status, reason, error)
 
     def finish(self) -> None:
         """Close the trackers and pass the summaries on."""
         for recorder in self.recorders:
             recorder.finish()
         self.summaries = [recorder.summary for recorder in self.recorders]
-        self.on_finish(self.summaries)
+        try:
+            self.on_finish(self.summaries)
+        except Exception:  # the runs themselves have ended as their summaries say
+            log.exception("what follows the end of %s failed", self.outputs[0].folder)
 
     def clear(self) -> None:
         """Close the trackers of a failed attempt and remove its records before the next one."""
         for recorder in self.recorders:
             recorder.finish()
-            recorder.clear()
+            recorder.attempt(recorder.clear)
+        self.lanes = []
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Log ``error``, free its memory, and finish as ``failed`` or ``out_of_memory``."""
         is_full, reason = is_out_of_memory(error), one_line(error)
         if is_full:
@@ -104,18 +103,15 @@ class RunGroup:
         else:
             log.error("the run failed", exc_info=error)
         config = self.configs[0]
-        release_memory(config.torch_device, error)
-        if is_full:
-            reason = out_of_memory_line(config, error, self.recorders[0].summary)
-            log.error(reason)
-        self.end(Status.out_of_memory if is_full else Status.failed, reason)
+        try:
+            release_memory(config.torch_device, error)
+            if is_full and self.recorders:
+                reason = out_of_memory_line(config, error, self.recorders[0].summary)
+                log.error(reason)
+        except Exception:  # such as CUDA's, which fails from its first error on
+            log.exception("the memory of the failed run could not be released")
+        self.end(Status.out_of_memory if is_full else Status.failed, reason, error)
         self.finish()
-
-
-def one_line(error: Exception) -> str:
-    """Return the error's name and the first line of its message."""
-    first = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {first[0] if first else '(no message)'}"
 
 
 def _resolved(config: Config) -> Config:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -22,9 +23,12 @@ from ppo_lab.tracking.local import METRICS_FILE
 from ppo_lab.training.policy import save_policy
 from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.errors import EnvironmentFault
 from ppo_lab.utils.provenance import git_state, machine, versions
 
-__all__ = ["RunOutput", "RunRecorder", "Status"]
+__all__ = ["RunOutput", "RunRecorder", "Status", "one_line"]
+
+log = logging.getLogger(__name__)
 
 
 class Status(Enum):
@@ -103,6 +107,20 @@ class RunRecorder:
         """Remove the records of a failed attempt; the next one uses the same folder."""
         (self.output.folder / METRICS_FILE).unlink(missing_ok=True)
 
+    def attempt(self, act: Callable[..., None], *args: object) -> None:
+        """Call ``act``, one of this recorder's methods; an error ends this run only."""
+        try:
+            act(*args)
+        except Exception as error:  # such as a full disk; the other runs of the stack go on
+            log.exception("the run in %s could not be recorded", self.output.folder)
+            self.end(Status.failed, one_line(error), error)
+
+    def end(self, status: Status, reason: str, error: BaseException | None = None) -> None:
+        """Set the status; ``error`` is what the run failed with."""
+        self.summary.update(status=status.value, reason=reason)
+        if error is not None:
+            self.summary["error"] = type(error).__name__
+
     def conclude(self, trainer: Trainer, lane: int, stopped: str | None) -> None:
         """Set the status, and save the policy unless it diverged; ``stopped`` is why if pruned."""
         diverged = trainer.history(lane).diverged
@@ -118,9 +136,20 @@ class RunRecorder:
         """Close the trackers; the summary must have a status."""
         self.summary["wall_time_s"] = time.perf_counter() - self._start_s
         is_well = self.summary["status"] in (Status.finished.value, Status.pruned.value)
-        self.tracker.finish(self.summary, exit_code=0 if is_well else 1)
-        if self.tracker.link:
-            self.summary["wandb"] = self.tracker.link
+        self.attempt(self.tracker.finish, self.summary, 0 if is_well else 1)
+        self.summary |= self.tracker.notes
+        if self.tracker.lost and is_well:
+            lost = f"not all of the run's files could be written: {self.tracker.lost}"
+            self.summary.update(status=Status.failed.value, reason=lost)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the error's name and the first line of its message; a fault's message alone."""
+    if isinstance(error, SystemExit):
+        return f"sys.exit({error.code!r}) was called"
+    lines = str(error).strip().splitlines()
+    first = lines[0] if lines else "(no message)"
+    return first if isinstance(error, EnvironmentFault) else f"{type(error).__name__}: {first}"
 
 
 def _run_info(config: Config, output: RunOutput) -> RunInfo:

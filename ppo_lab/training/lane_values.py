@@ -20,6 +20,7 @@ __all__ = ["LaneValues", "schedule_metrics"]
 
 
 _REQUIRED = ("gamma", "gae_lambda", "lr", "entropy_coef", "value_coef", "max_grad_norm")
+_STREAMS = Stream.ACTION, Stream.SHUFFLE, Stream.RESTART
 _OPTIONAL = ("value_epsilon", "dual_clip", "target_kl")
 """Left out of the program where no lane uses them."""
 
@@ -47,7 +48,7 @@ class LaneValues:
 
     def _keys_of(self, configs: Sequence[Config]) -> dict[Stream, Tensor]:
         seeds = torch.tensor([c.seed for c in configs], dtype=torch.int64, device=self._device)
-        return {stream: lane_keys(seeds, stream) for stream in (Stream.ACTION, Stream.SHUFFLE)}
+        return {stream: lane_keys(seeds, stream) for stream in _STREAMS}
 
     def replace(self, lanes: Tensor, configs: Sequence[Config], iteration: int) -> None:
         """Set ``lanes`` (int64, on the device) to ``configs``, which start at ``iteration``."""
@@ -57,6 +58,10 @@ class LaneValues:
             self._keys[stream].index_copy_(0, lanes, keys)
         self._begins.index_fill_(0, lanes, iteration)
         self._options |= {key for config in configs for key in _options_of(config)}
+
+    def begin_lane(self, lane: int, iteration: int) -> None:
+        """Have ``lane`` begin at the stack's ``iteration``, which is negative for older runs."""
+        self._begins[lane] = iteration
 
     def freeze_lane(self, lane: int) -> None:
         """Freeze the parameters of ``lane`` by a learning rate of 0."""

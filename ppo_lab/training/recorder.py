@@ -151,6 +151,10 @@ class EpisodeMeter:
         for carried in (self._return, self._length):
             carried.index_fill_(0, lanes, 0.0)
 
+    def lane_tensors(self, lane: int) -> dict[str, Tensor]:
+        """Return views of the running sums of ``lane``, (N,)."""
+        return {"return": self._return[lane], "length": self._length[lane]}
+
     def count(self, env_rewards: Tensor, ended: Tensor) -> EpisodeTotals:
         """Return the totals of the episodes that end in a rollout; arguments (T, L, N)."""
         returns, self._return = _since_last_end(env_rewards, ended, self._return)

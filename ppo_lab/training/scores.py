@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["History", "area_under_curve", "has_collapsed", "is_dead"]
@@ -50,6 +50,29 @@ class History:
         if self._last:
             self.steps.append(step)
             self.returns.append(sum(self._last) / len(self._last))
+
+    def columns(self) -> dict[str, list[float]]:
+        """Return all sequences, for ``from_columns``."""
+        return {
+            "steps": list(map(float, self.steps)),
+            "returns": self.returns,
+            "entropy_fracs": self.entropy_fracs,
+            "kls": self.kls,
+            "last": list(self._last),
+        }
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Sequence[float]], num_episodes: int) -> History:
+        """Return the history of a run that has not diverged."""
+        history = cls(
+            steps=list(map(int, columns["steps"])),
+            returns=list(columns["returns"]),
+            entropy_fracs=list(columns["entropy_fracs"]),
+            kls=list(columns["kls"]),
+            num_episodes=num_episodes,
+        )
+        history._last.extend(columns["last"])
+        return history
 
     @property
     def final_return(self) -> float | None:

@@ -29,6 +29,8 @@ from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
 from ppo_lab.ppo.update import UpdatePlan, update
 from ppo_lab.tracking import Record
+from ppo_lab.training.checkpoint import LaneState
+from ppo_lab.training.lane_state import LaneStates
 from ppo_lab.training.lane_values import LaneValues, schedule_metrics
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
 from ppo_lab.training.scores import History
@@ -105,6 +107,9 @@ class Trainer:
         self.recorder = Recorder(
             num_lanes, config.num_rows, placement, self.model.distribution.max_entropy
         )
+        self._states = LaneStates(
+            self.model, self.optimizer, self.collector, self._episodes, self.recorder
+        )
         self._is_live = [True] * num_lanes
         self._begins = [0] * num_lanes  # the stack's iteration at which a lane began
         self._start_s = time.perf_counter()
@@ -124,6 +129,8 @@ class Trainer:
         """Run one iteration of every lane: collect, advantages, update, diagnose, record."""
         if self._compilation.is_due:
             self.phase("compile", self._compilation.compile, self._noise())
+        if at_boundary := list(filter(self._is_at_boundary, self.live_lanes)):
+            self.phase("restart", self._restart_environments, at_boundary)
         self.meters.begin_iteration(self.iteration + 1)
         rollout = self.phase("rollout", self.collect)
         advantages = self.phase("advantages", self.advantages, rollout)
@@ -284,6 +291,64 @@ class Trainer:
             self._is_live[lane] = True
             self.recorder.reset_lane(lane)
             self.collector.reset_lane(lane, config.seed)
+
+    def has_state(self, lane: int) -> bool:
+        """Return whether the run in ``lane`` can be continued exactly from here.
+
+        Environments whose state cannot be read allow that at boundaries only, where they restart.
+        """
+        is_readable = self.env.state_mode == "exact" or self._is_at_boundary(lane)
+        return is_readable and self.history(lane).diverged is None
+
+    def lane_state(self, lane: int) -> LaneState:
+        """Return all that the next iterations of ``lane`` depend on, but its config."""
+        assert self.has_state(lane)
+        is_compiled = self._compilation.is_compiled or self._compilation.is_due
+        numbers = {"iteration": self.lane_iteration(lane), "is_compiled": is_compiled}
+        return self._states.read(lane, numbers)
+
+    def load_lane_state(self, lane: int, state: LaneState) -> None:
+        """Continue a run in ``lane``, which already has its config, where ``state`` was taken.
+
+        The run goes on compiled if it was before, and uncompiled if it was not. Raises
+        ``ValueError`` if the state does not fit the stack.
+        """
+        if state.numbers["is_compiled"]:
+            self._compile_next()
+        elif self._compilation.is_compiled:
+            raise ValueError("the run was not compiled, but this stack is")
+        else:
+            self.collector.keeps_columns = False
+        self._states.write(lane, state)
+        self._begins[lane] = self.iteration - state.numbers["iteration"]
+        self._lanes.begin_lane(lane, self._begins[lane])
+
+    def _compile_next(self) -> None:
+        """Have the next iteration compile, though it has no uncompiled one before it."""
+        if self._compilation.is_compiled or self._compilation.is_due:
+            return
+        dry = Trainer(self.configs, compiles=True, dry_steps=1)  # only for example tensors
+        rollout = dry.collect()
+        rows = lane_rows(rollout, dry.advantages(rollout))
+        self.collector.columns = dry.collector.columns
+        hyperparameters = self._lanes.hyperparameters(self.iteration)
+        self._compilation.keep_examples(rows, self._permutations(), hyperparameters)
+
+    def _is_at_boundary(self, lane: int) -> bool:
+        """Return whether the environments of ``lane`` restart before its next iteration.
+
+        They do at fixed iterations, so that interrupted and other runs are equal.
+        """
+        done = self.lane_iteration(lane)
+        is_boundary = self.config.checkpoint.is_boundary(done, self.config.num_rows)
+        return is_boundary and done > 0 and self.env.state_mode == "boundary"
+
+    def _restart_environments(self, lanes: Sequence[int]) -> None:
+        """Restart the environments of ``lanes`` with seeds from (seed, iteration)."""
+        keys = self._lanes.keys(rng.Stream.RESTART, self.iteration).tolist()
+        for lane in lanes:
+            self.collector.restart_lane(lane, keys[lane] & (2**63 - 1))
+        self._episodes.reset_lanes(torch.tensor(lanes, device=self.placement.device))
 
     def close(self) -> None:
         """Stop an open profiler window and close the environments."""

@@ -1,4 +1,4 @@
-"""The error for a wrong setting, and helpers that check settings."""
+"""The errors that a user can cause, and helpers that check settings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from operator import ge, gt, le
 from typing import Any
 
-__all__ = ["REDACTED", "ConfigError", "check_number", "closest_match"]
+from ppo_lab.utils.redaction import REDACTED, mask
 
-REDACTED = "..."
-"""Replaces a value that must not be printed."""
+__all__ = ["REDACTED", "ConfigError", "EnvironmentFault", "check_number", "closest_match"]
+__all__ += ["did_you_mean"]
+
+_SMALLEST, _LARGEST = 1e-37, 1e38  # numbers that float32 holds at full precision
 
 
 class ConfigError(ValueError):
@@ -25,13 +27,33 @@ class ConfigError(ValueError):
     def __init__(self, key: str, value: object, allowed: str) -> None:
         """Report ``key=value`` and which values are ``allowed``."""
         self.key, self.value, self.allowed = key, value, allowed
-        super().__init__(f"{key}={value}: {allowed}")
+        super().__init__(mask(f"{key}={value}: {allowed}"))
+
+
+class EnvironmentFault(RuntimeError):  # noqa: N818 - a fault of the user's environment
+    """What an environment did wrong, in one line with its number, the step and the cause."""
+
+    def __init__(self, message: str, lane: int = 0) -> None:
+        """Report ``message`` about an environment of ``lane``, whose run alone must fail."""
+        super().__init__(message)
+        self.lane = lane
 
 
 def closest_match(name: str, valid: Iterable[str]) -> str | None:
     """Return the valid name most similar to ``name``, or None if none is close."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def did_you_mean(name: str, valid: Iterable[str], *, prefix: str = "") -> str:
+    """Return ``; did you mean NAME?`` with the most similar of the ``valid`` names, else nothing.
+
+    Example:
+        >>> did_you_mean("epslon", ["epsilon", "gamma"])
+        '; did you mean epsilon?'
+    """
+    close = closest_match(name, valid)
+    return f"; did you mean {prefix}{close}?" if close else ""
 
 
 def check_number(
@@ -60,4 +82,7 @@ def check_number(
     if not (is_finite and all(holds(value, bound) for _, bound, holds in limits)):
         bounds = " and ".join(f"{sign} {bound:g}" for sign, bound, _ in limits)
         raise ConfigError(key, value, f"must be a number {bounds}" + (", or none" if off else ""))
+    if value and not _SMALLEST <= abs(value) <= _LARGEST:
+        allowed = f"must be between {_SMALLEST:g} and {_LARGEST:g} in size, the numbers of float32"
+        raise ConfigError(key, value, allowed)
     return float(value)

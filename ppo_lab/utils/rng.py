@@ -38,6 +38,7 @@ class Stream(IntEnum):
     ENV = 3
     SHUFFLE = 4
     EVAL = 5
+    RESTART = 6
 
 
 def _shift_right(x: Tensor, amount: int) -> Tensor:

@@ -1,0 +1,147 @@
+"""Exact snapshots of Gymnasium environments, as arrays and JSON values; nothing is pickled.
+
+Known are the environments of Gymnasium's classic control, toy text and MuJoCo, and those that
+define ``state_dict()`` and ``load_state_dict(state)``, whose values are arrays and JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import gymnasium
+
+__all__ = ["Arrays", "is_exact", "restore", "snapshot"]
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+_KNOWN = tuple(f"gymnasium.envs.{name}." for name in ("classic_control", "toy_text", "mujoco"))
+_STATELESS = ("OrderEnforcing", "PassiveEnvChecker")  # wrappers that a reset brings into order
+
+
+def is_exact(env: gymnasium.Env[Any, Any]) -> bool:
+    """Return whether all of the state of ``env`` and its wrappers can be taken and restored."""
+    wrappers, base = _layers(env)
+    known = all(_own_state(w) or type(w).__name__ in ("TimeLimit", *_STATELESS) for w in wrappers)
+    return known and (_own_state(base) or type(base).__module__.startswith(_KNOWN))
+
+
+def snapshot(env: gymnasium.Env[Any, Any]) -> tuple[Arrays, list[Any]]:
+    """Return the state of ``env``: its arrays by name, and a JSON value for each of its layers."""
+    arrays: Arrays = {}
+    wrappers, base = _layers(env)
+    states = [_state(layer) for layer in (*wrappers, base)]
+    return arrays, [_pack(state, f"{n}", arrays) for n, state in enumerate(states)]
+
+
+def restore(env: gymnasium.Env[Any, Any], arrays: Arrays, packed: list[Any]) -> None:
+    """Set ``env``, which has been reset before, to a state that ``snapshot`` returned."""
+    wrappers, base = _layers(env)
+    for layer, value in zip((*wrappers, base), packed, strict=True):
+        state = _unpack(value, arrays)
+        if "own" in state:
+            layer.load_state_dict(state["own"])
+        if "data" in state:
+            _restore_mujoco(layer, state["data"])
+        if (random := state.get("random")) is not None:
+            layer.np_random.bit_generator.state = random
+        for name, attribute in state.get("attributes", {}).items():
+            setattr(layer, name, attribute)
+
+
+def _layers(env: gymnasium.Env[Any, Any]) -> tuple[list[Any], Any]:
+    """Return the wrappers of ``env``, outermost first, and the environment inside."""
+    wrappers: list[Any] = []
+    layer: Any = env
+    while layer is not layer.unwrapped:
+        wrappers.append(layer)
+        layer = layer.env
+    return wrappers, layer
+
+
+def _own_state(layer: object) -> bool:
+    return all(callable(getattr(type(layer), m, None)) for m in ("state_dict", "load_state_dict"))
+
+
+def _state(layer: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the state of one layer, as arrays and plain values."""
+    if layer is not layer.unwrapped:  # a wrapper
+        if _own_state(layer):
+            return {"own": layer.state_dict()}
+        is_limit = type(layer).__name__ == "TimeLimit"
+        return {"attributes": {"_elapsed_steps": layer._elapsed_steps}} if is_limit else {}
+    generator = layer._np_random
+    state = {"random": None if generator is None else generator.bit_generator.state}
+    if _own_state(layer):
+        return state | {"own": layer.state_dict()}
+    plain = {name: value for name, value in vars(layer).items() if _is_plain(value)}
+    if ".mujoco." in type(layer).__module__:
+        return state | {"attributes": plain, "data": _mujoco_arrays(layer)}
+    return state | {"attributes": plain}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf"
+    return isinstance(value, bool | int | float | str | np.generic | None)
+
+
+def _mujoco_arrays(env: Any) -> Arrays:  # noqa: ANN401
+    """Return the integration state and all arrays of fixed size.
+
+    The integration state alone is not enough: observations and rewards of Ant and Humanoid contain
+    positions and forces that MuJoCo computes before it integrates, so they lag behind it.
+    """
+    mujoco, spec = sys.modules["mujoco"], sys.modules["mujoco"].mjtState.mjSTATE_INTEGRATION
+    integration = np.empty(mujoco.mj_stateSize(env.model, spec))
+    mujoco.mj_getState(env.model, env.data, integration, spec)
+    fixed = {name: getattr(env.data, name).copy() for name in _fixed_arrays(mujoco, env.model)}
+    return {"": integration, **fixed}
+
+
+def _fixed_arrays(mujoco: Any, model: Any) -> list[str]:  # noqa: ANN401
+    """Return the names of the arrays whose size does not depend on the contacts of a step."""
+    empty = mujoco.MjData(model)  # arrays that depend on contacts have no elements in it
+    values = {name: getattr(empty, name) for name in dir(empty) if not name.startswith("_")}
+    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    return [name for name, value in arrays.items() if value.size and value.flags.writeable]
+
+
+def _restore_mujoco(env: Any, data: Arrays) -> None:  # noqa: ANN401
+    mujoco, spec = sys.modules["mujoco"], sys.modules["mujoco"].mjtState.mjSTATE_INTEGRATION
+    mujoco.mj_setState(env.model, env.data, data.pop(""), spec)
+    for name, value in data.items():
+        getattr(env.data, name)[...] = value
+
+
+def _pack(value: Any, name: str, arrays: Arrays) -> Any:  # noqa: ANN401
+    """Return ``value`` as JSON, in which arrays are named; they are copied to ``arrays``."""
+    if isinstance(value, np.ndarray | np.generic):
+        arrays[name] = np.array(value)
+        return {"array": name, "is_scalar": isinstance(value, np.generic)}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {k: _pack(v, f"{name}.{k}", arrays) for k, v in value.items()}}
+    if isinstance(value, tuple | list):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_pack(v, f"{name}.{n}", arrays) for n, v in enumerate(value)]}
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    raise TypeError(f"{name} is a {type(value).__name__}, neither an array nor a JSON value")
+
+
+def _unpack(packed: Any, arrays: Arrays) -> Any:  # noqa: ANN401
+    if not isinstance(packed, dict):
+        return packed
+    if "array" in packed:
+        array = arrays[packed["array"]].copy()
+        return array[()] if packed["is_scalar"] else array
+    if "dict" in packed:
+        return {key: _unpack(value, arrays) for key, value in packed["dict"].items()}
+    ((kind, values),) = packed.items()
+    unpacked = [_unpack(value, arrays) for value in values]
+    return tuple(unpacked) if kind == "tuple" else unpacked
