@@ -71,7 +71,6 @@ def test_the_storage_is_taken_from_the_environment(monkeypatch):
         ("study.direction=up", "study.direction"),
         ("study.constraints=[peak_vram_gib]", "study.constraints"),
         ("epsilom=interval(0.1,0.2)", "epsilom"),
-        ("epsilon=0.2", "study.space"),  # fixed, so that nothing is left to vary
         ("study.enqueue=[{lr:1e-3}]", "study.enqueue.lr"),
     ],
 )
@@ -79,6 +78,11 @@ def test_wrong_values_are_named(override, key):
     with pytest.raises(ConfigError) as caught:
         plan_of(override)
     assert caught.value.key == key
+
+
+def test_a_study_of_no_key_is_refused():
+    with pytest.raises(ConfigError, match=r"study.space=\{\}: must name a key to vary"):
+        plan_of("epsilon=0.2")
 
 
 def test_a_key_that_no_study_has_is_refused():
