@@ -55,7 +55,10 @@ def check_study(command: DictConfig, loader: ConfigLoader) -> None:
 def run_study(command: DictConfig, loader: ConfigLoader) -> None:
     """Run the study of a composed command; exit with a status other than 0 unless it succeeds."""
     try:
-        _, status = run_plan(make_plan(command, loader))
+        plan = make_plan(command, loader)
+        if (num_trials := plan.study.num_trials) < command.study.num_trials:
+            print_line(f"the grid is complete after {num_trials} trials, which end the study")
+        _, status = run_plan(plan)
     except ConfigError as error:  # found only in the stored study, such as another space
         print_line(explain(error, list(command.hydra.overrides.task)) or str(error))
         status = _EXIT_REFUSED

@@ -11,7 +11,7 @@ import optuna
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.studies.definition.plan import Plan, make_plan
 
-__all__ = ["QUICK", "left_by", "plan_of", "started", "trials_of"]
+__all__ = ["QUICK", "left_by", "plan_of", "quick", "started", "trials_of"]
 
 QUICK = (
     "study=default", "epsilon=interval(0.05,0.5)", "study.name=quick", "study.num_workers=2",
@@ -19,11 +19,17 @@ QUICK = (
 )  # fmt: skip
 
 
+def quick(*overrides: str) -> list[str]:
+    """Return the quick study's overrides, each replaced by one of ``overrides`` for its key."""
+    keys = {override.partition("=")[0] for override in overrides}
+    return [*(text for text in QUICK if text.partition("=")[0] not in keys), *overrides]
+
+
 def started(folder, *overrides, **environment):
     """Start the quick study in ``folder``; the process leads a session of its own."""
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-m", "ppo_lab", *QUICK, *overrides],
+        [sys.executable, "-m", "ppo_lab", *quick(*overrides)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -56,7 +62,7 @@ def plan_of(*overrides) -> Plan:
     plans = []
     register()
     check_jobs(
-        [*QUICK, *overrides],
+        quick(*overrides),
         is_multirun=False,
         config_dir=None,
         config_name=None,

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.kill_study import kill_study, processes_of
 from ppo_lab.tracking import read_metrics, read_summary
 from tests.helpers.engine import commanded
-from tests.helpers.studies import QUICK, left_by, started, trials_of
+from tests.helpers.studies import QUICK, left_by, quick, started, trials_of
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="counts processes in /proc")
 
@@ -63,7 +63,7 @@ def test_another_space_is_refused_with_the_difference(study, monkeypatch, capsys
     folder, _ = study
     monkeypatch.chdir(folder)
     overrides = ("study.num_seeds=2", "seed=5", "epsilon=interval(0.05,0.9)")
-    assert commanded(monkeypatch, *QUICK, *overrides) == 2
+    assert commanded(monkeypatch, *quick(*overrides)) == 2
     assert "interval(0.05,0.5) -> interval(0.05,0.9)" in capsys.readouterr().err
     assert len(trials_of(folder)) == 4
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppo_lab.config.study import Aggregate
-from ppo_lab.utils.errors import ConfigError, closest_match
+from ppo_lab.utils.errors import ConfigError, did_you_mean
 
 __all__ = ["Constraint", "Objective", "parse_constraints", "parse_objectives", "quantity"]
 __all__ += ["aggregate_seeds", "check_measured", "forecast_limit_gib", "is_forecast", "is_measured"]
@@ -220,8 +220,7 @@ def _parse_constraint(text: str) -> Constraint:
 def _check_key(where: str, key: str, text: str) -> None:
     """Raise ``ConfigError`` unless ``key`` is a number of a run's summary."""
     if key not in _KNOWN:
-        close = closest_match(key, _KNOWN)
-        hint = f"; did you mean {close}?" if close else ", such as final_return or wall_time_s"
+        hint = did_you_mean(key, _KNOWN) or ", such as final_return or wall_time_s"
         raise ConfigError(where, text, f"{key} is no number of a run's summary.json{hint}")
 
 

@@ -96,17 +96,24 @@ class Parameter:
             return None
         return int(value) if isinstance(d, IntDistribution) else float(value)
 
+    @property
+    def num_values(self) -> int | None:
+        """Number of values; None for an interval of real numbers or on a log scale."""
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return len(d.choices)
+        return None if d.log or d.step is None else round((d.high - d.low) / d.step) + 1
+
     def grid(self) -> tuple[Choice, ...] | None:
         """Return all values; None for an interval of real numbers or on a log scale."""
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
             return cast("tuple[Choice, ...]", d.choices)
-        if d.log or d.step is None:
+        if (num_values := self.num_values) is None:
             return None
         if isinstance(d, IntDistribution):
             return tuple(range(d.low, d.high + 1, d.step))
         low, step = Decimal(repr(d.low)), Decimal(repr(d.step))
-        num_values = round((d.high - d.low) / d.step) + 1
         return tuple(float(low + i * step) for i in range(num_values))
 
     def probes(self) -> tuple[Choice, ...]:

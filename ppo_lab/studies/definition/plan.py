@@ -29,7 +29,7 @@ from ppo_lab.studies.definition.objective import (
     parse_objectives,
 )
 from ppo_lab.studies.definition.parameter import Choice, Point
-from ppo_lab.studies.definition.samplers import check_pruner, check_sampler
+from ppo_lab.studies.definition.samplers import check_pruner, check_sampler, grid_total
 from ppo_lab.studies.definition.space import Space, read_space, split_overrides
 from ppo_lab.studies.definition.storage_url import storage_url
 from ppo_lab.utils.errors import ConfigError
@@ -208,16 +208,16 @@ def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
     space = read_space(texts, conditions, base)
     name = study.name if study.name != "auto" else _auto_name(command, fixed)
     folder = _STUDIES / name
-    starts = [space.read_point(point, base) for point in study.enqueue]
+    starts = (space.defaults(base), *(space.read_point(point, base) for point in study.enqueue))
     return Plan(
-        study=study,
+        study=replace(study, num_trials=grid_total(study, space, starts)),
         name=name,
         folder=folder,
         url=storage_url(study.storage, folder),
         base=base,
         config=base.config(),
         space=space,
-        starts=(space.defaults(base), *starts),
+        starts=starts,
         objectives=parse_objectives(
             study.objective, study.direction, study.aggregate, study.num_seeds
         ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import math
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,8 @@ from ppo_lab.studies.definition.pruning import ConfidencePruner
 from ppo_lab.studies.definition.space import Space
 from ppo_lab.utils.errors import ConfigError, did_you_mean
 
-__all__ = ["build_pruner", "build_sampler", "check_pruner", "check_sampler", "mixed_seed"]
+__all__ = ["build_pruner", "build_sampler", "check_pruner", "check_sampler", "grid_total"]
+__all__ += ["mixed_seed"]
 
 _SAMPLERS = "optuna.samplers."
 _PRUNERS = "optuna.pruners."
@@ -42,6 +44,7 @@ _REFUSED = {
     "WilcoxonPruner": "compares seed by seed, and with 3 seeds cannot reach p < 0.1",
 }
 
+_MOST_POINTS = 100_000  # of a grid, listed in memory
 _SHARED_SEED = {"GridSampler", "QMCSampler"}  # one sequence for all workers and restarts
 
 _OF_RUN = {  # shares of a run in YAML, environment steps for Optuna
@@ -51,11 +54,34 @@ _OF_RUN = {  # shares of a run in YAML, environment steps for Optuna
 }
 
 
-class _EndlessGridSampler(GridSampler):
-    """Optuna's grid without its call of ``study.stop``, which raises outside ``optimize``."""
+class _OnceGridSampler(GridSampler):
+    """Optuna's grid without points that are enqueued, and without its call of ``study.stop``.
+
+    Optuna runs a point of the grid again if it was enqueued, as our defaults are.
+    """
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Give ``trial`` the next free point; the store's lock keeps others from taking it."""
+        if {"grid_id", "fixed_params"} & trial.system_attrs.keys():
+            return
+        taken = set(map(self._point, study.get_trials(deepcopy=False)))
+        ids = range(len(self._all_grids))
+        free = (i for i in ids if i not in taken and self._all_grids[i] not in taken)
+        study._storage.set_trial_system_attr(trial._trial_id, "search_space", self._search_space)
+        grid_id = next(free, trial.number % len(ids))  # the same again only in a changed space
+        study._storage.set_trial_system_attr(trial._trial_id, "grid_id", grid_id)
+
+    def _point(self, trial: FrozenTrial) -> object:
+        """Return the index of a trial's point in this grid, or its values if it was enqueued."""
+        attrs = trial.system_attrs
+        if "grid_id" in attrs:
+            is_ours = self._same_search_space(attrs["search_space"])
+            return attrs["grid_id"] if is_ours else None
+        params = attrs.get("fixed_params", {})
+        return tuple(params.get(name) for name in self._param_names)
 
     def after_trial(self, *_: object) -> None:
-        """Do nothing: a study ends at its total of trials."""
+        """Do nothing: a study ends at its total of trials, see ``grid_total``."""
 
 
 class _PrunedGpSampler(GPSampler):
@@ -121,7 +147,7 @@ def build_sampler(study: StudyConfig, space: Space, worker: str, num_trials: int
         seed = mixed_seed(seed, worker, num_trials)
     if name == "GridSampler":
         grid = {p.key: list(p.grid() or ()) for p in space.parameters}
-        return _EndlessGridSampler(grid, seed=seed)
+        return _OnceGridSampler(grid, seed=seed)
     return cast(BaseSampler, _build(node, "study.sampler", _SAMPLERS, seed=seed))
 
 
@@ -132,16 +158,18 @@ def check_sampler(
     num_objectives: int,
 ) -> None:
     """Raise ``ConfigError`` unless the sampler can search ``space`` after the points ``starts``."""
-    node, num_trials = study.sampler, study.num_trials
+    node = study.sampler
     name = _class_name(node, "study.sampler", _SAMPLERS)
     if name == "CmaEsSampler":
         _check_cmaes(space, num_objectives)
     elif name == "GridSampler":
-        _check_grid(space, num_trials, starts)
+        _check_grid(space, starts)
     elif name in {"NSGAIISampler", "NSGAIIISampler"}:
         population = node.get("population_size", 50)
-        if population >= num_trials:
-            allowed = f"all {num_trials} trials would be drawn at random; must be below num_trials"
+        if population >= study.num_trials:
+            allowed = (
+                f"all {study.num_trials} trials would be drawn at random; must be below num_trials"
+            )
             raise ConfigError("study.sampler.population_size", population, allowed)
     build_sampler(study, space, worker="", num_trials=0)
 
@@ -156,23 +184,33 @@ def _check_cmaes(space: Space, num_objectives: int) -> None:
         raise refusal("needs two numbers to vary or more; take tpe")
 
 
-def _check_grid(space: Space, num_trials: int, starts: Sequence[Point | None]) -> None:
+def grid_total(study: StudyConfig, space: Space, starts: Sequence[Point | None]) -> int:
+    """Return the number of trials after which a grid search has run every point; else num_trials.
+
+    Of the points to run first, those outside the grid and repeated ones come on top.
+    """
+    nums = [parameter.num_values for parameter in space.parameters]
+    if study.sampler.get("_target_") != f"{_SAMPLERS}GridSampler" or None in nums:
+        return study.num_trials
+    inside = {tuple(sorted(start.items())) for start in starts if start is not None}
+    most = math.prod(num for num in nums if num is not None) + len(starts) - len(inside)
+    return min(study.num_trials, most)
+
+
+def _check_grid(space: Space, starts: Sequence[Point | None]) -> None:
     refusal, num_points = partial(ConfigError, "study/sampler", "grid"), 1
     for p in space.parameters:
-        if (values := p.grid()) is None:
+        if p.num_values is None:
             raise refusal(f"{p.key}={p.text} has no grid; use choice or range")
         if p.conditions:
             raise refusal(f"{p.key} is conditional, and a grid is not; take tpe")
-        num_points *= len(values)
+        num_points *= p.num_values
+    if num_points > _MOST_POINTS:
+        raise refusal(f"has {num_points:,} points; at most {_MOST_POINTS:,}, or take tpe")
     for start in starts:
         if start is not None and len(start) < len(space.parameters):
             allowed = "sampler grid needs every key of the space in an enqueued point"
             raise ConfigError("study.enqueue", start, allowed)
-    num_starts = len(starts)
-    most = num_points + num_starts
-    if num_trials > most:
-        allowed = f"the grid has {num_points} points; with {num_starts} more, {most} at most"
-        raise ConfigError("study.num_trials", num_trials, allowed)
 
 
 def build_pruner(node: Mapping[str, Any], *, confidence: float, total_steps: int) -> BasePruner:
@@ -204,7 +242,7 @@ def check_pruner(study: StudyConfig, total_steps: int, num_objectives: int) -> N
     if num_objectives > 1 and name != "NopPruner":
         allowed = (
             "Optuna prunes by one objective only; use study/pruner=none, or make the others "
-            "constraints: study.constraints=[peak_vram_gib <= 8]"
+            "constraints: 'study.constraints=[\"peak_vram_gib <= 8\"]'"
         )
         raise ConfigError("study/pruner", name, allowed)
     build_pruner(study.pruner, confidence=study.prune_confidence, total_steps=total_steps)

@@ -24,10 +24,11 @@ def storage_url(storage: str, folder: Path) -> URL:
     if storage == "auto":
         storage = os.environ.get(STORAGE_VARIABLE, "") or f"sqlite:///{folder / 'study.db'}"
     allowed = "must be auto, sqlite:///file or postgresql://user@host/database"
+    # The value may hold a password, and so may what was typed, which would be shown for it.
     try:
         url = make_url(storage)
-    except ArgumentError:
-        raise ConfigError(key, REDACTED, allowed) from None  # the value may hold a password
+    except (ArgumentError, ValueError):  # such as a port that is no number
+        raise ConfigError(key, REDACTED, allowed) from None
     if url.get_backend_name() == "sqlite" and url.database:
         return url
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
@@ -35,9 +36,9 @@ def storage_url(storage: str, folder: Path) -> URL:
             import psycopg  # noqa: F401
         except ImportError:
             allowed = "needs a driver: pip install 'ppo_lab[postgres]'"
-            raise ConfigError(key, masked(url), allowed) from None
+            raise ConfigError(key, REDACTED, allowed) from None
         return url.set(drivername="postgresql+psycopg")
-    raise ConfigError(key, masked(url), allowed)
+    raise ConfigError(key, REDACTED, f"{allowed}, not {url.get_backend_name()}")
 
 
 def masked(url: URL) -> str:

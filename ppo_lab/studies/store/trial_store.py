@@ -60,8 +60,6 @@ class Claim:
     """Number of earlier trials with the same parameters; this one runs with other seeds."""
     reported_step: int
     """Last step reported by an earlier attempt, which was not pruned there."""
-    former: Path | None
-    """Folder of the last attempt, with its checkpoints, if it can be read on this machine."""
     result: Result | None
     """Final result of an earlier attempt whose parent died; the trial need not run again."""
 
@@ -192,8 +190,8 @@ class TrialStore:
             earlier = [t.user_attrs.get(_REPEAT) for t in trials if _has_run(t, trial, params)]
             repeat = max((number or 0 for number in earlier), default=-1) + 1
             trial.set_user_attr(_REPEAT, repeat)
-        former = Path(attrs["folder"]) if "folder" in attrs else None
-        result = read_result(former) if former else None
+        folder = attrs.get("folder")
+        result = read_result(Path(folder)) if folder else None
         # Counted before the attempt starts, which may take its machine down.
         attempt = attrs.get("attempt", 0) + 1
         trial.set_user_attr("attempt", attempt)
@@ -205,7 +203,6 @@ class TrialStore:
             params=params,
             attempt=attempt,
             repeat=repeat,
-            former=former if former is not None and former.is_dir() else None,
             reported_step=self._database.storage.get_trial(trial._trial_id).last_step or 0,
             result=result if result is not None and result.is_final else None,
         )

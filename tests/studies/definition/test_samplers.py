@@ -92,18 +92,33 @@ def test_every_sampler_searches_without_a_warning(path, finite, mixed):
 
 
 def test_a_grid_is_walked_once_by_two_workers_and_a_restart(finite):
-    # 3 epsilons x 4 epoch counts x 2 gammas = 24 points; trial 0 is the default, not sampled.
+    # 3 epsilons x 4 epoch counts x 2 gammas = 24 points; trial 0, the defaults, is one of them.
     study = optuna.create_study()
     study.enqueue_trial({"epsilon": 0.2, "num_epochs": 1, "gamma": 0.9})
     seen = []
-    for number in range(25):
+    for number in range(24):
         study.sampler = build(
             sampler_node("grid"), finite, worker=f"w{number % 2}", num_trials=number
         )
         trial = study.ask()
         seen.append(tuple(finite.sample(trial).values()))
         study.tell(trial, 0.0)  # Optuna's own grid would raise at the last point
-    assert len(set(seen[1:])) == 24
+    assert seen[0] == (0.2, 1, 0.9)
+    assert len(set(seen)) == 24
+
+
+@pytest.mark.parametrize(
+    ("starts", "total"),
+    [([OUTSIDE], 25), ([{"epsilon": 0.1, "num_epochs": 1, "gamma": 0.9}] * 2, 25), ([], 24)],
+)
+def test_a_grid_ends_once_every_point_has_run(finite, starts, total):
+    def total_of(name, num_trials):
+        study = StudyConfig(sampler=sampler_node(name), num_trials=num_trials)
+        return samplers.grid_total(study, finite, starts)
+
+    assert total_of("grid", 50) == total
+    assert total_of("grid", 10) == 10
+    assert total_of("random", 50) == 50
 
 
 def test_a_restart_does_not_sample_the_first_trials_again(mixed):
@@ -226,7 +241,7 @@ def test_an_argument_may_itself_be_a_sampler(mixed):
     ("name", "space", "num_trials", "num_objectives", "reason"),
     [
         ("grid", {"lr": "interval(1e-5, 1e-3)"}, 5, 1, "has no grid"),
-        ("grid", {"num_epochs": "range(1, 5)"}, 7, 1, "the grid has 4 points; with 2 more, 6"),
+        ("grid", {"epsilon": "range(0.1, 0.2, 1e-9)"}, 5, 1, "has 100,000,000 points; at most"),
         ("cmaes", {"lr": "interval(1e-5, 1e-3)"}, 5, 1, "two numbers"),
         ("cmaes", {"lr": "interval(0.1, 1)", "gamma": "interval(0.9, 1)"}, 5, 2, "one objective"),
         ("nsga2", {"lr": "interval(1e-5, 1e-3)"}, 20, 2, "must be below num_trials"),

@@ -1,6 +1,7 @@
-"""Several machines on one PostgreSQL, which goes away in the middle."""
+"""Several machines on one PostgreSQL."""
 
 import contextlib
+import dataclasses
 import time
 from types import SimpleNamespace
 
@@ -15,8 +16,10 @@ from ppo_lab.studies.store import lease
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import is_outage
+from ppo_lab.utils.errors import ConfigError
+from tests.helpers.engine import FormulaPool, ended
 from tests.helpers.postgres_server import why_not
-from tests.helpers.studies import left_by, started, trials_of
+from tests.helpers.studies import plan_of
 
 pytestmark = [
     pytest.mark.postgres,
@@ -29,32 +32,25 @@ def database(server, folder):
     return Database(storage_url(server.url, folder), folder)
 
 
-def test_two_machines_run_the_exact_total_though_the_server_is_away_in_the_middle(server, tmp_path):
-    machines = [
-        started(tmp_path / name, "study.num_trials=8", "study.num_workers=1",
-                PPO_LAB_STORAGE=server.url)
-        for name in ("a", "b")
-    ]  # fmt: skip
-    runs = [tmp_path / name / "outputs" / "studies" / "quick" / "trials" for name in ("a", "b")]
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not all(list(path.glob("*")) for path in runs):
-        time.sleep(0.1)
-    server.stop()
-    time.sleep(20)
-    server.start()
-    shown = [left_by(machine) for machine in machines]
-    assert any("storage is away" in text for text in shown)
-    trials = trials_of(tmp_path, server.url.replace("postgresql:", "postgresql+psycopg:"))
-    assert [trial.number for trial in trials] == list(range(8))
-    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
-    # Each trial ran once, in one of the two folders.
-    folders = [{path.name for path in run.iterdir()} for run in runs]
-    assert folders[0] | folders[1] == {f"{number:04}" for number in range(8)}
-    assert not folders[0] & folders[1]
-    assert not list(tmp_path.rglob("attempt_*"))
-    for path in tmp_path.rglob("*"):
-        assert not path.is_file() or server.password.encode() not in path.read_bytes(), path
-    assert not any(server.password in text for text in shown)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"password": "wrong"}, "password authentication failed"),
+        ({"database": "nowhere"}, 'database "nowhere" does not exist'),
+        ({"host": "nowhere.invalid"}, "nowhere.invalid"),
+    ],
+)
+def test_what_no_waiting_mends_is_refused_at_once_in_the_servers_words(
+    server, tmp_path, monkeypatch, change, words
+):
+    monkeypatch.chdir(tmp_path)
+    plan = plan_of("tracking.terminal=none")
+    url = storage_url(server.url, plan.folder).set(**change)
+    begun_s = time.monotonic()
+    with pytest.raises(ConfigError, match=rf"study.storage=\.\.\.: .*{words}") as refused:
+        ended(dataclasses.replace(plan, url=url), FormulaPool())
+    assert time.monotonic() - begun_s < 10.0
+    assert server.password not in str(refused.value)
 
 
 @pytest.fixture
