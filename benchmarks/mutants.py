@@ -125,6 +125,8 @@ def _places(tree: ast.AST, body: range | None = None) -> Iterator[_Place]:
             inner = body
             if isinstance(node, ast.FunctionDef) and body is None:
                 inner = range(node.body[0].lineno, (node.end_lineno or 0) + 1)
+            if isinstance(node, ast.arguments):  # defaults are computed at the definition
+                inner = None
             yield from _places(node, inner)
 
 
@@ -197,17 +199,25 @@ def _other_constants(value: object) -> list[object]:
 # Putting a mutant in place, in a process of its own
 
 
-def apply(mutant: Mutant) -> None:
+def functions_of(module: str) -> list[types.FunctionType]:
+    """Return every function that the imported module has defined so far."""
+    names = vars(importlib.import_module(module))
+    every = gc.get_objects()
+    return [f for f in every if isinstance(f, types.FunctionType) and f.__globals__ is names]
+
+
+def apply(mutant: Mutant, functions: Sequence[types.FunctionType]) -> None:
     """Give the imported module's functions, classes and constants the mutant's code and values."""
     module = importlib.import_module(mutant.module)
     path = str(module.__file__)
     code = compile(mutant.tree, path, "exec")
     codes = {(c.co_qualname, c.co_firstlineno): c for c in _codes(code)}
-    for function in gc.get_objects():
-        if isinstance(function, types.FunctionType) and function.__globals__ is vars(module):
-            new = codes.get((function.__code__.co_qualname, function.__code__.co_firstlineno))
-            if new is not None and new.co_freevars == function.__code__.co_freevars:
-                function.__code__ = new
+    for function in functions:
+        new = codes.get((function.__code__.co_qualname, function.__code__.co_firstlineno))
+        if new is not None and new.co_freevars == function.__code__.co_freevars:
+            function.__code__ = new
+    if mutant.body is not None:
+        return
     scratch = types.ModuleType(mutant.module)
     scratch.__dict__.update({"__file__": path, "__package__": mutant.module.rpartition(".")[0]})
     sys.modules[mutant.module] = scratch  # dataclasses look their module up
@@ -263,13 +273,18 @@ class Runner:
         """Run all tests once, to learn which functions each calls; then all mutants."""
         lines, seconds = self._watch(session)
         quick = [i for i, second in enumerate(seconds) if second < _SLOWEST_S]
-        quick.sort(key=seconds.__getitem__)
         mutants = [mutant for module in self.modules for mutant in mutants_of(module)]
         print(f"{len(mutants)} mutants; {len(quick)} of {len(seconds)} tests are quick, "
               f"{sum(seconds[i] for i in quick):.0f} s", flush=True)  # fmt: skip
+        functions = {module: functions_of(module) for module in self.modules}
+        kills: Counter[int] = Counter()
         for number, mutant in enumerate(mutants[: self.limit], 1):
-            fate = self._fate(session, mutant, [i for i in quick if _runs(lines[i], mutant)])
+            # First what has noticed others: a second of tests decides nearly every mutant.
+            quick.sort(key=lambda i: (-kills[i], seconds[i]))
+            callers = [i for i in quick if _runs(lines[i], mutant)]
+            fate, killer = self._fate(session, mutant, functions[mutant.module], callers)
             self.counts[fate] += 1
+            kills.update(killer)
             if fate == "survived":
                 self.survivors.append(mutant)
             if fate == "survived" or number % 50 == 0:
@@ -297,27 +312,46 @@ class Runner:
                     lines[int(context)].setdefault(file, set()).add(line)
         return lines, seconds
 
-    def _fate(self, session: pytest.Session, mutant: Mutant, callers: Sequence[int]) -> str:
-        """Run the tests of ``callers`` on ``mutant`` in a child: killed, survived or too slow."""
+    def _fate(
+        self,
+        session: pytest.Session,
+        mutant: Mutant,
+        functions: Sequence[types.FunctionType],
+        callers: Sequence[int],
+    ) -> tuple[str, list[int]]:
+        """Run tests on ``mutant`` in a child; return what became of it, and the test to thank."""
         sys.stdout.flush()
+        receiver, sender = os.pipe()
         pid = os.fork()
         if pid == 0:
+            os.close(receiver)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
-            os._exit(_child(session, mutant, callers))
+            os._exit(_child(session, mutant, functions, callers, sender))
+        os.close(sender)
+        with os.fdopen(receiver) as answers:
+            killer = [int(line) for line in answers]
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        return {0: "survived", -signal.SIGALRM: "killed by the clock"}.get(status, "killed")
+        fate = {0: "survived", -signal.SIGALRM: "killed by the clock"}.get(status, "killed")
+        return fate, killer
 
 
-def _child(session: pytest.Session, mutant: Mutant, callers: Sequence[int]) -> int:
+def _child(
+    session: pytest.Session,
+    mutant: Mutant,
+    functions: Sequence[types.FunctionType],
+    callers: Sequence[int],
+    sender: int,
+) -> int:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(_TIMEOUT_S)
     try:
-        apply(mutant)
+        apply(mutant, functions)
         for i in callers:
             item = session.items[i]
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             if session.testsfailed:
+                os.write(sender, f"{i}\n".encode())
                 return 1
     except BaseException:  # whatever breaks, it was noticed
         return 1
@@ -358,6 +392,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "-x",
                 "-p",
                 "no:cacheprovider",
+                "-p",
+                "no:terminal",
                 "-m",
                 "not slow",
                 "--deselect",
