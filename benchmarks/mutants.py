@@ -325,8 +325,7 @@ class Runner:
         pid = os.fork()
         if pid == 0:
             os.close(receiver)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.dup2(1, 2)
+            session.config.pluginmanager.unregister(name="terminalreporter")
             os._exit(_child(session, mutant, functions, callers, sender))
         os.close(sender)
         with os.fdopen(receiver) as answers:
@@ -392,8 +391,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "-x",
                 "-p",
                 "no:cacheprovider",
-                "-p",
-                "no:terminal",
                 "-m",
                 "not slow",
                 "--deselect",
