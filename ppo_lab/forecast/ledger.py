@@ -62,6 +62,7 @@ class Ledger(TorchDispatchMode):
         self.host_peak = HostBytes(0, 0)
         """The most host memory at once, in any phase."""
         self._network: str | None = None
+        self._is_in_forward = False  # of a module, for a backward pass
         self.doing: str | None = None
         """Name of what runs now, unless it is a forward or a backward pass."""
         self._phase: str | None = None
@@ -140,10 +141,10 @@ class Ledger(TorchDispatchMode):
         """Attribute activations of ``module`` to ``network``; return what removes the hooks."""
 
         def begin(*_: object) -> None:
-            self._network = network
+            self._network, self._is_in_forward = network, torch.is_grad_enabled()
 
         def end(*_: object) -> None:
-            self._network = None
+            self._network, self._is_in_forward = None, False
 
         before = module.register_forward_pre_hook(begin)
         after = module.register_forward_hook(end, always_call=True)
@@ -178,7 +179,9 @@ class Ledger(TorchDispatchMode):
 
     def _new_allocation(self, storage: torch.UntypedStorage, inputs: list[Tensor]) -> Allocation:
         in_backward = _in_backward()
-        needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        # Within a Python autograd function, as ``quick_tanh`` is one, torch records no gradients.
+        is_recorded = self._is_in_forward or torch.is_grad_enabled()
+        needs_grad = is_recorded and any(tensor.requires_grad for tensor in inputs)
         is_result = all(tensor.untyped_storage() is not storage for tensor in inputs)  # no view
         key = MemoryKey(Category.workspace)
         if is_result and (in_backward or needs_grad):

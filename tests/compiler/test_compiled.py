@@ -21,6 +21,7 @@ from ppo_lab.ppo.losses import ClipRange
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils import torch_private
 from ppo_lab.utils.errors import ConfigError
+from tests.helpers.against_reference import check_lane_keys
 from tests.helpers.compiled import (
     KINDS,
     SMALL,
@@ -60,12 +61,16 @@ def test_a_rollout_and_twenty_gradient_steps_on_it_agree_when_compiled(monkeypat
     names = {path.name.partition("-")[0] for path in folder.glob("*.pt2")}
     assert names >= {"after_update", "rollout_values", "gradient_step", "steps"}
     check_replacement(compiled, plain)
+    check_lane_keys(compiled, atol=1e-5, options=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("traced_only")
 def test_a_rollout_and_twenty_gradient_steps_on_it_agree_when_traced(kind):
-    check_agreement(*pair_of(*KINDS[kind]))
+    compiled, plain = pair_of(*KINDS[kind])
+    check_agreement(compiled, plain)
+    if kind == "every option":
+        check_lane_keys(compiled, atol=1e-5, options=True)
 
 
 def state_of(trainer):

@@ -11,15 +11,39 @@ import pytest
 import torch
 from torch import Tensor
 
+from ppo_lab.config.lanes import LANE_KEYS
 from ppo_lab.config.run import Config
 from ppo_lab.envs.base import ContinuousActions
 from ppo_lab.ppo.rollout import Rollout
 from ppo_lab.training.trainer import Trainer
 from tests.helpers.reference import Keys, Reference
 
-__all__ = ["at_defaults", "check_iteration", "differing", "made_up_rollout", "of_lane", "with_keys"]
+__all__ = [
+    "CHANGES",
+    "OF_LANES",
+    "check_lane_keys",
+    "at_defaults",
+    "check_iteration",
+    "differing",
+    "made_up_rollout",
+    "of_lane",
+    "with_keys",
+]
 
+_SIZES = ("num_envs", "num_steps", "num_epochs", "num_minibatches", "total_steps")
+_OPTIONS = {"value_epsilon", "dual_clip", "target_kl"}
 _KEYS = {field.name for field in dataclasses.fields(Keys)} - {"activation"}
+# One key changed from its default at a time; each must change what the reference says.
+CHANGES = [
+    {"epsilon": 0.05}, {"epsilon": None}, {"epsilon_high": 0.5}, {"epsilon_schedule": "linear"},
+    {"dual_clip": 1.1}, {"value_epsilon": 0.1}, {"target_kl": 0.016}, {"lr": 1e-3},
+    {"lr_schedule": "linear"}, {"adam_eps": 1e-2}, {"max_grad_norm": 0.05}, {"max_grad_norm": None},
+    {"separate_grad_clip": True}, {"gamma": 0.5}, {"gae_lambda": 0.3},
+    {"bootstrap_truncated": False}, {"num_epochs": 4}, {"num_minibatches": 4},
+    {"advantage_normalization": "rollout"}, {"advantage_normalization": "none"},
+    {"entropy_coef": 2.0}, {"value_coef": 2.0},
+]  # fmt: skip
+OF_LANES = [change for change in CHANGES if LANE_KEYS.issuperset(change)]
 _NOT_OURS = ("time/", "perf/", "charts/SPS")  # of the machine, not of the algorithm
 
 
@@ -129,6 +153,21 @@ def check_iteration(
         _check_state(trainer, lane, reference, atol)
         expected.append(metrics)
     return expected
+
+
+def check_lane_keys(trainer: Trainer, *, atol: float, options: bool) -> None:
+    """Refill the two lanes of ``trainer`` with each key of a lane at another value.
+
+    Without ``options`` no lane gets an option that the stack had not: for it another program would
+    be compiled.
+    """
+    base = at_defaults(trainer.config, **{name: getattr(trainer.config, name) for name in _SIZES})
+    keys = {name: getattr(base, name) for name in _KEYS.intersection(_SIZES)}
+    changes = [c for c in OF_LANES if options or not _OPTIONS.intersection(c)]
+    for number, pair in enumerate(zip(changes, reversed(changes))):
+        trainer.replace_lanes({lane: with_keys(base, change) for lane, change in enumerate(pair)})
+        references = [of_lane(trainer, lane, keys | change) for lane, change in enumerate(pair)]
+        check_iteration(trainer, references, 100 * number, atol=atol)
 
 
 def _check_record(record: Any, reference: Reference, metrics: dict[str, float], atol: float):

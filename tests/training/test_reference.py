@@ -9,10 +9,11 @@ import functools
 import pytest
 import torch
 
-from ppo_lab.config.lanes import LANE_KEYS
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.training.trainer import Trainer
 from tests.helpers.against_reference import (
+    CHANGES,
+    OF_LANES,
     at_defaults,
     check_iteration,
     differing,
@@ -33,17 +34,6 @@ EVERY_KEY = {
     "bootstrap_truncated": False, "advantage_normalization": "rollout", "entropy_coef": 0.02,
     "value_coef": 0.7, **RUN, "num_epochs": 3,
 }  # fmt: skip
-# One key changed from its default at a time; each must change what the reference says.
-CHANGES = [
-    {"epsilon": 0.05}, {"epsilon": None}, {"epsilon_high": 0.5}, {"epsilon_schedule": "linear"},
-    {"dual_clip": 1.1}, {"value_epsilon": 0.1}, {"target_kl": 0.016}, {"lr": 1e-3},
-    {"lr_schedule": "linear"}, {"adam_eps": 1e-2}, {"max_grad_norm": 0.05}, {"max_grad_norm": None},
-    {"separate_grad_clip": True}, {"gamma": 0.5}, {"gae_lambda": 0.3},
-    {"bootstrap_truncated": False}, {"num_epochs": 4}, {"num_minibatches": 4},
-    {"advantage_normalization": "rollout"}, {"advantage_normalization": "none"},
-    {"entropy_coef": 2.0}, {"value_coef": 2.0},
-]  # fmt: skip
-OF_LANES = [change for change in CHANGES if LANE_KEYS.issuperset(change)]
 IN_PARTS = ("memory.num_micro_batches=4", "memory.rollout_place=host")
 
 

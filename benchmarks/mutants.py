@@ -1,0 +1,412 @@
+"""``python -m benchmarks.mutants [NAME ...]``: do the tests notice one changed operation?
+
+A mutant is the package with one small change: another comparison, another operation, another
+constant, a negated condition, a dropped argument, a dropped statement. It *survives* if every quick
+test that runs the changed function passes. The tests are collected once; each mutant is a forked
+child in which the changed functions get new code, so it costs its tests, not an import of torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import dataclasses
+import gc
+import importlib
+import os
+import signal
+import sys
+import time
+import types
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import coverage
+import pytest
+import torch
+
+from benchmarks.result_page import publish, table
+
+__all__ = ["TARGETS", "Mutant", "main", "mutants_of"]
+
+_ROOT = Path(__file__).resolve().parent.parent
+_TIMEOUT_S = 300
+_SLOWEST_S = 0.7  # tests that take longer are left out
+_LOOP = (
+    "tests/ppo", "tests/training/test_reference.py", "tests/training/test_recorder.py",
+    "tests/training/test_lanes.py", "tests/memory/test_strategies.py",
+)  # fmt: skip
+_SINGLE_KEYS = "tests/training/test_reference.py::test_a_key_changed_alone"
+TARGETS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "ppo": (
+        ["losses", "advantages", "diagnostics", "update", "adam", "rollout", "collector",
+         "after_update"],
+        _LOOP,
+    ),
+    "training": (
+        ["lane_values", "recorder", "scores", "trainer"],
+        [*_LOOP, "tests/training/test_scores.py", "tests/training/test_episodes.py",
+         "tests/training/test_refill.py"],
+    ),
+    "envs": (["running_stats"], ["tests/envs/test_running_stats.py"]),
+    "networks": (["distributions"], ["tests/networks", "tests/training/test_reference.py"]),
+    "studies.definition": (
+        ["objective", "pruning"],
+        [f"tests/studies/definition/test_{name}.py" for name in ("objective", "pruning")],
+    ),
+}  # fmt: skip
+"""Rooms: their modules, and the tests that may notice."""
+
+_COMPARISONS: dict[type[ast.cmpop], list[type[ast.cmpop]]] = {
+    ast.Lt: [ast.LtE, ast.GtE], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.LtE],
+    ast.GtE: [ast.Gt, ast.Lt], ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.Is: [ast.IsNot],
+    ast.IsNot: [ast.Is], ast.In: [ast.NotIn], ast.NotIn: [ast.In],
+}  # fmt: skip
+_OPERATIONS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+}  # fmt: skip
+_NAMES = {"min": "max", "minimum": "maximum", "amin": "amax", "any": "all", "exp": "log"}
+_NAMES |= {value: key for key, value in _NAMES.items()}
+_SAID_ONLY = ("_LOG", "log", "ConfigError", "ValueError", "assert")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one module."""
+
+    module: str
+    line: int
+    body: range | None
+    """Lines of the outermost function around it; None outside of functions."""
+    change: str
+    tree: ast.Module = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line}: {self.change}"
+
+
+def mutants_of(module: str) -> Iterator[Mutant]:
+    """Yield every mutant of a module of the package."""
+    tree = ast.parse(Path(_file_of(module)).read_text())
+    for body, parent, field, index, node in _places(tree):
+        for change, new in _changes(node):
+            _put(parent, field, index, ast.fix_missing_locations(ast.copy_location(new, node)))
+            mutated = copy.deepcopy(tree)
+            _put(parent, field, index, node)
+            yield Mutant(module, node.lineno, body, change, mutated)
+
+
+def _put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
+    if index is None:
+        setattr(parent, field, node)
+    else:
+        getattr(parent, field)[index] = node
+
+
+_Place = tuple[range | None, ast.AST, str, int | None, Any]
+
+
+def _places(tree: ast.AST, body: range | None = None) -> Iterator[_Place]:
+    """Yield what may be changed: lines of the enclosing function, parent, field, index, node."""
+    for field, value in ast.iter_fields(tree):
+        if field in ("annotation", "returns", "decorator_list", "bases", "type_comment"):
+            continue
+        for number, node in enumerate(value if isinstance(value, list) else [value]):
+            if not isinstance(node, ast.AST) or _is_said_only(node):
+                continue
+            if isinstance(node, ast.expr | ast.stmt):
+                yield body, tree, field, number if isinstance(value, list) else None, node
+            inner = body
+            if isinstance(node, ast.FunctionDef) and body is None:
+                inner = range(node.body[0].lineno, (node.end_lineno or 0) + 1)
+            if isinstance(node, ast.arguments):  # defaults are computed at the definition
+                inner = None
+            yield from _places(node, inner)
+
+
+def _is_said_only(node: ast.AST) -> bool:
+    """Return whether ``node`` only says something: docstrings, messages, lists of names."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return True
+    if isinstance(node, ast.Assert | ast.Raise | ast.Import | ast.ImportFrom):
+        return True
+    if isinstance(node, ast.Assign | ast.AugAssign):
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        return isinstance(target, ast.Name) and target.id == "__all__"
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        root = node.value.func
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        return isinstance(root, ast.Name) and root.id in _SAID_ONLY
+    return False
+
+
+def _changes(node: Any) -> Iterator[tuple[str, ast.AST]]:  # noqa: ANN401 - any node
+    """Yield the changes of one node: what is changed to what, and the new node."""
+    text = ast.unparse(node).partition("\n")[0][:60]
+
+    def to(**fields: Any) -> tuple[str, ast.AST]:  # noqa: ANN401
+        new = copy.copy(node)
+        for name, value in fields.items():
+            setattr(new, name, value)
+        ast.fix_missing_locations(new)
+        return f"`{text}` -> `{ast.unparse(new).partition(chr(10))[0][:60]}`", new
+
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        yield from (to(ops=[other()]) for other in _COMPARISONS[type(node.ops[0])])
+    elif isinstance(node, ast.BinOp | ast.AugAssign) and type(node.op) in _OPERATIONS:
+        yield to(op=_OPERATIONS[type(node.op)]())
+    elif isinstance(node, ast.BoolOp):
+        yield to(op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
+    elif isinstance(node, ast.UnaryOp) and not isinstance(node.operand, ast.Constant):
+        yield f"`{text}` -> `{ast.unparse(node.operand)[:60]}`", node.operand
+    elif isinstance(node, ast.If | ast.IfExp | ast.While):
+        yield to(test=ast.UnaryOp(ast.Not(), node.test))
+    elif isinstance(node, ast.Constant):
+        yield from (to(value=value) for value in _other_constants(node.value))
+    elif isinstance(node, ast.Call):
+        if node.args and not isinstance(node.args[-1], ast.Starred):
+            yield to(args=node.args[:-1])
+        for i, keyword in enumerate(node.keywords):
+            if keyword.arg is not None:
+                yield to(keywords=node.keywords[:i] + node.keywords[i + 1 :])
+    elif isinstance(node, ast.Attribute) and node.attr in _NAMES:
+        yield to(attr=_NAMES[node.attr])
+    elif isinstance(node, ast.Name) and node.id in _NAMES:
+        yield to(id=_NAMES[node.id])
+    if isinstance(node, ast.AugAssign) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    ):
+        yield f"`{text}` dropped", ast.Pass()
+
+
+def _other_constants(value: object) -> list[object]:
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1]
+    if isinstance(value, float):
+        return [value * 2.0 if value else 1.0]
+    return [f"{value}x"] if isinstance(value, str) else []
+
+
+# Putting a mutant in place, in a process of its own
+
+
+def functions_of(module: str) -> list[types.FunctionType]:
+    """Return every function that the imported module has defined so far."""
+    names = vars(importlib.import_module(module))
+    every = gc.get_objects()
+    return [f for f in every if isinstance(f, types.FunctionType) and f.__globals__ is names]
+
+
+def apply(mutant: Mutant, functions: Sequence[types.FunctionType]) -> None:
+    """Give the imported module's functions, classes and constants the mutant's code and values."""
+    module = importlib.import_module(mutant.module)
+    path = str(module.__file__)
+    code = compile(mutant.tree, path, "exec")
+    codes = {(c.co_qualname, c.co_firstlineno): c for c in _codes(code)}
+    for function in functions:
+        new = codes.get((function.__code__.co_qualname, function.__code__.co_firstlineno))
+        if new is not None and new.co_freevars == function.__code__.co_freevars:
+            function.__code__ = new
+    if mutant.body is not None:
+        return
+    scratch = types.ModuleType(mutant.module)
+    scratch.__dict__.update({"__file__": path, "__package__": mutant.module.rpartition(".")[0]})
+    sys.modules[mutant.module] = scratch  # dataclasses look their module up
+    try:
+        exec(code, vars(scratch))
+    finally:
+        sys.modules[mutant.module] = module
+    _copy_values(scratch, module)
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+_PLAIN = (bool, int, float, str, tuple, dict, list, set, frozenset, type(None))
+
+
+def _copy_values(new: Any, old: Any, users: Sequence[Any] = ()) -> None:  # noqa: ANN401
+    """Copy constants and defaults from one module or class to another."""
+    users = users or [m for name, m in sys.modules.items() if name.startswith(("ppo_lab", "tests"))]
+    for name, value in list(vars(new).items()):
+        before = vars(old).get(name)
+        if isinstance(value, types.FunctionType) and isinstance(before, types.FunctionType):
+            before.__defaults__, before.__kwdefaults__ = value.__defaults__, value.__kwdefaults__
+        elif isinstance(value, type) and value.__module__ == getattr(new, "__name__", ""):
+            if isinstance(before, type) and value is not before:
+                _copy_values(value, before, users)
+        elif type(value) in _PLAIN and not name.startswith("__") and value != before:
+            setattr(old, name, value)
+            if isinstance(old, types.ModuleType):
+                for user in users:
+                    if vars(user).get(name) is before and before is not None:
+                        setattr(user, name, value)
+
+
+# Running the tests
+
+
+@dataclass
+class Runner:
+    """pytest's plugin: after collection it runs every mutant's tests in forked children."""
+
+    modules: Sequence[str]
+    survivors: list[Mutant] = dataclasses.field(default_factory=list)
+    counts: Counter[str] = dataclasses.field(default_factory=Counter)
+    limit: int | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Run all tests once, to learn which functions each calls; then all mutants."""
+        lines, seconds = self._watch(session)
+        quick = [i for i, second in enumerate(seconds) if second < _SLOWEST_S]
+        mutants = [mutant for module in self.modules for mutant in mutants_of(module)]
+        print(f"{len(mutants)} mutants; {len(quick)} of {len(seconds)} tests are quick, "
+              f"{sum(seconds[i] for i in quick):.0f} s", flush=True)  # fmt: skip
+        functions = {module: functions_of(module) for module in self.modules}
+        kills: Counter[int] = Counter()
+        for number, mutant in enumerate(mutants[: self.limit], 1):
+            # First what has noticed others: a second of tests decides nearly every mutant.
+            quick.sort(key=lambda i: (-kills[i], seconds[i]))
+            callers = [i for i in quick if _runs(lines[i], mutant)]
+            fate, killer = self._fate(session, mutant, functions[mutant.module], callers)
+            self.counts[fate] += 1
+            kills.update(killer)
+            if fate == "survived":
+                self.survivors.append(mutant)
+            if fate == "survived" or number % 50 == 0:
+                print(f"{number}/{len(mutants)} {fate}: {mutant}", flush=True)
+        return True
+
+    def _watch(self, session: pytest.Session) -> tuple[list[dict[str, set[int]]], list[float]]:
+        """Run every test once; return which lines of the modules it runs, and its seconds."""
+        files = [_file_of(module) for module in self.modules]
+        seconds: list[float] = []
+        watch = coverage.Coverage(data_file=None, config_file=False, include=files)
+        watch.start()
+        for i, item in enumerate(session.items):
+            later = session.items[i + 1] if i + 1 < len(session.items) else None
+            watch.switch_context(str(i))
+            begin_s = time.process_time()
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=later)
+            seconds.append(time.process_time() - begin_s)
+        watch.stop()
+        assert not session.testsfailed, "the tests must pass without a mutant"
+        lines: list[dict[str, set[int]]] = [{} for _ in session.items]
+        for file in files:
+            for line, contexts in watch.get_data().contexts_by_lineno(file).items():
+                for context in filter(None, contexts):
+                    lines[int(context)].setdefault(file, set()).add(line)
+        return lines, seconds
+
+    def _fate(
+        self,
+        session: pytest.Session,
+        mutant: Mutant,
+        functions: Sequence[types.FunctionType],
+        callers: Sequence[int],
+    ) -> tuple[str, list[int]]:
+        """Run tests on ``mutant`` in a child; return what became of it, and the test to thank."""
+        sys.stdout.flush()
+        receiver, sender = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(receiver)
+            session.config.pluginmanager.unregister(name="terminalreporter")
+            os._exit(_child(session, mutant, functions, callers, sender))
+        os.close(sender)
+        with os.fdopen(receiver) as answers:
+            killer = [int(line) for line in answers]
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        fate = {0: "survived", -signal.SIGALRM: "killed by the clock"}.get(status, "killed")
+        return fate, killer
+
+
+def _child(
+    session: pytest.Session,
+    mutant: Mutant,
+    functions: Sequence[types.FunctionType],
+    callers: Sequence[int],
+    sender: int,
+) -> int:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_TIMEOUT_S)
+    try:
+        apply(mutant, functions)
+        for i in callers:
+            item = session.items[i]
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+            if session.testsfailed:
+                os.write(sender, f"{i}\n".encode())
+                return 1
+    except BaseException:  # whatever breaks, it was noticed
+        return 1
+    return 0
+
+
+def _file_of(module: str) -> str:
+    return str(_ROOT / (module.replace(".", "/") + ".py"))
+
+
+def _runs(lines: dict[str, set[int]], mutant: Mutant) -> bool:
+    """Return whether a test that runs ``lines`` runs the function that is changed."""
+    if mutant.body is None:
+        return _file_of(mutant.module) in lines
+    return not lines.get(_file_of(mutant.module), set()).isdisjoint(mutant.body)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the mutants of the named rooms; print the survivors."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="rooms or modules of TARGETS; default all")
+    parser.add_argument("--limit", type=int, help="only so many mutants of each room")
+    parser.add_argument("--write", action="store_true", help="save the page of results")
+    options = parser.parse_args(arguments)
+    rows, survivors = [], []
+    for room, (modules, tests) in TARGETS.items():
+        chosen = [
+            f"ppo_lab.{room}.{m}" for m in modules
+            if not options.names or room in options.names or m in options.names
+        ]  # fmt: skip
+        if not chosen:
+            continue
+        runner = Runner(chosen, limit=options.limit)
+        torch.set_num_threads(1)
+        pytest.main(
+            [
+                "-q",
+                "-x",
+                "-p",
+                "no:cacheprovider",
+                "-m",
+                "not slow",
+                "--deselect",
+                _SINGLE_KEYS,
+                *tests,
+            ],
+            [runner],
+        )
+        total, alive = runner.counts.total(), runner.counts["survived"]
+        rows.append([room, total, total - alive, alive, f"{100 * alive / max(1, total):.1f} %"])
+        survivors += runner.survivors
+    lines = "\n".join(f"- {mutant}" for mutant in survivors)
+    parts = [table(["room", "mutants", "noticed", "survived", "share"], rows), lines or "none"]
+    publish("mutants", "Mutants of the core", parts, write=options.write)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
