@@ -4,14 +4,12 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from ppo_lab.tracking import read_metrics
-from tests.helpers.commands import ppo_lab
+from tests.helpers.commands import ppo_lab, start
 
 GRID = (
     *("network=tiny", "num_envs=2", "num_steps=32", "num_epochs=1", "total_steps=256"),
@@ -21,11 +19,7 @@ GRID = (
 
 def grid(folder, *arguments):
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "ppo_lab", *GRID, *arguments, "-m"],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
-    )  # fmt: skip
+    return start(folder, *GRID, *arguments, "-m", OMP_NUM_THREADS="1")
 
 
 def summaries_in(folder):

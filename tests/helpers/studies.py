@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import optuna
 
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.studies.definition.plan import Plan, make_plan
+from tests.helpers import commands
 
 __all__ = ["QUICK", "left_by", "plan_of", "quick", "started", "trials_of"]
 
@@ -28,15 +25,8 @@ def quick(*overrides: str) -> list[str]:
 def started(folder, *overrides, **environment):
     """Start the quick study in ``folder``; the process leads a session of its own."""
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "ppo_lab", *quick(*overrides)],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
+    environment = {"OMP_NUM_THREADS": "1", **environment}
+    return commands.start(folder, *quick(*overrides), is_merged=True, **environment)
 
 
 def left_by(process, timeout_s=240):

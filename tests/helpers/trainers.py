@@ -6,14 +6,17 @@ import dataclasses
 import functools
 
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
-from ppo_lab.config.compose import check_jobs, register
+from ppo_lab.config.compose import Composer, load, register
 from ppo_lab.config.run import Config
 from ppo_lab.ppo.adam import LaneOptimizer
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import RolloutRows, lane_rows
 from ppo_lab.training.scores import History
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.paths import CONF_DIR
 
 CPU = torch.device("cpu")
 # compile=auto would call the C++ compiler for a stack whose runs are planned long.
@@ -27,10 +30,20 @@ torch.set_num_threads(1)  # as the runner does for networks of this size
 
 
 @functools.cache
+def default_composer() -> Composer:
+    """The composer of a command without words; it keeps what it has read."""
+    with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
+        command = compose("config", return_hydra_config=True)
+        return Composer(GlobalHydra.instance().config_loader(), command)
+
+
+@functools.cache
 def config(*overrides: str) -> Config:
-    """Return the config of ``python -m ppo_lab OVERRIDES``, on the CPU with a tiny network."""
-    jobs = check_jobs([*QUICK, *overrides], is_multirun=False, config_dir=None, config_name=None)
-    return jobs[0].config
+    """Return the config of ``python -m ppo_lab OVERRIDES``, on the CPU with a tiny network.
+
+    Composed like a job of a grid: the files of each choice of groups are read once.
+    """
+    return load(default_composer().run([*QUICK, *overrides]))
 
 
 def lanes_of(base: Config, *changes: dict) -> list[Config]:
