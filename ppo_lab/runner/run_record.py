@@ -35,7 +35,7 @@ from ppo_lab.utils.crash_points import crash_point
 from ppo_lab.utils.errors import EnvironmentFault
 from ppo_lab.utils.provenance import git_state, machine, versions
 
-__all__ = ["RunOutput", "RunRecorder", "Status", "one_line"]
+__all__ = ["RunOutput", "RunRecorder", "Status", "one_line", "static_summary"]
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class RunRecorder:
         self._lock = lock_run_folder(output.folder)
         self.config, self.output = config, output
         self.tracker = Tracker(config.tracking, Path("outputs").resolve(), progress)
-        self.summary = _static_summary(config, output)
+        self.summary = static_summary(config, output)
         self._begin = _Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
         self._run_id, self._settings = "", comparable(config)
@@ -225,6 +225,10 @@ class RunRecorder:
             lost = f"not all of the run's files could be written: {self.tracker.lost}"
             self.summary.update(status=Status.failed.value, reason=lost)
         crash_point("summary_written")
+        self.release()
+
+    def release(self) -> None:
+        """Leave the folder to others."""
         self._lock.release()
 
 
@@ -255,7 +259,7 @@ def _run_info(config: Config, output: RunOutput) -> RunInfo:
     )
 
 
-def _static_summary(config: Config, output: RunOutput) -> dict[str, Any]:
+def static_summary(config: Config, output: RunOutput) -> dict[str, Any]:
     """Return what is known before the first step; ``epsilon`` is absent without a clip."""
     epsilon = {} if config.epsilon is None else {"epsilon": config.epsilon}
     return {
