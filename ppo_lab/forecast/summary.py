@@ -93,7 +93,7 @@ def device_section(trainer: Trainer) -> dict[str, Any]:
     return section
 
 
-def out_of_memory_line(config: Config, error: Exception, summary: Mapping[str, Any]) -> str:
+def out_of_memory_line(config: Config, error: BaseException, summary: Mapping[str, Any]) -> str:
     """Return which memory was full in which phase, with sizes and a change that needs less.
 
     A ``torch.OutOfMemoryError`` means the device is full, any other ``error`` the host; ``summary``

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -37,10 +38,10 @@ class GroupQueue:
         """Append ``group``."""
         self._waiting.append(group)
 
-    def put_halves(self, groups: Sequence[RunGroup]) -> None:
-        """Schedule the groups of a failed stack again, in two halves."""
-        middle = (len(groups) + 1) // 2
-        self._halves += [list(groups[:middle]), list(groups[middle:])]
+    def put_again(self, groups: Sequence[RunGroup], num_parts: int = 2) -> None:
+        """Schedule the groups of a failed stack again, in halves or as one."""
+        size = max(1, math.ceil(len(groups) / num_parts))
+        self._halves += [list(groups[i : i + size]) for i in range(0, len(groups), size)]
 
     def remove(self, group: RunGroup) -> None:
         """Remove ``group`` if it waits."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -17,14 +18,26 @@ import torch
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.summary import device_section, forecast_section, memory_section
 from ppo_lab.networks import ActorCritic
-from ppo_lab.tracking import Progress, RunInfo, Tracker
-from ppo_lab.tracking.local import METRICS_FILE
+from ppo_lab.runner.lock import lock_run_folder
+from ppo_lab.runner.same_run import comparable
+from ppo_lab.tracking import Progress, RunInfo, Tracker, cut_metrics
+from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
+from ppo_lab.training.checkpoint import (
+    Checkpoint,
+    describe_run,
+    remove_checkpoints,
+    save_checkpoint,
+)
 from ppo_lab.training.policy import save_policy
 from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.crash_points import crash_point
+from ppo_lab.utils.errors import EnvironmentFault
 from ppo_lab.utils.provenance import git_state, machine, versions
 
-__all__ = ["RunOutput", "RunRecorder", "Status"]
+__all__ = ["RunOutput", "RunRecorder", "Status", "one_line"]
+
+log = logging.getLogger(__name__)
 
 
 class Status(Enum):
@@ -55,6 +68,8 @@ class RunOutput:
     job_type: str = "train"
     has_forecast: bool = False
     """Whether the summary holds the memory forecast even if the run is not profiled."""
+    resumes: bool = False
+    """Whether the folder may hold a run that was killed, to go on from its newest checkpoint."""
 
 
 class _Begin(NamedTuple):
@@ -66,27 +81,65 @@ class _Begin(NamedTuple):
 
 
 class RunRecorder:
-    """Trackers and summary of one run.
+    """Trackers, checkpoints and summary of one run.
 
     Speed, memory and time by phase are those of the whole stack while the run was in it; ``stack``
     in the summary gives its number of lanes.
     """
 
-    def __init__(self, config: Config, output: RunOutput, progress: Progress, attempt: int) -> None:
-        """Build the trackers, in which a second ``attempt`` is another run."""
-        if attempt > 1 and output.run_id is not None:
-            output = replace(output, run_id=f"{output.run_id}-{attempt}")
+    def __init__(self, config: Config, output: RunOutput, progress: Progress) -> None:
+        """Lock the run's folder, and build the trackers.
+
+        Raises:
+            ConfigError: Another process trains in the folder.
+        """
+        self._lock = lock_run_folder(output.folder)
         self.config, self.output = config, output
         self.tracker = Tracker(config.tracking, Path("outputs").resolve(), progress)
         self.summary = _static_summary(config, output)
         self._begin = _Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
+        self._run_id, self._settings = "", comparable(config)
+        self.earlier: Mapping[str, Any] = {}
+        """Manifest of the checkpoint from which the run goes on; empty for a new run."""
 
-    def start(self) -> None:
-        """Start the trackers and, if asked for, add the forecast to the summary."""
-        self.tracker.start(_run_info(self.config, self.output))
+    def start(self, attempt: int, checkpoint: Checkpoint | None) -> None:
+        """Start the trackers of a new run, or of one that goes on from ``checkpoint``.
+
+        A further ``attempt`` at a new run is another run in the trackers.
+        """
+        output = self.output
+        if attempt > 1 or output.resumes:
+            self._cut_records(checkpoint)
+        if checkpoint is not None:
+            self.earlier = checkpoint.manifest
+            output = replace(output, run_id=self.earlier["run_id"])
+            self.summary["resumed"] = self._resumed()
+            self.summary["checkpoint"] = str(checkpoint.folder)
+        elif attempt > 1 and output.run_id is not None:
+            output = replace(output, run_id=f"{output.run_id}-{attempt}")
+        info = _run_info(self.config, output)
+        self._run_id = info.id
+        self.tracker.start(info)
         if self.output.has_forecast or self.config.is_profiled:
             self.summary["memory"]["forecast"] = forecast_section(self.config)
+
+    def _resumed(self) -> dict[str, int]:
+        num_times = self.earlier.get("num_resumes", 0) + 1
+        return {"iteration": self.earlier["iteration"], "num_times": num_times}
+
+    def _cut_records(self, checkpoint: Checkpoint | None) -> None:
+        """Remove what an earlier attempt recorded after ``checkpoint``, or all of it."""
+        crash_point("resume_before_cut")
+        folder = self.output.folder
+        (folder / SUMMARY_FILE).unlink(missing_ok=True)
+        if checkpoint is None:
+            (folder / METRICS_FILE).unlink(missing_ok=True)
+            remove_checkpoints(folder)
+        else:
+            cut_metrics(folder, checkpoint.manifest["metrics_bytes"])
+            remove_checkpoints(folder, keep=[checkpoint.state.numbers["iteration"]])
+        crash_point("resume_after_cut")
 
     def begin(self, trainer: Trainer) -> None:
         """Note the stack's progress before this run."""
@@ -99,28 +152,89 @@ class RunRecorder:
             self.summary["stack"] = {"num_lanes": num_lanes, "lane": lane, "busy_frac": busy_frac}
         self.summary["memory"] |= memory_section(trainer)
 
-    def clear(self) -> None:
-        """Remove the records of a failed attempt; the next one uses the same folder."""
-        (self.output.folder / METRICS_FILE).unlink(missing_ok=True)
+    def attempt(self, act: Callable[..., None], *args: object) -> None:
+        """Call ``act``, one of this recorder's methods; an error ends this run only."""
+        try:
+            act(*args)
+        except Exception as error:  # such as a full disk; the other runs of the stack go on
+            log.exception("the run in %s could not be recorded", self.output.folder)
+            self.end(Status.failed, one_line(error), error)
+
+    def end(self, status: Status, reason: str, error: BaseException | None = None) -> None:
+        """Set the status; ``error`` is what the run failed with."""
+        self.summary.update(status=status.value, reason=reason)
+        if error is not None:
+            self.summary["error"] = type(error).__name__
 
     def conclude(self, trainer: Trainer, lane: int, stopped: str | None) -> None:
-        """Set the status, and save the policy unless it diverged; ``stopped`` is why if pruned."""
+        """Set the status, and save the run unless it diverged; ``stopped`` is why if pruned."""
         diverged = trainer.history(lane).diverged
         if diverged is None:
-            state = trainer.env.state_dict()
-            save_policy(self.output.folder, self.config, trainer.model, state, lane=lane)
+            self.save_checkpoint(trainer, lane)
+            self.save_policy(trainer, lane)
             status = Status.finished if stopped is None else Status.pruned
         else:
             status = Status.diverged
         self.summary.update(status=status.value, reason=diverged or stopped)
 
+    def save_policy(self, trainer: Trainer, lane: int) -> None:
+        """Save the policy as it is."""
+        state = trainer.env.state_dict()
+        save_policy(self.output.folder, self.config, trainer.model, state, lane=lane)
+
+    def save_checkpoint(self, trainer: Trainer, lane: int) -> bool:
+        """Write a checkpoint if the run can go on exactly from here; return whether it is there.
+
+        A disk that is full leaves the one before it.
+        """
+        if not trainer.has_state(lane):
+            return False
+        try:
+            position = self.tracker.sync()
+            crash_point("rows_synced")
+            state = trainer.lane_state(lane)
+            manifest = describe_run(
+                self.config,
+                state,
+                settings=self._settings,
+                metrics_bytes=position,
+                num_lanes=len(trainer.configs),
+                num_resumes=self.summary.get("resumed", {}).get("num_times", 0),
+                num_threads=torch.get_num_threads(),
+                run_id=self._run_id,
+                wall_time_s=self._wall_time_s,
+            )
+            self.summary["checkpoint"] = str(save_checkpoint(self.output.folder, state, manifest))
+        except OSError as error:
+            log.warning("%s: no checkpoint now: %s", self.output.folder, error)
+            return False
+        return True
+
+    @property
+    def _wall_time_s(self) -> float:
+        earlier_s: float = self.earlier.get("wall_time_s", 0.0)
+        return earlier_s + time.perf_counter() - self._start_s
+
     def finish(self) -> None:
         """Close the trackers; the summary must have a status."""
-        self.summary["wall_time_s"] = time.perf_counter() - self._start_s
+        self.summary["wall_time_s"] = self._wall_time_s
         is_well = self.summary["status"] in (Status.finished.value, Status.pruned.value)
-        self.tracker.finish(self.summary, exit_code=0 if is_well else 1)
-        if self.tracker.link:
-            self.summary["wandb"] = self.tracker.link
+        self.attempt(self.tracker.finish, self.summary, 0 if is_well else 1)
+        self.summary |= self.tracker.notes
+        if self.tracker.lost and is_well:
+            lost = f"not all of the run's files could be written: {self.tracker.lost}"
+            self.summary.update(status=Status.failed.value, reason=lost)
+        crash_point("summary_written")
+        self._lock.release()
+
+
+def one_line(error: BaseException) -> str:
+    """Return the error's name and the first line of its message; a fault's message alone."""
+    if isinstance(error, SystemExit):
+        return f"sys.exit({error.code!r}) was called"
+    lines = str(error).strip().splitlines()
+    first = lines[0] if lines else "(no message)"
+    return first if isinstance(error, EnvironmentFault) else f"{type(error).__name__}: {first}"
 
 
 def _run_info(config: Config, output: RunOutput) -> RunInfo:

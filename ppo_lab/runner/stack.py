@@ -7,17 +7,23 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ppo_lab.compiler.compilation import should_compile
 from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory, vram_limit
 from ppo_lab.devices.pcie import measure_bus
 from ppo_lab.forecast.budget import over_budget
 from ppo_lab.forecast.counting import counted_trainer
-from ppo_lab.runner.group import RunGroup, one_line
+from ppo_lab.runner.group import RunGroup
+from ppo_lab.runner.pace import CheckpointPace
 from ppo_lab.runner.queue import GroupQueue
-from ppo_lab.runner.run_record import RunRecorder, Status
+from ppo_lab.runner.run_record import RunRecorder, Status, one_line
+from ppo_lab.runner.signals import Interrupted, StopSignals
 from ppo_lab.tracking import Progress, Record, Terminal
 from ppo_lab.training.precision import configure_torch
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.crash_points import crash_point
+from ppo_lab.utils.errors import EnvironmentFault
 
 __all__ = ["LaneUtilization", "Stack"]
 
@@ -64,6 +70,8 @@ class Stack:
         self._trainer: Trainer | None = None
         self._limits = contextlib.ExitStack()
         self._recorders: dict[int, RunRecorder] = {}  # by lane
+        self._signals, self._pace = StopSignals(), CheckpointPace(0.0)
+        self._is_between = False  # iterations, so that runs can go on from here
 
     @property
     def has_work(self) -> bool:
@@ -79,61 +87,90 @@ class Stack:
     def step(self) -> None:
         """Fill free lanes, run one iteration, and finish the groups that have ended.
 
-        Ctrl-C and SystemExit are raised again once the trackers of all runs are closed.
+        A signal is granted after the iteration, a second one at once.
+
+        Raises:
+            Interrupted: A signal has stopped the runs; their trackers are closed.
         """
-        try:
-            self._fill()
-            if self._trainer is not None and self._running:
-                self._iterate(self._trainer)
-        except Exception as error:
-            self._fail(error)
-        except BaseException:
-            for group in self._running:
-                self._interrupt(group, "stopped by a signal")
+        has_trained = self._trainer is not None and self._trainer.iteration > 0
+        with self._signals.noted(is_worthwhile=has_trained):
+            try:
+                self._fill()
+                if self._trainer is not None and self._running:
+                    self._iterate(self._trainer)
+            except (Exception, SystemExit) as error:  # an environment may call sys.exit
+                self._fail(error)
+            except BaseException:
+                self.close()
+                raise
+        if self._signals.number is not None:
+            recorders = [recorder for group in self._running for recorder in group.recorders]
             self.close()
-            raise
+            is_resumable = all("checkpoint" in recorder.summary for recorder in recorders)
+            raise Interrupted(self._signals.number, is_resumable=is_resumable)
 
     def abort(self, group: RunGroup) -> None:
         """End ``group`` between iterations: as interrupted if it runs, silently if it waits."""
         if group in self._running:
             self._interrupt(group, "stopped by the scheduler")
-            self._free(group)
         self.queue.remove(group)
 
     def close(self) -> None:
-        """Close the trainer and lift the memory limit; waiting groups stay in the queue."""
-        trainer, self._trainer, self._running = self._trainer, None, []
+        """Interrupt what runs, close the trainer, lift the memory limit; what waits still waits."""
+        for group in list(self._running):
+            self._interrupt(group, "stopped by a signal")
+        trainer, self._trainer = self._trainer, None
         if trainer is None:
             return
         try:
             trainer.close()
-        except Exception:  # the runs' results are valid all the same
+        except (Exception, SystemExit):  # the runs' results are valid all the same
             log.exception("the environment did not close")
         self._limits.close()
 
     def _fill(self) -> None:
         """Start waiting groups in free lanes; build a trainer if there is none."""
-        groups = self._refuse_over_budget(self._next_groups())
+        groups = self._next_groups()
+        self._running += groups  # whatever goes wrong from here on finds them there
+        groups = [group for group in groups if self._start(group)]
         if not groups:
             return
+        self._is_between = False
         trainer = self._trainer
         num_lanes = len(trainer.configs) if trainer else self.queue.num_lanes(groups)
         taken = {lane for group in self._running for lane in group.lanes}
         free = iter([lane for lane in range(num_lanes) if lane not in taken])
         for group in groups:
-            group.new_attempt([next(free) for _ in group.configs], self._progress)
-        self._running += groups
-        for group in groups:
-            group.start()
+            group.lanes = [next(free) for _ in group.configs]
         recorders = {n: r for group in groups for n, r in zip(group.lanes, group.recorders)}
         self._recorders.update(recorders)
+        is_new = trainer is None
         if trainer is None:
-            self._trainer = self._build(groups, num_lanes)
+            trainer = self._trainer = self._build(groups, num_lanes)
         else:
             trainer.replace_lanes({lane: r.config for lane, r in recorders.items()})
             for recorder in recorders.values():
                 recorder.begin(trainer)
         self.utilization.mark_run_start()
+        for group in groups:
+            self._load(group, trainer, is_new=is_new)
+        self._is_between = not is_new
+
+    def _load(self, group: RunGroup, trainer: Trainer, *, is_new: bool) -> None:
+        """Continue a group from its checkpoints; finish it if its runs had ended there."""
+        try:
+            group.load(trainer)
+        except Exception as error:
+            self._free(group)
+            if is_new:
+                group.fail(error)
+            else:  # such as one that was not compiled, in a stack that is
+                self.queue.put_again([group], num_parts=1)
+                self._clear([group], error)
+            return
+        if group.checkpoints:
+            trainer.retire_ended()
+            self._finish_if_ended(group, trainer)
 
     def _next_groups(self) -> list[RunGroup]:
         """Return the groups that start now; close a trainer that cannot train them."""
@@ -142,19 +179,21 @@ class Stack:
             self.close()
         return self.queue.take_first() if self._trainer is None else self.queue.take(self.num_free)
 
-    def _refuse_over_budget(self, groups: Sequence[RunGroup]) -> list[RunGroup]:
-        """End the groups whose forecast exceeds their budget; return the others."""
-        kept = []
-        for group in groups:
-            if (excess := over_budget(group.configs[0])) is None:
-                kept.append(group)
-                continue
+    def _start(self, group: RunGroup) -> bool:
+        """Start a group's trackers; end it, and return False, if it cannot or must not train."""
+        try:
+            group.start(self._progress)
+            excess = over_budget(group.configs[0])
+        except Exception as error:
+            self._running.remove(group)
+            group.fail(error)
+            return False
+        if excess is not None:
             log.error(reason := str(excess))
-            group.new_attempt([], self._progress)
-            group.start()
+            self._running.remove(group)
             group.end(Status.over_budget, reason)
             group.finish()
-        return kept
+        return excess is None
 
     def _build(self, groups: Sequence[RunGroup], num_lanes: int) -> Trainer:
         """Return a trainer for ``groups``, whose further lanes are idle."""
@@ -167,29 +206,42 @@ class Stack:
         build = counted_trainer if config.is_profiled else Trainer
         planned_steps = max(group.planned_steps for group in groups)
         compiles = should_compile(config, num_lanes, planned_steps)
+        if earlier := groups[0].checkpoints:  # numbers depend on both
+            compiles = earlier[0].manifest["is_compiled"]
+            if config.num_threads == "auto":
+                torch.set_num_threads(earlier[0].manifest["num_threads"])
         trainer = build([*configs, *(config for _ in idle)], self._record, compiles=compiles)
         for lane in idle:
             trainer.retire_lane(lane)
+        self._pace = CheckpointPace(config.checkpoint.every_s)
         return trainer
 
     def _record(self, lane: int, record: Record) -> None:
         self._recorders[lane].tracker.record(record)
+        crash_point("row_written")
 
     def _iterate(self, trainer: Trainer) -> None:
         self.utilization.count(len(trainer.live_lanes), len(trainer.configs))
+        self._is_between = False
         trainer.iterate()
+        self._is_between = True
         trainer.retire_ended()
         for group in list(self._running):
-            try:
-                self._finish_if_ended(group, trainer)
-            except Exception as error:  # only this group is affected: its callback or its files
-                group.measure(trainer, self.utilization.busy_frac, has_failed=True)
-                self._free(group)
-                group.fail(error)
+            self._finish_if_ended(group, trainer)
+        if self._running and self._pace.is_due:
+            with self._pace.writing():
+                for group in self._running:
+                    group.save(trainer)
 
     def _finish_if_ended(self, group: RunGroup, trainer: Trainer) -> None:
         """Finish a group that has a reason to stop or whose runs have all ended."""
-        reason = group.should_stop(trainer, group.lanes)
+        try:
+            reason = group.should_stop(trainer, group.lanes)
+        except Exception as error:  # of whoever watches this group; the others go on
+            group.measure(trainer, self.utilization.busy_frac, has_failed=True)
+            self._free(group)
+            group.fail(error)
+            return
         if reason is None and not all(map(trainer.has_ended, group.lanes)):
             return
         group.conclude(trainer, reason)
@@ -198,36 +250,53 @@ class Stack:
         group.finish()
 
     def _free(self, group: RunGroup) -> None:
+        """Take a group out of its lanes; whatever ends it afterwards is its own affair."""
         self._running.remove(group)
         if self._trainer is not None:
             for lane in group.lanes:
                 self._trainer.retire_lane(lane)
 
     def _interrupt(self, group: RunGroup, reason: str) -> None:
-        if self._trainer is not None:
+        if self._trainer is not None and group.lanes:
+            if self._is_between:
+                group.save(self._trainer)
             group.measure(self._trainer, self.utilization.busy_frac)
+        self._free(group)
         group.end(Status.interrupted, reason)
         group.finish()
 
-    def _fail(self, error: Exception) -> None:
-        """Fail the one group that runs; schedule several again in halves."""
-        failed = list(self._running)
-        if not failed:
+    def _fail(self, error: BaseException) -> None:
+        """Fail the group to blame; schedule the others again, in halves if it is unknown."""
+        others, self._running = self._running, []
+        if not others:
             raise error
         if self._trainer is not None:
-            for group in failed:
+            for group in others:
                 group.measure(self._trainer, self.utilization.busy_frac, has_failed=True)
         self.close()
-        if len(failed) == 1:
-            failed[0].fail(error)
+        guilty = next((group for group in others if _is_guilty(group, others, error)), None)
+        if guilty is not None:
+            others.remove(guilty)
+            self.queue.put_again(others, num_parts=1)
+            self._clear(others, error)
+            guilty.fail(error)
             return
-        is_full, line = is_out_of_memory(error), one_line(error)
-        log.warning("a stack of %d failed and runs again in halves", len(failed), exc_info=error)
-        release_memory(failed[0].configs[0].torch_device, error)
-        for group in failed:
-            status = Status.out_of_memory if is_full else Status.failed
-            group.end(status, f"{line}; runs again beside fewer others")
-            group.clear()
-        if is_full:
+        log.warning("a stack of %d failed and runs again in halves", len(others), exc_info=error)
+        self.queue.put_again(others)
+        if is_out_of_memory(error):
             self.queue.max_lanes = max(1, self.queue.max_lanes // 2)
-        self.queue.put_halves(failed)
+        self._clear(others, error)
+        release_memory(others[0].configs[0].torch_device, error)
+
+    def _clear(self, groups: Sequence[RunGroup], error: BaseException) -> None:
+        """Prepare ``groups`` for another attempt."""
+        status = Status.out_of_memory if is_out_of_memory(error) else Status.failed
+        for group in groups:
+            group.end(status, f"{one_line(error)}; runs again beside fewer others")
+            group.clear()
+
+
+def _is_guilty(group: RunGroup, groups: Sequence[RunGroup], error: BaseException) -> bool:
+    """Return whether ``error`` is certainly due to ``group`` of a stack's ``groups``."""
+    is_its_lane = isinstance(error, EnvironmentFault) and error.lane in group.lanes
+    return is_its_lane or len(groups) == 1

@@ -59,6 +59,9 @@ class TrackingConfig:
     save_code: bool = False
     """Upload the git commit, uncommitted changes, machine data, and the started script if it is in
     the repository. Off, since a diff can contain secrets; the config includes the commit anyway."""
+    log_every: int = 1
+    """Iterations between two records in W&B and on the terminal; metrics.jsonl has all of them.
+    Larger saves 0.1 to 0.5 ms per run and iteration: for stacks of many short iterations."""
     terminal: Terminal = Terminal.auto
     """Progress on stderr: ``live`` line, ``plain`` lines, ``none``; ``auto``: live on a tty."""
 
@@ -72,6 +75,8 @@ class TrackingConfig:
         if forbidden or not 0 < len(self.project) <= _MAX_PROJECT_CHARS:
             allowed = f"1 to {_MAX_PROJECT_CHARS} characters, none of {_FORBIDDEN_IN_PROJECT}"
             raise ConfigError("tracking.project", self.project, allowed)
+        if self.log_every < 1:
+            raise ConfigError("tracking.log_every", self.log_every, "iterations, at least 1")
         for key, longest in (("init_timeout_s", 60), ("finish_timeout_s", 600)):
             seconds = getattr(self, key)
             if not 0 < seconds <= longest:  # false for NaN too

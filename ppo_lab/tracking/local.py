@@ -6,41 +6,109 @@ strings in them (see ``to_jsonable``); the readers here return them as floats.
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ppo_lab.tracking.base import Record, RunInfo, Sink
 from ppo_lab.utils.json_files import from_jsonable, to_jsonable, write_json
+from ppo_lab.utils.redaction import mask_values
 
-__all__ = ["METRICS_FILE", "SUMMARY_FILE", "LocalSink", "read_metrics", "read_summary"]
+__all__ = ["METRICS_FILE", "SUMMARY_FILE", "LocalSink", "cut_metrics", "read_metrics"]
+__all__ += ["read_summary"]
+
+_LOG = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 
+_BLOCK_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_PAUSE_S = 0.5
+_patience_s = [60.0]  # left to this process, for the ends of all its runs
+
 
 class LocalSink(Sink):
-    """Appends each record to ``metrics.jsonl`` and writes ``summary.json`` at the end."""
+    """Appends each record to ``metrics.jsonl`` and writes ``summary.json`` at the end.
+
+    The file is opened for each write (10 us): a stack may have more lanes than a process may open
+    files, and an environment may close descriptors of others. Rows wait in memory while they cannot
+    be written, so a call that raised has lost nothing.
+    """
 
     def start(self, run: RunInfo) -> None:
-        """Open the metrics file; a resumed run appends after its last complete line."""
-        path = run.folder / METRICS_FILE
-        if path.exists():  # a killed run may have left half a line
-            with path.open("rb+") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
-        self._folder, self._file = run.folder, path.open("a", encoding="utf-8")
+        """Create the metrics file; a resumed run appends after its last complete row."""
+        self._folder = run.folder
+        self._waiting: list[bytes] = []
+        self._position: int | None = None  # unknown until the file was opened once
+        self._write_rows()
 
     def record(self, record: Record) -> None:
-        """Append one line and flush it, so that a killed run keeps it."""
-        self._file.write(json.dumps(_row(record), allow_nan=False) + "\n")
-        self._file.flush()
+        """Append a row, after those that wait; once written, it survives a killed process."""
+        self._waiting.append(json.dumps(_row(record), allow_nan=False).encode() + b"\n")
+        self._write_rows()
+
+    def sync(self) -> int:
+        """Write the rows that wait, and flush the file to disk.
+
+        Returns:
+            The file's length in bytes; see ``cut_metrics``.
+        """
+        return self._write_rows(is_durable=True)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:  # noqa: ARG002
-        """Close the metrics file and write the summary."""
-        self._file.close()
-        write_json(self._folder / SUMMARY_FILE, summary)
+        """Write the rows that wait and the summary; wait a while if the disk is full."""
+        path, content = self._folder / SUMMARY_FILE, mask_values(to_jsonable(summary))
+        try:
+            _retry_while_full(self._write_rows)
+        finally:
+            _retry_while_full(lambda: write_json(path, content))
+
+    def _write_rows(self, *, is_durable: bool = False) -> int:
+        """Write the rows that wait; return the length of the file."""
+        descriptor = os.open(self._folder / METRICS_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            if self._position is None or size < self._position:  # new, or cut by another process
+                self._position = _cut_torn_row(descriptor)
+            elif size > self._position:  # of a write that failed halfway
+                os.ftruncate(descriptor, self._position)
+            rows = memoryview(b"".join(self._waiting))
+            num_written = 0
+            while num_written < len(rows):
+                end = self._position + num_written
+                num_written += os.pwrite(descriptor, rows[num_written:], end)
+            self._position += num_written
+            self._waiting = []
+            if is_durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return self._position
+
+
+def cut_metrics(folder: Path, position: int) -> None:
+    """Cut a run's ``metrics.jsonl`` back to ``position``, where ``LocalSink.sync`` saw its end.
+
+    Raises:
+        ValueError: The file is shorter, or no row ends there: it is not the file of that run.
+        OSError: The file cannot be written.
+    """
+    path = folder / METRICS_FILE
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size < position or (position and os.pread(descriptor, 1, position - 1) != b"\n"):
+            raise ValueError(f"{path}: no row ends after {position} of its {size} bytes")
+        os.ftruncate(descriptor, position)
+    finally:
+        os.close(descriptor)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -84,6 +152,36 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     summary: dict[str, Any] = from_jsonable(json.loads(path.read_bytes()))
     return summary
+
+
+def _retry_while_full(write: Callable[[], object]) -> None:
+    is_first = True
+    while True:
+        try:
+            write()
+        except OSError as error:
+            if error.errno not in _FULL or _patience_s[0] <= 0:
+                raise
+            if is_first:
+                _LOG.warning("the run has ended and waits for space to be written: %s", error)
+            is_first = False
+            _patience_s[0] -= _FULL_PAUSE_S
+            time.sleep(_FULL_PAUSE_S)
+        else:
+            return
+
+
+def _cut_torn_row(descriptor: int) -> int:
+    """Cut off what follows the last line break, as a killed run left it; return the new size."""
+    size = end = os.fstat(descriptor).st_size
+    while end > 0:
+        begin = max(end - _BLOCK_BYTES, 0)
+        end = begin + os.pread(descriptor, end - begin, begin).rfind(b"\n") + 1
+        if end > begin:
+            break
+    if end < size:
+        os.ftruncate(descriptor, end)
+    return end
 
 
 def _row(record: Record) -> dict[str, Any]:

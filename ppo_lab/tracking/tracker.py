@@ -13,6 +13,7 @@ from ppo_lab.tracking.config import TrackingConfig
 from ppo_lab.tracking.local import LocalSink
 from ppo_lab.tracking.terminal import Progress, TerminalSink
 from ppo_lab.tracking.wandb_sink import WandbSink
+from ppo_lab.utils.redaction import mask
 
 __all__ = ["SafeSink", "Tracker"]
 
@@ -26,11 +27,13 @@ MAX_FAILURES = 3
 class SafeSink(Sink):
     """Forwards calls to a sink; counts its exceptions, logs the first, and raises none.
 
-    After ``MAX_FAILURES`` failures, records are dropped; after a failed start, ``finish`` too.
-    KeyboardInterrupt and SystemExit propagate.
+    After ``MAX_FAILURES`` failures, records are dropped; after a failed start, ``finish`` too. A
+    sink that ``keeps`` what it could not write is always called, and after a success it has not
+    failed. KeyboardInterrupt and SystemExit propagate.
     """
 
     sink: Sink
+    keeps: bool = False
     num_failures: int = 0  # calls that raised
     reason: str | None = None  # the first failure in one line
     _has_started: bool = False
@@ -41,12 +44,12 @@ class SafeSink(Sink):
 
     def record(self, record: Record) -> None:
         """Forward a record unless the sink has failed too often."""
-        if self._has_started and self.num_failures < MAX_FAILURES:
+        if self.keeps or (self._has_started and self.num_failures < MAX_FAILURES):
             self._attempt("record", self.sink.record, record)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Finish the sink if it was started."""
-        if self._has_started:
+        if self.keeps or self._has_started:
             self._attempt("finish", self.sink.finish, summary, exit_code)
 
     def _attempt(self, verb: str, call: Callable[..., None], *arguments: object) -> bool:
@@ -56,22 +59,33 @@ class SafeSink(Sink):
         except Exception as error:  # whatever a sink raises
             self.num_failures += 1
             if self.reason is None:
-                text = " ".join(str(error).split())[:160]
+                text = mask(" ".join(str(error).split()))[:160]
                 self.reason = f"{verb}: {type(error).__name__}: {text}".removesuffix(": ")
-                name = type(self.sink).__name__
-                _LOG.warning("%s failed; the run continues without it (%s)", name, self.reason)
+                name, goes_on = (
+                    type(self.sink).__name__,
+                    "tries again" if self.keeps else "continues without it",
+                )
+                _LOG.warning("%s failed; the run %s (%s)", name, goes_on, self.reason)
             return False
+        if self.keeps and self.num_failures:
+            _LOG.warning("%s works again; nothing is lost", type(self.sink).__name__)
+            self.num_failures, self.reason = 0, None
         return True
 
 
 class Tracker(Sink):
-    """Sends each record to the run's files, to W&B unless disabled, and to the terminal."""
+    """Sends each record to the run's files, to W&B unless disabled, and to the terminal.
+
+    The files get every record, the others one in ``log_every`` and the last.
+    """
 
     def __init__(self, config: TrackingConfig, outputs: Path, progress: Progress) -> None:
         """Build the sinks; W&B writes to ``outputs/wandb``, a stack's lanes share ``progress``."""
-        self._wandb_sink = WandbSink(config, outputs)
+        self._log_every = config.log_every
+        self._unsent: Record | None = None
+        self._wandb_sink, self._local_sink = WandbSink(config, outputs), LocalSink()
         self._wandb = SafeSink(self._wandb_sink)
-        self._files = SafeSink(LocalSink())
+        self._files = SafeSink(self._local_sink, keeps=True)
         self._terminal = SafeSink(TerminalSink(progress))
 
     @property
@@ -93,25 +107,52 @@ class Tracker(Sink):
             if safe.num_failures
         }
 
+    @property
+    def lost(self) -> str | None:
+        """Why rows or the summary could not be written to the run's folder; None: they are there.
+
+        Final after ``finish``; before that, rows wait and may still be written.
+        """
+        return self._files.reason
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the summary gains: ``wandb`` (the link) and ``tracking_failures``, if any."""
+        own = {"wandb": self.link, "tracking_failures": self.failures}
+        return {key: value for key, value in own.items() if value}
+
     def start(self, run: RunInfo) -> None:
         """Start every sink."""
         for sink in self._sinks:
             sink.start(run)
 
+    def sync(self) -> int:
+        """Write all rows to disk; return the position for ``cut_metrics``.
+
+        Raises:
+            OSError: They cannot be written now; they wait in memory.
+        """
+        return self._local_sink.sync()
+
     def record(self, record: Record) -> None:
-        """Send a record to every sink."""
-        for sink in self._sinks:
-            sink.record(record)
+        """Send a record to the files, and to the others if it is their turn."""
+        self._files.record(record)
+        self._unsent = record
+        if record.iteration == 1 or record.iteration % self._log_every == 0:
+            self._send()
+
+    def _send(self) -> None:
+        if self._unsent is not None:
+            self._wandb.record(self._unsent)
+            self._terminal.record(self._unsent)
+        self._unsent = None
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        """Finish every sink; the summary gains ``wandb`` and, if any, ``tracking_failures``."""
+        """Finish every sink; the summary gains ``notes``."""
+        self._send()
         self._terminal.finish(summary, exit_code)
-        full = self._completed(summary)
+        full = {**summary, **self.notes}
         self._files.finish(full, exit_code)  # first, so that Ctrl-C during W&B's wait loses nothing
         self._wandb.finish(full, exit_code)
-        if self._completed(summary) != full:  # the upload failed: link and failures changed
-            self._files.finish(self._completed(summary), exit_code)
-
-    def _completed(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        own = {"wandb": self.link, "tracking_failures": self.failures}
-        return {**summary, **{key: value for key, value in own.items() if value}}
+        if (corrected := {**summary, **self.notes}) != full:  # the upload or a file failed
+            self._files.finish(corrected, exit_code)

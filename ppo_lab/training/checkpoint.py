@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ppo_lab.config.run import Config
+from ppo_lab.utils.crash_points import crash_point
 from ppo_lab.utils.json_files import from_jsonable, to_jsonable
 from ppo_lab.utils.provenance import machine, versions
 
@@ -92,6 +93,7 @@ def save_checkpoint(run_folder: Path, state: LaneState, manifest: Mapping[str, A
     temporary.mkdir()
     try:
         save_file(state.tensors, temporary / _TENSORS)
+        crash_point("checkpoint_half_written")
         numbers = json.dumps(to_jsonable(state.numbers), allow_nan=False)
         (temporary / _NUMBERS).write_bytes(numbers.encode())
         files = {name: _describe_file(temporary / name) for name in (_TENSORS, _NUMBERS)}
@@ -101,7 +103,9 @@ def save_checkpoint(run_folder: Path, state: LaneState, manifest: Mapping[str, A
             _flush(path)
         if folder.exists():  # of an earlier attempt at this iteration
             folder.rename(every / f".{iteration}.{secrets.token_hex(8)}")
+        crash_point("checkpoint_before_rename")
         temporary.rename(folder)
+        crash_point("checkpoint_after_rename")
         _flush(every)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -111,10 +115,15 @@ def save_checkpoint(run_folder: Path, state: LaneState, manifest: Mapping[str, A
     return folder
 
 
-def load_checkpoint(run_folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint of a run that can be verified; None if there is none."""
+def load_checkpoint(run_folder: Path, *, at_most: int | None = None) -> Checkpoint | None:
+    """Return the newest checkpoint of a run that can be verified; None if there is none.
+
+    Checkpoints of iterations later than ``at_most`` are left out.
+    """
     every, skipped = run_folder / "checkpoints", []
     for iteration in _iterations(every):
+        if at_most is not None and iteration > at_most:
+            continue
         folder = every / str(iteration)
         try:
             state, manifest = _read(folder)

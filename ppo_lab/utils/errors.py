@@ -1,4 +1,4 @@
-"""The error for a wrong setting, and helpers that check settings."""
+"""The errors that a user can cause, and helpers that check settings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Iterable
 from operator import ge, gt, le
 from typing import Any
 
-__all__ = ["REDACTED", "ConfigError", "EnvironmentFault", "check_number", "closest_match"]
+from ppo_lab.utils.redaction import REDACTED, mask
 
-REDACTED = "..."
-"""Replaces a value that must not be printed."""
+__all__ = ["REDACTED", "ConfigError", "EnvironmentFault", "check_number", "closest_match"]
 
 
 class ConfigError(ValueError):
@@ -25,10 +24,10 @@ class ConfigError(ValueError):
     def __init__(self, key: str, value: object, allowed: str) -> None:
         """Report ``key=value`` and which values are ``allowed``."""
         self.key, self.value, self.allowed = key, value, allowed
-        super().__init__(f"{key}={value}: {allowed}")
+        super().__init__(mask(f"{key}={value}: {allowed}"))
 
 
-class EnvironmentFault(RuntimeError):
+class EnvironmentFault(RuntimeError):  # noqa: N818 - a fault of the user's environment
     """What an environment did wrong, in one line with its number, the step and the cause."""
 
     def __init__(self, message: str, lane: int = 0) -> None:

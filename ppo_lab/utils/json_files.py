@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 from collections.abc import Mapping
 from enum import Enum
 from numbers import Integral, Real
@@ -21,9 +22,10 @@ _NON_FINITE = {"NaN": math.nan} | {
 
 def atomic_write(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` atomically (temporary file, fsync, rename)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Random, since processes in two containers can have the same id.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

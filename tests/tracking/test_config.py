@@ -46,6 +46,7 @@ def test_typed_words_become_choices() -> None:
         (TrackingConfig(tags=[""]), "tracking.tags"),
         (TrackingConfig(project="a/b"), "tracking.project"),
         (TrackingConfig(project=""), "tracking.project"),
+        (TrackingConfig(log_every=0), "tracking.log_every"),
         (TrackingConfig(init_timeout_s=0.0), "tracking.init_timeout_s"),
         (TrackingConfig(finish_timeout_s=float("inf")), "tracking.finish_timeout_s"),
     ],

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +27,12 @@ from ppo_lab.tracking import (
     Tracker,
     TrackingConfig,
     TrackingMode,
+    cut_metrics,
+    local,
     read_metrics,
     read_summary,
 )
+from ppo_lab.tracking.local import METRICS_FILE
 
 
 def describe(folder: Path) -> RunInfo:
@@ -92,6 +100,156 @@ def test_a_resumed_run_cuts_the_torn_line_and_replaces_repeated_iterations(tmp_p
     rows = read_metrics(path)
     assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
     assert [row["losses/value_loss"] for row in rows] == [1.5, 9.0, 9.0, 9.0]
+
+
+@contextmanager
+def no_file_above(num_bytes: int) -> Iterator[None]:
+    """Let the system refuse to write beyond ``num_bytes`` of any file, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def files_tracker(folder: Path) -> Tracker:
+    config = TrackingConfig(mode=TrackingMode.disabled)
+    tracker = Tracker(config, folder / "outputs", Progress(Terminal.none))
+    tracker.start(describe(folder))
+    return tracker
+
+
+@pytest.mark.parametrize("spare_bytes", [0, 30, 100])  # no room, half a row, one row and a half
+def test_rows_wait_while_the_disk_is_full_and_none_is_lost_or_doubled(
+    tmp_path: Path, spare_bytes: int
+) -> None:
+    tracker = files_tracker(tmp_path)
+    path = tmp_path / METRICS_FILE
+
+    def record(first: int, last: int) -> None:
+        for iteration in range(first, last + 1):
+            tracker.record(Record(iteration, iteration, {"losses/value_loss": 0.5}))
+
+    record(1, 3)
+    with no_file_above(path.stat().st_size + spare_bytes):
+        record(4, 7)
+        assert tracker.lost is not None
+    record(8, 10)
+    assert tracker.lost is None
+    tracker.finish({}, 0)
+    rows = [json.loads(line)["iteration"] for line in path.read_text().splitlines()]
+    assert rows == list(range(1, 11))
+    assert "tracking_failures" not in read_summary(tmp_path / "summary.json")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EMFILE])
+def test_the_file_may_be_unwritable_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local.os, "open", refuse)
+        tracker = files_tracker(tmp_path)
+        tracker.record(Record(1, 1, {}))
+        with pytest.raises(OSError, match=os.strerror(code)):
+            tracker.sync()
+    tracker.record(Record(2, 2, {}))
+    assert [row["iteration"] for row in read_metrics(tmp_path / METRICS_FILE)] == [1, 2]
+
+
+def test_the_end_of_a_run_waits_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    tracker, pauses = files_tracker(tmp_path), []
+    with monkeypatch.context() as patch:
+        patch.setattr(local.os, "pwrite", full)
+        tracker.record(Record(1, 1, {}))
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 3:
+                patch.undo()
+
+        patch.setattr(local.time, "sleep", pause)
+        tracker.finish({"final_return": 1.0}, 0)
+    assert len(pauses) == 3
+    assert tracker.lost is None
+    assert len(read_metrics(tmp_path / METRICS_FILE)) == 1
+
+
+def test_rows_and_summary_that_stay_unwritable_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_patience_s", [0.0])
+    tracker = files_tracker(tmp_path)
+    (tmp_path / "summary.json").mkdir()
+    tracker.record(Record(1, 1, {}))
+    tracker.finish({}, 0)
+    assert tracker.lost is not None
+    assert tracker.lost.startswith("finish: IsADirectoryError")
+    assert list(tracker.notes["tracking_failures"]) == ["LocalSink"]
+    assert len(read_metrics(tmp_path / METRICS_FILE)) == 1
+
+
+def test_a_sink_holds_no_descriptor_between_writes(tmp_path: Path) -> None:
+    before = sorted(Path("/proc/self/fd").iterdir())
+    sinks = [LocalSink() for _ in range(3)]
+    for lane, sink in enumerate(sinks):
+        (tmp_path / str(lane)).mkdir()
+        sink.start(describe(tmp_path / str(lane)))
+        sink.record(Record(1, 1, {}))
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_a_metrics_file_that_was_removed_begins_again_without_a_hole(tmp_path: Path) -> None:
+    tracker = files_tracker(tmp_path)
+    tracker.record(Record(1, 1, {}))
+    (tmp_path / METRICS_FILE).unlink()
+    tracker.record(Record(2, 2, {}))
+    assert [row["iteration"] for row in read_metrics(tmp_path / METRICS_FILE)] == [2]
+
+
+def test_metrics_are_cut_back_to_a_checkpoint_and_continued(tmp_path: Path) -> None:
+    tracker = files_tracker(tmp_path)
+    tracker.record(Record(1, 1, {}))
+    position = tracker.sync()
+    for iteration in (2, 3):
+        tracker.record(Record(iteration, iteration, {"losses/value_loss": 1.0}))
+    cut_metrics(tmp_path, position)
+    write(tmp_path, 2)
+    lines = (tmp_path / METRICS_FILE).read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [1, 2]
+    assert json.loads(lines[1])["losses/value_loss"] == 1.5
+
+
+@pytest.mark.parametrize("position", [10, 10_000])  # inside a row, and beyond the end
+def test_metrics_are_not_cut_where_no_row_ends(tmp_path: Path, position: int) -> None:
+    write(tmp_path, 1, 2)
+    before = (tmp_path / METRICS_FILE).read_bytes()
+    with pytest.raises(ValueError, match=f"no row ends after {position} of its"):
+        cut_metrics(tmp_path, position)
+    assert (tmp_path / METRICS_FILE).read_bytes() == before
+
+
+def test_every_tenth_record_goes_to_the_other_sinks_and_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrackingConfig(mode=TrackingMode.disabled, log_every=10)
+    tracker = Tracker(config, tmp_path / "outputs", Progress(Terminal.none))
+    seen: list[int] = []
+    sink = Broken()
+    monkeypatch.setattr(sink, "record", lambda record: seen.append(record.iteration))
+    monkeypatch.setattr(tracker, "_wandb", SafeSink(sink))
+    tracker.start(describe(tmp_path))
+    for iteration in range(1, 26):
+        tracker.record(Record(iteration, iteration, {}))
+    tracker.finish({}, 0)
+    assert seen == [1, 10, 20, 25]
+    assert len(read_metrics(tmp_path / METRICS_FILE)) == 25
 
 
 class Broken(Sink):
