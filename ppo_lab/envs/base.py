@@ -43,6 +43,12 @@ class EnvSpec:
     actions: DiscreteActions | ContinuousActions
     observation_shape: tuple[int, ...] | None = None  # the environment's own; None for (O,)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The environment's own shape of an observation; () for a single number."""
+        shape = self.observation_shape
+        return (self.observation_size,) if shape is None else shape
+
 
 class Step(NamedTuple):
     """Result of one step of all environments, on the training device; its tensors are read-only.
