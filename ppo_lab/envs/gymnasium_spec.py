@@ -66,7 +66,7 @@ def spec_of_env(env_id: str, env: gymnasium.Env[Any, Any]) -> EnvSpec:
         allowed = f"its actions are {actions}; supported are Discrete and a 1-D Box of floats"
         raise ConfigError("env.id", env_id, allowed)
     low, high = (tuple(float(x) for x in bound) for bound in (actions.low, actions.high))
-    return EnvSpec(observation_size, ContinuousActions(low=low, high=high), own_shape)
+    return EnvSpec(observation_size, ContinuousActions(low, high, actions.dtype.name), own_shape)
 
 
 def _vector_shape(space: gymnasium.Space[Any]) -> tuple[int, ...] | None:
