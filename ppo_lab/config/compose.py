@@ -7,35 +7,45 @@ checked here first, with Hydra's own loader.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.resolvers import oc
 
+from ppo_lab.config.composer import Composer, open_hydra, parse
+from ppo_lab.config.foreign import CheckedFileSource, check_file
+from ppo_lab.config.grid import check_dimensions, check_folders, expand
+from ppo_lab.config.hydra_part import check_hydra_part
 from ppo_lab.config.run import Config, check_whole, nested_keys
-from ppo_lab.config.study import CommandConfig, StudyConfig, renamed
+from ppo_lab.config.study import CommandConfig, StudyConfig, refuse_renamed
 from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.networks import NETWORKS
-from ppo_lab.utils.errors import ConfigError, closest_match
+from ppo_lab.utils.errors import ConfigError, did_you_mean
 from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
 
 __all__ = [
-    "Composer", "GridLoader", "Job", "check_jobs", "known_keys", "load", "parse", "register",
+    "SWEEP_FILES", "Command", "Job", "check_command", "check_config_dir", "check_jobs",
+    "known_keys", "load", "make_folder", "register",
 ]  # fmt: skip
+
+SWEEP_FILES: dict[str, Path] = {}
+"""The file of each option of ``sweep=``."""
+_SECRET = re.compile(r"(?i)KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|STORAGE|DSN|NETRC")
+_NO_DEFAULT = object()
 
 
 class Job(NamedTuple):
@@ -44,22 +54,19 @@ class Job(NamedTuple):
     overrides: tuple[str, ...]
     config: Config
     is_multirun: bool  # whether the command is a grid: by -m, ``sweep=``, or a file's hydra.mode
+    subdir: str = ""  # of the job in its grid's folder
 
 
-@functools.cache
-def _unused_dir(path: str) -> str:
-    """Make and return the folder ``path``, or ``path-2``, ``path-3``, ... if it exists already.
+class Command(NamedTuple):
+    """A command that has been checked."""
 
-    Made at once, so that two commands started in one second get different folders. Cached, because
-    Hydra resolves it again for every job of a grid.
-    """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        candidate = path if number == 1 else f"{path}-{number}"
-        with contextlib.suppress(FileExistsError):
-            Path(candidate).mkdir()
-            break
-    return candidate
+    config: DictConfig  # with Hydra's own part
+    jobs: list[Job]  # none for a study
+
+    @property
+    def is_multirun(self) -> bool:
+        """Whether it is a grid or a study."""
+        return not self.jobs or self.jobs[0].is_multirun
 
 
 def register() -> None:
@@ -78,16 +85,64 @@ def register() -> None:
     for name, strategy in {AutoMemory.name: AutoMemory, **STRATEGIES}.items():
         store.store(group="memory/schema", name=name, node=strategy)
     _register_sweeps(SWEEPS_DIR)
-    OmegaConf.register_new_resolver("unused_dir", _unused_dir, replace=True)
+    OmegaConf.register_new_resolver("unused_dir", str, replace=True)
+    OmegaConf.register_new_resolver("oc.env", _variable, replace=True)
+    Plugins.instance()  # registers Hydra's own sources
+    SourcesRegistry.instance().types["file"] = CheckedFileSource
 
 
 def _itself(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:  # noqa: ARG001
     return store
 
 
+def _variable(name: str, default: Any = _NO_DEFAULT) -> Any:  # noqa: ANN401
+    """Return an environment variable, as ``${oc.env:NAME}``; secrets would be written to files."""
+    if _SECRET.search(name):
+        allowed = "variables that sound secret are not read: configs are saved as plain text"
+        raise ConfigError("value", f"${{oc.env:{name}}}", allowed)
+    return oc.env(name) if default is _NO_DEFAULT else oc.env(name, default)
+
+
+def make_folder(command: DictConfig, key: str) -> Path:
+    """Return the folder ``key`` of Hydra's own part, fixed from now on; make an unused one.
+
+    ``${unused_dir:PATH}`` makes ``PATH``, or ``PATH-2``, ``PATH-3``, ... if it exists already, so
+    that two commands started in one second get different folders. It does so here only: not while
+    a command is checked or shown.
+    """
+    OmegaConf.register_new_resolver("unused_dir", _make_unused, replace=True)
+    try:
+        folder = str(OmegaConf.select(command, key))
+    finally:
+        OmegaConf.register_new_resolver("unused_dir", str, replace=True)
+    with read_write(command), open_dict(command):
+        OmegaConf.update(command, key, folder)
+        # On another machine a job's config is composed again, from overrides alone.
+        command.hydra.overrides.hydra.append(f"{key}={_quoted(folder)}")
+    return Path(folder)
+
+
+def _quoted(text: str) -> str:
+    """Return ``text`` as a value in Hydra's grammar, without interpolations."""
+    escaped = text.replace("\\", r"\\").replace("'", r"\'").replace("${", r"\${")
+    return f"'{escaped}'"
+
+
+def _make_unused(path: str) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        candidate = path if number == 1 else f"{path}-{number}"
+        with contextlib.suppress(FileExistsError):
+            Path(candidate).mkdir()
+            break
+    return candidate
+
+
 def _register_sweeps(folder: Path) -> None:
     """Register every YAML file of ``folder`` as an option of ``sweep=``, at the top level."""
     for path in sorted(folder.glob("*.yaml")):
+        check_file(path)
+        SWEEP_FILES[path.stem] = path
         node = OmegaConf.load(path)
         ConfigStore.instance().store(group="sweep", name=path.stem, node=node, package="_global_")
 
@@ -95,11 +150,14 @@ def _register_sweeps(folder: Path) -> None:
 def load(cfg: DictConfig) -> Config:
     """Return the ``Config`` of a composed run; raise ``ConfigError`` if it cannot be used."""
     _refuse_unknown_keys(cfg)
-    fields = [field.name for field in dataclasses.fields(Config)]
-    values: Any = OmegaConf.to_object(OmegaConf.masked_copy(cfg, fields))  # without the study
-    config = Config(**values)
+    config = Config(**_values(cfg, [field.name for field in dataclasses.fields(Config)]))
     config.check_env()
     return config
+
+
+def _values(cfg: DictConfig, keys: Iterable[str]) -> dict[str, Any]:
+    values = {key: cfg[key] for key in keys}
+    return {k: OmegaConf.to_object(v) if OmegaConf.is_config(v) else v for k, v in values.items()}
 
 
 def check_jobs(
@@ -110,93 +168,136 @@ def check_jobs(
     config_name: str | None,
     check_study: Callable[[DictConfig, ConfigLoader], None] | None = None,
 ) -> list[Job]:
-    """Return every job of a command, composed and checked. Creates nothing.
+    """Return every job of a command, composed and checked; see ``check_command``."""
+    with open_hydra(check_config_dir(config_dir)) as hydra:
+        return check_command(
+            hydra,
+            overrides,
+            is_multirun=is_multirun,
+            config_name=config_name,
+            check_study=check_study,
+        ).jobs
+
+
+def check_config_dir(config_dir: str | None) -> Path | None:
+    """Return the user's own folder of configs, its sweeps registered."""
+    if config_dir is None:
+        return None
+    folder = Path(config_dir)
+    if not folder.is_dir():
+        raise ConfigError("--config-dir", config_dir, "there is no such folder")
+    _register_sweeps(folder.resolve() / "sweeps")
+    return folder
+
+
+def check_command(
+    hydra: Hydra,
+    overrides: Sequence[str],
+    *,
+    is_multirun: bool,
+    config_name: str | None = None,
+    check_study: Callable[[DictConfig, ConfigLoader], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Command:
+    """Return a command with every job, composed and checked. Creates nothing.
 
     Args:
+        hydra: From ``open_hydra``.
         overrides: As typed, such as ``epsilon=0.1``.
         is_multirun: Whether ``-m`` was given.
-        config_dir: Folder with more configs, searched beside ``conf/``.
         config_name: Primary config, ``config`` by default.
         check_study: Called in place of composing jobs if the command is a study.
+        progress: Called with the number of jobs checked so far, and of all jobs.
 
     Raises:
         ConfigError: a value cannot be used.
         HydraException, OmegaConfBaseException: Hydra could not compose.
     """
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        if (remedy := renamed(key)) is not None:
-            raise ConfigError(key, value, remedy)
-    name, folders = config_name or "config", [CONF_DIR]
-    if config_dir is not None:
-        own = Path(config_dir).resolve()
-        if not own.is_dir():
-            raise ConfigError("--config-dir", config_dir, "there is no such folder")
-        _register_sweeps(own / "sweeps")
-        # Hydra looks for the primary config in the first folder only.
-        folders = [own, CONF_DIR] if (own / f"{name}.yaml").is_file() else [CONF_DIR, own]
-    search = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
-    if any(override.startswith("hydra.searchpath=") for override in overrides):
-        search = []
-    with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
-        command = _compose_command(name, [*overrides, *search])
-        loader = GlobalHydra.instance().config_loader()
-        if command.study is not None and check_study is not None:
-            check_study(command, loader)
-            return []
-        launcher = command.hydra.launcher
-        if str(launcher.get("_target_")).startswith("hydra_plugins.ppo_lab_launcher."):
-            for key in ("num_workers", "max_lanes"):
-                check_whole(f"hydra.launcher.{key}", launcher[key], auto=True)
-        is_grid = (
-            is_multirun
-            or command.hydra.mode is RunMode.MULTIRUN
-            or command.hydra.runtime.choices.get("sweep") is not None
-        )
-        if not is_grid and not any(parse(override).is_sweep_override() for override in overrides):
-            return [Job(tuple(overrides), load(_without_hydra(command)), is_grid)]
-        batches = _expand(command, overrides) if is_grid else [tuple(overrides)]
-        composer = Composer(loader, command)
-        return [Job(batch, load(composer.run(batch)), is_grid) for batch in batches]
-
-
-def _compose_command(name: str, overrides: list[str]) -> DictConfig:
-    """Compose a command as Hydra does to find out whether it should sweep, and over what."""
-    main: Any = GlobalHydra.instance().hydra
-    cfg: DictConfig = main.compose_config(
-        config_name=name,
-        overrides=overrides,
+    typed = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
+    refuse_renamed(typed)
+    loader = hydra.config_loader
+    _refuse_null(loader, typed)
+    # As Hydra does to find out whether it should sweep, and over what.
+    compose_command = functools.partial(
+        hydra.compose_config,
+        config_name=config_name or "config",
         run_mode=RunMode.MULTIRUN,
-        with_log_configuration=False,
         validate_sweep_overrides=False,
     )
-    return cfg
+    try:
+        command = compose_command(overrides=[*overrides])
+    except AssertionError:  # Hydra's, at a key below one that is null
+        key = next((key for key in typed if key.startswith("study.")), None)
+        if key is None:
+            raise
+        allowed = "there is no study to set this of; add study=default or a sweep=..."
+        raise ConfigError(key, typed[key], allowed) from None
+    check_hydra_part(command, overrides)
+    if command.study is not None and check_study is not None:
+        check_dimensions(command, overrides)
+        check_study(command, loader)
+        return Command(command, [])
+    launcher = command.hydra.launcher
+    if str(launcher.get("_target_")).startswith("hydra_plugins.ppo_lab_launcher."):
+        for key in ("num_workers", "max_lanes"):
+            check_whole(f"hydra.launcher.{key}", launcher[key], auto=True, at_most=10_000)
+    is_grid = (
+        is_multirun
+        or command.hydra.mode is RunMode.MULTIRUN
+        or command.hydra.runtime.choices.get("sweep") is not None
+    )
+    if not is_grid and not any(parse(override).is_sweep_override() for override in overrides):
+        HydraConfig.instance().cfg = command  # type: ignore[assignment]
+        return Command(command, [Job(tuple(overrides), load(command), is_multirun=False)])
+    batches = expand(loader, command, overrides) if is_grid else [tuple(overrides)]
+    loads, jobs = _JobLoader(Composer(loader, command)), list[Job]()
+    for number, batch in enumerate(batches):
+        jobs.append(loads.job(number, batch, is_grid=is_grid))
+        if progress is not None:
+            progress(len(jobs), len(batches))
+    if is_grid:
+        check_folders([job.subdir for job in jobs])
+    return Command(command, jobs)
 
 
-def _without_hydra(composed: DictConfig) -> DictConfig:
-    """Return a copy of the run's part of a composed config."""
-    run = copy.deepcopy(composed)
-    with open_dict(run):
-        del run["hydra"]
-    return run
+def _refuse_null(loader: ConfigLoader, typed: Mapping[str, str]) -> None:
+    for group in ("env", "network", "memory", "tracking"):
+        if typed.get(group) in ("null", "~", ""):
+            options = ", ".join(loader.get_group_options(group))
+            raise ConfigError(group, typed[group], f"must be one of {options}")
 
 
-def _expand(command: DictConfig, overrides: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return each job's overrides, as Hydra's own sweeper expands them."""
-    params = OmegaConf.select(command, "hydra.sweeper.params") or {}
-    parsed = [parse(text) for text in [*(f"{k}={v}" for k, v in params.items()), *overrides]]
-    # Hydra's own keys belong to the command, not to its jobs.
-    of_jobs = [override for override in parsed if not override.is_hydra_override()]
-    (batch,) = BasicSweeper.split_arguments(of_jobs, max_batch_size=None)
-    return [tuple(job) for job in batch]
+class _JobLoader:
+    """Loads the jobs of a grid, each from another one of the same files where that is the same."""
+
+    def __init__(self, composer: Composer) -> None:
+        self._composer = composer
+        self._loaded: dict[tuple[str, ...], tuple[Config, frozenset[str]]] = {}
+
+    def job(self, number: int, overrides: tuple[str, ...], *, is_grid: bool) -> Job:
+        """Return a job, checked."""
+        plain = self._composer.plain_keys(overrides)
+        if plain is None or plain[0] not in self._loaded:
+            with self._composer.composed(overrides, number) as cfg:
+                job = Job(overrides, load(cfg), is_grid, str(cfg.hydra.sweep.subdir))
+            if plain is not None:
+                self._loaded[plain[0]] = job.config, plain[1]
+            return job
+        files, keys = plain
+        other, its_keys = self._loaded[files]
+        with self._composer.values(overrides) as cfg:
+            config = dataclasses.replace(other, **_values(cfg, keys | its_keys))
+        config.check_env()
+        return Job(overrides, config, is_grid, str(number))
 
 
 @functools.cache
 def known_keys() -> frozenset[str]:
-    """Return every key of the default config, dotted."""
+    """Return every key of the default config and of a study, dotted."""
     with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
         values: Any = OmegaConf.to_container(compose("config"))
-    return frozenset(nested_keys(values))
+    study = {f"study.{field.name}" for field in dataclasses.fields(StudyConfig)}
+    return frozenset(nested_keys(values)) | study
 
 
 def _refuse_unknown_keys(node: DictConfig, prefix: str = "") -> None:
@@ -206,106 +307,9 @@ def _refuse_unknown_keys(node: DictConfig, prefix: str = "") -> None:
         return  # a free dictionary, such as env.kwargs
     names = {field.name for field in dataclasses.fields(kind)}
     for key in map(str, node):
-        if key not in names:
-            close = closest_match(key, names)
-            hint = f"; did you mean {prefix}{close}?" if close else ""
-            raise ConfigError(f"{prefix}{key}", node[key], f"there is no such key{hint}")
-        child = node._get_node(key)
+        if key not in names and f"{prefix}{key}" != "hydra":  # Hydra's own part
+            allowed = f"there is no such key{did_you_mean(key, names, prefix=prefix)}"
+            raise ConfigError(f"{prefix}{key}", node[key], allowed)
+        child = node._get_node(key) if key in names else None
         if isinstance(child, DictConfig):
             _refuse_unknown_keys(child, f"{prefix}{key}.")
-
-
-class Composer:
-    """Composes jobs of a command; each combination of config files is read once.
-
-    Reading files takes Hydra 0.15 s or more; values are set on a copy, in some 5 ms.
-    """
-
-    def __init__(self, loader: ConfigLoader, command: DictConfig) -> None:
-        """Compose jobs of the ``command`` with ``loader``; Hydra's own keys are the command's."""
-        assert isinstance(loader, ConfigLoaderImpl)
-        self._loader, self._command = loader, command
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
-        self._runs: dict[tuple[str, ...], DictConfig] = {}
-
-    def job(self, overrides: Sequence[str]) -> DictConfig:
-        """Return what Hydra itself would compose from ``overrides``, its own part included."""
-        files, values = self._split(overrides)
-        cfg = copy.deepcopy(self._read(files))
-        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
-        task = [parsed for parsed in map(parse, overrides) if not parsed.is_hydra_override()]
-        cfg.hydra.overrides.task = [override.input_line for override in task]
-        naming = cfg.hydra.job.config.override_dirname
-        cfg.hydra.job.override_dirname = get_overrides_dirname(
-            overrides=task,
-            kv_sep=naming.kv_sep,
-            item_sep=naming.item_sep,
-            exclude_keys=naming.exclude_keys,
-        )
-        return cfg
-
-    def run(self, overrides: Sequence[str] = ()) -> DictConfig:
-        """Return the same without Hydra's own part, as ``load`` takes it."""
-        files, values = self._split(overrides)
-        if files not in self._runs:
-            self._runs[files] = _without_hydra(self._read(files))
-        cfg = copy.deepcopy(self._runs[files])
-        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
-        return cfg
-
-    def choices(self, overrides: Sequence[str] = ()) -> dict[str, str]:
-        """Return the option of each config group."""
-        chosen = self._read(self._split(overrides)[0]).hydra.runtime.choices
-        return {str(group): str(option) for group, option in chosen.items()}
-
-    def _read(self, files: tuple[str, ...]) -> DictConfig:
-        if files not in self._composed:
-            self._composed[files] = self._loader.load_sweep_config(self._command, [*files])
-        return self._composed[files]
-
-    def _split(self, overrides: Sequence[str]) -> tuple[tuple[str, ...], list[Override]]:
-        """Return the overrides that choose files or add keys, and those that set a value."""
-        values, files = [], []
-        for override in map(parse, overrides):
-            if self._is_value(override):
-                values.append(override)
-            elif not override.is_hydra_override():
-                files.append(str(override.input_line))
-        return tuple(files), values
-
-    def _is_value(self, override: Override) -> bool:
-        return (
-            override.type is OverrideType.CHANGE
-            and not override.is_hydra_override()
-            and override.package is None
-            and not override.is_sweep_override()
-            and not self._loader.repository.group_exists(override.key_or_group)
-        )
-
-
-class GridLoader(ConfigLoaderImpl):
-    """Hydra's loader, except that the jobs of a grid are composed by one ``Composer``."""
-
-    def __init__(self, loader: ConfigLoader, command: DictConfig) -> None:
-        """Compose jobs of ``command`` from what ``loader`` reads."""
-        super().__init__(loader.get_search_path())
-        self._composer = Composer(loader, command)
-
-    def load_sweep_config(
-        self, master_config: DictConfig, sweep_overrides: list[str]
-    ) -> DictConfig:
-        """Return a job of the command; called by launchers just before it runs."""
-        if any(parse(override).is_hydra_override() for override in sweep_overrides):
-            return super().load_sweep_config(master_config, sweep_overrides)
-        return self._composer.job(sweep_overrides)
-
-
-@functools.lru_cache(maxsize=1024)  # 2 ms each, and the jobs of a grid or study repeat them
-def parse(override: str) -> Override:
-    """Return an override as Hydra reads it; cached, so it must not be changed.
-
-    Raises:
-        HydraException: it cannot be read.
-    """
-    (parsed,) = OverridesParser.create().parse_overrides(overrides=[override])
-    return parsed

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from omegaconf import MISSING
 
 from ppo_lab.config.checkpoint import CheckpointConfig
+from ppo_lab.config.checks import check_whole, nested_keys
 from ppo_lab.config.choices import (
     Compile,
     Dtype,
@@ -38,6 +38,14 @@ from ppo_lab.utils.json_files import to_jsonable
 __all__ = [
     "Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule", "check_whole",
     "nested_keys"]  # fmt: skip
+
+
+_MOST = {
+    "num_envs": 10**6, "num_steps": 10**6, "num_epochs": 1000, "num_minibatches": 10**6,
+    "total_steps": 10**12,
+}  # fmt: skip
+"""Far more than any run has: what is above is a slip, and would fill the memory or never end."""
+_MOST_ROWS, _MOST_PARAMETERS, _MOST_THREADS = 10**9, 10**10, 1024
 
 
 @dataclass(kw_only=True)
@@ -149,19 +157,19 @@ class Config:
             check_number(key, getattr(self, key), at_least=0.0, at_most=1.0)
         for key in ("entropy_coef", "value_coef"):
             check_number(key, getattr(self, key), at_least=0.0)
-        for key in ("num_envs", "num_steps", "num_epochs", "num_minibatches", "total_steps"):
-            check_whole(key, getattr(self, key))
+        for key, most in _MOST.items():
+            check_whole(key, getattr(self, key), at_most=most)
         if not 0 <= self.seed < 2**63:
             raise ConfigError("seed", self.seed, "must be a whole number from 0 to 2^63 - 1")
         if not re.fullmatch(r"[A-Za-z0-9._=-]{1,64}", self.name):
             raise ConfigError("name", self.name, "must be 1 to 64 letters, digits, or any of ._=-")
         self._check_sizes()
         self._check_secrets()
-        check_whole("num_threads", self.num_threads, auto=True)
+        check_whole("num_threads", self.num_threads, at_most=_MOST_THREADS, auto=True)
         if self.compile is Compile.always and (obstacle := self.compile_obstacle):
             raise ConfigError("compile", self.compile.value, f"cannot be had with {obstacle}")
         if not self.forecast:  # a forecast needs no device
-            self.torch_device  # noqa: B018 - raises if there is no such device
+            self._check_device()
         self.network.check()
         self.memory.check(self.num_rows // self.num_minibatches)
         if self.separate_grad_clip and self.memory.shares_trunk:
@@ -171,6 +179,9 @@ class Config:
         self.checkpoint.check()
 
     def _check_sizes(self) -> None:
+        if self.num_rows > _MOST_ROWS:
+            allowed = f"with num_steps={self.num_steps} a rollout of {self.num_rows:,} rows"
+            raise ConfigError("num_envs", self.num_envs, f"{allowed}; at most {_MOST_ROWS:,}")
         if self.num_rows % self.num_minibatches:
             near = min(self.num_minibatches, self.num_rows)
             outwards = (number for off in range(near) for number in (near - off, near + off))
@@ -184,6 +195,14 @@ class Config:
         if self.epsilon is None and self.epsilon_high is not None:
             allowed = "has no effect with epsilon=none; leave it out"
             raise ConfigError("epsilon_high", self.epsilon_high, allowed)
+        if self.epsilon_high is not None and self.epsilon_high < self.epsilon:
+            allowed = f"must be at least epsilon={self.epsilon:g}; lower epsilon instead"
+            raise ConfigError("epsilon_high", self.epsilon_high, allowed)
+
+    def _check_device(self) -> None:
+        if self.torch_device.type != "cuda" and self.vram_limit_gib is not None:
+            allowed = "emulates a smaller card: it needs device=cuda"
+            raise ConfigError("vram_limit_gib", self.vram_limit_gib, allowed)
 
     def _check_secrets(self) -> None:
         """Refuse keys that look like credentials: the config is written to files and to W&B."""
@@ -194,7 +213,12 @@ class Config:
 
     def check_env(self) -> EnvSpec:
         """Return the environment's spaces; raise ``ConfigError`` if it cannot be used."""
-        return self.env.check()
+        spec = self.env.check()
+        num_parameters = self.network.num_trunk_parameters(spec.observation_size)
+        if num_parameters > _MOST_PARAMETERS:
+            allowed = f"a network of {num_parameters:,} parameters; at most {_MOST_PARAMETERS:,}"
+            raise ConfigError("network", "...", allowed)
+        return spec
 
     @property
     def num_rows(self) -> int:
@@ -299,20 +323,3 @@ class Config:
         if flop < 2e9:
             return 1
         return idle_cores()
-
-
-def check_whole(key: str, value: object, *, at_least: int = 1, auto: bool = False) -> None:
-    """Raise ``ConfigError`` unless ``value`` is a whole number >= ``at_least``, or may be auto."""
-    if auto and value == "auto":
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        either = "auto or " if auto else ""
-        raise ConfigError(key, value, f"must be {either}a whole number >= {at_least}")
-
-
-def nested_keys(values: Mapping[Any, Any]) -> Iterator[str]:
-    """Yield every key of nested dictionaries, dotted."""
-    for key, value in values.items():
-        yield str(key)
-        if isinstance(value, dict):
-            yield from (f"{key}.{below}" for below in nested_keys(value))

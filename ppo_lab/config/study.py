@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -13,10 +13,12 @@ from ppo_lab.utils.errors import ConfigError
 
 __all__ = [
     "RENAMED_KEYS", "STORAGE_VARIABLE", "Aggregate", "CommandConfig", "ConfirmConfig", "Executor",
-    "StudyConfig", "renamed"]  # fmt: skip
+    "StudyConfig", "refuse_renamed", "renamed"]  # fmt: skip
 
 STORAGE_VARIABLE = "PPO_LAB_STORAGE"
 """Environment variable for ``study.storage``, which keeps passwords off the command line."""
+
+_LONGEST_S = 1e8  # three years
 
 RENAMED_KEYS = {
     "study.num_slots": "study.num_workers",
@@ -121,21 +123,36 @@ class StudyConfig:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,99}", self.name):
             allowed = "must be auto, or 1 to 100 letters, digits, or any of ._=,+-"
             raise ConfigError("study.name", self.name, allowed)
-        for key in ("num_trials", "num_seeds", "num_reports"):
-            check_whole(f"study.{key}", getattr(self, key))
+        for key, most in (("num_trials", 1_000_000), ("num_seeds", 1000), ("num_reports", 1000)):
+            check_whole(f"study.{key}", getattr(self, key), at_most=most)
         for key in ("num_workers", "max_lanes"):
-            check_whole(f"study.{key}", getattr(self, key), auto=True)
-        for key in ("max_retries", "seed"):
-            check_whole(f"study.{key}", getattr(self, key), at_least=0)
-        check_whole("study.confirm.top", self.confirm.top, at_least=0)
-        check_whole("study.confirm.seeds", self.confirm.seeds, at_least=2)
+            check_whole(f"study.{key}", getattr(self, key), at_most=10_000, auto=True)
+        for key, most in (("max_retries", 1000), ("seed", 2**63 - 1)):
+            check_whole(f"study.{key}", getattr(self, key), at_least=0, at_most=most)
+        check_whole("study.confirm.top", self.confirm.top, at_least=0, at_most=1000)
+        check_whole("study.confirm.seeds", self.confirm.seeds, at_least=2, at_most=1000)
         for key in ("storage_timeout_s", "lease_s"):
             seconds = getattr(self, key)
-            if not 0 < seconds < math.inf:
-                raise ConfigError(f"study.{key}", seconds, "must be seconds above 0")
+            if not 0 < seconds <= _LONGEST_S:
+                allowed = f"must be seconds above 0 and at most {_LONGEST_S:g}"
+                raise ConfigError(f"study.{key}", seconds, allowed)
+        self._check_types()
         if not self.space:
             allowed = "must name a key to vary, such as epsilon: interval(0.05, 0.5)"
             raise ConfigError("study.space", "{}", allowed)
+
+    def _check_types(self) -> None:
+        """Raise ``ConfigError`` for keys that are neither a text nor a list of texts."""
+        texts = {"objective": self.objective, "direction": self.direction or []}
+        texts |= {f"conditions.{key}": value for key, value in self.conditions.items()}
+        for key, value in texts.items():
+            each = value if isinstance(value, list) else [value]
+            if not all(isinstance(text, str) for text in each):
+                raise ConfigError(f"study.{key}", value, "must be a text, or a list of texts")
+        for point in self.enqueue:
+            if not isinstance(point, dict):
+                allowed = "must be a list of points, such as [{epsilon: 0.1}]"
+                raise ConfigError("study.enqueue", self.enqueue, allowed)
 
 
 @dataclass(kw_only=True)
@@ -146,8 +163,17 @@ class CommandConfig(Config):
 
 
 def renamed(key: str) -> str | None:
-    """Return a message if ``key`` or a key above it was renamed, else None."""
+    """Return the new name of ``key`` if it or a key above it was renamed, else None."""
     for old, new in RENAMED_KEYS.items():
         if f"{key}.".startswith(f"{old}."):
-            return f"is now {new}{key.removeprefix(old)}"
+            return new + key.removeprefix(old)
     return None
+
+
+def refuse_renamed(values: Mapping[str, object], where: str = "") -> None:
+    """Raise ``ConfigError`` if keys of ``values`` were renamed; the message names all of them."""
+    names = {key: name for key in values if (name := renamed(key)) is not None}
+    if names:
+        first = next(iter(names))
+        pairs = ", ".join(f"{name} for {key}" for key, name in names.items())
+        raise ConfigError(f"{where}{first}", values[first], f"was renamed; write {pairs}")

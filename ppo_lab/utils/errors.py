@@ -11,6 +11,9 @@ from typing import Any
 from ppo_lab.utils.redaction import REDACTED, mask
 
 __all__ = ["REDACTED", "ConfigError", "EnvironmentFault", "check_number", "closest_match"]
+__all__ += ["did_you_mean"]
+
+_SMALLEST, _LARGEST = 1e-37, 1e38  # numbers that float32 holds at full precision
 
 
 class ConfigError(ValueError):
@@ -42,6 +45,17 @@ def closest_match(name: str, valid: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def did_you_mean(name: str, valid: Iterable[str], *, prefix: str = "") -> str:
+    """Return ``; did you mean NAME?`` with the most similar of the ``valid`` names, else nothing.
+
+    Example:
+        >>> did_you_mean("epslon", ["epsilon", "gamma"])
+        '; did you mean epsilon?'
+    """
+    close = closest_match(name, valid)
+    return f"; did you mean {prefix}{close}?" if close else ""
+
+
 def check_number(
     key: str,
     value: Any,  # noqa: ANN401 - user input
@@ -68,4 +82,7 @@ def check_number(
     if not (is_finite and all(holds(value, bound) for _, bound, holds in limits)):
         bounds = " and ".join(f"{sign} {bound:g}" for sign, bound, _ in limits)
         raise ConfigError(key, value, f"must be a number {bounds}" + (", or none" if off else ""))
+    if value and not _SMALLEST <= abs(value) <= _LARGEST:
+        allowed = f"must be between {_SMALLEST:g} and {_LARGEST:g} in size, the numbers of float32"
+        raise ConfigError(key, value, allowed)
     return float(value)

@@ -11,10 +11,11 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from ppo_lab.config.compose import Composer, load
+from ppo_lab.config.compose import load
+from ppo_lab.config.composer import Composer
 from ppo_lab.config.run import Config
 from ppo_lab.studies.definition.parameter import Choice
-from ppo_lab.utils.errors import ConfigError, closest_match
+from ppo_lab.utils.errors import ConfigError, did_you_mean
 
 __all__ = ["BaseRun"]
 
@@ -52,8 +53,8 @@ class BaseRun:
         node: Any = OmegaConf.select(run, parent) if parent else run
         if not isinstance(node, DictConfig) or name not in node:
             names = {*map(str, node)} if isinstance(node, DictConfig) else set()
-            close = closest_match(name, names if parent else names | groups.keys())
-            hint = f"; did you mean {key.removesuffix(name)}{close}?" if close else ""
+            valid, prefix = names if parent else names | groups.keys(), key.removesuffix(name)
+            hint = did_you_mean(name, valid, prefix=prefix)
             raise ConfigError(key, "...", f"there is no such key{hint}")
         return _typed(node[name])
 

@@ -29,7 +29,7 @@ from ppo_lab.config.study import StudyConfig
 from ppo_lab.studies.definition.parameter import Point
 from ppo_lab.studies.definition.pruning import ConfidencePruner
 from ppo_lab.studies.definition.space import Space
-from ppo_lab.utils.errors import ConfigError, closest_match
+from ppo_lab.utils.errors import ConfigError, did_you_mean
 
 __all__ = ["build_pruner", "build_sampler", "check_pruner", "check_sampler", "mixed_seed"]
 
@@ -218,8 +218,7 @@ def _class_name(node: Mapping[str, Any], key: str, package: str) -> str:
     if name in _REFUSED:
         raise ConfigError(f"{key}._target_", target, _REFUSED[name])
     if not target.startswith(package) or name not in names:
-        close = closest_match(name, names)
-        hint = f"; did you mean {package}{close}?" if close else ""
+        hint = did_you_mean(name, names, prefix=package)
         raise ConfigError(f"{key}._target_", target, f"must be a class of {package[:-1]}{hint}")
     return name
 

@@ -25,7 +25,7 @@ from ppo_lab.studies.definition.parameter import (
     read_parameter,
     values_of,
 )
-from ppo_lab.utils.errors import ConfigError, closest_match
+from ppo_lab.utils.errors import ConfigError, did_you_mean
 
 __all__ = ["Space", "read_space", "split_overrides"]
 
@@ -65,9 +65,8 @@ class Space:
         params: Point = {}
         for key, raw in point.items():
             if key not in known:
-                close = closest_match(key, known)
-                hint = f"; did you mean {close}?" if close else ""
-                raise ConfigError(f"study.enqueue.{key}", raw, f"is not in the search space{hint}")
+                allowed = f"is not in the search space{did_you_mean(key, known)}"
+                raise ConfigError(f"study.enqueue.{key}", raw, allowed)
             text = "none" if raw is None else str(raw)
             (typed, *_), _ = values_of(parse_override(key, text)._value)
             value = known[key].match(typed)
