@@ -117,6 +117,8 @@ def check_gymnasium(
     module = imports_module(env_id)
     if module is not None and (env_id.count(":") > 1 or not module):
         raise ConfigError("env.id", env_id, "a module and a name have the form module:Name-v0")
+    import gymnasium  # noqa: F401 (now, as the time limit is the environment's)
+
     guard = EnvGuard(1, 1, timeout_s)
     try:
         with guard("building"):

@@ -124,7 +124,7 @@ class Counting(PhaseObserver):
 def _tensors_held_by(value: object) -> Iterator[Tensor]:
     """Return every tensor that an environment keeps, in its own attributes and their parts."""
     if type(value).__module__.startswith("ppo_lab.envs."):
-        for attribute in vars(value).values():
-            yield from _tensors_held_by(attribute)
+        for name in (*getattr(value, "__dict__", ()), *getattr(value, "__slots__", ())):
+            yield from _tensors_held_by(getattr(value, name))
     else:
         yield from tensors_of(value)

@@ -35,7 +35,7 @@ from ppo_lab.utils.crash_points import crash_point
 from ppo_lab.utils.errors import EnvironmentFault
 from ppo_lab.utils.provenance import git_state, machine, versions
 
-__all__ = ["RunOutput", "RunRecorder", "Status", "one_line"]
+__all__ = ["RunOutput", "RunRecorder", "Status", "one_line", "static_summary"]
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class RunRecorder:
         self._lock = lock_run_folder(output.folder)
         self.config, self.output = config, output
         self.tracker = Tracker(config.tracking, Path("outputs").resolve(), progress)
-        self.summary = _static_summary(config, output)
+        self.summary = static_summary(config, output)
         self._begin = _Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
         self._run_id, self._settings = "", comparable(config)
@@ -179,8 +179,7 @@ class RunRecorder:
 
     def save_policy(self, trainer: Trainer, lane: int) -> None:
         """Save the policy as it is."""
-        state = trainer.env.state_dict()
-        folder, spec = self.output.folder, trainer.spec
+        state, folder, spec = trainer.env.state_dict(), self.output.folder, trainer.spec
         save_policy(folder, self.config, trainer.model, state, spec=spec, lane=lane)
 
     def save_checkpoint(self, trainer: Trainer, lane: int) -> bool:
@@ -226,6 +225,10 @@ class RunRecorder:
             lost = f"not all of the run's files could be written: {self.tracker.lost}"
             self.summary.update(status=Status.failed.value, reason=lost)
         crash_point("summary_written")
+        self.release()
+
+    def release(self) -> None:
+        """Leave the folder to others."""
         self._lock.release()
 
 
@@ -261,7 +264,7 @@ def _run_info(config: Config, output: RunOutput) -> RunInfo:
     )
 
 
-def _static_summary(config: Config, output: RunOutput) -> dict[str, Any]:
+def static_summary(config: Config, output: RunOutput) -> dict[str, Any]:
     """Return what is known before the first step; ``epsilon`` is absent without a clip."""
     epsilon = {} if config.epsilon is None else {"epsilon": config.epsilon}
     return {
