@@ -40,6 +40,7 @@ STEP_4 = {
     "sleep": ANSWER,
     "spin": ANSWER,
     "swallow": ANSWER,
+    "compiled spin": ANSWER,
 }
 RESET_5 = {
     "old reset": "reset() must return (observation, info), this one returned an array of shape",
@@ -179,11 +180,15 @@ def test_a_slow_environment_is_not_overdue_while_it_answers():
     env.close()
 
 
-def test_compiled_code_that_does_not_return_ends_the_process(tmp_path):
+def run_command(tmp_path, fault):
     shutil.copy(faulty_env.__file__, tmp_path)
-    arguments = ["env=gymnasium", "env.id=faulty_env:Faulty-v0", "num_envs=3"]
-    arguments += ["+env.kwargs.fault=deadlock", "env.timeout_s=1", "network=tiny"]
-    done = ppo_lab(tmp_path, *arguments, "+env.kwargs.culprit=2", "tracking=local")
+    arguments = ["env=gymnasium", "env.id=faulty_env:Faulty-v0", "num_envs=3", "env.timeout_s=1"]
+    arguments += [f"+env.kwargs.fault={fault}", "+env.kwargs.culprit=2", "tracking=local"]
+    return ppo_lab(tmp_path, *arguments, "network=tiny")
+
+
+def test_compiled_code_that_does_not_return_ends_the_process(tmp_path):
+    done = run_command(tmp_path, "deadlock")
     assert done.returncode == 5
     reason = "environment 1, step 4: did not return within env.timeout_s=1"
     assert reason in done.stderr
@@ -191,6 +196,12 @@ def test_compiled_code_that_does_not_return_ends_the_process(tmp_path):
     summary = json.loads((run_folder / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert summary["reason"].startswith(reason)
+
+
+def test_compiled_code_that_lets_no_thread_run_is_killed_from_outside(tmp_path):
+    done = run_command(tmp_path, "'deadlock of all threads'")
+    assert done.returncode == -signal.SIGKILL
+    assert "an environment did not return for 6 s and let no thread run" in done.stderr
 
 
 def warnings_of(caplog):
