@@ -33,6 +33,7 @@ class ContinuousActions:
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    dtype: str = "float32"  # of the environment's own actions
 
 
 @dataclass(frozen=True)
