@@ -105,8 +105,7 @@ class GymnasiumEnv(DryEnv):
 
     def _view_buffers(self) -> None:
         """Create NumPy views of the buffers, with one row per environment in its own shape."""
-        space = self._envs[0].observation_space
-        self._shape = space.shape or ()
+        space, self._shape = self._envs[0].observation_space, self.spec.shape
         num_rows, size = len(self._envs), self.spec.observation_size
         self._rows = self._packed.numpy().reshape(num_rows, size + 1)
         self._observation_rows = self._rows[:, :size].reshape(num_rows, *self._shape)

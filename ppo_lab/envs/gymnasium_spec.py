@@ -52,22 +52,22 @@ def spec_of_env(env_id: str, env: gymnasium.Env[Any, Any]) -> EnvSpec:
     from gymnasium.spaces import Box, Discrete
 
     observations, actions = env.observation_space, env.action_space
-    if (shape := _vector_shape(observations)) is None:
+    if (full_shape := _vector_shape(observations)) is None:
         supported = "a Box, or MultiBinary, which is flattened to a vector, and no image"
         remedy = "gymnasium.wrappers.FlattenObservation makes a vector of other spaces"
         allowed = f"its observations are {observations}; supported is {supported}. {remedy}"
         raise ConfigError("env.id", env_id, allowed)
-    observation_size, own_shape = math.prod(shape), None if len(shape) == 1 else shape
+    observation_size = math.prod(full_shape)
+    shape = None if len(full_shape) == 1 else full_shape
     if isinstance(actions, Discrete):
         discrete = DiscreteActions(int(actions.n), start=int(actions.start))
-        return EnvSpec(observation_size, discrete, own_shape)
+        return EnvSpec(observation_size, discrete, shape)
     is_vector = len(actions.shape or ()) == 1 and 0 not in (actions.shape or ())
     if not (isinstance(actions, Box) and np.issubdtype(actions.dtype, np.floating) and is_vector):
         allowed = f"its actions are {actions}; supported are Discrete and a 1-D Box of floats"
         raise ConfigError("env.id", env_id, allowed)
     low, high = (tuple(float(x) for x in bound) for bound in (actions.low, actions.high))
-    box = ContinuousActions(low, high, actions.dtype.name)
-    return EnvSpec(observation_size, box, own_shape)
+    return EnvSpec(observation_size, ContinuousActions(low, high, actions.dtype.name), shape)
 
 
 def _vector_shape(space: gymnasium.Space[Any]) -> tuple[int, ...] | None:

@@ -1,7 +1,8 @@
 """A time limit on calls into environments, kept by a thread that watches the main thread.
 
 A call that is overdue is interrupted by a signal, which ends Python code, sleeps and reads from
-sockets. Compiled code that does not react ends the process: no thread can be stopped otherwise.
+sockets. Compiled code that does not react ends the process: no thread can be stopped otherwise. If
+it lets no thread run either, ``monitor`` does the same from outside.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import FrameType
 
+from ppo_lab.envs.monitor import beat
 from ppo_lab.utils.errors import EnvironmentFault
 
 __all__ = ["EXIT_STATUS", "EnvCall", "OverdueCall", "TimeLimit", "on_timeout"]
@@ -26,7 +28,9 @@ _SIGNAL = getattr(signal, "SIGRTMAX", signal.SIGALRM)  # macOS has no real-time 
 _POLL_S = 1.0  # polls are counted, not seconds: a process that was suspended is not overdue
 _GRACE_S = 5.0  # between the signal and the end of the process
 
-_overdue: EnvCall | None = None
+_lock = threading.Lock()
+_calls: list[EnvCall] = []  # that are watched
+_overdue: tuple[str, int, int] | None = None  # what the signal is sent for; None by the monitor
 _last_words: Callable[[EnvironmentFault], None] | None = None
 
 
@@ -40,6 +44,11 @@ class EnvCall:
     """Steps of all environments so far, including a running one."""
     method: str = ""
     """Empty outside of calls."""
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """What tells this call from the next one."""
+        return self.method, self.row, self.step
 
 
 class OverdueCall(BaseException):
@@ -70,23 +79,35 @@ class TimeLimit:
         self._poll_s = min(_POLL_S, timeout_s / 4)
         self._num_polls = math.ceil(timeout_s / self._poll_s)
         self._num_grace = math.ceil(min(_GRACE_S, timeout_s) / self._poll_s)
+        self._timeout_s = timeout_s
         self._closed = threading.Event()
         signal.signal(_SIGNAL, _interrupt)
+        with _lock:
+            _calls.append(call)
+            beat(timeout_s, _SIGNAL)
         threading.Thread(target=self._watch, name="env.timeout_s", daemon=True).start()
 
     def close(self) -> None:
         """End the thread."""
-        self._closed.set()
+        with _lock:
+            if not self._closed.is_set():
+                self._closed.set()
+                _calls.remove(self._call)
+                if not _calls:
+                    beat(0.0, _SIGNAL)
 
     def _watch(self) -> None:
         global _overdue
         call, seen, count = self._call, ("", 0, 0), 0
         while not self._closed.wait(self._poll_s):
-            now = call.method, call.row, call.step
+            with _lock:
+                if not self._closed.is_set():  # else the monitor would count for ever
+                    beat(self._timeout_s, _SIGNAL)
+            now = call.place
             count = count + 1 if now == seen and call.method else 0
             seen = now
             if count == self._num_polls:
-                _overdue = call
+                _overdue = now
                 signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
             elif count == self._num_polls + self._num_grace:
                 self._end_process()
@@ -106,6 +127,7 @@ class TimeLimit:
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     """Handle the signal of ``TimeLimit``, unless the call has returned meanwhile."""
     global _overdue
-    call, _overdue = _overdue, None
-    if call is not None and call.method:
+    due, _overdue = _overdue, None
+    running = [call.place for call in _calls if call.method]
+    if running and due in (None, *running):
         raise OverdueCall

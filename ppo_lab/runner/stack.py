@@ -12,6 +12,7 @@ import torch
 from ppo_lab.compiler.compilation import should_compile
 from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory, vram_limit
 from ppo_lab.devices.pcie import measure_bus
+from ppo_lab.envs.time_limit import on_timeout
 from ppo_lab.forecast.budget import over_budget
 from ppo_lab.forecast.counting import counted_trainer
 from ppo_lab.runner.group import RunGroup
@@ -72,6 +73,7 @@ class Stack:
         self._recorders: dict[int, RunRecorder] = {}  # by lane
         self._signals, self._pace = StopSignals(), CheckpointPace(0.0)
         self._is_between = False  # iterations, so that runs can go on from here
+        on_timeout(self._fail_before_exit)
 
     @property
     def has_work(self) -> bool:
@@ -287,6 +289,13 @@ class Stack:
             self.queue.max_lanes = max(1, self.queue.max_lanes // 2)
         self._clear(others, error)
         release_memory(others[0].configs[0].torch_device, error)
+
+    def _fail_before_exit(self, fault: EnvironmentFault) -> None:
+        """Finish the group to blame for the end of the process; others leave their checkpoints."""
+        for group in self._running:
+            if _is_guilty(group, self._running, fault):
+                group.end(Status.failed, str(fault), fault)
+                group.finish()
 
     def _clear(self, groups: Sequence[RunGroup], error: BaseException) -> None:
         """Prepare ``groups`` for another attempt."""

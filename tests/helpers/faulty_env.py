@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import re
 import time
 from typing import Any
 
@@ -37,6 +38,13 @@ def deadlock():
         ctypes.CDLL(None).pthread_mutex_lock(lock)
 
 
+def deadlock_of_all_threads():
+    """Do the same without releasing the interpreter's lock."""
+    lock = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.PyDLL(None).pthread_mutex_lock(lock)
+
+
 GOOD = (np.zeros(2, np.float32), 0.0, False, False, {})
 STEPS = {
     "none": lambda: None,
@@ -62,6 +70,8 @@ STEPS = {
     "spin": lambda: [None for _ in itertools.count() if False],
     "swallow": swallow_exceptions,
     "deadlock": deadlock,
+    "deadlock of all threads": deadlock_of_all_threads,
+    "compiled spin": lambda: re.match("(a+)+$", 40 * "a" + "b"),
     "death": lambda: os._exit(3),
     "one reward": lambda: (GOOD[0], np.array([[2.5]]), *GOOD[2:]),
     "loose": lambda: ([0, 1], np.int64(2), 0, np.bool_(False), {None: 1}),
