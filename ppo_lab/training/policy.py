@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 _FORMAT = 1
 _DESCRIPTION, _WEIGHTS = "policy.json", "model.safetensors"
-_MAX_DESCRIPTION_BYTES = 1 << 16
+_MAX_DESCRIPTION_BYTES = 1 << 14
 _MAX_OTHER_BYTES = 1 << 22  # of model.safetensors: names and shapes, statistics
 _BLANK = "0" * 64  # in place of the description's own hash while that is computed
 _KEYS = frozenset(
@@ -214,6 +214,8 @@ def _check_description(content: bytes, described: dict[str, Any], path: Path) ->
 
 def _build(described: dict[str, Any]) -> tuple[ActorCritic, EnvSpec]:
     """Return the described model without weights, and the spec of its environment."""
+    if not described.keys() >= _KEYS:
+        raise LookupError(f"without {', '.join(sorted(_KEYS - described.keys()))}")
     shape = tuple(described["observation_shape"])
     spec = EnvSpec(math.prod(shape), _actions(described["actions"]), shape)
     dtype = torch.float64 if described["dtype"] == "float64" else torch.float32
