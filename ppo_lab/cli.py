@@ -31,6 +31,7 @@ from ppo_lab.runner.run import Status, run_in_folder
 from ppo_lab.tracking import TrackingMode, grid_table, places, reasons, summary_panel
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
+from ppo_lab.utils.redaction import mask_output
 
 __all__ = ["main"]
 
@@ -71,6 +72,7 @@ def main() -> None:
     single run that was out of memory, 130 and 143 after Ctrl-C and SIGTERM.
     """
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    mask_output()
     register()
     arguments = get_args_parser().parse_args()
     shows_only = ("help", "hydra_help", "info", "cfg", "shell_completion")
