@@ -13,6 +13,7 @@ from typing import Any
 
 from ppo_lab.runner.run_record import Status
 from ppo_lab.utils.json_files import from_jsonable, write_json
+from ppo_lab.utils.redaction import mask_values
 
 __all__ = ["RESULT_FILE", "Result", "read_result", "worst_status"]
 
@@ -48,7 +49,7 @@ class Result:
         failed_s = time.monotonic()
         while True:
             try:
-                write_json(folder / RESULT_FILE, asdict(self))
+                write_json(folder / RESULT_FILE, mask_values(asdict(self)))
                 return
             except OSError as error:
                 if error.errno not in _FULL or time.monotonic() - failed_s > _LONGEST_FULL_S:

@@ -7,6 +7,7 @@ strings in them (see ``to_jsonable``); the readers here return them as floats.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import math
@@ -18,7 +19,7 @@ from typing import Any
 
 from ppo_lab.tracking.base import Record, RunInfo, Sink
 from ppo_lab.utils.json_files import parse_object, read_bounded, to_jsonable, write_json
-from ppo_lab.utils.redaction import mask_values
+from ppo_lab.utils.redaction import mask_file, mask_values
 
 __all__ = ["METRICS_FILE", "SUMMARY_FILE", "LocalSink", "cut_metrics", "read_metrics"]
 __all__ += ["read_summary"]
@@ -44,11 +45,17 @@ class LocalSink(Sink):
     """
 
     def start(self, run: RunInfo) -> None:
-        """Create the metrics file; a resumed run appends after its last complete row."""
+        """Create the metrics file; a resumed run appends after its last complete row.
+
+        Secrets in the files that Hydra has written are masked.
+        """
         self._folder = run.folder
         self._waiting: list[bytes] = []
         self._position: int | None = None  # unknown until the file was opened once
         self._write_rows()
+        hydras = [path.parent.glob("*.yaml") for path in run.folder.glob("*/hydra.yaml")]
+        for path in itertools.chain(*hydras, run.folder.parent.glob("multirun.yaml")):
+            mask_file(path)
 
     def record(self, record: Record) -> None:
         """Append a row, after those that wait; once written, it survives a killed process."""

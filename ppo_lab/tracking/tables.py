@@ -75,7 +75,7 @@ def plain_table(title: str | None = None) -> Table:
 def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return why jobs did not finish, one line each; empty when all did."""
     return "\n".join(
-        f"job {number} {row['status']}: {printable(row['reason'])}"
+        printable(f"job {number} {row['status']}: {row['reason']}")
         for number, row in enumerate(rows)
         if row.get("reason")
     )

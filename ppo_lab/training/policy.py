@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 _FORMAT = 1
 _DESCRIPTION, _WEIGHTS = "policy.json", "model.safetensors"
-_MAX_DESCRIPTION_BYTES = 1 << 16
+_MAX_DESCRIPTION_BYTES = 1 << 14
 _MAX_OTHER_BYTES = 1 << 22  # of model.safetensors: names and shapes, statistics
 _BLANK = "0" * 64  # in place of the description's own hash while that is computed
 _KEYS = frozenset(
@@ -214,13 +214,27 @@ def _check_description(content: bytes, described: dict[str, Any], path: Path) ->
 
 def _build(described: dict[str, Any]) -> tuple[ActorCritic, EnvSpec]:
     """Return the described model without weights, and the spec of its environment."""
+    if not described.keys() >= _KEYS:
+        raise LookupError(f"without {', '.join(sorted(_KEYS - described.keys()))}")
     shape = tuple(described["observation_shape"])
     spec = EnvSpec(math.prod(shape), _actions(described["actions"]), shape)
     dtype = torch.float64 if described["dtype"] == "float64" else torch.float32
-    initializer = Initializer(torch.zeros(1, dtype=torch.int64), torch.device("meta"), dtype)
     network, shares_trunk = _network(described["network"]), bool(described["shares_trunk"])
     network.check()
-    return ActorCritic(network, spec, initializer, shares_trunk=shares_trunk), spec
+    return ActorCritic(network, spec, _NoWeights(dtype), shares_trunk=shares_trunk), spec
+
+
+class _NoWeights(Initializer):
+    """Builds weights that have a shape and no memory; the saved ones replace them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def orthogonal(self, num_inputs: int, num_outputs: int, gain: float) -> Tensor:  # noqa: ARG002
+        return torch.empty(1, num_inputs, num_outputs, dtype=self._dtype, device="meta")
+
+    def uniform(self, num_inputs: int, num_outputs: int) -> Tensor:
+        return self.orthogonal(num_inputs, num_outputs, 1.0)
 
 
 def _read_weights(path: Path, expected_hash: str | None, model: ActorCritic) -> dict[str, Tensor]:

@@ -56,15 +56,16 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         ValueError: It is no regular file, or larger than ``max_bytes``.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path}: is not a regular file")
-        if status.st_size > max_bytes:
-            raise ValueError(
-                f"{path}: has {status.st_size:,} bytes; at most {max_bytes:,} are read"
-            )
-        return file.read(max_bytes)
+        if (size := status.st_size) > max_bytes:
+            raise ValueError(f"{path}: has {size:,} bytes; at most {max_bytes:,} are read")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(size)
+    finally:
+        os.close(descriptor)
 
 
 def parse_object(text: bytes, where: object) -> dict[str, Any]:

@@ -18,14 +18,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["REDACTED", "mask", "mask_output", "mask_values", "printable"]
+from ppo_lab.utils.json_files import atomic_write
+
+__all__ = ["REDACTED", "mask", "mask_file", "mask_output", "mask_values", "printable"]
 
 REDACTED = "..."
 """Replaces a value that must not be printed."""
 
 _SECRET = r"(?i:pass(?:word|wd|phrase)|secret|token|(?:api|access|private)_?key|credentials?)"
 _BEGIN = r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))"  # of a word, also in camelCase
-_SECRET_KEY = re.compile(rf"{_BEGIN}(?:{_SECRET}|(?i:pass))(?![a-z])")  # not tokenizer or tokens
+_SECRET_KEY = re.compile(
+    rf"{_BEGIN}(?:{_SECRET}|(?i:pass))(?![a-z])(?!(?<=[A-Z])[A-Z])"
+)  # not TOKENIZERS
 # `//user:password@`, whose password may hold a slash, and `//token@`; then `user:password@`.
 _IN_URL = re.compile(r"""//(?:[^\s'"<>/@:]*:[^\s'"<>]*|[^\s'"<>/@]+)@(?=[\w\[])""")
 _WITHOUT_SCHEME = re.compile(r"""(?<![\w/.:@+-])[\w.+-]+:[^\s'"<>@/,]{3,}@(?=[\w\[])""")
@@ -71,6 +75,13 @@ def mask_values(value: Any) -> Any:  # noqa: ANN401 - any nesting
     return {
         key: REDACTED if _is_secret(key, item) else mask_values(item) for key, item in value.items()
     }
+
+
+def mask_file(path: Path) -> None:
+    """Mask a text file that another library has written, if there is anything to mask."""
+    text = path.read_text()
+    if (masked := mask(text)) != text:
+        atomic_write(path, masked.encode())
 
 
 def printable(text: object) -> str:

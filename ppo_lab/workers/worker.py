@@ -23,6 +23,7 @@ from ppo_lab.config.study import STORAGE_VARIABLE
 from ppo_lab.runner.signals import Interrupted
 from ppo_lab.runner.stack import Stack
 from ppo_lab.utils.cores import divide_cores
+from ppo_lab.utils.redaction import mask_output
 from ppo_lab.workers.base import Cancel, Decision, Exited, Task
 from ppo_lab.workers.trial import Mailbox, TaskRun
 
@@ -166,6 +167,7 @@ def _set_up_process() -> None:
         sys.exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the scheduler decides what Ctrl-C means
     signal.signal(signal.SIGTERM, _exit)
+    mask_output()
     os.environ.pop(STORAGE_VARIABLE, None)  # may hold a password, and is not needed here
 
 

@@ -217,6 +217,17 @@ def test_the_panel_of_a_failed_run_says_why_and_leaves_out_what_is_absent() -> N
     assert "return" not in text
 
 
+def test_the_panel_says_which_tracking_failed_and_shows_no_control_characters() -> None:
+    failed = {"WandbSink": "1 failed, first finish: RuntimeError: \x1b[31mrefused"}
+    summary = {"status": "finished", "tracking_failures": failed, "reason": "http://u:pw1@h\x07"}
+    text = text_of(summary_panel(summary))
+    assert r"tracking: WandbSink 1 failed, first finish: RuntimeError: \x1b[31mrefused" in text
+    assert r"http://...@h\x07" in text
+    rows = [{"status": "x\x1b", "reason": "a\nb", "overrides": [f"k={n}\x1b[2J"]} for n in "12"]
+    assert "\x1b" not in text_of(grid_table(rows))
+    assert reasons(rows).splitlines() == [rf"job {n} x\x1b: a\nb" for n in (0, 1)]
+
+
 def test_the_grid_shows_what_varies_and_why_a_job_failed() -> None:
     rows: list[dict[str, Any]] = [
         SUMMARY,

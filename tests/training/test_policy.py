@@ -1,5 +1,6 @@
 """A saved policy acts as the trained one did, from raw observations."""
 
+import functools
 import json
 
 import gymnasium
@@ -17,13 +18,23 @@ from ppo_lab.training.trainer import Trainer
 from tests.helpers.trainers import train_to_end
 
 
-def trained(*overrides: str) -> Trainer:
+def built(*overrides: str) -> Trainer:
     register()
     command = ["network=tiny", "num_envs=4", "num_steps=16", "total_steps=128", *overrides]
     jobs = check_jobs(command, is_multirun=True, config_dir=None, config_name=None)
-    trainer = Trainer([job.config for job in jobs])
+    return Trainer([job.config for job in jobs])
+
+
+def trained(*overrides: str) -> Trainer:
+    trainer = built(*overrides)
     train_to_end(trainer)
     return trainer
+
+
+@functools.cache
+def untrained(env: str) -> Trainer:
+    """Return a trainer that several tests share: none changes its weights."""
+    return built(f"env={env}")
 
 
 def save(trainer: Trainer, folder, lane: int = 0, spec: EnvSpec | None = None):
@@ -82,7 +93,7 @@ def test_an_episode_without_an_end_is_given_up(tmp_path):
 
 
 def test_an_observation_of_another_shape_is_refused(tmp_path):
-    save(trained("env=cartpole"), tmp_path)
+    save(untrained("cartpole"), tmp_path)
     policy = load_policy(tmp_path)
     for shape in ((5,), (8,), (2, 3), (2, 2, 4)):
         with pytest.raises(ValueError, match="an observation has shape"):
@@ -120,7 +131,7 @@ def test_actions_are_clipped_to_the_box_and_shaped_as_the_observation(tmp_path):
 
 
 def test_sampled_actions_follow_from_the_seed(tmp_path):
-    save(trained("env=cartpole"), tmp_path)
+    save(untrained("cartpole"), tmp_path)
     first, second = load_policy(tmp_path), load_policy(tmp_path)
     observations = np.zeros((32, 4))
     a = [first.act(observations, deterministic=False, seed=3).tolist() for _ in range(2)]
@@ -130,7 +141,7 @@ def test_sampled_actions_follow_from_the_seed(tmp_path):
 
 
 def test_an_unknown_format_is_refused_by_name(tmp_path):
-    checkpoint = save(trained("env=cartpole"), tmp_path)
+    checkpoint = save(untrained("cartpole"), tmp_path)
     described = json.loads((checkpoint / "policy.json").read_text()) | {"format": 99}
     (checkpoint / "policy.json").write_text(json.dumps(described))
     with pytest.raises(ValueError, match="policy format 99, this version reads 1"):
@@ -138,7 +149,7 @@ def test_an_unknown_format_is_refused_by_name(tmp_path):
 
 
 def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path):
-    checkpoint = save(trained("env=cartpole"), tmp_path)
+    checkpoint = save(untrained("cartpole"), tmp_path)
     generator = np.random.default_rng(0)
     names = ("policy.json", "model.safetensors")
     contents = {name: (checkpoint / name).read_bytes() for name in names}
@@ -158,7 +169,7 @@ def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path):
 
 
 def test_each_bit_of_the_description_counts(tmp_path):
-    checkpoint = save(trained("env=cartpole"), tmp_path)
+    checkpoint = save(untrained("cartpole"), tmp_path)
     path = checkpoint / "policy.json"
     content = path.read_bytes()
     for place in range(len(content)):
@@ -171,7 +182,7 @@ def test_each_bit_of_the_description_counts(tmp_path):
 
 
 def test_an_old_policy_without_hashes_loads_with_a_warning(tmp_path, caplog):
-    checkpoint = save(trained("env=cartpole"), tmp_path)
+    checkpoint = save(untrained("cartpole"), tmp_path)
     path = checkpoint / "policy.json"
     described = json.loads(path.read_text())
     del described["sha256"]
@@ -182,7 +193,7 @@ def test_an_old_policy_without_hashes_loads_with_a_warning(tmp_path, caplog):
 
 @pytest.mark.parametrize("name", ["policy_head.weight", "log_std"])
 def test_weights_that_are_not_finite_are_refused(tmp_path, name):
-    trainer = trained("env=pendulum")
+    trainer = built("env=pendulum")
     with torch.no_grad():
         trainer.model.get_parameter(name).view(-1)[0] = float("nan")
     save(trainer, tmp_path)
@@ -195,7 +206,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, name):
 def test_continuous_actions_are_contained_in_their_space(tmp_path, dtype, bound):
     space = gymnasium.spaces.Box(-bound, bound, (1,), np.dtype(dtype).type)
     low, high = (tuple(map(float, side)) for side in (space.low, space.high))
-    trainer = trained("env=pendulum")
+    trainer = untrained("pendulum")
     save(trainer, tmp_path, spec=EnvSpec(3, ContinuousActions(low, high, dtype)))
     policy = load_policy(tmp_path)
     many = policy.act(np.full((64, 3), 9.0), deterministic=False)
@@ -205,7 +216,7 @@ def test_continuous_actions_are_contained_in_their_space(tmp_path, dtype, bound)
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int64, np.uint8, np.uint16, np.bool_, ">f4"])
 def test_observations_of_every_dtype_act_alike(tmp_path, dtype):
-    save(trained("env=cartpole"), tmp_path)
+    save(untrained("cartpole"), tmp_path)
     policy = load_policy(tmp_path)
     observations = np.eye(4, dtype=np.float32)
     as_given = np.array(observations, dtype)[::-1]  # of negative strides, too
@@ -213,7 +224,7 @@ def test_observations_of_every_dtype_act_alike(tmp_path, dtype):
 
 
 def test_a_space_of_one_number_has_the_shape_of_a_number(tmp_path):
-    trainer = trained("env=pendulum")
+    trainer = untrained("pendulum")
     config, spec = trainer.config, EnvSpec(1, DiscreteActions(3, start=-1), ())
     initializer = Initializer(torch.zeros(1, dtype=torch.int64), torch.device("cpu"), torch.float32)
     model = ActorCritic(config.network, spec, initializer, shares_trunk=False)
