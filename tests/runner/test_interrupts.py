@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.resumable import SIZES
 from ppo_lab.runner import run_record
 from ppo_lab.runner.exit_status import exit_status, interrupt_status
 from ppo_lab.runner.group import newest_common
@@ -20,7 +21,6 @@ from ppo_lab.tracking import read_metrics, read_summary
 from ppo_lab.training.checkpoint import load_checkpoint
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError, EnvironmentFault
-from tests.helpers.resumable import SIZES
 from tests.helpers.trainers import config as config_of
 from tests.runner.test_stack import group_of
 
