@@ -58,7 +58,11 @@ def at_iteration(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_granted_after_the_iteration_with_a_checkpoint(number, tmp_path, at_iteration):
     before = signal.getsignal(number)
-    at_iteration(3, lambda: os.kill(os.getpid(), number))
+    def twice():
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # to the process and to its group
+
+    at_iteration(3, twice)
     with pytest.raises(Interrupted) as stopped:
         start(tmp_path / "a")
     assert interrupt_status(stopped.value) == 75
