@@ -274,5 +274,6 @@ def _show_grid(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    signal.signal(number, signal.SIG_IGN)  # timeout(1) sends it twice
     logging.getLogger(__name__).warning("SIGTERM: closing the run")
     raise Interrupted(number)

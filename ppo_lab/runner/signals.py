@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,6 +17,8 @@ __all__ = ["Interrupted", "StopSignals"]
 log = logging.getLogger(__name__)
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_ECHO_S = 1.0
+"""timeout(1) and others send a signal to a process and then to its group: that is one, not two."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,6 +37,7 @@ class StopSignals:
         """Note nothing so far."""
         self.number: int | None = None
         """The signal that has asked for the end."""
+        self._noted_s = 0.0
 
     @contextmanager
     def noted(self, *, is_worthwhile: bool) -> Iterator[None]:
@@ -55,9 +59,11 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         name = signal.Signals(number).name
+        if number == self.number and time.monotonic() - self._noted_s < _ECHO_S:
+            return
         if self.number is not None:
             for each in _NUMBERS:
                 signal.signal(each, signal.SIG_DFL)
             raise Interrupted(number)
-        self.number = number
+        self.number, self._noted_s = number, time.monotonic()
         log.warning("%s: stopping after this iteration; once more stops at once", name)

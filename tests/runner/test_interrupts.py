@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.resumable import SIZES
 from ppo_lab.runner import run_record
 from ppo_lab.runner.exit_status import exit_status, interrupt_status
 from ppo_lab.runner.group import newest_common
@@ -20,7 +21,6 @@ from ppo_lab.tracking import read_metrics, read_summary
 from ppo_lab.training.checkpoint import load_checkpoint
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError, EnvironmentFault
-from tests.helpers.resumable import SIZES
 from tests.helpers.trainers import config as config_of
 from tests.runner.test_stack import group_of
 
@@ -58,7 +58,11 @@ def at_iteration(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_granted_after_the_iteration_with_a_checkpoint(number, tmp_path, at_iteration):
     before = signal.getsignal(number)
-    at_iteration(3, lambda: os.kill(os.getpid(), number))
+    def twice():
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # to the process and to its group
+
+    at_iteration(3, twice)
     with pytest.raises(Interrupted) as stopped:
         start(tmp_path / "a")
     assert interrupt_status(stopped.value) == 75
