@@ -90,7 +90,7 @@ def refusal(folder, monkeypatch, *words, name=None):
     monkeypatch.setenv("PLANTED_SECRET", "hunter2hunter2")
     register()
     before = dict(os.environ)
-    with pytest.raises(Exception) as caught, ExitStack() as stack:  # noqa: PT011 - of every kind
+    with pytest.raises(Exception) as caught, ExitStack() as stack:  # noqa: PT011, PT012
         hydra = stack.enter_context(open_hydra(check_config_dir(str(folder))))
         check_command(hydra, words, is_multirun=False, config_name=name)
     message = explain(caught.value, words)
