@@ -25,7 +25,15 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from ppo_lab.config.choices import ForecastFormat
-from ppo_lab.config.compose import Command, Job, check_command, check_config_dir, load, register
+from ppo_lab.config.compose import (
+    Command,
+    Job,
+    check_command,
+    check_config_dir,
+    compose_command,
+    load,
+    register,
+)
 from ppo_lab.config.composer import open_hydra
 from ppo_lab.config.error_messages import explain
 from ppo_lab.config.run import Config
@@ -83,6 +91,7 @@ def main() -> None:
     arguments = get_args_parser().parse_args()
     shows_only = ("help", "hydra_help", "info", "cfg", "shell_completion")
     if any(getattr(arguments, name) for name in shows_only):
+        _check_shown(arguments)
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
         return
     try:
@@ -90,6 +99,13 @@ def main() -> None:
             _run(opened, _check(opened, arguments, stored), stored)
     except KeyboardInterrupt as error:
         sys.exit(interrupt_status(error))
+
+
+def _check_shown(arguments: Namespace) -> None:
+    """Check a command that only shows something: Hydra logs as its config says even then."""
+    with _open_hydra(arguments) as (opened, _), _explained(arguments.overrides):
+        if arguments.config_dir is not None and not arguments.shell_completion:
+            compose_command(opened, arguments.overrides, arguments.config_name)
 
 
 def _run(opened: Hydra, command: Command, stored: Stored | None) -> None:
@@ -152,6 +168,9 @@ def _open_hydra(arguments: Namespace) -> Iterator[tuple[Hydra, Stored | None]]:
             if arguments.config_path is not None:
                 allowed = "replaces the project's own config; add yours with --config-dir"
                 raise ConfigError("--config-path", arguments.config_path, allowed)
+            if arguments.experimental_rerun is not None:
+                allowed = "a pickle can execute anything; use resume=FOLDER"
+                raise ConfigError("--experimental-rerun", arguments.experimental_rerun, allowed)
             stored, arguments.overrides = split_stored(arguments.overrides)
             if stored is not None:
                 arguments.config_dir = arguments.config_dir or stored.config_dir

@@ -39,7 +39,7 @@ from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
 
 __all__ = [
     "SWEEP_FILES", "Command", "Job", "check_command", "check_config_dir", "check_jobs",
-    "known_keys", "load", "make_folder", "register",
+    "compose_command", "known_keys", "load", "make_folder", "register",
 ]  # fmt: skip
 
 SWEEP_FILES: dict[str, Path] = {}
@@ -213,26 +213,8 @@ def check_command(
         ConfigError: a value cannot be used.
         HydraException, OmegaConfBaseException: Hydra could not compose.
     """
-    typed = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
-    refuse_renamed(typed)
     loader = hydra.config_loader
-    _refuse_null(loader, typed)
-    # As Hydra does to find out whether it should sweep, and over what.
-    compose_command = functools.partial(
-        hydra.compose_config,
-        config_name=config_name or "config",
-        run_mode=RunMode.MULTIRUN,
-        validate_sweep_overrides=False,
-    )
-    try:
-        command = compose_command(overrides=[*overrides])
-    except AssertionError:  # Hydra's, at a key below one that is null
-        key = next((key for key in typed if key.startswith("study.")), None)
-        if key is None:
-            raise
-        allowed = "there is no study to set this of; add study=default or a sweep=..."
-        raise ConfigError(key, typed[key], allowed) from None
-    check_hydra_part(command, overrides)
+    command = compose_command(hydra, overrides, config_name)
     if command.study is not None and check_study is not None:
         check_dimensions(command, overrides)
         check_study(command, loader)
@@ -258,6 +240,35 @@ def check_command(
     if is_grid:
         check_folders([job.subdir for job in jobs])
     return Command(command, jobs)
+
+
+def compose_command(
+    hydra: Hydra, overrides: Sequence[str], config_name: str | None = None
+) -> DictConfig:
+    """Return a command as Hydra composes it to find out what to run, Hydra's own part checked.
+
+    Raises: see ``check_command``.
+    """
+    typed = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
+    refuse_renamed(typed)
+    _refuse_null(hydra.config_loader, typed)
+    # As Hydra does to find out whether it should sweep, and over what.
+    composed = functools.partial(
+        hydra.compose_config,
+        config_name=config_name or "config",
+        run_mode=RunMode.MULTIRUN,
+        validate_sweep_overrides=False,
+    )
+    try:
+        command = composed(overrides=[*overrides])
+    except AssertionError:  # Hydra's, at a key below one that is null
+        key = next((key for key in typed if key.startswith("study.")), None)
+        if key is None:
+            raise
+        allowed = "there is no study to set this of; add study=default or a sweep=..."
+        raise ConfigError(key, typed[key], allowed) from None
+    check_hydra_part(command, overrides)
+    return command
 
 
 def _refuse_null(loader: ConfigLoader, typed: Mapping[str, str]) -> None:
