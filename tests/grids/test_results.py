@@ -5,7 +5,7 @@ import json
 from ppo_lab.config.compose import Job, check_jobs, register
 from ppo_lab.grids.results import grid_summaries
 from ppo_lab.grids.start import Jobs
-from ppo_lab.tracking import override_values, varying_keys
+from ppo_lab.tracking.tables import override_values, varying_keys
 
 
 def jobs_of(*overrides) -> list[Job]:
