@@ -135,11 +135,12 @@ def _run_alone(opened: Hydra, command: Command, stored: Stored | None) -> None:
             fork_run(stored.folder, folder, checked.config)
             task = functools.partial(job, notes={"forked_from": str(stored.folder)})
         try:
-            start_run(opened, config, folder, task)
+            summary = start_run(opened, config, folder, task)
         except KeyboardInterrupt:
-            _show_run(folder)
+            _show_run(folder, _read_run(folder))
             raise
-    sys.exit(exit_status(_show_run(folder)))
+    _show_run(folder, summary)  # its file may not be there: the disk was full
+    sys.exit(exit_status(summary))
 
 
 def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
@@ -269,15 +270,17 @@ def _print_lines(lines: str, style: str = "") -> None:
         Console().print(lines, style=style, soft_wrap=True, highlight=False, markup=False)
 
 
-def _show_run(folder: Path) -> dict[str, Any]:
-    """Print the panel of a single run, and return its summary."""
+def _read_run(folder: Path) -> dict[str, Any]:
     try:
-        summary = read_summary(folder / SUMMARY_FILE)
+        return read_summary(folder / SUMMARY_FILE)
     except (OSError, ValueError):
-        summary = unfinished_summary(folder)
+        return unfinished_summary(folder)
+
+
+def _show_run(folder: Path, summary: dict[str, Any]) -> None:
+    """Print the panel of a single run."""
     Console().print(summary_panel(summary))
     _print_lines(places({"folder": folder.resolve()} | summary))
-    return summary
 
 
 def _show_grid(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:

@@ -38,8 +38,8 @@ class Jobs(list[tuple[int, tuple[str, ...]]]):
         return batches
 
 
-def start_run(hydra: Hydra, config: DictConfig, folder: Path, task: Task) -> None:
-    """Run the single job of a command in ``folder``.
+def start_run(hydra: Hydra, config: DictConfig, folder: Path, task: Task) -> Any:  # noqa: ANN401
+    """Run the single job of a command in ``folder``; return what ``task`` returns.
 
     Raises:
         ConfigError: another process trains there.
@@ -58,7 +58,7 @@ def start_run(hydra: Hydra, config: DictConfig, folder: Path, task: Task) -> Non
             job_subdir_key=None,
         )
         callbacks.on_run_end(config=config, config_name=name, job_return=ended)
-        _ = ended.return_value  # raises what the job raised
+        return ended.return_value  # raises what the job raised
 
 
 def start_grid(

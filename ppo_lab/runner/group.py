@@ -14,7 +14,7 @@ from ppo_lab.config.run import Config
 from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.forecast.summary import out_of_memory_line
-from ppo_lab.runner.run_record import RunOutput, RunRecorder, Status, one_line
+from ppo_lab.runner.run_record import RunOutput, RunRecorder, Status, one_line, static_summary
 from ppo_lab.tracking import Progress
 from ppo_lab.training.checkpoint import Checkpoint, load_checkpoint
 from ppo_lab.training.trainer import Trainer
@@ -110,6 +110,9 @@ class RunGroup:
         for recorder in self.recorders:
             recorder.finish()
         self.summaries = [recorder.summary for recorder in self.recorders]
+        self._pass_on()
+
+    def _pass_on(self) -> None:
         try:
             self.on_finish(self.summaries)
         except Exception:  # the runs themselves have ended as their summaries say
@@ -136,8 +139,16 @@ class RunGroup:
                 log.error(reason)
         except Exception:  # such as CUDA's, which fails from its first error on
             log.exception("the memory of the failed run could not be released")
-        self.end(Status.out_of_memory if is_full else Status.failed, reason, error)
-        self.finish()
+        status = Status.out_of_memory if is_full else Status.failed
+        if len(self.recorders) == len(self.configs):
+            self.end(status, reason, error)
+            self.finish()
+            return
+        for recorder in self.recorders:
+            recorder.release()
+        ending = {"status": status.value, "reason": reason}  # in no file: the folder is not ours
+        self.summaries = [static_summary(*run) | ending for run in zip(self.configs, self.outputs)]
+        self._pass_on()
 
 
 def newest_common(folders: Sequence[Path]) -> Sequence[Checkpoint]:

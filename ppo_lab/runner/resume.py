@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab.config.run import Config
-from ppo_lab.runner.group import RunGroup
-from ppo_lab.runner.run import run_group
-from ppo_lab.runner.run_record import RunOutput
+from ppo_lab.runner.run import run_in_folder
 from ppo_lab.runner.same_run import refuse_change
 from ppo_lab.tracking import cut_metrics
 from ppo_lab.tracking.local import METRICS_FILE
@@ -44,14 +42,12 @@ def resume_run(
         ConfigError: See ``check_resume``.
     """
     check_resume(folder, config)
-    output = RunOutput(folder, overrides, group, resumes=True)
-    (summary,) = run_group(RunGroup([config], [output]))
-    return summary
+    return run_in_folder(config, folder, overrides=overrides, group=group, resumes=True)
 
 
 def copy_run(source: Path, folder: Path) -> bool:
     """Copy the checkpoints of a run, and its metrics up to the newest; False if it has none."""
-    if not source.is_dir() or (found := load_checkpoint(source)) is None:
+    if (found := load_checkpoint(source)) is None or not (source / METRICS_FILE).is_file():
         return False
     shutil.copyfile(source / METRICS_FILE, folder / METRICS_FILE)
     cut_metrics(folder, found.manifest["metrics_bytes"])

@@ -35,7 +35,7 @@ from ppo_lab.utils.crash_points import crash_point
 from ppo_lab.utils.errors import EnvironmentFault
 from ppo_lab.utils.provenance import git_state, machine, versions
 
-__all__ = ["RunOutput", "RunRecorder", "Status", "one_line"]
+__all__ = ["RunOutput", "RunRecorder", "Status", "one_line", "static_summary"]
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class RunRecorder:
         self._lock = lock_run_folder(output.folder)
         self.config, self.output = config, output
         self.tracker = Tracker(config.tracking, Path("outputs").resolve(), progress)
-        self.summary = _static_summary(config, output)
+        self.summary = static_summary(config, output)
         self._begin = _Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
         self._run_id, self._settings = "", comparable(config)
@@ -179,8 +179,8 @@ class RunRecorder:
 
     def save_policy(self, trainer: Trainer, lane: int) -> None:
         """Save the policy as it is."""
-        state = trainer.env.state_dict()
-        save_policy(self.output.folder, self.config, trainer.model, state, lane=lane)
+        state, folder, spec = trainer.env.state_dict(), self.output.folder, trainer.spec
+        save_policy(folder, self.config, trainer.model, state, spec=spec, lane=lane)
 
     def save_checkpoint(self, trainer: Trainer, lane: int) -> bool:
         """Write a checkpoint if the run can go on exactly from here; return whether it is there.
@@ -225,6 +225,10 @@ class RunRecorder:
             lost = f"not all of the run's files could be written: {self.tracker.lost}"
             self.summary.update(status=Status.failed.value, reason=lost)
         crash_point("summary_written")
+        self.release()
+
+    def release(self) -> None:
+        """Leave the folder to others."""
         self._lock.release()
 
 
@@ -241,13 +245,18 @@ def _run_info(config: Config, output: RunOutput) -> RunInfo:
     facts = _facts(config.torch_device)
     env = re.sub(r"[^A-Za-z0-9._=-]", "-", config.env.id)[:24]
     parts = [env, config.memory.name, f"eps{config.epsilon_label}", f"s{config.seed}"]
+    named = [config.name] if config.name != Config.name else []
+    in_name = ("name", "env", "memory", "epsilon", "seed")
+    overrides = output.overrides if output.group else ()  # which tell the runs of a grid apart
+    more = [text for text in overrides if text.partition("=")[0].lstrip("+") not in in_name]
     commit = facts["git"].get("commit")
     tags = [config.env.id, config.memory.name, *([f"g{commit[:7]}"] if commit else [])]
     return RunInfo(
         folder=output.folder,
-        id=output.run_id or "-".join([*parts[:3], parts[3][:12], secrets.token_hex(2)])[:64],
-        name="__".join([config.env.id, *parts[1:]]),
-        group=config.tracking.group or output.group,
+        id=output.run_id or "-".join([*parts, secrets.token_hex(8)]),
+        name="__".join([*named, config.env.id, *parts[1:], *more]),
+        is_named=bool(named),
+        group=output.group,
         tags=tuple(tag[:64] for tag in [*tags, *config.tracking.tags]),
         total_steps=config.num_iterations * config.num_rows,
         config={**config.as_dict(), "overrides": list(output.overrides), **facts, **output.notes},
@@ -255,7 +264,7 @@ def _run_info(config: Config, output: RunOutput) -> RunInfo:
     )
 
 
-def _static_summary(config: Config, output: RunOutput) -> dict[str, Any]:
+def static_summary(config: Config, output: RunOutput) -> dict[str, Any]:
     """Return what is known before the first step; ``epsilon`` is absent without a clip."""
     epsilon = {} if config.epsilon is None else {"epsilon": config.epsilon}
     return {

@@ -2,11 +2,12 @@
 
 A checkpoint is a folder ``checkpoints/<iteration>`` of the run. It is written under another name,
 flushed to the disk, and renamed, so that it is there completely or not at all. The manifest holds
-the SHA-256 of both files and of itself: a bit changed anywhere is noticed. Reading executes nothing.
+the SHA-256 of both files and of itself: a bit changed anywhere is noticed. Nothing is executed.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -73,12 +75,17 @@ def describe_run(config: Config, state: LaneState, **more: object) -> dict[str, 
         "iteration": iteration,
         "env_steps": iteration * config.num_rows,
         "config_sha256": hashlib.sha256(as_json.encode()).hexdigest(),
-        "versions": versions(),
-        "machine": machine(config.torch_device),
+        **_facts(config.torch_device),
         "is_compiled": state.numbers["is_compiled"],
         "env_mode": state.numbers["env_mode"],
         **more,
     }
+
+
+@functools.cache
+def _facts(device: torch.device) -> dict[str, Any]:
+    """Return what a process need not look up again."""
+    return {"versions": versions(), "machine": machine(device)}
 
 
 def save_checkpoint(run_folder: Path, state: LaneState, manifest: Mapping[str, Any]) -> Path:
@@ -137,7 +144,7 @@ def load_checkpoint(run_folder: Path, *, at_most: int | None = None) -> Checkpoi
 
 
 def remove_checkpoints(run_folder: Path, *, keep: Iterable[int] = ()) -> None:
-    """Remove all checkpoints but those of the iterations to ``keep``, and what was never finished."""
+    """Remove what was never finished, and all checkpoints but those of iterations to ``keep``."""
     kept = set(map(str, keep))
     for path in (run_folder / "checkpoints").glob("*"):
         if path.name not in kept:
@@ -172,6 +179,8 @@ def _read(folder: Path) -> tuple[LaneState, dict[str, Any]]:
         if not isinstance(written, dict) or written.get(name) != _describe_file(folder / name):
             raise ValueError(f"{name} has changed since it was written")
     numbers = from_jsonable(json.loads((folder / _NUMBERS).read_bytes()))
+    if not isinstance(numbers, dict) or not isinstance(numbers.get("iteration"), int):
+        raise ValueError(f"{_NUMBERS} holds no state of a run")
     return LaneState(load_file(folder / _TENSORS), numbers), from_jsonable(content)
 
 

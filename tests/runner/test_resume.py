@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.resumable import SIZES, outcome
 from ppo_lab.utils.crash_points import CRASH_POINTS, VARIABLE
 from tests.helpers.commands import ppo_lab
-from tests.helpers.resumable import SIZES, outcome
 from tests.helpers.trainers import config
 
 KILLED = -signal.SIGKILL
@@ -21,7 +21,7 @@ def train(folder, lanes=1, **environment):
     base = config(*SIZES)
     configs.write_bytes(pickle.dumps([replace(base, seed=seed + 1) for seed in range(lanes)]))
     words = str(folder), str(configs)
-    done = ppo_lab(folder.parent, *words, module="tests.helpers.resumable", **environment)
+    done = ppo_lab(folder.parent, *words, module="benchmarks.resumable", **environment)
     assert done.returncode in (0, KILLED), done.stderr
     return done.returncode
 
