@@ -41,7 +41,13 @@ from ppo_lab.forecast.budget import over_budget, resolve_memory
 from ppo_lab.forecast.tables import forecast_json, forecast_table, forecasts_table
 from ppo_lab.grids.results import grid_summaries
 from ppo_lab.grids.resume import Stored, fork_run, split_stored, unfinished_jobs
-from ppo_lab.grids.start import choose_folder, start_grid, start_run, start_study, use_folder
+from ppo_lab.grids.start import (
+    new_folder,
+    start_grid,
+    start_run,
+    start_study,
+    stored_folder,
+)
 from ppo_lab.runner.exit_status import EXIT_FAILED, EXIT_REFUSED, exit_status, interrupt_status
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.run import RunOutput, Status, run_group
@@ -125,17 +131,18 @@ def _run(opened: Hydra, command: Command, stored: Stored | None) -> None:
 
 def _run_alone(opened: Hydra, command: Command, stored: Stored | None) -> None:
     (checked,), config, task = command.jobs, command.config, job
-    with _explained(config.hydra.overrides.task):
+    with ExitStack() as stack:
+        stack.enter_context(_explained(config.hydra.overrides.task))
         if stored is None or stored.key == "fork":
-            folder = choose_folder(config, "hydra.run.dir")
+            folder = stack.enter_context(new_folder(config, "hydra.run.dir"))
         else:
-            folder = use_folder(config, "hydra.run.dir", stored.folder)
+            folder = stack.enter_context(stored_folder(config, "hydra.run.dir", stored.folder))
             task = functools.partial(job, group=stored.group)
         if stored is not None and stored.key == "fork":
             fork_run(stored.folder, folder, checked.config)
             task = functools.partial(job, notes={"forked_from": str(stored.folder)})
         try:
-            summary = start_run(opened, config, folder, task)
+            summary = start_run(opened, config, task)
         except KeyboardInterrupt:
             _show_run(folder, _read_run(folder))
             raise
@@ -144,17 +151,18 @@ def _run_alone(opened: Hydra, command: Command, stored: Stored | None) -> None:
 
 
 def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
-    jobs, config = command.jobs, command.config
-    with _explained(config.hydra.overrides.task):
+    jobs, config, key = command.jobs, command.config, "hydra.sweep.dir"
+    with ExitStack() as stack:
+        stack.enter_context(_explained(config.hydra.overrides.task))
         if stored is None:
-            subdirs = [job.subdir for job in jobs]
-            folder, left = choose_folder(config, "hydra.sweep.dir", subdirs), list(enumerate(jobs))
+            folders = new_folder(config, key, [job.subdir for job in jobs])
+            folder, left = stack.enter_context(folders), list(enumerate(jobs))
         else:
-            folder = use_folder(config, "hydra.sweep.dir", stored.folder)
+            folder = stack.enter_context(stored_folder(config, key, stored.folder))
             left = unfinished_jobs(folder, jobs)
         try:
             if left:
-                start_grid(opened, config, folder, left, job)
+                start_grid(opened, config, left, job)
         finally:
             summaries = _show_grid(folder, jobs)
     if any(summary["status"] != Status.finished.value for summary in summaries):
