@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
 import sys
+import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
@@ -21,99 +25,189 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from ppo_lab.config.choices import ForecastFormat
-from ppo_lab.config.compose import Job, check_jobs, load, register
+from ppo_lab.config.compose import Command, Job, check_command, check_config_dir, load, register
+from ppo_lab.config.composer import open_hydra
 from ppo_lab.config.error_messages import explain
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import over_budget, resolve_memory
 from ppo_lab.forecast.tables import forecast_json, forecast_table, forecasts_table
-from ppo_lab.grids.results import GridFolder, grid_summaries
-from ppo_lab.runner.run import Status, run_in_folder
-from ppo_lab.tracking import TrackingMode, grid_table, places, reasons, summary_panel
+from ppo_lab.grids.results import grid_summaries
+from ppo_lab.grids.resume import Stored, fork_run, split_stored, unfinished_jobs
+from ppo_lab.grids.start import choose_folder, start_grid, start_run, start_study, use_folder
+from ppo_lab.runner.exit_status import EXIT_FAILED, EXIT_REFUSED, exit_status, interrupt_status
+from ppo_lab.runner.group import RunGroup
+from ppo_lab.runner.run import RunOutput, Status, run_group
+from ppo_lab.runner.signals import Interrupted
+from ppo_lab.runner.unfinished import unfinished_summary
+from ppo_lab.tracking import (
+    TrackingMode,
+    grid_table,
+    places,
+    read_summary,
+    reasons,
+    summary_panel,
+)
+from ppo_lab.tracking.local import SUMMARY_FILE
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
+from ppo_lab.utils.redaction import mask_output
 
 __all__ = ["main"]
 
-EXIT_FAILED, EXIT_REFUSED, EXIT_OUT_OF_MEMORY, EXIT_INTERRUPTED = 1, 2, 3, 130
-EXIT_TERMINATED = 128 + signal.SIGTERM
 
-
-def job(cfg: DictConfig) -> float | None:
-    """Run one job in the folder that Hydra made for it; return its final return.
+def job(
+    cfg: DictConfig, *, group: str | None = None, notes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run one job in the folder that Hydra made for it, or go on with it; return its summary.
 
     A failed run is a status, not an exception: Hydra would report only the first one of a grid.
+    ``group`` is the grid of a run that is resumed alone; ``notes`` are added to the summary.
     """
     hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    is_grid = hydra_config.mode is RunMode.MULTIRUN
-    if (folder / "metrics.jsonl").exists():
-        _refuse(f"ppo_lab: {folder}: holds a run already; choose another folder for this one")
-    summary = run_in_folder(
-        load(cfg),
-        folder,
-        overrides=list(hydra_config.overrides.task),
-        group=folder.parent.name if is_grid else None,
-    )
-    if not is_grid:
-        Console().print(summary_panel(summary))
-        _print_lines(places(summary))
-        if summary["status"] == Status.out_of_memory.value:
-            sys.exit(EXIT_OUT_OF_MEMORY)
-        _exit_unless_finished([summary], num_jobs=1)
-    final_return: float | None = summary.get("final_return")
-    return final_return
+    if hydra_config.mode is RunMode.MULTIRUN:
+        group = Path(hydra_config.sweep.dir).name
+    folder, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
+    output = RunOutput(folder, overrides, group, notes=notes or {}, resumes=True)
+    (summary,) = run_group(RunGroup([load(cfg)], [output]))
+    return summary
 
 
 def main() -> None:
     """Check all jobs of the command line, then run them and show the results, or forecast them.
 
-    Exit status: 0 if every job finished, 1 if one did not, 2 for a refused command line, 3 for a
-    single run that was out of memory, 130 and 143 after Ctrl-C and SIGTERM.
+    Exit status: see ``runner.exit_status``; of a grid 0 if every job finished, else 1.
     """
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    signal.signal(signal.SIGTERM, _interrupt)
+    mask_output()
     register()
     arguments = get_args_parser().parse_args()
     shows_only = ("help", "hydra_help", "info", "cfg", "shell_completion")
-    is_run = not any(getattr(arguments, name) for name in shows_only)
-    jobs = _check(arguments) if is_run else []
+    if any(getattr(arguments, name) for name in shows_only):
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
+        return
+    try:
+        with _open_hydra(arguments) as (opened, stored):
+            _run(opened, _check(opened, arguments, stored), stored)
+    except KeyboardInterrupt as error:
+        sys.exit(interrupt_status(error))
+
+
+def _run(opened: Hydra, command: Command, stored: Stored | None) -> None:
+    """Forecast, or train."""
+    jobs = command.jobs
     if any(job.config.forecast for job in jobs):
         _show_forecasts([(job, resolve_memory(job.config)) for job in jobs])
         return
     _check_budgets([resolve_memory(job.config) for job in jobs])
-    is_multirun = is_run and (not jobs or jobs[0].is_multirun)  # a study has no jobs
-    if is_multirun and not arguments.multirun:
-        sys.argv.append("--multirun")  # Hydra reads its own flag only
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
-    except KeyboardInterrupt:
-        _show_grid()
-        sys.exit(EXIT_INTERRUPTED)
-    if (summaries := _show_grid()) is not None:
-        _exit_unless_finished(summaries, len(jobs))
+    if not jobs:
+        start_study(opened, command.config, job)
+    elif command.is_multirun:
+        _run_grid(opened, command, stored)
+    else:
+        _run_alone(opened, command, stored)
 
 
-def _check(arguments: Namespace) -> list[Job]:
-    """Return the jobs of Hydra's ``arguments``; exit with a message if one cannot run."""
+def _run_alone(opened: Hydra, command: Command, stored: Stored | None) -> None:
+    (checked,), config, task = command.jobs, command.config, job
+    with _explained(config.hydra.overrides.task):
+        if stored is None or stored.key == "fork":
+            folder = choose_folder(config, "hydra.run.dir")
+        else:
+            folder = use_folder(config, "hydra.run.dir", stored.folder)
+            task = functools.partial(job, group=stored.group)
+        if stored is not None and stored.key == "fork":
+            fork_run(stored.folder, folder, checked.config)
+            task = functools.partial(job, notes={"forked_from": str(stored.folder)})
+        try:
+            summary = start_run(opened, config, folder, task)
+        except KeyboardInterrupt:
+            _show_run(folder, _read_run(folder))
+            raise
+    _show_run(folder, summary)  # its file may not be there: the disk was full
+    sys.exit(exit_status(summary))
+
+
+def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
+    jobs, config = command.jobs, command.config
+    with _explained(config.hydra.overrides.task):
+        if stored is None:
+            subdirs = [job.subdir for job in jobs]
+            folder, left = choose_folder(config, "hydra.sweep.dir", subdirs), list(enumerate(jobs))
+        else:
+            folder = use_folder(config, "hydra.sweep.dir", stored.folder)
+            left = unfinished_jobs(folder, jobs)
+        try:
+            if left:
+                start_grid(opened, config, folder, left, job)
+        finally:
+            summaries = _show_grid(folder, jobs)
+    if any(summary["status"] != Status.finished.value for summary in summaries):
+        sys.exit(EXIT_FAILED)
+
+
+@contextmanager
+def _open_hydra(arguments: Namespace) -> Iterator[tuple[Hydra, Stored | None]]:
+    """Yield Hydra, and what ``resume=`` or ``fork=`` names; its command becomes the arguments'."""
+    with ExitStack() as stack:
+        with _explained(arguments.overrides):
+            if arguments.config_path is not None:
+                allowed = "replaces the project's own config; add yours with --config-dir"
+                raise ConfigError("--config-path", arguments.config_path, allowed)
+            stored, arguments.overrides = split_stored(arguments.overrides)
+            if stored is not None:
+                arguments.config_dir = arguments.config_dir or stored.config_dir
+                arguments.config_name = arguments.config_name or stored.config_name
+                arguments.multirun = arguments.multirun or stored.is_grid
+            opened = stack.enter_context(open_hydra(check_config_dir(arguments.config_dir)))
+        yield opened, stored
+
+
+@contextmanager
+def _explained(overrides: Sequence[str]) -> Iterator[None]:
+    """Exit with a message for an error that is about the command line."""
     try:
-        if arguments.config_path is not None:
-            allowed = "replaces the project's own config; add yours with --config-dir"
-            raise ConfigError("--config-path", arguments.config_path, allowed)
+        yield
+    except Exception as error:
+        message = explain(error, overrides)
+        if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        _refuse(message)
+
+
+def _check(opened: Hydra, arguments: Namespace, stored: Stored | None) -> Command:
+    """Return the checked command of Hydra's ``arguments``; exit with a message if it cannot run."""
+    with _explained(arguments.overrides):
         outputs = Path("outputs")
         if outputs.exists() and not (outputs.is_dir() and os.access(outputs, os.W_OK)):
             allowed = "must be a folder that can be written to; runs are saved there"
             raise ConfigError("outputs", outputs.resolve(), allowed)
-        return check_jobs(
+        command = check_command(
+            opened,
             arguments.overrides,
             is_multirun=arguments.multirun,
-            config_dir=arguments.config_dir,
             config_name=arguments.config_name,
             check_study=_check_study,
+            progress=_Progress(),
         )
-    except Exception as error:
-        message = explain(error, arguments.overrides)
-        if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        _refuse(message)
+        if stored is not None and not command.is_multirun:
+            stored.check(command.jobs[0].config)
+        return command
+
+
+class _Progress:
+    """Prints to stderr how many jobs of a large grid have been checked."""
+
+    _INTERVAL_S = 2.0
+
+    def __init__(self) -> None:
+        self._shown_s = time.monotonic()
+
+    def __call__(self, num_checked: int, num_jobs: int) -> None:
+        """Print a line now and then, and at the end if there was one before."""
+        if time.monotonic() - self._shown_s > self._INTERVAL_S:
+            self._shown_s = time.monotonic()
+            line = f"checked {num_checked:,} of {num_jobs:,} jobs"
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - the command's output
 
 
 def _check_study(command: DictConfig, loader: ConfigLoader) -> None:
@@ -157,23 +251,28 @@ def _print_lines(lines: str, style: str = "") -> None:
         Console().print(lines, style=style, soft_wrap=True, highlight=False, markup=False)
 
 
-def _show_grid() -> list[dict[str, Any]] | None:
-    """Print the table of this command's grid and return its summaries; None for a single run."""
-    folder = GridFolder.path
-    if folder is None:
-        return None
-    summaries = grid_summaries(folder)
+def _read_run(folder: Path) -> dict[str, Any]:
+    try:
+        return read_summary(folder / SUMMARY_FILE)
+    except (OSError, ValueError):
+        return unfinished_summary(folder)
+
+
+def _show_run(folder: Path, summary: dict[str, Any]) -> None:
+    """Print the panel of a single run."""
+    Console().print(summary_panel(summary))
+    _print_lines(places({"folder": folder.resolve()} | summary))
+
+
+def _show_grid(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Print the table of a grid, and return the summaries of its jobs."""
+    summaries = grid_summaries(folder, jobs)
     Console().print(grid_table(summaries))
     _print_lines(reasons(summaries), "red")
     _print_lines(places({"folder": folder.resolve()}))
     return summaries
 
 
-def _exit_unless_finished(summaries: Sequence[Mapping[str, Any]], num_jobs: int) -> None:
-    if sum(summary["status"] == Status.finished.value for summary in summaries) < num_jobs:
-        sys.exit(EXIT_FAILED)
-
-
-def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     logging.getLogger(__name__).warning("SIGTERM: closing the run")
-    sys.exit(EXIT_TERMINATED)
+    raise Interrupted(number)

@@ -1,4 +1,4 @@
-"""Evaluate a saved policy: ``python -m ppo_lab.play outputs/runs/...``.
+"""Evaluate a saved policy: python -m ppo_lab.play outputs/runs/...
 
 Every episode has its own seed and runs to its end; actions are deterministic by default. Prints
 eval_return, mean and standard deviation over the episodes.
@@ -9,22 +9,30 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from ppo_lab.devices.placement import Placement
-from ppo_lab.envs.base import DiscreteActions
+from ppo_lab.envs.base import DiscreteActions, Env
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.training.policy import Policy, load_policy
+from ppo_lab.utils.errors import EnvironmentFault
+from ppo_lab.utils.json_files import read_bounded
+from ppo_lab.utils.redaction import printable
 
 __all__ = ["evaluate", "main"]
+
+_MAX_CONFIG_BYTES, _MAX_DEPTH = 1 << 17, 50
 
 
 def evaluate(
@@ -50,6 +58,7 @@ def evaluate(
         Each episode's undiscounted return, in the environment's own units.
 
     Raises:
+        ValueError: The policy does not fit the environment.
         TimeoutError: An episode did not end within ``max_steps``.
     """
     # The policy normalises observations with the statistics of its training.
@@ -60,7 +69,26 @@ def evaluate(
         gamma=torch.ones(1),
         placement=Placement(torch.device("cpu")),
     )
-    shape = env.spec.observation_shape or (env.spec.observation_size,)
+    try:
+        return _run_episodes(
+            policy, env, deterministic=deterministic, seed=seed, max_steps=max_steps
+        )
+    finally:
+        env.close()
+
+
+def _run_episodes(
+    policy: Policy, env: Env, *, deterministic: bool, seed: int, max_steps: int
+) -> list[float]:
+    num_episodes = env.num_envs
+    shape = env.spec.observation_shape
+    shape = (env.spec.observation_size,) if shape is None else shape
+    for name, ours, its in (
+        ("observations", math.prod(shape), policy.spec.observation_size),
+        ("actions", env.spec.actions, policy.spec.actions),
+    ):
+        if ours != its:
+            raise ValueError(f"the policy was trained for {name} {its}, the environment has {ours}")
     start = env.spec.actions.start if isinstance(env.spec.actions, DiscreteActions) else 0
     observations = env.reset()
     returns = torch.zeros(num_episodes, dtype=torch.float64)
@@ -73,38 +101,42 @@ def evaluate(
         is_running &= ~(step.terminated | step.truncated)[0]
         observations = step.observations
         if not is_running.any():
-            break
-    env.close()
-    if running := int(is_running.sum()):
-        left = f"{running} of {num_episodes} episodes"
-        raise TimeoutError(f"{left} did not end within {max_steps} steps")
-    return returns.tolist()
+            return returns.tolist()
+    left = f"{int(is_running.sum())} of {num_episodes} episodes"
+    raise TimeoutError(f"{left} did not end within {max_steps} steps")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate the run named on the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ppo_lab.play", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("--episodes", type=_positive, default=20, help="default 20")
-    parser.add_argument("--seed", type=int, default=1_000_000, help="default 1000000")
-    parser.add_argument("--max-steps", type=_positive, default=100_000, help="per episode")
+    parser.add_argument("--episodes", type=_whole(1, 100_000), default=20, help="default 20")
+    parser.add_argument(
+        "--seed", type=_whole(0, 2**63 - 1), default=1_000_000, help="default 1000000"
+    )
+    parser.add_argument(
+        "--max-steps", type=_whole(1, 2**63 - 1), default=100_000, help="per episode"
+    )
     parser.add_argument("--stochastic", action="store_true", help="sample actions as in training")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
+    trust = "import the module of an environment such as module:Name-v0 without asking"
+    parser.add_argument("--trust", action="store_true", help=trust)
     parsed = parser.parse_args(arguments)
     try:
         policy = load_policy(parsed.run)
-        saved = OmegaConf.load(parsed.run / ".hydra" / "config.yaml")
-        env: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EnvConfig), saved.env))
+        env_config = _read_env_config(parsed.run / ".hydra" / "config.yaml")
+        _confirm_import(env_config, is_trusted=parsed.trust)
+        env_config.check()
         returns = evaluate(
             policy,
-            env,
+            env_config,
             num_episodes=parsed.episodes,
             seed=parsed.seed,
             deterministic=not parsed.stochastic,
             max_steps=parsed.max_steps,
         )
-    except (FileNotFoundError, ValueError, TimeoutError) as error:
-        sys.stderr.write(f"ppo_lab.play: {error}\n")
+    except (OSError, ValueError, EnvironmentFault) as error:
+        sys.stderr.write(f"ppo_lab.play: {printable(error)}\n")
         return 2
     mean, deviation = float(np.mean(returns)), float(np.std(returns))
     if parsed.json:
@@ -112,16 +144,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
         span = f"({min(returns):,.1f} to {max(returns):,.1f})"
-        over = f"over {len(returns)} episodes of {policy.env_id} {span}"
-        Console().print(f"eval_return {mean:,.1f} ± {deviation:,.1f} {over}", soft_wrap=True)
+        over = f"over {len(returns)} episodes of {printable(policy.env_id)} {span}"
+        line = f"eval_return {mean:,.1f} ± {deviation:,.1f} {over}"
+        Console().print(line, soft_wrap=True, markup=False)
     return 0
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return value
+def _read_env_config(path: Path) -> EnvConfig:
+    """Return the environment of a run from its saved config; raise ``ValueError`` for another."""
+    content = read_bounded(path, _MAX_CONFIG_BYTES)
+    try:
+        text = content.decode()
+        _check_yaml(text)
+        saved: Any = OmegaConf.create(text)
+        merged = OmegaConf.merge(OmegaConf.structured(EnvConfig), saved["env"])
+        config: Any = OmegaConf.to_object(merged)
+    except (KeyError, TypeError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: holds no config of an environment: {reason}") from error
+    if not isinstance(config, EnvConfig):
+        raise ValueError(f"{path}: holds no config of an environment")
+    return config
+
+
+def _check_yaml(text: str) -> None:
+    """Raise ``ValueError`` for YAML that takes long to read: deep nesting, aliases of aliases."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH or isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"has aliases, or is nested more than {_MAX_DEPTH} deep")
+
+
+def _confirm_import(config: EnvConfig, *, is_trusted: bool) -> None:
+    """Ask before code is imported that the run's config names; without a terminal, refuse."""
+    module, colon, _ = config.id.partition(":")
+    if not colon or is_trusted:
+        return
+    what = f"its config imports the Python module {printable(module)}, whose code then runs"
+    if not sys.stdin.isatty():
+        raise ValueError(f"{what}; add --trust if you trust whoever made this run")
+    sys.stderr.write(f"{what}. Import it? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise ValueError("not imported")
+
+
+def _whole(smallest: int, largest: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if not smallest <= value <= largest:
+            raise argparse.ArgumentTypeError(f"{text}: must be from {smallest} to {largest}")
+        return value
+
+    return whole_number
 
 
 if __name__ == "__main__":

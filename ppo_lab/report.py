@@ -1,4 +1,4 @@
-"""Plot finished runs: ``python -m ppo_lab.report outputs/grids/... -o returns.png``.
+"""Plot finished runs: python -m ppo_lab.report outputs/grids/... -o returns.png.
 
 Plots return against environment steps: one colour per setting, a thin line per seed and a thick one
 for their mean. Reads only the runs' own files; needs no account and no network.
@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 from ppo_lab.tracking import read_metrics, read_summary
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.tracking.tables import override_values, varying_keys
+from ppo_lab.utils.redaction import printable
 
 __all__ = ["Curve", "draw_returns", "find_curves", "main"]
 
 _RETURN = "charts/episodic_return_last100"
 _NUM_POINTS = 200  # of a setting's mean curve
+_FORMATS = (".png", ".svg", ".pdf")
+_MAX_LABEL_CHARS = 120
 
 
 @dataclass(frozen=True)
@@ -40,32 +43,42 @@ class Curve:
 def find_curves(folders: Sequence[Path]) -> list[Curve]:
     """Return the return curve of each run in or below ``folders`` in which an episode ended.
 
-    Curves are sorted by setting, numbers in it by value. Runs with an unreadable summary are
-    skipped with a message.
+    Curves are sorted by setting, numbers in it by value. Runs with an unreadable file are skipped
+    with a message.
 
     Raises:
         FileNotFoundError: The folders contain no run.
     """
-    summaries: dict[Path, dict[str, Any]] = {}
+    runs: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
     found = [sorted(folder.rglob(SUMMARY_FILE), key=_natural) for folder in folders]
     if not any(found):
         raise FileNotFoundError(f"no {SUMMARY_FILE} in or below {', '.join(map(str, folders))}")
     for path in itertools.chain(*found):
         try:
-            summaries[path] = read_summary(path)
-        except ValueError as error:
-            sys.stderr.write(f"ppo_lab.report: skipped {path}: {error}\n")
-    settings = [override_values(summary) for summary in summaries.values()]
+            rows = [row for row in read_metrics(path.parent / METRICS_FILE) if _has_return(row)]
+            runs.append((read_summary(path), rows))
+        except (OSError, ValueError) as error:
+            sys.stderr.write(f"ppo_lab.report: skipped {printable(error)}\n")
+    settings = [override_values(summary) for summary, _ in runs]
     varying = [key for key in varying_keys(settings) if key != "seed"]
     curves = []
-    for (path, summary), values in zip(summaries.items(), settings):
-        rows = [row for row in read_metrics(path.parent / METRICS_FILE) if _RETURN in row]
+    for (summary, rows), values in zip(runs, settings):
         if rows:
             label = ", ".join(f"{key} {values.get(key, '(default)')}" for key in varying)
             steps = np.array([row["global_step"] for row in rows], dtype=np.float64)
             returns = np.array([row[_RETURN] for row in rows], dtype=np.float64)
-            curves.append(Curve(label or "all runs", steps, returns, summary["env"]))
+            env = _plain(summary.get("env", "unknown environment"))
+            curves.append(Curve(_plain(label) or "all runs", steps, returns, env))
     return sorted(curves, key=lambda curve: _natural(curve.setting))
+
+
+def _has_return(row: dict[str, Any]) -> bool:
+    return isinstance(row.get(_RETURN), int | float)
+
+
+def _plain(text: object) -> str:
+    """Return text for a plot, in which matplotlib finds no formula."""
+    return printable(text)[:_MAX_LABEL_CHARS].replace("$", r"\$")
 
 
 def draw_returns(curves: Sequence[Curve], output: Path) -> None:
@@ -88,8 +101,8 @@ def draw_returns(curves: Sequence[Curve], output: Path) -> None:
         label = f"{setting}: {np.mean(finals):,.0f} ± {np.std(finals):,.0f}"
         axes.plot(steps, mean, color=color, linewidth=2.4, label=label)
     seeds = {sum(curve.setting == setting for curve in curves) for setting in settings}
-    counts = " or ".join(map(str, sorted(seeds)))
-    axes.set_title(f"{', '.join(sorted({c.env for c in curves}))}: {counts} seeds a setting")
+    counts = " or ".join(map(str, sorted(seeds))) + (" seed" if seeds == {1} else " seeds")
+    axes.set_title(f"{', '.join(sorted({c.env for c in curves}))}: {counts} per setting")
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return, mean of the last 100 episodes")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
@@ -107,22 +120,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help=where)
     parsed = parser.parse_args(arguments)
     output = parsed.output or parsed.folders[0] / "returns.png"
+    if output.suffix.lower() not in _FORMATS:
+        return _fail(f"-o {output}: must end in one of {', '.join(_FORMATS)}")
+    if not output.parent.is_dir() or output.is_dir() or output.is_fifo():
+        return _fail(f"-o {output}: must be a file in a folder that exists")
     try:
         curves = find_curves(parsed.folders)
     except FileNotFoundError as error:
         return _fail(str(error))
     if not curves:
-        return _fail("no episode ended in these runs")
+        return _fail("in these runs no episode ended, or none of them could be read")
     try:
         draw_returns(curves, output)
-    except (OSError, ValueError) as error:  # a missing folder, or an unknown format
-        return _fail(f"{output}: {error}")
+    except OSError as error:
+        return _fail(f"-o {output}: {error.strerror}")
     sys.stdout.write(f"{output}\n")
     return 0
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"ppo_lab.report: {message}\n")
+    sys.stderr.write(f"ppo_lab.report: {printable(message)}\n")
     return 2
 
 

@@ -6,13 +6,14 @@ Hydra finds plugins in this namespace only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 __all__ = ["GridSweeper", "StackedLauncher"]
 
@@ -65,14 +66,22 @@ class GridSweeper(basic_sweeper.BasicSweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Give the launcher a loader that composes a job in 10 ms; Hydra's takes 0.15 s."""
-        from ppo_lab.config.compose import GridLoader
+        from ppo_lab.config.composer import GridLoader
 
         loader = GridLoader(hydra_context.config_loader, config)
         context = HydraContext(loader, hydra_context.callbacks)
         super().setup(hydra_context=context, task_function=task_function, config=config)
 
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Accept the batch: ``config.compose.check_jobs`` has composed and checked all jobs."""
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the jobs, which are ``arguments``: the command has expanded and checked them."""
+        from ppo_lab.grids.start import Jobs
+
+        assert isinstance(arguments, Jobs)
+        assert self.launcher is not None
+        OmegaConf.save(self.config, Path(self.config.hydra.sweep.dir) / "multirun.yaml")
+        for first, batch in arguments.batches(self.max_batch_size):
+            for result in self.launcher.launch(batch, initial_job_idx=first):
+                _ = result.return_value  # raises what a job raised
 
 
 # Replaces the default; a study chooses its own sweeper in conf/study/default.yaml.

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,8 +98,8 @@ def _itself(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:  # noqa: A
 def _variable(name: str, default: Any = _NO_DEFAULT) -> Any:  # noqa: ANN401
     """Return an environment variable, as ``${oc.env:NAME}``; secrets would be written to files."""
     if _SECRET.search(name):
-        allowed = "looks like a secret, and configs are saved as plain text"
-        raise ConfigError("oc.env", name, allowed)
+        allowed = "variables that sound secret are not read: configs are saved as plain text"
+        raise ConfigError("value", f"${{oc.env:{name}}}", allowed)
     return oc.env(name) if default is _NO_DEFAULT else oc.env(name, default)
 
 
@@ -216,13 +216,22 @@ def check_command(
     typed = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
     refuse_renamed(typed)
     loader = hydra.config_loader
+    _refuse_null(loader, typed)
     # As Hydra does to find out whether it should sweep, and over what.
-    command = hydra.compose_config(
+    compose_command = functools.partial(
+        hydra.compose_config,
         config_name=config_name or "config",
-        overrides=[*overrides],
         run_mode=RunMode.MULTIRUN,
         validate_sweep_overrides=False,
     )
+    try:
+        command = compose_command(overrides=[*overrides])
+    except AssertionError:  # Hydra's, at a key below one that is null
+        key = next((key for key in typed if key.startswith("study.")), None)
+        if key is None:
+            raise
+        allowed = "there is no study to set this of; add study=default or a sweep=..."
+        raise ConfigError(key, typed[key], allowed) from None
     check_hydra_part(command, overrides)
     if command.study is not None and check_study is not None:
         check_dimensions(command, overrides)
@@ -251,6 +260,13 @@ def check_command(
     return Command(command, jobs)
 
 
+def _refuse_null(loader: ConfigLoader, typed: Mapping[str, str]) -> None:
+    for group in ("env", "network", "memory", "tracking"):
+        if typed.get(group) in ("null", "~", ""):
+            options = ", ".join(loader.get_group_options(group))
+            raise ConfigError(group, typed[group], f"must be one of {options}")
+
+
 class _JobLoader:
     """Loads the jobs of a grid, each from another one of the same files where that is the same."""
 
@@ -277,10 +293,11 @@ class _JobLoader:
 
 @functools.cache
 def known_keys() -> frozenset[str]:
-    """Return every key of the default config, dotted."""
+    """Return every key of the default config and of a study, dotted."""
     with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
         values: Any = OmegaConf.to_container(compose("config"))
-    return frozenset(nested_keys(values))
+    study = {f"study.{field.name}" for field in dataclasses.fields(StudyConfig)}
+    return frozenset(nested_keys(values)) | study
 
 
 def _refuse_unknown_keys(node: DictConfig, prefix: str = "") -> None:

@@ -117,7 +117,7 @@ class Composer:
             raw: Any = OmegaConf.to_container(self._read(files), resolve=False)
             is_numbered = raw.pop("hydra")["sweep"]["subdir"] == "${hydra.job.num}"
             self._is_plain[files] = is_numbered and "${" not in str(raw)
-        if not self._is_plain[files] or any("${" in override for override in overrides):
+        if not self._is_plain[files] or any("$" in override for override in overrides):
             return None
         return files, _touched(values)
 

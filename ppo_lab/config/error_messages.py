@@ -13,10 +13,10 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
-from ppo_lab.config.compose import known_keys
+from ppo_lab.config.compose import SWEEP_FILES, known_keys
 from ppo_lab.config.study import renamed
 from ppo_lab.memory import STRATEGIES
-from ppo_lab.utils.errors import REDACTED, ConfigError, closest_match
+from ppo_lab.utils.errors import REDACTED, ConfigError, did_you_mean
 
 __all__ = ["explain"]
 
@@ -31,6 +31,7 @@ _EXPECTED = (
 
 _NO_VALUE = "write key=value, such as epsilon=0.1"
 _GRID = "several values make a grid; add -m to run it"
+_RESOLVING = re.compile(r"^\w+ raised while resolving interpolation: (value=\S+: )?")
 _IN_FILE = re.compile(r"In '([^']+)': \w+ raised .*\s+Key '([^']+)'.*\s+full_key: (\S+)")
 
 
@@ -45,7 +46,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         return _line("a YAML file cannot be read", " ".join(str(error).split()))
     if in_file := _IN_FILE.search(str(error)):
         file, name, key = in_file.groups()
-        return _line(f"{name} in {file}.yaml", renamed(key) or "there is no such key")
+        new = renamed(key)
+        allowed = f"was renamed; write {new}" if new else _unknown_key(key)
+        return _line(f"{name} in {_path_of(file)}", allowed)
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         return _bad_override(error, cause, overrides)
@@ -62,12 +65,19 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     return None
 
 
+def _path_of(config: str) -> str:
+    """Return the file of a config that Hydra calls ``group/option``."""
+    group, _, option = config.partition("/")
+    return str(SWEEP_FILES.get(option)) if group == "sweep" else f"{config}.yaml"
+
+
 def _line(what: str, allowed: str) -> str:
     return f"ppo_lab: {what}: {allowed}"
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".:")
+    line = str(error).strip().splitlines()[0].rstrip(".:")
+    return _RESOLVING.sub("", line)
 
 
 def _typed(key: str, overrides: Sequence[str]) -> str | None:
@@ -81,9 +91,8 @@ def _unknown_option(missing: str, options: Sequence[str]) -> str:
     if not group:
         return _line(f"--config-name={name}", "there is no such file in the config folders")
     names = [option for option in options if option != "schema"]
-    close = closest_match(name, names)
-    hint = f"did you mean {close}? " if close else ""
-    return _line(f"{group}={name}", f"{hint}{group} is one of {', '.join(names)}")
+    allowed = f"must be one of {', '.join(names)}{did_you_mean(name, names)}"
+    return _line(f"{group}={name}", allowed)
 
 
 def _bad_override(
@@ -115,8 +124,7 @@ def _unknown_key(key: str) -> str:
         return f"{key.partition('.')[2]} is an option of memory={' or '.join(owners)} alone"
     keys = known_keys().union(*options.values())
     as_deep = [other for other in keys if other.count(".") == key.count(".")]
-    close = closest_match(key, as_deep) or closest_match(key, keys)
-    return "there is no such key" + (f"; did you mean {close}?" if close else "")
+    return "there is no such key" + (did_you_mean(key, as_deep) or did_you_mean(key, keys))
 
 
 def _by_message(message: str, overrides: Sequence[str]) -> str:
@@ -135,6 +143,9 @@ def _by_message(message: str, overrides: Sequence[str]) -> str:
     if named := re.search(r"Error parsing override '(.*)'", message):
         allowed = "cannot be read; quote values that hold brackets or commas"
         return _line(named[1], allowed if "=" in named[1] else _NO_VALUE)
+    if "LexerNoViableAlt" in message or "token recognition" in message:
+        text = message.partition(": ")[2]
+        return _line(text, "cannot be read; quote it: 'key=\"value\"'")
     if "no viable alternative" in message or "mismatched input" in message:
         return _line(" ".join(overrides), f"cannot be read, {message}; quote unusual values")
     return _line(" ".join(overrides), message)

@@ -10,22 +10,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.plugins.config_source import ConfigResult
 
 from ppo_lab.config.study import refuse_renamed
-from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.errors import REDACTED, ConfigError
 from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
 
-__all__ = ["CheckedFileSource", "check_file"]
+__all__ = ["CheckedFileSource", "check_file", "read_plain"]
 
 _MOST_BYTES, _MOST_DEPTH, _MOST_NODES = 128 * 1024, 32, 20_000
 _TARGETS = ("optuna.samplers.", "optuna.pruners.")  # checked again where they are built
 _RESOLVERS = frozenset({"now", "hydra", "oc.env", "oc.select", "oc.dict.keys", "oc.dict.values"})
 _VARIABLES = re.compile(r"HOME|USER|LOGNAME|HOSTNAME|TMPDIR|CUDA_VISIBLE_DEVICES|SLURM_[A-Z_]+")
 _INTERPOLATION = re.compile(r"\$\{(?=([^:}$]*)(.?)([^,}]*))", re.DOTALL)
+_OF_COMMAND_LINE = {
+    "searchpath": "hydra.searchpath", "env_set": "hydra.job.env_set",
+    "env_copy": "hydra.job.env_copy",
+}  # fmt: skip
+"""Keys that Hydra acts on while it composes, wherever they stand in a file."""
 _COMMAND_LINE = "is allowed on the command line only, not in a file"
 
 
@@ -44,25 +50,25 @@ class CheckedFileSource(FileConfigSource):
         return super().load_config(config_path)
 
 
+def read_plain(path: Path) -> dict[str, Any]:
+    """Return the values of a YAML file as they stand there, interpolations included.
+
+    Raises:
+        ConfigError: it cannot be read, or is too large.
+    """
+    if _root(path) is None:
+        return {}
+    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
+
+
 def check_file(path: Path) -> None:
     """Raise ``ConfigError`` if a YAML file that is not ours holds more than values."""
     real = path.resolve()
     if real.is_relative_to(CONF_DIR) or real.is_relative_to(SWEEPS_DIR):
         return
-    if not real.is_file() or real.stat().st_size > _MOST_BYTES:
-        allowed = f"must be a file of at most {_MOST_BYTES // 1024} kB"
-        raise ConfigError("config file", path, allowed)
-    try:
-        root = _parse(path, real.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("config file", path, f"cannot be read: {_one_line(error)}") from None
-    if root is None:
+    if (root := _root(path)) is None:
         return
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError("config file", path, "must hold keys and values")
-    seen: dict[int, int] = {}
-    if _expanded_size(root, seen) > _MOST_NODES:
-        raise ConfigError("config file", path, f"must hold at most {_MOST_NODES:,} values")
     _check_renamed(path, root)
     for node in _nodes(root, set()):
         if isinstance(node, yaml.MappingNode):
@@ -70,6 +76,22 @@ def check_file(path: Path) -> None:
                 _check_key(path, str(key.value), value)
         elif isinstance(node, yaml.ScalarNode):
             _check_interpolations(path, node.value)
+
+
+def _root(path: Path) -> yaml.MappingNode | None:
+    """Return the root of a YAML file whose size is bounded; None for an empty one."""
+    if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        allowed = f"must be a file of at most {_MOST_BYTES // 1024} kB"
+        raise ConfigError("config file", path, allowed)
+    try:
+        root = _parse(path, path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError("config file", path, f"cannot be read: {_one_line(error)}") from None
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise ConfigError("config file", path, "must hold keys and values")
+    if root is not None and _expanded_size(root, {}) > _MOST_NODES:
+        raise ConfigError("config file", path, f"must hold at most {_MOST_NODES:,} values")
+    return root
 
 
 def _parse(path: Path, text: str) -> yaml.Node | None:
@@ -111,8 +133,8 @@ def _nodes(node: yaml.Node, seen: set[int]) -> Iterator[yaml.Node]:
 
 
 def _check_key(path: Path, key: str, value: yaml.Node) -> None:
-    if key == "searchpath":
-        raise ConfigError(f"{path}: hydra.searchpath", "...", _COMMAND_LINE)
+    if key in _OF_COMMAND_LINE:
+        raise ConfigError(f"{path}: {_OF_COMMAND_LINE[key]}", REDACTED, _COMMAND_LINE)
     if key == "_target_" and not str(value.value).startswith(_TARGETS):
         allowed = "a file may choose samplers and pruners of Optuna, nothing else that runs code"
         raise ConfigError(f"{path}: _target_", value.value, allowed)
@@ -123,7 +145,9 @@ def _check_interpolations(path: Path, text: str) -> None:
     for match in _INTERPOLATION.finditer(text):
         name, end, argument = (part.strip() for part in match.groups())
         if end == "$":
-            raise ConfigError(f"{path}: value", text, "must not hold one interpolation within another")
+            raise ConfigError(
+                f"{path}: value", text, "must not hold an interpolation within another one"
+            )
         if end != ":":
             continue
         if name not in _RESOLVERS:

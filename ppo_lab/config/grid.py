@@ -12,7 +12,7 @@ from pathlib import PurePath
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,12 +38,12 @@ def expand(
     params = OmegaConf.select(command, "hydra.sweeper.params") or {}
     parser = OverridesParser.create(config_loader=loader)  # glob(*) asks it for options
     of_file = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
-    for override in of_file:
+    typed = parser.parse_overrides([*overrides])
+    for override in [*of_file, *(o for o in typed if o.is_sweep_override())]:
         if override.is_hydra_override():
             allowed = "Hydra's own keys belong to the command, not to its jobs"
-            raise ConfigError(f"hydra.sweeper.params.{override.key_or_group}", "...", allowed)
-    # Hydra's own keys belong to the command, not to its jobs.
-    typed = [o for o in parser.parse_overrides([*overrides]) if not o.is_hydra_override()]
+            raise ConfigError(*_halves(str(override.input_line)), allowed)
+    typed = [override for override in typed if not override.is_hydra_override()]
     varied = {o.get_key_element(): o for o in [*of_file, *typed]}.values()
     num_jobs = math.prod(_num_values(o) for o in varied if o.is_sweep_override())
     if num_jobs > MOST_JOBS:
@@ -68,8 +68,10 @@ def _num_values(override: Override) -> int:
         num_values = max(math.ceil((stop - start) / step), 0)
     elif isinstance(sweep, ChoiceSweep):
         num_values = len(sweep.list)
-    else:  # an interval, or glob(*)
-        num_values = len(list(override.sweep_string_iterator())) if _is_glob(override) else 1
+    elif isinstance(sweep, Glob):
+        num_values = len(list(override.sweep_string_iterator()))
+    else:  # an interval, which cannot be listed
+        num_values = 1
     if num_values == 0:
         raise ConfigError(*_halves(text), "holds no value")
     if num_values > MOST_JOBS:
@@ -131,10 +133,6 @@ def check_inside(key: str, folder: str) -> None:
     if any(len(os.fsencode(part)) > _MOST_BYTES for part in path.parts):
         allowed = f"a folder's name has at most {_MOST_BYTES} bytes"
         raise ConfigError(key, f"{folder[:40]}...", allowed)
-
-
-def _is_glob(override: Override) -> bool:
-    return override.is_discrete_sweep() and not override.is_choice_sweep()
 
 
 def _halves(text: str) -> tuple[str, str]:

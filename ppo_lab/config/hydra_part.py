@@ -18,7 +18,7 @@ from ppo_lab.config.grid import check_inside
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 
-__all__ = ["check_hydra_part"]
+__all__ = ["check_hydra_part", "is_of_file"]
 
 _SWEEPERS = (
     "hydra_plugins.ppo_lab_launcher.GridSweeper",
@@ -32,7 +32,7 @@ _FROM_FILE = re.compile(
     r"|launcher\.(num_workers|max_lanes|n_jobs|timeout_min|nodes|name|partition|qos|account"
     r"|constraint|exclude|mem_gb|mem_per_cpu|mem_per_gpu|cpus_per_task|cpus_per_gpu|gpus_per_node"
     r"|gpus_per_task|gres|tasks_per_node|array_parallelism|max_num_timeout|signal_delay_s)"
-    r"|runtime\..*|overrides\..*|job\.(override_dirname|config_name)"
+    r"|runtime\..*|overrides\..*|job\.(override_dirname|config_name)|searchpath"
 )
 
 
@@ -49,6 +49,11 @@ def check_hydra_part(command: DictConfig, overrides: Sequence[str]) -> None:
         raise ConfigError("hydra/sweeper", hydra.runtime.choices["hydra/sweeper"], allowed)
     if any(_is_foreign(source) for source in hydra.runtime.config_sources):
         _check_origins(command, [parse(text) for text in overrides])
+
+
+def is_of_file(key: str) -> bool:
+    """Return whether a file may set ``hydra.KEY``."""
+    return _FROM_FILE.fullmatch(key) is not None
 
 
 def _is_foreign(source: Any) -> bool:  # noqa: ANN401 - Hydra's ConfigSourceInfo
@@ -74,7 +79,7 @@ def _check_origins(command: DictConfig, overrides: Sequence[Override]) -> None:
     for key, value in _leaves(command.hydra):
         if f"hydra.{key}" in of_launcher or (key in expected and expected[key] == value):
             continue
-        if not _FROM_FILE.fullmatch(key):
+        if not is_of_file(key):
             allowed = "is allowed on the command line only, not in a file"
             raise ConfigError(f"hydra.{key}", value, allowed)
         if key in _FOLDERS:

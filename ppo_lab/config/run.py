@@ -7,7 +7,6 @@ off. ``Config`` checks itself on construction, so the trainer needs no checks.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +31,7 @@ from ppo_lab.memory import MemoryStrategy
 from ppo_lab.networks import NetworkConfig
 from ppo_lab.ppo.update import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
+from ppo_lab.utils.cores import idle_cores
 from ppo_lab.utils.errors import REDACTED, ConfigError, check_number
 from ppo_lab.utils.json_files import to_jsonable
 
@@ -140,7 +140,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     num_threads: Any = "auto"
     """CPU threads of torch. auto: 1 where a gradient step is small (more are then slower, by far
-    beside another busy process), else all cores that this process may use."""
+    beside another busy process), else the cores that this process may use and nobody else does."""
 
     def __post_init__(self) -> None:
         """Check and convert every value."""
@@ -312,7 +312,8 @@ class Config:
 
         On an idle machine a second thread is 1.6 to 2 times as fast from about 0.5 GFLOP per
         gradient step; beside a busy process it is 3 to 30 times slower below 2 GFLOP, and about 2
-        times above (benchmarks/results/threads.md). So auto is 1 below 2 GFLOP.
+        times above (benchmarks/results/threads.md). So auto is 1 below 2 GFLOP, and the number
+        of idle cores above.
         """
         if self.num_threads != "auto":
             return int(self.num_threads)
@@ -321,5 +322,4 @@ class Config:
         flop = 6 * parameters * self.num_rows / self.num_minibatches
         if flop < 2e9:
             return 1
-        has_affinity = hasattr(os, "sched_getaffinity")  # the cores that this process may use
-        return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        return idle_cores()

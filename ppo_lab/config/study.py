@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ __all__ = [
 
 STORAGE_VARIABLE = "PPO_LAB_STORAGE"
 """Environment variable for ``study.storage``, which keeps passwords off the command line."""
+
+_LONGEST_S = 1e8  # three years
 
 RENAMED_KEYS = {
     "study.num_slots": "study.num_workers",
@@ -132,11 +133,26 @@ class StudyConfig:
         check_whole("study.confirm.seeds", self.confirm.seeds, at_least=2, at_most=1000)
         for key in ("storage_timeout_s", "lease_s"):
             seconds = getattr(self, key)
-            if not 0 < seconds < math.inf:
-                raise ConfigError(f"study.{key}", seconds, "must be seconds above 0")
+            if not 0 < seconds <= _LONGEST_S:
+                allowed = f"must be seconds above 0 and at most {_LONGEST_S:g}"
+                raise ConfigError(f"study.{key}", seconds, allowed)
+        self._check_types()
         if not self.space:
             allowed = "must name a key to vary, such as epsilon: interval(0.05, 0.5)"
             raise ConfigError("study.space", "{}", allowed)
+
+    def _check_types(self) -> None:
+        """Raise ``ConfigError`` for keys that are neither a text nor a list of texts."""
+        texts = {"objective": self.objective, "direction": self.direction or []}
+        texts |= {f"conditions.{key}": value for key, value in self.conditions.items()}
+        for key, value in texts.items():
+            each = value if isinstance(value, list) else [value]
+            if not all(isinstance(text, str) for text in each):
+                raise ConfigError(f"study.{key}", value, "must be a text, or a list of texts")
+        for point in self.enqueue:
+            if not isinstance(point, dict):
+                allowed = "must be a list of points, such as [{epsilon: 0.1}]"
+                raise ConfigError("study.enqueue", self.enqueue, allowed)
 
 
 @dataclass(kw_only=True)

@@ -71,6 +71,13 @@ class PhaseClock:
             self.totals[name] += value
         return seconds
 
+    def without_overlap(self) -> dict[str, float]:
+        """Return all seconds by phase; steps of the environments are taken out of the rollout."""
+        seconds = dict(self.totals)
+        env_s = seconds.pop("env", 0.0)
+        seconds["rollout"] = seconds.get("rollout", 0.0) - env_s
+        return {"env": env_s, **seconds}
+
 
 class Meters(PhaseObserver):
     """Phase clock, peak memory, bus traffic and, in profiled runs, one profiler window.

@@ -96,13 +96,13 @@ class Placement:
             return tensor.to(target, non_blocking=non_blocking, copy=True)
 
 
-def copy_exactly(target: Tensor, source: Tensor) -> None:
-    """Copy ``source`` into ``target``; raise ``ValueError`` if shape or type differ.
+def copy_exactly(target: Tensor, source: Tensor, name: str) -> None:
+    """Copy ``source`` into ``target``; raise ``ValueError`` if its shape or type is another.
 
     For checkpoints: the bytes do not count as traffic, since records must not depend on them.
     """
     for attribute in ("shape", "dtype"):
         wanted, given = getattr(target, attribute), getattr(source, attribute)
         if wanted != given:
-            raise ValueError(f"has {attribute} {given} instead of {wanted}")
+            raise ValueError(f"{name} has {attribute} {given}, this run needs {wanted}")
     target.copy_(source)

@@ -33,6 +33,7 @@ class ContinuousActions:
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    dtype: str = "float32"  # of the environment's own actions
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ class EnvSpec:
     observation_size: int  # O, after flattening
     actions: DiscreteActions | ContinuousActions
     observation_shape: tuple[int, ...] | None = None  # the environment's own; None for (O,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The environment's own shape of an observation; () for a single number."""
+        shape = self.observation_shape
+        return (self.observation_size,) if shape is None else shape
 
 
 class Step(NamedTuple):

@@ -101,7 +101,9 @@ class EnvConfig:
             raise ConfigError("env.max_episode_steps", self.max_episode_steps, allowed)
         check_number("env.timeout_s", self.timeout_s, above=0.0, off=True)
         if self.resolved_backend() is Backend.gymnasium:
-            return check_gymnasium(self.id, self.kwargs, native_ids=NATIVE_ENVS)
+            return check_gymnasium(
+                self.id, self.kwargs, native_ids=NATIVE_ENVS, timeout_s=self.timeout_s
+            )
         if self.id not in NATIVE_ENVS:
             allowed = f"native are {', '.join(sorted(NATIVE_ENVS))}; {self.id} needs gymnasium"
             raise ConfigError("env.backend", self.backend.value, allowed)

@@ -39,6 +39,7 @@ class FirstSteps:
         """Count a step; warn once of an observation (n, O) outside of its bounds."""
         self._step += 1
         outside = (observations < self._low) | (observations > self._high)
+        outside &= np.isfinite(observations)
         if not (self._warns_of_bounds and outside.any()):
             return
         self._warns_of_bounds = False

@@ -5,6 +5,7 @@ The line names the environment, the step, and the place in the environment's cod
 
 from __future__ import annotations
 
+import logging
 import os
 import sysconfig
 import threading
@@ -12,14 +13,19 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ppo_lab.devices.cuda_memory import is_out_of_memory
 from ppo_lab.envs.returned import STEP_FORM, WrongReturn
 from ppo_lab.envs.time_limit import EnvCall, OverdueCall, TimeLimit
 from ppo_lab.utils.errors import EnvironmentFault
 
+if TYPE_CHECKING:
+    import gymnasium
+
 __all__ = ["EnvGuard", "describe_error"]
+
+log = logging.getLogger(__name__)
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
@@ -65,9 +71,17 @@ class EnvGuard:
         call = self.call
         lane, number = divmod(call.row if row is None else row, self._num_envs)
         step = call.step - self.births[lane]
-        when = "" if call.method == "step()" else call.method
+        when = "" if call.method in ("step()", "") else call.method
         when += (" after step " if when else "step ") + str(step) if step else ""
         return EnvironmentFault(f"environment {number}, {when}: {text}", lane)
+
+    def close_env(self, env: gymnasium.Env[Any, Any], row: int = 0) -> None:
+        """Close ``env``; what goes wrong is logged, as no result is lost by it."""
+        try:
+            with self("close()", row):
+                env.close()
+        except EnvironmentFault as fault:
+            log.warning("%s; results are not affected", fault)
 
     def close(self) -> None:
         """Stop watching."""
@@ -91,8 +105,8 @@ class EnvGuard:
         return self.fault(describe_error(error))
 
     def _overdue(self, trace: Iterable[traceback.FrameSummary]) -> EnvironmentFault:
-        text = f"{self.call.method} took longer than env.timeout_s={self._timeout_s:g}"
-        return self.fault(text + _place(trace))
+        limit = f"env.timeout_s={self._timeout_s:g}"
+        return self.fault(f"did not return within {limit}{_place(trace)}")
 
 
 def describe_error(error: BaseException) -> str:

@@ -9,14 +9,17 @@ import functools
 import importlib
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
-from ppo_lab.utils.errors import ConfigError, did_you_mean
+from ppo_lab.envs.guard import EnvGuard, describe_error
+from ppo_lab.envs.time_limit import OverdueCall
+from ppo_lab.utils.errors import ConfigError, EnvironmentFault, closest_match
 
 if TYPE_CHECKING:
     import gymnasium
@@ -48,24 +51,32 @@ def spec_of_env(env_id: str, env: gymnasium.Env[Any, Any]) -> EnvSpec:
     """Return the spec of ``env``; raise ``ConfigError`` for spaces that no network supports."""
     from gymnasium.spaces import Box, Discrete
 
-    def is_float_box(space: gymnasium.Space[Any]) -> TypeGuard[Box]:
-        return isinstance(space, Box) and np.issubdtype(space.dtype, np.floating)
-
     observations, actions = env.observation_space, env.action_space
-    if not is_float_box(observations):
-        supported = "a Box of floats, which is flattened to a vector"
-        allowed = f"its observations are {observations}; supported is {supported}"
+    if (shape := _vector_shape(observations)) is None:
+        supported = "a Box, or MultiBinary, which is flattened to a vector, and no image"
+        remedy = "gymnasium.wrappers.FlattenObservation makes a vector of other spaces"
+        allowed = f"its observations are {observations}; supported is {supported}. {remedy}"
         raise ConfigError("env.id", env_id, allowed)
-    observation_size = int(np.prod(observations.shape))
-    shape = None if len(observations.shape) == 1 else observations.shape
+    observation_size, own_shape = math.prod(shape), None if len(shape) == 1 else shape
     if isinstance(actions, Discrete):
         discrete = DiscreteActions(int(actions.n), start=int(actions.start))
-        return EnvSpec(observation_size, discrete, shape)
-    if not (is_float_box(actions) and len(actions.shape) == 1):
+        return EnvSpec(observation_size, discrete, own_shape)
+    is_vector = len(actions.shape or ()) == 1 and 0 not in (actions.shape or ())
+    if not (isinstance(actions, Box) and np.issubdtype(actions.dtype, np.floating) and is_vector):
         allowed = f"its actions are {actions}; supported are Discrete and a 1-D Box of floats"
         raise ConfigError("env.id", env_id, allowed)
     low, high = (tuple(float(x) for x in bound) for bound in (actions.low, actions.high))
-    return EnvSpec(observation_size, ContinuousActions(low=low, high=high), shape)
+    return EnvSpec(observation_size, ContinuousActions(low, high, actions.dtype.name), own_shape)
+
+
+def _vector_shape(space: gymnasium.Space[Any]) -> tuple[int, ...] | None:
+    """Return the shape of numbers for a network of dense layers; None if ``space`` has others."""
+    from gymnasium.spaces import Box, MultiBinary
+
+    if not isinstance(space, Box | MultiBinary) or 0 in space.shape:
+        return None
+    is_image = space.dtype == np.uint8 and len(space.shape) == 3
+    return None if is_image else space.shape
 
 
 def remember_spec(env_id: str, kwargs: Mapping[str, Any], spec: EnvSpec) -> None:
@@ -85,16 +96,85 @@ def _key(env_id: str, kwargs: Mapping[str, Any]) -> str:
 
 
 def check_gymnasium(
-    env_id: str, kwargs: Mapping[str, Any], *, native_ids: Iterable[str]
+    env_id: str,
+    kwargs: Mapping[str, Any],
+    *,
+    native_ids: Iterable[str],
+    timeout_s: float | None = None,
 ) -> EnvSpec:
     """Return the spec of a Gymnasium environment, which is built once per process and closed.
 
     Raises:
-        ConfigError: The environment is unknown, cannot be built, or has unsupported spaces.
+        ConfigError: The environment is unknown, cannot be built (within ``timeout_s``), or has
+            unsupported spaces.
     """
-    if (spec := known_spec(env_id, kwargs)) is None:
-        remember_spec(env_id, kwargs, spec := _check_gymnasium(env_id, kwargs, native_ids))
+    if (spec := known_spec(env_id, kwargs)) is not None:
+        return spec
+    if "max_episode_steps" in kwargs:
+        value = kwargs["max_episode_steps"]
+        raise ConfigError("env.kwargs.max_episode_steps", value, "set env.max_episode_steps")
+    module = imports_module(env_id)
+    if module is not None and (env_id.count(":") > 1 or not module):
+        raise ConfigError("env.id", env_id, "a module and a name have the form module:Name-v0")
+    import gymnasium  # noqa: F401 (now, as the time limit is the environment's)
+
+    guard = EnvGuard(1, 1, timeout_s)
+    try:
+        with guard("building"):
+            if module is not None:
+                importlib.import_module(module)  # it registers its environments
+            env = make_env(env_id, kwargs)
+        guard.close_env(env)
+    except EnvironmentFault as fault:
+        error = fault.__cause__ or fault
+        raise _refusal(env_id, kwargs, error, native_ids) from error
+    finally:
+        guard.close()
+    remember_spec(env_id, kwargs, spec := spec_of_env(env_id, env))
     return spec
+
+
+def _refusal(
+    env_id: str, kwargs: Mapping[str, Any], error: BaseException, native_ids: Iterable[str]
+) -> ConfigError:
+    """Return the error for an environment whose import or constructor raised ``error``."""
+    import gymnasium
+    from gymnasium import error as errors
+
+    text = " ".join(str(error).split())
+    if isinstance(error, errors.UnregisteredEnv | errors.DeprecatedEnv):
+        guess = closest_match(env_id.rpartition(":")[2], {*gymnasium.registry, *native_ids})
+        hint = f"did you mean {guess}?" if guess else "see gymnasium.pprint_registry()"
+        text = f"no environment of this name; {hint} One from another package: module:Name-v0"
+    elif isinstance(error, errors.DependencyNotInstalled | ImportError):
+        text = _missing_package(env_id, error)
+    elif isinstance(error, errors.Error):
+        pass
+    elif kwargs and isinstance(error, AssertionError | TypeError | ValueError):
+        return ConfigError("env.kwargs", dict(kwargs), text)
+    elif isinstance(error, OverdueCall):
+        text = "cannot be built within env.timeout_s"
+    else:  # whatever the environment's own module or constructor raises
+        text = f"cannot be built: {describe_error(error)}"
+    return ConfigError("env.id", env_id, text)
+
+
+def _missing_package(env_id: str, error: Exception) -> str:
+    """Return which package must be installed."""
+    import gymnasium
+    from gymnasium.error import DependencyNotInstalled
+
+    module = imports_module(env_id)
+    missing = getattr(error, "name", None)
+    if module is not None and missing and f"{module}.".startswith(f"{missing}."):
+        remedy = "install it, or add its folder to the path: PYTHONPATH=FOLDER"
+        return f"cannot import {module} ({error}); {remedy}"
+    registered = gymnasium.registry.get(env_id.rpartition(":")[2])
+    is_missing = isinstance(error, DependencyNotInstalled | ModuleNotFoundError)
+    for extra in _EXTRAS:
+        if registered and is_missing and f".{extra}" in str(registered.entry_point):
+            return f"pip install 'ppo_lab[{extra}]' ({error})"
+    return describe_error(error) + ("; install it" if is_missing else "")
 
 
 def make_env(
@@ -123,63 +203,3 @@ def _log_first_mujoco_warning() -> None:
 
     logged: list[str | bytes] = []
     mujoco.set_mju_user_warning(warn)
-
-
-def _check_gymnasium(env_id: str, kwargs: Mapping[str, Any], native_ids: Iterable[str]) -> EnvSpec:
-    import gymnasium
-    from gymnasium import error as errors
-
-    if "max_episode_steps" in kwargs:
-        value = kwargs["max_episode_steps"]
-        raise ConfigError("env.kwargs.max_episode_steps", value, "set env.max_episode_steps")
-    _import_module_of(env_id)
-    try:
-        env = make_env(env_id, kwargs)
-    except (errors.UnregisteredEnv, errors.DeprecatedEnv) as error:
-        hint = did_you_mean(env_id.rpartition(":")[2], {*gymnasium.registry, *native_ids})
-        hint = hint or "; see gymnasium.pprint_registry()."
-        allowed = f"no environment of this name{hint} One from another package: module:Name-v0"
-        raise ConfigError("env.id", env_id, allowed) from error
-    except (errors.DependencyNotInstalled, ImportError) as error:
-        raise _missing_dependency(env_id, error) from error
-    except errors.Error as error:
-        raise ConfigError("env.id", env_id, str(error)) from error
-    except Exception as error:  # whatever the environment's own constructor raises
-        if kwargs and isinstance(error, AssertionError | TypeError | ValueError):
-            raise ConfigError("env.kwargs", dict(kwargs), str(error)) from error
-        allowed = f"cannot be built: {type(error).__name__}: {error} (see HYDRA_FULL_ERROR=1)"
-        raise ConfigError("env.id", env_id, allowed) from error
-    spec = spec_of_env(env_id, env)
-    try:
-        env.close()
-    except Exception as error:  # whatever the environment's own close raises
-        raise ConfigError("env.id", env_id, f"cannot be closed: {error}") from error
-    return spec
-
-
-def _import_module_of(env_id: str) -> None:
-    """Import ``module`` of an id ``module:Name-v0``, so that it registers its environments."""
-    if (module := imports_module(env_id)) is None:
-        return
-    if env_id.count(":") > 1 or not module:
-        raise ConfigError("env.id", env_id, "a module and a name have the form module:Name-v0")
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        remedy = "install it, or add its folder to the path: PYTHONPATH=FOLDER"
-        raise ConfigError(
-            "env.id", env_id, f"cannot import {module} ({error}); {remedy}"
-        ) from error
-
-
-def _missing_dependency(env_id: str, error: Exception) -> ConfigError:
-    """Return the error for an environment whose own package is not installed."""
-    import gymnasium
-    from gymnasium.error import DependencyNotInstalled
-
-    folder = str(gymnasium.spec(env_id).entry_point)
-    is_missing = isinstance(error, DependencyNotInstalled | ModuleNotFoundError)
-    for extra in _EXTRAS:
-        if is_missing and f".{extra}" in folder:  # not a message such as "moved elsewhere"
-            return ConfigError("env.id", env_id, f"pip install 'ppo_lab[{extra}]' ({error})")
-    return ConfigError("env.id", env_id, str(error))

@@ -172,9 +172,9 @@ class NativeEnv(Env):
     ) -> None:
         """See ``Env.load_lane_state``."""
         self._state = self._state.clone()  # returned tensors are never written
-        copy_exactly(self._state[lane], tensors["state"])
-        copy_exactly(self._deadlines[lane], tensors["deadlines"] + self._clock)
-        copy_exactly(self._keys[lane], tensors["key"])
+        copy_exactly(self._state[lane], tensors["state"], "state")
+        copy_exactly(self._deadlines[lane], tensors["deadlines"] + self._clock, "deadlines")
+        copy_exactly(self._keys[lane], tensors["key"], "key")
         self._births[lane] = self._clock - numbers["steps"]
         self._draw_starts(self._clock)
 

@@ -107,7 +107,7 @@ class NormalizedEnv(Env):
         """See ``Env.load_lane_state``."""
         rest = dict(tensors)
         for name, tensor in self.normalizer.lane_tensors(lane).items():
-            copy_exactly(tensor, rest.pop(f"normalizer.{name}"))
+            copy_exactly(tensor, rest.pop(f"normalizer.{name}"), name)
         self._env.load_lane_state(lane, rest, numbers)
 
     def close(self) -> None:

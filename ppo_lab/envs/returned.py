@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 __all__ = [
-    *("STEP_FORM", "WrongReturn", "as_flag", "as_observation", "as_reward", "require_finite"),
+    *("STEP_FORM", "WrongReturn", "as_flag", "as_observation", "as_reward", "infinite_component"),
     *("reset_observation", "step_values"),
 ]
 
@@ -63,9 +63,7 @@ def reset_observation(returned: object, shape: tuple[int, ...]) -> Array:
     observation, info = returned
     if not isinstance(info, Mapping | None):  # two numbers are an observation, not a pair
         raise WrongReturn(f"{form}, this one's info is {described(info)}")
-    observation = as_observation(observation, shape, "reset()")
-    require_finite(observation, "reset()")
-    return observation
+    return as_observation(observation, shape, "reset()")
 
 
 def step_values(returned: object) -> NoReturn:
@@ -73,12 +71,13 @@ def step_values(returned: object) -> NoReturn:
     raise WrongReturn(f"{STEP_FORM}, this one returned {described(returned)}")
 
 
-def require_finite(observation: Array, source: str = "step()") -> None:
-    """Raise ``WrongReturn`` if a component is NaN or infinite."""
-    if not np.isfinite(observation).all():
-        place = np.argwhere(~np.isfinite(observation))[0].tolist()
-        index = f"[{', '.join(map(str, place))}]" if place else ""
-        raise WrongReturn(f"{source} returned observation{index} = {observation[tuple(place)]}")
+def infinite_component(observation: Array) -> str | None:
+    """Return the first component that is NaN or infinite, as ``observation[1] = nan``."""
+    places = np.argwhere(~np.isfinite(observation)).tolist()
+    if not places:
+        return None
+    index = f"[{', '.join(map(str, places[0]))}]" if places[0] else ""
+    return f"observation{index} = {observation[tuple(places[0])]}"
 
 
 def _item(value: object) -> object:

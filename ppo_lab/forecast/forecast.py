@@ -80,7 +80,7 @@ def forecast(config: Config) -> Forecast:
     key = _key(config)
     if key not in _forecasts:
         counted = vars(dry_run(config))
-        device = torch.device("cuda") if torch.cuda.is_available() else None
+        device = _card(config)
         _forecasts[key] = Forecast(
             **counted, workspace=cublas_workspace(device), context=cuda_context(device)
         )
@@ -90,7 +90,16 @@ def forecast(config: Config) -> Forecast:
 def _key(config: Config) -> str:
     shared = {k: v for k, v in stack_values(config).items() if k not in _WITHOUT_EFFECT}
     is_none = {key: getattr(config, key) is None for key in LANE_KEYS}
-    return json.dumps([shared, is_none], sort_keys=True)
+    return json.dumps([shared, is_none, str(_card(config))], sort_keys=True)
+
+
+def _card(config: Config) -> torch.device | None:
+    """Return the GPU that ``config`` names, or the current one; None without CUDA."""
+    if not torch.cuda.is_available():
+        return None
+    named = torch.device(config.device if config.device.startswith("cuda") else "cuda")
+    is_here = (named.index or 0) < torch.cuda.device_count()
+    return named if is_here else torch.device("cuda")
 
 
 def try_forecast(config: Config) -> Forecast | None:

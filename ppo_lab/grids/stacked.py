@@ -20,8 +20,7 @@ from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.runner.run_record import RunOutput, Status
 from ppo_lab.tracking import Terminal, read_summary
-from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
-from ppo_lab.utils.errors import ConfigError
+from ppo_lab.tracking.local import SUMMARY_FILE
 from ppo_lab.utils.json_files import write_json
 from ppo_lab.workers.base import Exited, Task, WorkerPool
 from ppo_lab.workers.stacked import StackedPool
@@ -52,7 +51,7 @@ def run_stacked_grid(
     (shared,) = first.return_value.configs
     num_jobs = len(job_overrides)
     # By default a full stack of jobs is ready ahead: all of a stack may end at once.
-    folder = first.return_value.folder.parent
+    folder = Path(config.hydra.sweep.dir)
     pool = StackedPool(
         shared, folder, num_workers=num_workers, max_lanes=max_lanes, num_tasks=num_jobs
     )
@@ -79,10 +78,9 @@ def _begin_job(context: HydraContext, cfg: DictConfig, number: int) -> JobReturn
 def _task(cfg: DictConfig) -> Task:
     """Return the task of the job that Hydra is running."""
     hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    if (folder / METRICS_FILE).exists():
-        raise ConfigError("hydra.sweep.dir", folder, "holds a run already; choose another")
-    output = RunOutput(folder, list(hydra.overrides.task), group=folder.parent.name)
+    group = Path(hydra.sweep.dir).name
+    folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+    output = RunOutput(folder, overrides, group, resumes=True)
     return Task(hydra.job.num, (load(cfg),), output, is_job=True)
 
 

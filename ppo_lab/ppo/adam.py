@@ -73,6 +73,10 @@ class LaneOptimizer(ABC):
         """Yield each tensor of the state, and the parameter it belongs to if there is just one."""
         yield from ((tensor, None) for tensor in self.state_dict().values())
 
+    def weights(self) -> list[Tensor]:
+        """Return tensors (L, …) that hold all parameters, as few as there are."""
+        return [parameter.detach() for parameter in self.parameters]
+
     def take_weights(self) -> None:  # noqa: B027 (a default, not an omission)
         """Take over weights that were written to the parameters; needed by copies of them."""
 
@@ -166,6 +170,10 @@ class LaneAdam(LaneOptimizer):
         self._num_steps, *rest = tensors
         for i, bucket in enumerate(self._buckets):
             bucket.weights, bucket.exp_avg, bucket.exp_avg_sq = rest[3 * i : 3 * i + 3]
+
+    def weights(self) -> list[Tensor]:
+        """See ``LaneOptimizer.weights``."""
+        return [bucket.weights for bucket in self._buckets]
 
     def split_weights(self) -> list[Tensor]:
         """Return views of the buckets' weights, in the order and shapes of ``parameters``."""

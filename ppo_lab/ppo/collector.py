@@ -100,7 +100,7 @@ class Collector:
     def _observe(self, lane: int, observations: Tensor) -> None:
         """Set a lane's next observations (N, O)."""
         everyone = self._observations.clone()  # an environment's results are read-only
-        copy_exactly(everyone[lane], observations)
+        copy_exactly(everyone[lane], observations, "observations")
         self._observations = everyone
 
     @torch.no_grad()

@@ -131,6 +131,9 @@ class UpdateDiagnostics(NamedTuple):
     ratio_max: Tensor
     gradient_steps: Tensor  # fewer than E * M when target_kl stopped the lane
     epochs_done: Tensor
+    first_bad: Tensor
+    """Index of the first loss or gradient norm that is not finite, -1 if all are. They are counted
+    step by step: policy loss, value loss, norm (or that of the actor, that of the critic)."""
 
 
 class UpdateStep(NamedTuple):
@@ -205,7 +208,17 @@ class UpdateLog:
             ratio_max=taken.amax((0, 2)).exp(),
             gradient_steps=num_active,
             epochs_done=num_active / self._num_minibatches,
+            first_bad=self._first_bad(),
         )
+
+    def _first_bad(self) -> Tensor:
+        """See ``UpdateDiagnostics.first_bad``; steps that a lane did not take are left out."""
+        log = self._log
+        losses = torch.stack((log.policy_loss, log.value_loss), 1)
+        numbers = torch.cat((losses, log.grad_norms), 1)  # (K, 2 + G, L)
+        is_good = (numbers.isfinite() | ~log.active.unsqueeze(1)).flatten(0, 1)
+        num_good = is_good.long().cumprod(0).sum(0)  # before the first that is not
+        return num_good.masked_fill(num_good == len(is_good), -1)
 
 
 def apply_target_kl(

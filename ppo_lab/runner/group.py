@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ppo_lab.config.lanes import stack_key
@@ -12,11 +14,13 @@ from ppo_lab.config.run import Config
 from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.forecast.summary import out_of_memory_line
-from ppo_lab.runner.run_record import RunOutput, RunRecorder, Status, one_line
+from ppo_lab.runner.run_record import RunOutput, RunRecorder, Status, one_line, static_summary
 from ppo_lab.tracking import Progress
+from ppo_lab.training.checkpoint import Checkpoint, load_checkpoint
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.crash_points import crash_point
 
-__all__ = ["RunGroup"]
+__all__ = ["RunGroup", "newest_common"]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,8 @@ class RunGroup:
     lanes: list[int] = field(default_factory=list)
     recorders: list[RunRecorder] = field(default_factory=list)
     """Of the current attempt, one per run; there is another attempt if the stack failed."""
+    checkpoints: Sequence[Checkpoint] = ()
+    """From which this attempt goes on, one per run; empty if it begins at the first step."""
     summaries: list[dict[str, Any]] = field(default_factory=list)
     """One per run, once the runs have ended."""
     _num_attempts: int = 0
@@ -50,13 +56,30 @@ class RunGroup:
         """Equal for groups that can share a stack."""
 
     def start(self, progress: Progress) -> None:
-        """Build the recorders of another attempt and start their trackers."""
+        """Build the recorders of another attempt and start their trackers.
+
+        Runs of an earlier attempt go on from the newest checkpoint that all of them have.
+        """
         self._num_attempts += 1
-        self.recorders = []
+        self.recorders, self.checkpoints = [], []
         for config, output in zip(self.configs, self.outputs):
-            self.recorders.append(RunRecorder(config, output, progress, self._num_attempts))
-        for recorder in self.recorders:
-            recorder.start()
+            self.recorders.append(RunRecorder(config, output, progress))
+        if self._num_attempts > 1 or all(output.resumes for output in self.outputs):
+            self.checkpoints = newest_common([output.folder for output in self.outputs])
+        for recorder, found in itertools.zip_longest(self.recorders, self.checkpoints):
+            recorder.start(self._num_attempts, found)
+
+    def load(self, trainer: Trainer) -> None:
+        """Continue the runs in their lanes from their checkpoints, if they have any."""
+        for lane, checkpoint in zip(self.lanes, self.checkpoints):
+            trainer.load_lane_state(lane, checkpoint.state)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write a checkpoint of every run and save its policy."""
+        for lane, recorder in zip(self.lanes, self.recorders):
+            if recorder.save_checkpoint(trainer, lane):
+                crash_point("checkpoint_before_policy")
+                recorder.save_policy(trainer, lane)
 
     def measure(self, trainer: Trainer, busy_frac: float, *, has_failed: bool = False) -> None:
         """Add measurements to the summaries, and the phase that failed.
@@ -65,13 +88,17 @@ class RunGroup:
         """
         for lane, recorder in zip(self.lanes, self.recorders):
             if has_failed:
-                recorder.summary["stopped_in"] = trainer.meters.running_phase or "record"
+                phase = trainer.meters.running_phase or "record"
+                recorder.summary["stopped_in"] = phase
+                if phase == "rollout":  # the weights are those of the last update
+                    recorder.attempt(recorder.save_policy, trainer, lane)
             recorder.attempt(recorder.measure, trainer, lane, busy_frac)
 
     def conclude(self, trainer: Trainer, stopped: str | None) -> None:
         """Save every policy and set every status; ``stopped`` is the reason if pruned."""
         for lane, recorder in zip(self.lanes, self.recorders):
             recorder.attempt(recorder.conclude, trainer, lane, stopped)
+        crash_point("policy_before_summary")
 
     def end(self, status: Status, reason: str, error: BaseException | None = None) -> None:
         """Set the status of all runs; ``error`` is what they failed with."""
@@ -83,16 +110,18 @@ class RunGroup:
         for recorder in self.recorders:
             recorder.finish()
         self.summaries = [recorder.summary for recorder in self.recorders]
+        self._pass_on()
+
+    def _pass_on(self) -> None:
         try:
             self.on_finish(self.summaries)
         except Exception:  # the runs themselves have ended as their summaries say
             log.exception("what follows the end of %s failed", self.outputs[0].folder)
 
     def clear(self) -> None:
-        """Close the trackers of a failed attempt and remove its records before the next one."""
+        """Close the trackers of a failed attempt; the next one goes on from its checkpoints."""
         for recorder in self.recorders:
             recorder.finish()
-            recorder.attempt(recorder.clear)
         self.lanes = []
 
     def fail(self, error: BaseException) -> None:
@@ -110,8 +139,30 @@ class RunGroup:
                 log.error(reason)
         except Exception:  # such as CUDA's, which fails from its first error on
             log.exception("the memory of the failed run could not be released")
-        self.end(Status.out_of_memory if is_full else Status.failed, reason, error)
-        self.finish()
+        status = Status.out_of_memory if is_full else Status.failed
+        if len(self.recorders) == len(self.configs):
+            self.end(status, reason, error)
+            self.finish()
+            return
+        for recorder in self.recorders:
+            recorder.release()
+        ending = {"status": status.value, "reason": reason}  # in no file: the folder is not ours
+        self.summaries = [static_summary(*run) | ending for run in zip(self.configs, self.outputs)]
+        self._pass_on()
+
+
+def newest_common(folders: Sequence[Path]) -> Sequence[Checkpoint]:
+    """Return a checkpoint of each run, of the newest iteration that all have; none if none is."""
+    at_most: int | None = None
+    while True:
+        found = [load_checkpoint(folder, at_most=at_most) for folder in folders]
+        checkpoints = [checkpoint for checkpoint in found if checkpoint is not None]
+        iterations = {checkpoint.state.numbers["iteration"] for checkpoint in checkpoints}
+        if len(checkpoints) < len(folders):
+            return ()
+        if len(iterations) == 1:
+            return checkpoints
+        at_most = min(iterations)
 
 
 def _resolved(config: Config) -> Config:

@@ -15,13 +15,20 @@ __all__ = ["RunOutput", "Status", "run_group", "run_in_folder"]
 
 
 def run_in_folder(
-    config: Config, folder: Path, *, overrides: Sequence[str], group: str | None = None
+    config: Config,
+    folder: Path,
+    *,
+    overrides: Sequence[str],
+    group: str | None = None,
+    resumes: bool = False,
 ) -> dict[str, Any]:
     """Train a checked config alone and return its summary; see ``run_group``.
 
-    ``folder`` exists and holds no run; ``group`` is the grid that the run belongs to.
+    ``folder`` exists and holds no run, or one that ``resumes`` from its newest checkpoint if it has
+    one (``check_resume`` says whether the config may); ``group`` is the grid that it belongs to.
     """
-    (summary,) = run_group(RunGroup([config], [RunOutput(folder, overrides, group)]))
+    output = RunOutput(folder, overrides, group, resumes=resumes)
+    (summary,) = run_group(RunGroup([config], [output]))
     return summary
 
 
@@ -29,12 +36,16 @@ def run_group(group: RunGroup) -> list[dict[str, Any]]:
     """Train a group as one stack, and return its runs' summaries.
 
     An exception of the run becomes summaries of status ``failed`` or ``out_of_memory``, and its
-    memory is freed, so that the next run in this process has all of it. Ctrl-C and SystemExit are
-    raised again once the trackers are closed.
+    memory is freed, so that the next run in this process has all of it.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM has stopped the runs; their trackers are closed.
     """
     stack = Stack(len(group.configs), group.configs[0].tracking.terminal)
     stack.queue.put(group)
-    while stack.has_work:
-        stack.step()
-    stack.close()
+    try:
+        while stack.has_work:
+            stack.step()
+    finally:
+        stack.close()
     return group.summaries

@@ -18,15 +18,24 @@ import torch
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.summary import device_section, forecast_section, memory_section
 from ppo_lab.networks import ActorCritic
-from ppo_lab.tracking import Progress, RunInfo, Tracker
-from ppo_lab.tracking.local import METRICS_FILE
+from ppo_lab.runner.lock import lock_run_folder
+from ppo_lab.runner.same_run import comparable
+from ppo_lab.tracking import Progress, RunInfo, Tracker, cut_metrics
+from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
+from ppo_lab.training.checkpoint import (
+    Checkpoint,
+    describe_run,
+    remove_checkpoints,
+    save_checkpoint,
+)
 from ppo_lab.training.policy import save_policy
 from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.crash_points import crash_point
 from ppo_lab.utils.errors import EnvironmentFault
 from ppo_lab.utils.provenance import git_state, machine, versions
 
-__all__ = ["RunOutput", "RunRecorder", "Status", "one_line"]
+__all__ = ["RunOutput", "RunRecorder", "Status", "one_line", "static_summary"]
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +68,8 @@ class RunOutput:
     job_type: str = "train"
     has_forecast: bool = False
     """Whether the summary holds the memory forecast even if the run is not profiled."""
+    resumes: bool = False
+    """Whether the folder may hold a run that was killed, to go on from its newest checkpoint."""
 
 
 class _Begin(NamedTuple):
@@ -70,27 +81,65 @@ class _Begin(NamedTuple):
 
 
 class RunRecorder:
-    """Trackers and summary of one run.
+    """Trackers, checkpoints and summary of one run.
 
     Speed, memory and time by phase are those of the whole stack while the run was in it; ``stack``
     in the summary gives its number of lanes.
     """
 
-    def __init__(self, config: Config, output: RunOutput, progress: Progress, attempt: int) -> None:
-        """Build the trackers, in which a second ``attempt`` is another run."""
-        if attempt > 1 and output.run_id is not None:
-            output = replace(output, run_id=f"{output.run_id}-{attempt}")
+    def __init__(self, config: Config, output: RunOutput, progress: Progress) -> None:
+        """Lock the run's folder, and build the trackers.
+
+        Raises:
+            ConfigError: Another process trains in the folder.
+        """
+        self._lock = lock_run_folder(output.folder)
         self.config, self.output = config, output
         self.tracker = Tracker(config.tracking, Path("outputs").resolve(), progress)
-        self.summary = _static_summary(config, output)
+        self.summary = static_summary(config, output)
         self._begin = _Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
+        self._run_id, self._settings = "", comparable(config)
+        self.earlier: Mapping[str, Any] = {}
+        """Manifest of the checkpoint from which the run goes on; empty for a new run."""
 
-    def start(self) -> None:
-        """Start the trackers and, if asked for, add the forecast to the summary."""
-        self.tracker.start(_run_info(self.config, self.output))
+    def start(self, attempt: int, checkpoint: Checkpoint | None) -> None:
+        """Start the trackers of a new run, or of one that goes on from ``checkpoint``.
+
+        A further ``attempt`` at a new run is another run in the trackers.
+        """
+        output = self.output
+        if attempt > 1 or output.resumes:
+            self._cut_records(checkpoint)
+        if checkpoint is not None:
+            self.earlier = checkpoint.manifest
+            output = replace(output, run_id=self.earlier["run_id"])
+            self.summary["resumed"] = self._resumed()
+            self.summary["checkpoint"] = str(checkpoint.folder)
+        elif attempt > 1 and output.run_id is not None:
+            output = replace(output, run_id=f"{output.run_id}-{attempt}")
+        info = _run_info(self.config, output)
+        self._run_id = info.id
+        self.tracker.start(info)
         if self.output.has_forecast or self.config.is_profiled:
             self.summary["memory"]["forecast"] = forecast_section(self.config)
+
+    def _resumed(self) -> dict[str, int]:
+        num_times = self.earlier.get("num_resumes", 0) + 1
+        return {"iteration": self.earlier["iteration"], "num_times": num_times}
+
+    def _cut_records(self, checkpoint: Checkpoint | None) -> None:
+        """Remove what an earlier attempt recorded after ``checkpoint``, or all of it."""
+        crash_point("resume_before_cut")
+        folder = self.output.folder
+        (folder / SUMMARY_FILE).unlink(missing_ok=True)
+        if checkpoint is None:
+            (folder / METRICS_FILE).unlink(missing_ok=True)
+            remove_checkpoints(folder)
+        else:
+            cut_metrics(folder, checkpoint.manifest["metrics_bytes"])
+            remove_checkpoints(folder, keep=[checkpoint.state.numbers["iteration"]])
+        crash_point("resume_after_cut")
 
     def begin(self, trainer: Trainer) -> None:
         """Note the stack's progress before this run."""
@@ -102,10 +151,6 @@ class RunRecorder:
         if (num_lanes := len(trainer.configs)) > 1:
             self.summary["stack"] = {"num_lanes": num_lanes, "lane": lane, "busy_frac": busy_frac}
         self.summary["memory"] |= memory_section(trainer)
-
-    def clear(self) -> None:
-        """Remove the records of a failed attempt; the next one uses the same folder."""
-        (self.output.folder / METRICS_FILE).unlink(missing_ok=True)
 
     def attempt(self, act: Callable[..., None], *args: object) -> None:
         """Call ``act``, one of this recorder's methods; an error ends this run only."""
@@ -122,25 +167,69 @@ class RunRecorder:
             self.summary["error"] = type(error).__name__
 
     def conclude(self, trainer: Trainer, lane: int, stopped: str | None) -> None:
-        """Set the status, and save the policy unless it diverged; ``stopped`` is why if pruned."""
+        """Set the status, and save the run unless it diverged; ``stopped`` is why if pruned."""
         diverged = trainer.history(lane).diverged
         if diverged is None:
-            state = trainer.env.state_dict()
-            save_policy(self.output.folder, self.config, trainer.model, state, lane=lane)
+            self.save_checkpoint(trainer, lane)
+            self.save_policy(trainer, lane)
             status = Status.finished if stopped is None else Status.pruned
         else:
             status = Status.diverged
         self.summary.update(status=status.value, reason=diverged or stopped)
 
+    def save_policy(self, trainer: Trainer, lane: int) -> None:
+        """Save the policy as it is."""
+        state, folder, spec = trainer.env.state_dict(), self.output.folder, trainer.spec
+        save_policy(folder, self.config, trainer.model, state, spec=spec, lane=lane)
+
+    def save_checkpoint(self, trainer: Trainer, lane: int) -> bool:
+        """Write a checkpoint if the run can go on exactly from here; return whether it is there.
+
+        A disk that is full leaves the one before it.
+        """
+        if not trainer.has_state(lane):
+            return False
+        try:
+            position = self.tracker.sync()
+            crash_point("rows_synced")
+            state = trainer.lane_state(lane)
+            manifest = describe_run(
+                self.config,
+                state,
+                settings=self._settings,
+                metrics_bytes=position,
+                num_lanes=len(trainer.configs),
+                num_resumes=self.summary.get("resumed", {}).get("num_times", 0),
+                num_threads=torch.get_num_threads(),
+                run_id=self._run_id,
+                wall_time_s=self._wall_time_s,
+            )
+            self.summary["checkpoint"] = str(save_checkpoint(self.output.folder, state, manifest))
+        except OSError as error:
+            log.warning("%s: no checkpoint now: %s", self.output.folder, error)
+            return False
+        return True
+
+    @property
+    def _wall_time_s(self) -> float:
+        earlier_s: float = self.earlier.get("wall_time_s", 0.0)
+        return earlier_s + time.perf_counter() - self._start_s
+
     def finish(self) -> None:
         """Close the trackers; the summary must have a status."""
-        self.summary["wall_time_s"] = time.perf_counter() - self._start_s
+        self.summary["wall_time_s"] = self._wall_time_s
         is_well = self.summary["status"] in (Status.finished.value, Status.pruned.value)
         self.attempt(self.tracker.finish, self.summary, 0 if is_well else 1)
         self.summary |= self.tracker.notes
         if self.tracker.lost and is_well:
             lost = f"not all of the run's files could be written: {self.tracker.lost}"
             self.summary.update(status=Status.failed.value, reason=lost)
+        crash_point("summary_written")
+        self.release()
+
+    def release(self) -> None:
+        """Leave the folder to others."""
+        self._lock.release()
 
 
 def one_line(error: BaseException) -> str:
@@ -156,13 +245,18 @@ def _run_info(config: Config, output: RunOutput) -> RunInfo:
     facts = _facts(config.torch_device)
     env = re.sub(r"[^A-Za-z0-9._=-]", "-", config.env.id)[:24]
     parts = [env, config.memory.name, f"eps{config.epsilon_label}", f"s{config.seed}"]
+    named = [config.name] if config.name != Config.name else []
+    in_name = ("name", "env", "memory", "epsilon", "seed")
+    overrides = output.overrides if output.group else ()  # which tell the runs of a grid apart
+    more = [text for text in overrides if text.partition("=")[0].lstrip("+") not in in_name]
     commit = facts["git"].get("commit")
     tags = [config.env.id, config.memory.name, *([f"g{commit[:7]}"] if commit else [])]
     return RunInfo(
         folder=output.folder,
-        id=output.run_id or "-".join([*parts[:3], parts[3][:12], secrets.token_hex(2)])[:64],
-        name="__".join([config.env.id, *parts[1:]]),
-        group=config.tracking.group or output.group,
+        id=output.run_id or "-".join([*parts, secrets.token_hex(8)]),
+        name="__".join([*named, config.env.id, *parts[1:], *more]),
+        is_named=bool(named),
+        group=output.group,
         tags=tuple(tag[:64] for tag in [*tags, *config.tracking.tags]),
         total_steps=config.num_iterations * config.num_rows,
         config={**config.as_dict(), "overrides": list(output.overrides), **facts, **output.notes},
@@ -170,7 +264,7 @@ def _run_info(config: Config, output: RunOutput) -> RunInfo:
     )
 
 
-def _static_summary(config: Config, output: RunOutput) -> dict[str, Any]:
+def static_summary(config: Config, output: RunOutput) -> dict[str, Any]:
     """Return what is known before the first step; ``epsilon`` is absent without a clip."""
     epsilon = {} if config.epsilon is None else {"epsilon": config.epsilon}
     return {

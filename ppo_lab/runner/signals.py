@@ -44,7 +44,9 @@ class StopSignals:
         if not is_worthwhile or threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = [(number, signal.signal(number, self._note)) for number in _NUMBERS]
+        # A worker ignores Ctrl-C: its scheduler decides what that means.
+        handled = [number for number in _NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
+        before = [(number, signal.signal(number, self._note)) for number in handled]
         try:
             yield
         finally:

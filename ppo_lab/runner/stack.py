@@ -7,17 +7,22 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ppo_lab.compiler.compilation import should_compile
 from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory, vram_limit
 from ppo_lab.devices.pcie import measure_bus
 from ppo_lab.forecast.budget import over_budget
 from ppo_lab.forecast.counting import counted_trainer
 from ppo_lab.runner.group import RunGroup
+from ppo_lab.runner.pace import CheckpointPace
 from ppo_lab.runner.queue import GroupQueue
 from ppo_lab.runner.run_record import RunRecorder, Status, one_line
+from ppo_lab.runner.signals import Interrupted, StopSignals
 from ppo_lab.tracking import Progress, Record, Terminal
 from ppo_lab.training.precision import configure_torch
 from ppo_lab.training.trainer import Trainer
+from ppo_lab.utils.crash_points import crash_point
 from ppo_lab.utils.errors import EnvironmentFault
 
 __all__ = ["LaneUtilization", "Stack"]
@@ -65,6 +70,8 @@ class Stack:
         self._trainer: Trainer | None = None
         self._limits = contextlib.ExitStack()
         self._recorders: dict[int, RunRecorder] = {}  # by lane
+        self._signals, self._pace = StopSignals(), CheckpointPace(0.0)
+        self._is_between = False  # iterations, so that runs can go on from here
 
     @property
     def has_work(self) -> bool:
@@ -80,17 +87,27 @@ class Stack:
     def step(self) -> None:
         """Fill free lanes, run one iteration, and finish the groups that have ended.
 
-        Ctrl-C is raised again once the trackers of all runs are closed.
+        A signal is granted after the iteration, a second one at once.
+
+        Raises:
+            Interrupted: A signal has stopped the runs; their trackers are closed.
         """
-        try:
-            self._fill()
-            if self._trainer is not None and self._running:
-                self._iterate(self._trainer)
-        except (Exception, SystemExit) as error:  # an environment may call sys.exit
-            self._fail(error)
-        except BaseException:
+        has_trained = self._trainer is not None and self._trainer.iteration > 0
+        with self._signals.noted(is_worthwhile=has_trained):
+            try:
+                self._fill()
+                if self._trainer is not None and self._running:
+                    self._iterate(self._trainer)
+            except (Exception, SystemExit) as error:  # an environment may call sys.exit
+                self._fail(error)
+            except BaseException:
+                self.close()
+                raise
+        if self._signals.number is not None:
+            recorders = [recorder for group in self._running for recorder in group.recorders]
             self.close()
-            raise
+            is_resumable = all("checkpoint" in recorder.summary for recorder in recorders)
+            raise Interrupted(self._signals.number, is_resumable=is_resumable)
 
     def abort(self, group: RunGroup) -> None:
         """End ``group`` between iterations: as interrupted if it runs, silently if it waits."""
@@ -118,6 +135,7 @@ class Stack:
         groups = [group for group in groups if self._start(group)]
         if not groups:
             return
+        self._is_between = False
         trainer = self._trainer
         num_lanes = len(trainer.configs) if trainer else self.queue.num_lanes(groups)
         taken = {lane for group in self._running for lane in group.lanes}
@@ -126,13 +144,33 @@ class Stack:
             group.lanes = [next(free) for _ in group.configs]
         recorders = {n: r for group in groups for n, r in zip(group.lanes, group.recorders)}
         self._recorders.update(recorders)
+        is_new = trainer is None
         if trainer is None:
-            self._trainer = self._build(groups, num_lanes)
+            trainer = self._trainer = self._build(groups, num_lanes)
         else:
             trainer.replace_lanes({lane: r.config for lane, r in recorders.items()})
             for recorder in recorders.values():
                 recorder.begin(trainer)
         self.utilization.mark_run_start()
+        for group in groups:
+            self._load(group, trainer, is_new=is_new)
+        self._is_between = not is_new
+
+    def _load(self, group: RunGroup, trainer: Trainer, *, is_new: bool) -> None:
+        """Continue a group from its checkpoints; finish it if its runs had ended there."""
+        try:
+            group.load(trainer)
+        except Exception as error:
+            self._free(group)
+            if is_new:
+                group.fail(error)
+            else:  # such as one that was not compiled, in a stack that is
+                self.queue.put_again([group], num_parts=1)
+                self._clear([group], error)
+            return
+        if group.checkpoints:
+            trainer.retire_ended()
+            self._finish_if_ended(group, trainer)
 
     def _next_groups(self) -> list[RunGroup]:
         """Return the groups that start now; close a trainer that cannot train them."""
@@ -168,20 +206,32 @@ class Stack:
         build = counted_trainer if config.is_profiled else Trainer
         planned_steps = max(group.planned_steps for group in groups)
         compiles = should_compile(config, num_lanes, planned_steps)
+        if earlier := groups[0].checkpoints:  # numbers depend on both
+            compiles = earlier[0].manifest["is_compiled"]
+            if config.num_threads == "auto":
+                torch.set_num_threads(earlier[0].manifest["num_threads"])
         trainer = build([*configs, *(config for _ in idle)], self._record, compiles=compiles)
         for lane in idle:
             trainer.retire_lane(lane)
+        self._pace = CheckpointPace(config.checkpoint.every_s)
         return trainer
 
     def _record(self, lane: int, record: Record) -> None:
         self._recorders[lane].tracker.record(record)
+        crash_point("row_written")
 
     def _iterate(self, trainer: Trainer) -> None:
         self.utilization.count(len(trainer.live_lanes), len(trainer.configs))
+        self._is_between = False
         trainer.iterate()
+        self._is_between = True
         trainer.retire_ended()
         for group in list(self._running):
             self._finish_if_ended(group, trainer)
+        if self._running and self._pace.is_due:
+            with self._pace.writing():
+                for group in self._running:
+                    group.save(trainer)
 
     def _finish_if_ended(self, group: RunGroup, trainer: Trainer) -> None:
         """Finish a group that has a reason to stop or whose runs have all ended."""
@@ -207,7 +257,9 @@ class Stack:
                 self._trainer.retire_lane(lane)
 
     def _interrupt(self, group: RunGroup, reason: str) -> None:
-        if self._trainer is not None:
+        if self._trainer is not None and group.lanes:
+            if self._is_between:
+                group.save(self._trainer)
             group.measure(self._trainer, self.utilization.busy_frac)
         self._free(group)
         group.end(Status.interrupted, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -13,6 +14,10 @@ __all__ = ["Terminal", "TrackingConfig", "TrackingMode"]
 MAX_TAG_CHARS = 64
 _MAX_PROJECT_CHARS = 128
 _FORBIDDEN_IN_PROJECT = "/\\#?%:"
+# Values of WANDB_MODE, some of them older spellings.
+MODES_OF_ENV = {"run": "online", "dryrun": "offline", "shared": "online"} | {
+    mode: mode for mode in ("online", "offline", "disabled")
+}
 
 
 class TrackingMode(StrEnum):
@@ -35,19 +40,23 @@ class Terminal(StrEnum):
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    """Options of tracking; ``metrics.jsonl`` and ``summary.json`` are always written."""
+    """Options of tracking; ``metrics.jsonl`` and ``summary.json`` are always written.
+
+    W&B's own variables (WANDB_PROJECT, WANDB_NAME, WANDB_RUN_GROUP, WANDB_DIR, ...) apply where
+    these options say nothing else.
+    """
 
     mode: TrackingMode = TrackingMode.auto
-    """``auto``: WANDB_MODE if set, else online with a key and a responding server, else offline;
-    ``online``: regardless of WANDB_MODE; ``offline``: for ``wandb sync``; ``disabled``: no W&B."""
-    project: str = "ppo_lab"
-    """W&B project, created on first use."""
+    """``auto``: WANDB_DISABLED or WANDB_MODE if set, else online with a key and a responding
+    server, else offline; ``online`` regardless of both; ``offline``: for ``wandb sync``."""
+    project: str | None = None
+    """W&B project, created on first use; None: WANDB_PROJECT, else ppo_lab."""
     entity: str | None = None
     """W&B user or team; None: the account's default."""
     group: str | None = None
-    """W&B group; None: the name of the grid or study."""
+    """W&B group; None: WANDB_RUN_GROUP, else the name of the grid or study."""
     tags: list[str] = field(default_factory=list)
-    """Added to the run's own tags; 1 to 64 characters each."""
+    """Added to the run's own tags and those of WANDB_TAGS; 1 to 64 characters each."""
     notes: str | None = None
     """Note shown with the run in W&B."""
     init_timeout_s: float = 4.0
@@ -71,10 +80,15 @@ class TrackingConfig:
             if not 0 < len(tag) <= MAX_TAG_CHARS:
                 allowed = f"a tag has 1 to {MAX_TAG_CHARS} characters"
                 raise ConfigError("tracking.tags", tag, allowed)
-        forbidden = any(char in _FORBIDDEN_IN_PROJECT for char in self.project)
-        if forbidden or not 0 < len(self.project) <= _MAX_PROJECT_CHARS:
+        project = self.resolved_project
+        forbidden = any(char in _FORBIDDEN_IN_PROJECT for char in project)
+        if forbidden or not 0 < len(project) <= _MAX_PROJECT_CHARS:
             allowed = f"1 to {_MAX_PROJECT_CHARS} characters, none of {_FORBIDDEN_IN_PROJECT}"
-            raise ConfigError("tracking.project", self.project, allowed)
+            key = "WANDB_PROJECT" if self.project is None else "tracking.project"
+            raise ConfigError(key, project, allowed)
+        mode = os.environ.get("WANDB_MODE")
+        if self.mode is TrackingMode.auto and mode and mode not in MODES_OF_ENV:
+            raise ConfigError("WANDB_MODE", mode, f"must be one of {', '.join(MODES_OF_ENV)}")
         if self.log_every < 1:
             raise ConfigError("tracking.log_every", self.log_every, "iterations, at least 1")
         for key, longest in (("init_timeout_s", 60), ("finish_timeout_s", 600)):
@@ -82,3 +96,18 @@ class TrackingConfig:
             if not 0 < seconds <= longest:  # false for NaN too
                 allowed = f"seconds, above 0 and at most {longest}"
                 raise ConfigError(f"tracking.{key}", seconds, allowed)
+
+    @property
+    def resolved_project(self) -> str:
+        """The W&B project: as configured, else as in the environment, else ppo_lab."""
+        if self.project is not None:
+            return self.project
+        return os.environ.get("WANDB_PROJECT") or "ppo_lab"
+
+    def resolved_mode(self) -> str:
+        """Return online, offline or disabled: as configured, else as in the environment."""
+        if self.mode is not TrackingMode.auto:
+            return self.mode.value
+        if os.environ.get("WANDB_DISABLED", "").lower() not in ("", "0", "false", "no", "off"):
+            return "disabled"
+        return MODES_OF_ENV[os.environ.get("WANDB_MODE") or "online"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab.tracking.base import Record, RunInfo, Sink
-from ppo_lab.utils.json_files import from_jsonable, to_jsonable, write_json
+from ppo_lab.utils.json_files import parse_object, read_bounded, to_jsonable, write_json
 from ppo_lab.utils.redaction import mask_values
 
 __all__ = ["METRICS_FILE", "SUMMARY_FILE", "LocalSink", "cut_metrics", "read_metrics"]
@@ -28,6 +28,7 @@ _LOG = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 
+_MAX_SUMMARY_BYTES, _MAX_METRICS_BYTES = 1 << 24, 1 << 32
 _BLOCK_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_PAUSE_S = 0.5
@@ -124,7 +125,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         the later records replace the earlier ones.
 
     Raises:
-        FileNotFoundError: The file does not exist.
+        OSError: The file cannot be read.
+        ValueError: It holds something else, is no regular file or is too large.
 
     Example:
         >>> import tempfile
@@ -135,8 +137,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         [{'iteration': 1, 'global_step': 512, 'ppo/kl': nan}]
     """
     rows: list[dict[str, Any]] = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        row = from_jsonable(json.loads(line))
+    for number, line in enumerate(read_bounded(path, _MAX_METRICS_BYTES).split(b"\n")[:-1], 1):
+        row = parse_object(line, f"{path}, line {number}")
+        if not (type(row.get("iteration")) is int and type(row.get("global_step")) is int):
+            raise ValueError(f"{path}, line {number}: has no iteration and global_step")
         while rows and rows[-1]["iteration"] >= row["iteration"]:
             rows.pop()
         rows.append(row)
@@ -147,11 +151,10 @@ def read_summary(path: Path) -> dict[str, Any]:
     """Read a ``summary.json``, with its non-finite numbers as floats.
 
     Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: The file is not JSON.
+        OSError: The file cannot be read.
+        ValueError: It is not a JSON object, no regular file, or too large.
     """
-    summary: dict[str, Any] = from_jsonable(json.loads(path.read_bytes()))
-    return summary
+    return parse_object(read_bounded(path, _MAX_SUMMARY_BYTES), path)
 
 
 def _retry_while_full(write: Callable[[], object]) -> None:

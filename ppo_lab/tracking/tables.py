@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ppo_lab.tracking.terminal import format_duration
+from ppo_lab.utils.redaction import printable
 
 __all__ = ["grid_table", "places", "plain_table", "reasons", "summary_panel"]
 __all__ += ["override_values", "varying_keys"]
@@ -28,7 +29,9 @@ def summary_panel(summary: Mapping[str, Any]) -> RenderableType:
     status = _status(summary)
     parts: list[RenderableType] = []
     if reason := summary.get("reason"):
-        parts.append(Text(str(reason), "red"))
+        parts.append(Text(printable(reason), "red"))
+    for name, failure in (summary.get("tracking_failures") or {}).items():
+        parts.append(Text(f"tracking: {printable(name)} {printable(failure)}", "yellow"))
     if "final_return" in summary:
         parts.append(_returns(summary))
     parts += [*_time_bars(summary), *_device_bars(summary), *_memory_bars(summary)]
@@ -43,7 +46,7 @@ def grid_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = plain_table()
     table.add_column("#", justify="right")
     for key in varying:
-        table.add_column(Text(key), overflow="fold")
+        table.add_column(Text(printable(key)), overflow="fold")
     for heading in ("return", "best", "collapsed", "steps/s", "time"):
         table.add_column(heading, justify="right")
     table.add_column("status", no_wrap=True)
@@ -51,7 +54,7 @@ def grid_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
         collapsed = row.get("collapsed")
         cells = [
             str(number),
-            *(values.get(key, _ABSENT) for key in varying),
+            *(printable(values.get(key, _ABSENT)) for key in varying),
             _number(row.get("final_return")),
             _number(row.get("best_return")),
             _ABSENT if collapsed is None else ("yes" if collapsed else "no"),
@@ -72,7 +75,7 @@ def plain_table(title: str | None = None) -> Table:
 def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return why jobs did not finish, one line each; empty when all did."""
     return "\n".join(
-        f"job {number} {row['status']}: {row['reason']}"
+        f"job {number} {row['status']}: {printable(row['reason'])}"
         for number, row in enumerate(rows)
         if row.get("reason")
     )
@@ -82,7 +85,7 @@ def places(summary: Mapping[str, Any]) -> str:
     """Return the run's folder and W&B link, one line each, relative to the current folder."""
     here = f"{Path.cwd()}/"
     return "\n".join(
-        f"{label:<8}{str(summary[key]).replace(here, '')}"
+        f"{label:<8}{printable(summary[key]).replace(here, '')}"
         for label, key in (("folder", "folder"), ("W&B", "wandb"))
         if summary.get(key)
     )
@@ -95,7 +98,9 @@ def override_values(summary: Mapping[str, Any]) -> dict[str, str]:
         >>> override_values({"overrides": ["env=cartpole", "+env.kwargs.g=9.8"]})
         {'env': 'cartpole', 'env.kwargs.g': '9.8'}
     """
-    pairs = (str(override).partition("=") for override in summary.get("overrides") or ())
+    overrides = summary.get("overrides")
+    words = overrides if isinstance(overrides, list | tuple) else ()  # a file may hold anything
+    pairs = (str(override).partition("=") for override in words)
     return {key.lstrip("+"): value for key, _, value in pairs}
 
 
@@ -199,7 +204,7 @@ def _size(gib: float) -> Text:
 
 
 def _status(summary: Mapping[str, Any]) -> Text:
-    status = str(summary.get("status", "finished"))
+    status = printable(summary.get("status", "finished"))
     return Text(status, "green" if status == "finished" else "red")
 
 

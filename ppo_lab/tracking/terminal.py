@@ -122,19 +122,19 @@ class TerminalSink(Sink):
     global_step: int = 0
     steps_before: int = 0
     """Steps taken before this process resumed the run; excluded from its speed."""
+    resumed_at: int = 0  # iteration
     metrics: Mapping[str, float] = field(default_factory=dict)
     is_open: bool = True
 
     def start(self, run: RunInfo) -> None:
         """Add the run to the display."""
-        self.total_steps = run.total_steps
+        self.total_steps, self.resumed_at = run.total_steps, run.resumed_at
         self.progress.open(run.id, self)
 
     def record(self, record: Record) -> None:
         """Show the record's numbers."""
-        if not self.global_step and record.iteration > 1:  # resumed
-            share_before = (record.iteration - 1) / record.iteration
-            self.steps_before = round(record.global_step * share_before)
+        if not self.global_step:
+            self.steps_before = round(record.global_step * self.resumed_at / record.iteration)
         self.global_step, self.metrics = record.global_step, record.metrics
         self.progress.update()
 

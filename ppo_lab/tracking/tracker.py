@@ -83,6 +83,7 @@ class Tracker(Sink):
         """Build the sinks; W&B writes to ``outputs/wandb``, a stack's lanes share ``progress``."""
         self._log_every = config.log_every
         self._unsent: Record | None = None
+        self._first = 1
         self._wandb_sink, self._local_sink = WandbSink(config, outputs), LocalSink()
         self._wandb = SafeSink(self._wandb_sink)
         self._files = SafeSink(self._local_sink, keeps=True)
@@ -123,6 +124,7 @@ class Tracker(Sink):
 
     def start(self, run: RunInfo) -> None:
         """Start every sink."""
+        self._first = run.resumed_at + 1
         for sink in self._sinks:
             sink.start(run)
 
@@ -138,7 +140,7 @@ class Tracker(Sink):
         """Send a record to the files, and to the others if it is their turn."""
         self._files.record(record)
         self._unsent = record
-        if record.iteration == 1 or record.iteration % self._log_every == 0:
+        if record.iteration == self._first or record.iteration % self._log_every == 0:
             self._send()
 
     def _send(self) -> None:

@@ -7,23 +7,33 @@ is imported only when a sink starts.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import os
 import shlex
 import shutil
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppo_lab.tracking.base import Record, RunInfo, Sink
+from ppo_lab.tracking.base import Record, RunInfo, Sink, fitted_id
 from ppo_lab.tracking.config import MAX_TAG_CHARS, TrackingConfig, TrackingMode
+from ppo_lab.tracking.wandb_service import (
+    PROCESS,
+    close_service,
+    has_key,
+    has_rows,
+    last_step,
+    restart_service,
+    run_folders,
+    set_up,
+    upload_error,
+    waits_for_sync,
+)
 from ppo_lab.utils.json_files import to_jsonable
+from ppo_lab.utils.redaction import mask, mask_values
 
 if TYPE_CHECKING:
     import wandb
@@ -35,20 +45,7 @@ _LOG = logging.getLogger(__name__)
 _FLUSH_S = 2.0  # how much of a killed run is lost at most; wandb's default is 15
 # Time for a run's finish once the server is known to be unreachable; a stack has many runs.
 _BROKEN_FINISH_S = 0.05
-# Other spellings of WANDB_MODE, from wandb's own settings.
-_MODES_OF_ENV = {"run": "online", "dryrun": "offline", "shared": "online"}
-
-
-@dataclass
-class _Process:
-    """What all sinks of this process know about the server."""
-
-    is_online_broken: bool = False  # no further run tries the server
-    is_upload_broken: bool = False  # no further finish waits for it
-    live: set[str] = field(default_factory=set)  # ids of unfinished runs
-
-
-_PROCESS = _Process()
+_MAX_NAME_CHARS = 128
 
 
 class WandbSink(Sink):
@@ -58,12 +55,16 @@ class WandbSink(Sink):
     """
 
     def __init__(self, config: TrackingConfig, outputs: Path) -> None:
-        """Open nothing; ``outputs`` is the folder that will contain ``wandb/``."""
-        self._config, self._outputs = config, outputs.resolve()
+        """Open nothing; ``outputs`` will contain ``wandb/``, unless WANDB_DIR names a folder."""
+        self._config = config
+        self._outputs = Path(os.environ.get("WANDB_DIR") or outputs).resolve()
         self._run: wandb.Run | None = None
         self._is_online = False
         self._folder: Path | None = None
         self._url: str | None = None
+        self._sent = 0  # iterations that an earlier process has recorded
+        self._id = ""
+        self._service_number = 0  # of the service process that has the run
 
     @property
     def link(self) -> str | None:
@@ -73,27 +74,43 @@ class WandbSink(Sink):
         return f"wandb sync {shlex.quote(str(self._folder))}" if self._folder else None
 
     def start(self, run: RunInfo) -> None:
-        """Open a run: online if that is requested and succeeds within seconds, else offline."""
-        mode = _choose_mode(self._config.mode)
+        """Open a run: online if that is requested and succeeds within seconds, else offline.
+
+        A resumed run continues under its id, offline if its first part has not been uploaded;
+        iterations that are recorded already are skipped.
+        """
+        mode = self._config.resolved_mode()
         if mode == "disabled":
             return
+        if PROCESS.is_online_broken:
+            mode = "offline"
+        run_id = _choose_id(run)
+        earlier = run_folders(self._outputs, run_id) if run.resumed_at else set()
+        if any(map(waits_for_sync, earlier)):
+            mode = "offline"  # `wandb sync` uploads the parts in their order
         self._outputs.mkdir(parents=True, exist_ok=True)
-        _set_up(self._outputs, mode)
+        set_up(self._outputs, mode)
         opened = None
-        if mode == "online" and _has_key(is_required=self._config.mode is TrackingMode.online):
-            opened = self._init_online(run)
+        if mode == "online" and has_key(is_required=self._config.mode is TrackingMode.online):
+            opened = self._init_online(run, run_id)
         self._is_online = opened is not None
         if opened is None:
-            opened = self._init_offline(run)
+            self._sent = max(map(last_step, earlier), default=0)
+            opened = self._init_offline(run, run_id)
         self._run = opened
-        _PROCESS.live.add(opened.id)
+        self._service_number = PROCESS.service_number
+        self._id = opened.id
+        PROCESS.live.add(self._id)
         self._folder, self._url = Path(opened.dir).parent, opened.url
         opened.define_metric("global_step")
         opened.define_metric("*", step_metric="global_step")
 
     def record(self, record: Record) -> None:
-        """Queue one row for wandb's service process; takes 0.1 to 0.5 ms."""
-        if self._run is None:
+        """Queue one row for wandb's service process; takes 0.1 to 0.5 ms.
+
+        The step is the iteration: a server ignores steps that it has, of a run that is resumed.
+        """
+        if self._run is None or record.iteration <= self._sent:
             return
         import wandb
 
@@ -102,32 +119,56 @@ class WandbSink(Sink):
             for name, it in record.histograms.items()
         }
         axes = {"global_step": record.global_step, "iteration": record.iteration}
-        self._run.log({**record.metrics, **histograms, **axes})
+        row = {**record.metrics, **histograms, **axes}
+        try:
+            self._run.log(row, step=record.iteration, commit=True)
+        except ConnectionError:
+            self._lose_service()
+            raise
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        """Write the summary and close the run; wait at most ``finish_timeout_s``."""
+        """Write the summary and close the run; wait at most ``finish_timeout_s``.
+
+        Raises:
+            ConnectionError: The service has died or the server has refused the rest of the run;
+                ``link`` is then the command that uploads it.
+        """
         run, self._run = self._run, None
         if run is None:
             return
-        _PROCESS.live.discard(run.id)
+        PROCESS.live.discard(self._id)
         try:
-            run.summary.update(to_jsonable(summary))
+            run.summary.update(mask_values(to_jsonable(summary)))
             if (status := summary.get("status", "finished")) != "finished":
                 run.tags = (*(run.tags or ()), str(status))  # filters pruned or failed runs
-        finally:
-            if self._is_online and _PROCESS.is_upload_broken:
+            if self._is_online and PROCESS.is_upload_broken:
                 self._close_in_background(run, exit_code)
             else:
                 self._close(run, exit_code)
+        except ConnectionError:
+            self._lose_service()
+            raise
+
+    def _lose_service(self) -> None:
+        """Forget a dead service process; what it has written can be uploaded, if there is any."""
+        PROCESS.live.discard(self._id)
+        self._is_online, self._run = False, None
+        if self._folder is not None and not has_rows(self._folder):
+            self._folder = None
+        if self._service_number == PROCESS.service_number:  # not one that was started since
+            close_service()
 
     def _close(self, run: wandb.Run, exit_code: int) -> None:
         try:
             run.finish(exit_code=exit_code)
         except TimeoutError:
             self._is_online = False  # the link is now the command that uploads the rest
-            if not _PROCESS.is_upload_broken:
-                _PROCESS.is_online_broken = _PROCESS.is_upload_broken = True
+            if not PROCESS.is_upload_broken:
+                PROCESS.is_online_broken = PROCESS.is_upload_broken = True
                 _LOG.warning("the W&B server stopped responding; upload the rest: %s", self.link)
+        if self._is_online and self._folder is not None and (reason := upload_error(self._folder)):
+            self._is_online, PROCESS.is_online_broken = False, True
+            raise RuntimeError(f"the server refused the rest of the run: {reason}")
 
     def _close_in_background(self, run: wandb.Run, exit_code: int) -> None:
         """Close without waiting: another run has already waited for the unreachable server."""
@@ -144,51 +185,53 @@ class WandbSink(Sink):
         if thread.is_alive():
             self._is_online = False
 
-    def _init_online(self, run: RunInfo) -> wandb.Run | None:
+    def _init_online(self, run: RunInfo, run_id: str) -> wandb.Run | None:
         """Return an uploading run, or None after switching this process to offline."""
         try:
-            return self._init(run, "online", run.id)
+            return self._init(run, "online", run_id)
         except Exception as error:
-            _PROCESS.is_online_broken = True
+            PROCESS.is_online_broken = True
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             _LOG.warning("W&B did not accept the run; tracking offline from now on (%s)", reason)
-            _restart_service(self._outputs)  # it still holds the run's id
+            restart_service(self._outputs)  # it still holds the run's id
         return None
 
-    def _init_offline(self, run: RunInfo) -> wandb.Run:
+    def _init_offline(self, run: RunInfo, run_id: str) -> wandb.Run:
         try:
-            return self._init(run, "offline", run.id)
+            return self._init(run, "offline", run_id)
         except Exception:
             # Either a failed online attempt holds the id, or wandb's service process has died.
-            _restart_service(self._outputs)
-            return self._init(run, "offline", run.id + ("-offline" if _PROCESS.live else ""))
+            restart_service(self._outputs)
+            suffix = "-offline" if PROCESS.live else ""
+            return self._init(run, "offline", fitted_id(run_id + suffix))
 
     def _init(self, run: RunInfo, mode: str, run_id: str) -> wandb.Run:
         """Open a W&B run; delete a failed attempt's folder, which `wandb sync` would upload."""
         import wandb
 
         config = self._config
-        tags = dict.fromkeys(tag[:MAX_TAG_CHARS] for tag in (*run.tags, *config.tags) if tag)
-        before = _run_folders(self._outputs, run_id)
+        more = os.environ.get("WANDB_TAGS", "").split(",")
+        tags = [mask(tag)[:MAX_TAG_CHARS] for tag in (*run.tags, *config.tags, *more) if tag]
+        before = run_folders(self._outputs, run_id)
         try:
             return wandb.init(
                 mode=mode,  # type: ignore[arg-type]
                 dir=str(self._outputs),
                 id=run_id,
-                name=run.name,
-                project=config.project,
+                name=_choose_name(run),
+                project=config.resolved_project,
                 entity=config.entity,
-                group=config.group or run.group,
-                tags=list(tags),
-                notes=config.notes,
-                job_type=run.job_type,
-                config=to_jsonable(run.config),
+                group=config.group or os.environ.get("WANDB_RUN_GROUP") or run.group,
+                tags=list(dict.fromkeys(tags)),
+                notes=config.notes and mask(config.notes),
+                job_type=os.environ.get("WANDB_JOB_TYPE") or run.job_type,
+                config=mask_values(to_jsonable(run.config)),
                 resume="allow",  # without it `wandb sync` overwrites a resumed run's first part
                 reinit="create_new",  # the lanes of a stack are concurrent runs
                 settings=_settings(config),
             )
         except BaseException:
-            for folder in _run_folders(self._outputs, run_id) - before:
+            for folder in run_folders(self._outputs, run_id) - before:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
@@ -208,55 +251,26 @@ def _settings(config: TrackingConfig) -> wandb.Settings:
         x_disable_meta=True,  # it includes the command line
         x_disable_machine_info=not config.save_code,  # wandb saves code along with it
         x_save_requirements=False,
-        x_disable_stats=bool(_PROCESS.live),  # measure the machine once, not per lane
+        x_disable_stats=bool(PROCESS.live),  # measure the machine once, not per lane
         x_transaction_log_flush_interval=_FLUSH_S,
     )
 
 
-def _run_folders(outputs: Path, run_id: str) -> set[Path]:
-    """Return this run's folders, without those of runs whose id only ends the same."""
-    names = (f"{kind}-????????_??????-{run_id}" for kind in ("run", "offline-run"))
-    return {path for name in names for path in (outputs / "wandb").glob(name)}
+def _choose_id(run: RunInfo) -> str:
+    """Return the run's id; only the first single run of a process takes that of WANDB_RUN_ID."""
+    chosen = os.environ.get("WANDB_RUN_ID")
+    is_single = run.group is None and run.job_type == "train"
+    if not chosen or not is_single or PROCESS.is_id_taken:
+        return fitted_id(run.id)
+    PROCESS.is_id_taken = True
+    return chosen
 
 
-def _choose_mode(requested: TrackingMode) -> str:
-    """Return online, offline or disabled for ``tracking.mode``; ``auto`` follows WANDB_MODE."""
-    is_auto = requested is TrackingMode.auto
-    mode = (os.environ.get("WANDB_MODE") or "online") if is_auto else requested.value
-    mode = _MODES_OF_ENV.get(mode, mode)
-    return "offline" if mode == "online" and _PROCESS.is_online_broken else mode
-
-
-def _set_up(outputs: Path, mode: str) -> None:
-    """Silence wandb and keep its files below ``outputs``; the user's environment has priority."""
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    os.environ.setdefault("WANDB_DATA_DIR", str(outputs / "wandb" / ".data"))
-    os.environ.setdefault("WANDB_CACHE_DIR", str(outputs / "wandb" / ".cache"))
-    import wandb
-
-    # x_disable_viewer (a 10 s query) has an effect only here, not in init's settings.
-    settings = wandb.Settings(mode=mode, silent=True, x_disable_viewer=True)  # type: ignore[arg-type]
-    wandb.setup(settings)
-
-
-@functools.cache
-def _has_key(*, is_required: bool) -> bool:
-    """Return whether this machine has a W&B key; neither prompts nor uses the network."""
-    import wandb
-
-    with contextlib.suppress(Exception):
-        if wandb.login(prompt=False, verify=False):
-            return True
-    level = logging.WARNING if is_required else logging.INFO
-    _LOG.log(level, "no W&B key (WANDB_API_KEY or `wandb login`): tracking offline")
-    return False
-
-
-def _restart_service(outputs: Path) -> None:
-    """Restart wandb's service process in offline mode, unless another run still uses it."""
-    import wandb
-
-    if not _PROCESS.live and wandb.run is None:
-        with contextlib.suppress(Exception):  # the service may have died
-            wandb.teardown()
-        _set_up(outputs, "offline")
+def _choose_name(run: RunInfo) -> str:
+    """Return the name that is shown: WANDB_NAME, to which a run of a group adds its own."""
+    chosen = os.environ.get("WANDB_NAME")
+    if not chosen or run.is_named:
+        name = run.name
+    else:
+        name = chosen if run.group is None else f"{chosen}__{run.name}"
+    return mask(name)[:_MAX_NAME_CHARS]

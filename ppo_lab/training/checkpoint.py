@@ -2,11 +2,12 @@
 
 A checkpoint is a folder ``checkpoints/<iteration>`` of the run. It is written under another name,
 flushed to the disk, and renamed, so that it is there completely or not at all. The manifest holds
-the SHA-256 of both files and of itself: a bit changed anywhere is noticed. Reading executes nothing.
+the SHA-256 of both files and of itself: a bit changed anywhere is noticed. Nothing is executed.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -19,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ppo_lab.config.run import Config
+from ppo_lab.utils.crash_points import crash_point
 from ppo_lab.utils.json_files import from_jsonable, to_jsonable
 from ppo_lab.utils.provenance import machine, versions
 
@@ -72,12 +75,17 @@ def describe_run(config: Config, state: LaneState, **more: object) -> dict[str, 
         "iteration": iteration,
         "env_steps": iteration * config.num_rows,
         "config_sha256": hashlib.sha256(as_json.encode()).hexdigest(),
-        "versions": versions(),
-        "machine": machine(config.torch_device),
+        **_facts(config.torch_device),
         "is_compiled": state.numbers["is_compiled"],
         "env_mode": state.numbers["env_mode"],
         **more,
     }
+
+
+@functools.cache
+def _facts(device: torch.device) -> dict[str, Any]:
+    """Return what a process need not look up again."""
+    return {"versions": versions(), "machine": machine(device)}
 
 
 def save_checkpoint(run_folder: Path, state: LaneState, manifest: Mapping[str, Any]) -> Path:
@@ -92,6 +100,7 @@ def save_checkpoint(run_folder: Path, state: LaneState, manifest: Mapping[str, A
     temporary.mkdir()
     try:
         save_file(state.tensors, temporary / _TENSORS)
+        crash_point("checkpoint_half_written")
         numbers = json.dumps(to_jsonable(state.numbers), allow_nan=False)
         (temporary / _NUMBERS).write_bytes(numbers.encode())
         files = {name: _describe_file(temporary / name) for name in (_TENSORS, _NUMBERS)}
@@ -101,7 +110,9 @@ def save_checkpoint(run_folder: Path, state: LaneState, manifest: Mapping[str, A
             _flush(path)
         if folder.exists():  # of an earlier attempt at this iteration
             folder.rename(every / f".{iteration}.{secrets.token_hex(8)}")
+        crash_point("checkpoint_before_rename")
         temporary.rename(folder)
+        crash_point("checkpoint_after_rename")
         _flush(every)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -111,10 +122,15 @@ def save_checkpoint(run_folder: Path, state: LaneState, manifest: Mapping[str, A
     return folder
 
 
-def load_checkpoint(run_folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint of a run that can be verified; None if there is none."""
+def load_checkpoint(run_folder: Path, *, at_most: int | None = None) -> Checkpoint | None:
+    """Return the newest checkpoint of a run that can be verified; None if there is none.
+
+    Checkpoints of iterations later than ``at_most`` are left out.
+    """
     every, skipped = run_folder / "checkpoints", []
     for iteration in _iterations(every):
+        if at_most is not None and iteration > at_most:
+            continue
         folder = every / str(iteration)
         try:
             state, manifest = _read(folder)
@@ -128,7 +144,7 @@ def load_checkpoint(run_folder: Path) -> Checkpoint | None:
 
 
 def remove_checkpoints(run_folder: Path, *, keep: Iterable[int] = ()) -> None:
-    """Remove all checkpoints but those of the iterations to ``keep``, and what was never finished."""
+    """Remove what was never finished, and all checkpoints but those of iterations to ``keep``."""
     kept = set(map(str, keep))
     for path in (run_folder / "checkpoints").glob("*"):
         if path.name not in kept:
@@ -163,6 +179,8 @@ def _read(folder: Path) -> tuple[LaneState, dict[str, Any]]:
         if not isinstance(written, dict) or written.get(name) != _describe_file(folder / name):
             raise ValueError(f"{name} has changed since it was written")
     numbers = from_jsonable(json.loads((folder / _NUMBERS).read_bytes()))
+    if not isinstance(numbers, dict) or not isinstance(numbers.get("iteration"), int):
+        raise ValueError(f"{_NUMBERS} holds no state of a run")
     return LaneState(load_file(folder / _TENSORS), numbers), from_jsonable(content)
 
 

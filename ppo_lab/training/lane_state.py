@@ -70,20 +70,19 @@ class LaneStates:
     @torch.no_grad()
     def write(self, lane: int, state: LaneState) -> None:
         """Continue ``lane`` from ``state``; raise ``ValueError`` if it does not fit the stack."""
-        for name, view in self._views(lane):
-            try:
-                copy_exactly(view, state.tensors[name])
-            except (KeyError, ValueError) as error:
-                why = "is missing" if isinstance(error, KeyError) else error
-                raise ValueError(f"the state does not fit this run: {name} {why}") from None
-        self._optimizer.take_weights()
         mode, its_mode = self._collector.env.state_mode, state.numbers["env_mode"]
         if mode != its_mode:
             raise ValueError(f"the state is of {its_mode} environments, these are {mode}")
-        env = _within(state.tensors, "env.")
-        self._collector.load_lane_state(lane, env, state.numbers["env"])
-        columns = {n: column.tolist() for n, column in _within(state.tensors, "history.").items()}
-        history = History.from_columns(columns, state.numbers["num_episodes"])
+        try:
+            for name, view in self._views(lane):
+                copy_exactly(view, state.tensors[name], name)
+            self._optimizer.take_weights()
+            env = _within(state.tensors, "env.")
+            self._collector.load_lane_state(lane, env, state.numbers["env"])
+            columns = {n: t.tolist() for n, t in _within(state.tensors, "history.").items()}
+            history = History.from_columns(columns, state.numbers["num_episodes"])
+        except KeyError as error:
+            raise ValueError(f"the state does not fit this run: it has no {error}") from None
         self._recorder.histories[lane] = history
 
     def _views(self, lane: int) -> Iterator[tuple[str, Tensor]]:

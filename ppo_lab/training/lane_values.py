@@ -1,6 +1,6 @@
 """Values that may differ between the lanes of a stack, as tensors over lanes.
 
-Shapes: L = lanes.
+Shapes: L = lanes, E = epochs, R = rows per lane of a rollout.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from ppo_lab.config.run import Config, Schedule
 from ppo_lab.ppo.losses import ClipRange
 from ppo_lab.ppo.update import LaneHyperparameters
-from ppo_lab.utils.rng import Stream, fold_in, lane_keys
+from ppo_lab.utils.rng import Stream, fold_in, lane_keys, permutation
 
 __all__ = ["LaneValues", "schedule_metrics"]
 
@@ -70,6 +70,12 @@ class LaneValues:
     def keys(self, stream: Stream, iteration: int) -> Tensor:
         """Return the random keys (L,) of the stack's ``iteration``, counted from 0."""
         return fold_in(self._keys[stream], iteration - self._begins)
+
+    def permutations(self, iteration: int, num_epochs: int, num_rows: int) -> Tensor:
+        """Return the order of the rows in each epoch of the stack's ``iteration``, (E, L, R)."""
+        keys = self.keys(Stream.SHUFFLE, iteration)
+        every = torch.stack([fold_in(keys, epoch) for epoch in range(num_epochs)])
+        return permutation(every.flatten(), num_rows).unflatten(0, every.shape)
 
     def hyperparameters(self, iteration: int) -> LaneHyperparameters:
         """Return the scheduled values in the stack's ``iteration``, counted from 0.

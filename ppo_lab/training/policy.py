@@ -1,7 +1,8 @@
 """Save a trained policy, and load it to act outside of training.
 
 ``checkpoint/`` in a run's folder holds ``model.safetensors`` (weights and observation statistics)
-and ``policy.json`` (the architecture). Loading executes no code from either.
+and ``policy.json`` (the architecture, and the SHA-256 of both files). Loading executes no code from
+either, and refuses what is damaged.
 
 Shapes: O = observation size, A = action size, n = observations in a batch.
 """
@@ -9,7 +10,9 @@ Shapes: O = observation size, A = action size, n = observations in a batch.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import logging
 import math
 from enum import Enum
 from pathlib import Path
@@ -18,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ppo_lab.config.run import Config
@@ -26,38 +30,56 @@ from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
 from ppo_lab.envs.running_stats import normalize
 from ppo_lab.networks import NETWORKS, ActorCritic, Initializer, NetworkConfig
 from ppo_lab.utils import rng
-from ppo_lab.utils.json_files import atomic_write, to_jsonable, write_json
+from ppo_lab.utils.json_files import atomic_write, parse_object, read_bounded, to_jsonable
 
 __all__ = ["Policy", "load_policy", "save_policy"]
 
+_LOG = logging.getLogger(__name__)
+
 _FORMAT = 1
+_DESCRIPTION, _WEIGHTS = "policy.json", "model.safetensors"
+_MAX_DESCRIPTION_BYTES = 1 << 16
+_MAX_OTHER_BYTES = 1 << 22  # of model.safetensors: names and shapes, statistics
+_BLANK = "0" * 64  # in place of the description's own hash while that is computed
+_KEYS = frozenset(
+    ("format", "env_id", "observation_shape", "actions", "network", "shares_trunk", "dtype")
+)
 _OBSERVATION_MEAN, _OBSERVATION_VAR = "observation_mean", "observation_var"
 
 
 def save_policy(
-    folder: Path, config: Config, model: ActorCritic, env_state: dict[str, Tensor], *, lane: int = 0
+    folder: Path,
+    config: Config,
+    model: ActorCritic,
+    env_state: dict[str, Tensor],
+    *,
+    spec: EnvSpec,
+    lane: int = 0,
 ) -> Path:
-    """Save one lane's policy in ``folder/checkpoint`` and return that path."""
+    """Save one lane's policy for environments of ``spec``; return ``folder/checkpoint``."""
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir(parents=True, exist_ok=True)
     # ``named_parameters`` lists a shared trunk once, as safetensors requires.
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     tensors |= {f"env.{name}": value for name, value in env_state.items()}
-    lane_tensors = {name: t[lane : lane + 1].contiguous().cpu() for name, t in tensors.items()}
-    atomic_write(checkpoint / "model.safetensors", save(lane_tensors))
-    spec = config.check_env()
+    weights = save({name: t[lane : lane + 1].contiguous().cpu() for name, t in tensors.items()})
     network_kind = next(kind for kind, c in NETWORKS.items() if type(config.network) is c)
     actions, network = (to_jsonable(dataclasses.asdict(d)) for d in (spec.actions, config.network))
     described = {
         "format": _FORMAT,
         "env_id": config.env.id,
-        "observation_shape": spec.observation_shape or (spec.observation_size,),
+        "observation_shape": _shape(spec),
         "actions": {"kind": type(spec.actions).__name__} | actions,
         "network": {"kind": network_kind} | network,
         "shares_trunk": model.shares_trunk,
         "dtype": config.dtype.value,
+        "sha256": {_WEIGHTS: _sha256(weights), _DESCRIPTION: _BLANK},
     }
-    write_json(checkpoint / "policy.json", described)
+    text = json.dumps(described, indent=2, allow_nan=False) + "\n"
+    text = text.replace(_BLANK, _sha256(text.encode()))
+    # A policy whose files do not belong together is refused, so their order does not matter.
+    atomic_write(checkpoint / _WEIGHTS, weights)
+    atomic_write(checkpoint / _DESCRIPTION, text.encode())
     return checkpoint
 
 
@@ -92,26 +114,27 @@ class Policy:
 
         Returns:
             Discrete actions as int64, () or (n,), numbered as in the environment; continuous
-            actions as float32, (A,) or (n, A), clipped to the action space.
+            actions in the dtype of the action space, (A,) or (n, A), clipped to it.
 
         Raises:
             ValueError: The observation does not have the environment's shape.
         """
-        array = np.asarray(observation)
-        shape = self.spec.observation_shape or (self.spec.observation_size,)
+        # Numpy converts all dtypes and strides that a space can have, torch does not.
+        array = np.array(observation, np.float64 if self._dtype is torch.float64 else np.float32)
+        shape = _shape(self.spec)
         is_batch = array.ndim == len(shape) + 1
         if array.shape[is_batch:] != shape:
             raise ValueError(f"an observation has shape {shape}, not {array.shape}")
-        observations = torch.as_tensor(array, dtype=self._dtype)
-        rows = observations.reshape(1, -1, self.spec.observation_size)
+        rows = torch.as_tensor(array, dtype=self._dtype).reshape(1, -1, self.spec.observation_size)
         with torch.no_grad():
             actions = self._act(rows, deterministic=deterministic, seed=seed)[0]
         chosen = actions.numpy()
         if isinstance(self.spec.actions, DiscreteActions):
             chosen = chosen + self.spec.actions.start
         else:
-            low, high = self.spec.actions.low, self.spec.actions.high
-            chosen = np.clip(chosen, low, high).astype(np.float32)
+            box = self.spec.actions
+            low, high = (np.array(bound, box.dtype) for bound in (box.low, box.high))
+            chosen = np.clip(chosen.astype(box.dtype), low, high)
         return chosen if is_batch else chosen[0]
 
     @property
@@ -144,39 +167,100 @@ def load_policy(run: str | Path) -> Policy:
         The policy, on the CPU.
 
     Raises:
-        FileNotFoundError: There is no checkpoint in ``run``.
-        ValueError: The checkpoint has the format of another version.
+        OSError: There is no checkpoint in ``run``, or it cannot be read.
+        ValueError: The checkpoint is damaged, or has the format of another version.
     """
     checkpoint = Path(run) / "checkpoint"
-    if not (checkpoint / "policy.json").is_file():
+    path = checkpoint / _DESCRIPTION
+    if not path.exists():
         raise FileNotFoundError(f"{run}: no checkpoint/policy.json there; is it a finished run?")
-    described = json.loads((checkpoint / "policy.json").read_text())
-    if described["format"] != _FORMAT:
-        raise ValueError(
-            f"{run}: policy format {described['format']}, this version reads {_FORMAT}"
-        )
+    content = read_bounded(path, _MAX_DESCRIPTION_BYTES)
+    described = parse_object(content, path)
+    if described.get("format") != _FORMAT:
+        found = described.get("format")
+        raise ValueError(f"{path}: policy format {found}, this version reads {_FORMAT}")
+    weights_hash = _check_description(content, described, path)
+    try:
+        model, spec = _build(described)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise ValueError(f"{path}: describes no policy ({type(e).__name__}: {reason})") from e
+    tensors = _read_weights(checkpoint / _WEIGHTS, weights_hash, model)
+    state = {n.removeprefix("env."): t for n, t in tensors.items() if n.startswith("env.")}
+    statistics = [state[n] for n in (_OBSERVATION_MEAN, _OBSERVATION_VAR) if n in state]
+    if (
+        any(tuple(t.shape) != (1, spec.observation_size) for t in statistics)
+        or len(statistics) == 1
+    ):
+        raise ValueError(f"{checkpoint / _WEIGHTS}: its statistics do not fit the observations")
+    return Policy(model, spec, str(described["env_id"]), state)
+
+
+def _check_description(content: bytes, described: dict[str, Any], path: Path) -> str | None:
+    """Check the description's own hash; return that of the weights, None for an old policy."""
+    if described.keys() == _KEYS:
+        _LOG.warning("%s: an old policy without hashes; damage cannot be noticed", path)
+        return None
+    hashes = described.get("sha256")
+    own, of_weights = (
+        hashes.get(name) if isinstance(hashes, dict) else None for name in (_DESCRIPTION, _WEIGHTS)
+    )
+    if not (isinstance(own, str) and isinstance(of_weights, str) and len(own) == len(_BLANK)):
+        raise ValueError(f"{path}: damaged: it has no hash of itself and of {_WEIGHTS}")
+    if _sha256(content.replace(own.encode(), _BLANK.encode())) != own:
+        raise ValueError(f"{path}: damaged: its content does not have its hash")
+    return of_weights
+
+
+def _build(described: dict[str, Any]) -> tuple[ActorCritic, EnvSpec]:
+    """Return the described model without weights, and the spec of its environment."""
     shape = tuple(described["observation_shape"])
     spec = EnvSpec(math.prod(shape), _actions(described["actions"]), shape)
     dtype = torch.float64 if described["dtype"] == "float64" else torch.float32
     initializer = Initializer(torch.zeros(1, dtype=torch.int64), torch.device("meta"), dtype)
-    model = ActorCritic(
-        _network(described["network"]), spec, initializer, shares_trunk=described["shares_trunk"]
-    )
-    tensors = load_file(checkpoint / "model.safetensors")
+    network, shares_trunk = _network(described["network"]), bool(described["shares_trunk"])
+    network.check()
+    return ActorCritic(network, spec, initializer, shares_trunk=shares_trunk), spec
+
+
+def _read_weights(path: Path, expected_hash: str | None, model: ActorCritic) -> dict[str, Tensor]:
+    """Load the weights into ``model``; return all tensors of the file by their names."""
+    expected = {name: (p.shape, p.dtype) for name, p in model.named_parameters()}
+    num_bytes = sum(p.numel() * p.itemsize for p in model.parameters())
+    content = read_bounded(path, num_bytes + _MAX_OTHER_BYTES)
+    if expected_hash is not None and _sha256(content) != expected_hash:
+        raise ValueError(f"{path}: damaged: its content does not have the hash in {_DESCRIPTION}")
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged: {error}") from None
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    if {name: (t.shape, t.dtype) for name, t in weights.items()} != expected:
+        raise ValueError(f"{path}: its tensors are not those of the network in {_DESCRIPTION}")
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ValueError(f"{path}: holds weights or statistics that are not finite")
     if model.shares_trunk:
         trunk = {name: t for name, t in weights.items() if name.startswith("actor.")}
         weights |= {name.replace("actor.", "critic.", 1): t for name, t in trunk.items()}
     model.load_state_dict(weights, assign=True)
-    state = {n.removeprefix("env."): t for n, t in tensors.items() if n.startswith("env.")}
-    return Policy(model, spec, described["env_id"], state)
+    return tensors
+
+
+def _shape(spec: EnvSpec) -> tuple[int, ...]:
+    """Return the shape of one observation; () is that of a single number."""
+    shape = spec.observation_shape
+    return (spec.observation_size,) if shape is None else shape
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _actions(described: dict[str, Any]) -> DiscreteActions | ContinuousActions:
     if described["kind"] == DiscreteActions.__name__:
         return DiscreteActions(described["num_actions"], described["start"])
     low, high = (tuple(map(float, described[key])) for key in ("low", "high"))
-    return ContinuousActions(low, high)
+    return ContinuousActions(low, high, np.dtype(described.get("dtype", "float32")).name)
 
 
 def _network(described: dict[str, Any]) -> NetworkConfig:

@@ -8,18 +8,19 @@ Shapes: T = steps per rollout, L = lanes, N = environments per lane, R = T * N.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.ppo.after_update import RolloutDiagnostics
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics, ratio_edges
 from ppo_lab.tracking import Histogram, Record
+from ppo_lab.training.finite import FiniteCheck
 from ppo_lab.training.scores import History
 
 __all__ = ["EpisodeMeter", "EpisodeTotals", "IterationTensors", "Recorder"]
@@ -36,6 +37,7 @@ _UPDATE_NAMES = {
     "gradient_steps": "ppo/gradient_steps",
     "epochs_done": "ppo/epochs_done",
 }
+_RATIO_EDGES = ratio_edges()
 _MUST_BE_FINITE = (
     "charts/episodic_return",  # absent if no episode ended
     "losses/policy_loss",
@@ -52,6 +54,8 @@ class IterationTensors:
     update: UpdateDiagnostics
     after: RolloutDiagnostics
     episodes: EpisodeTotals
+    check: FiniteCheck
+    sums: Tensor  # (L, 4) of ``check``
 
 
 class Recorder:
@@ -84,28 +88,39 @@ class Recorder:
             metrics, history = dict(zip(names, all_scalars[lane])), self.histories[lane]
             step = iteration * self._num_rows
             own = ended[:, lane]
-            returns = all_returns[:, lane][own].tolist()
-            metrics |= _episode_metrics(returns, all_lengths[:, lane][own].tolist())
+            own_returns = all_returns[:, lane][own]
+            returns = own_returns.tolist()
+            metrics |= _episode_metrics(own_returns, all_lengths[:, lane][own])
             if self._max_entropy is not None:
                 metrics["ppo/entropy_frac"] = metrics["ppo/entropy"] / self._max_entropy
             history.add(step, returns, metrics.get("ppo/entropy_frac"), metrics["ppo/kl_k3"])
             if history.final_return is not None:
                 metrics["charts/episodic_return_last100"] = history.final_return
-            history.diverged = history.diverged or _divergence(metrics)
-            histograms = {"ppo/ratio": Histogram(all_counts[lane], ratio_edges())}
-            records[lane] = Record(step, iteration, metrics | shared, histograms)
+            if history.diverged is None:
+                is_finite = all(map(math.isfinite, all_scalars[lane][len(names) :]))
+                divergence = _divergence(metrics)
+                if divergence is not None or not is_finite:
+                    history.diverged = tensors.check.describe(lane) or divergence
+            histograms = {"ppo/ratio": Histogram(all_counts[lane], _RATIO_EDGES)}
+            metrics |= shared
+            records[lane] = Record(step, iteration, metrics, histograms)
         return records
 
     def fetch(self, tensors: IterationTensors) -> tuple[list[str], list[Tensor]]:
-        """Copy to the host: names of scalars, all scalars (L, names), ratio counts, episodes."""
+        """Copy to the host: names of scalars, all scalars (L, …), ratio counts, episodes.
+
+        Behind the scalars that have names are the sums that must be finite.
+        """
         update, after = tensors.update._asdict(), tensors.after
+        del update["first_bad"]
         named = {_UPDATE_NAMES.get(key, f"losses/{key}"): value for key, value in update.items()}
         named |= {f"ppo/{key}": value for key, value in after.ratios._asdict().items()}
         named["ppo/entropy"] = after.entropy
         named["ppo/advantages_std"] = after.advantages_std
         named["losses/explained_variance"] = after.explained_variance
         named = {name: value for name, value in named.items() if value is not None}
-        scalars = torch.stack([value.double() for value in named.values()], -1)  # in one copy
+        columns = [*named.values(), *tensors.sums.unbind(-1)]
+        scalars = torch.stack([column.double() for column in columns], -1)  # in one copy
         moved = scalars, after.ratio_counts, *tensors.episodes
         return list(named), [self._placement.move(tensor, Place.host) for tensor in moved]
 
@@ -116,17 +131,18 @@ def _divergence(metrics: Mapping[str, float]) -> str | None:
     return next((f"{name} is {metrics[name]}" for name in bad), None)
 
 
-def _episode_metrics(returns: Sequence[float], lengths: Sequence[float]) -> dict[str, float]:
+def _episode_metrics(returns: NDArray[Any], lengths: NDArray[Any]) -> dict[str, float]:
     """Return statistics of the episodes that ended in an iteration; only the count if none."""
-    if not returns:
+    values = returns.tolist()
+    if not values:
         return {"charts/episodes": 0.0}
     return {
-        "charts/episodes": float(len(returns)),
-        "charts/episodic_return": float(np.mean(returns)),
-        "charts/episodic_return_std": float(np.std(returns)),
-        "charts/episodic_return_min": min(returns),
-        "charts/episodic_return_max": max(returns),
-        "charts/episodic_length": float(np.mean(lengths)),
+        "charts/episodes": float(len(values)),
+        "charts/episodic_return": float(returns.mean()),
+        "charts/episodic_return_std": float(returns.std()),
+        "charts/episodic_return_min": min(values),
+        "charts/episodic_return_max": max(values),
+        "charts/episodic_length": float(lengths.mean()),
     }
 
 

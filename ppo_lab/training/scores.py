@@ -5,6 +5,7 @@ All functions take plain sequences with one entry per iteration, oldest first.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -117,11 +118,15 @@ def has_collapsed(
     width = int(len(returns) * _WINDOW_SHARE)
     if width == 0:
         return None
-    windows = [
-        sum(returns[i : i + width]) / width - random_return for i in range(len(returns) - width + 1)
-    ]
     sign = math.copysign(1.0, target_return - random_return)
-    best, last = max(sign * gain for gain in windows), sign * windows[-1]
+
+    def gain_to(end: int) -> float:
+        return sign * (sum(returns[end - width : end]) / width - random_return)
+
+    # Differences of running sums find the best window in linear time; its own sum is exact.
+    sums = [0.0, *itertools.accumulate(returns)]
+    best_end = max(range(width, len(sums)), key=lambda end: sign * (sums[end] - sums[end - width]))
+    best, last = gain_to(best_end), gain_to(len(returns))
     has_risen = best >= _COLLAPSE_GAIN * abs(target_return - random_return)
     return has_risen and last < _COLLAPSE_KEPT * best
 

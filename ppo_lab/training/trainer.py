@@ -30,6 +30,7 @@ from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
 from ppo_lab.ppo.update import UpdatePlan, update
 from ppo_lab.tracking import Record
 from ppo_lab.training.checkpoint import LaneState
+from ppo_lab.training.finite import FiniteCheck
 from ppo_lab.training.lane_state import LaneStates
 from ppo_lab.training.lane_values import LaneValues, schedule_metrics
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
@@ -183,10 +184,8 @@ class Trainer:
 
     def _permutations(self) -> Tensor:
         """Return the order of the rows in each epoch of this iteration, (E, L, R)."""
-        keys = self._lanes.keys(rng.Stream.SHUFFLE, self.iteration)
-        every = torch.stack([rng.fold_in(keys, e) for e in range(self.config.num_epochs)])
-        permutations = rng.permutation(every.flatten(), self.config.num_rows)  # (E * L, R)
-        return permutations.unflatten(0, every.shape)
+        num_epochs, num_rows = self.config.num_epochs, self.config.num_rows
+        return self._lanes.permutations(self.iteration, num_epochs, num_rows)
 
     def diagnose(
         self, rollout: Rollout, rows: RolloutRows, diagnostics: UpdateDiagnostics
@@ -195,7 +194,10 @@ class Trainer:
         ended = rollout.terminated | rollout.truncated
         episodes = self._episodes.count(rollout.env_rewards, ended)
         clip = self._lanes.hyperparameters(self.iteration).clip
-        return IterationTensors(diagnostics, self._compilation.after_update(rows, clip), episodes)
+        after = self._compilation.after_update(rows, clip)
+        check = FiniteCheck(rollout, diagnostics, self.model, self.plan.num_minibatches)
+        sums = check.sums(self.optimizer.weights())
+        return IterationTensors(diagnostics, after, episodes, check, sums)
 
     def record(self, tensors: IterationTensors) -> None:
         """Copy the iteration's results to the host and pass one record per live lane on."""
@@ -235,14 +237,8 @@ class Trainer:
         return time.perf_counter() - self._start_s
 
     def phase_seconds(self) -> dict[str, float]:
-        """Return the seconds spent so far in each phase; phases do not overlap.
-
-        Environment steps are taken out of the rollout and listed as ``env``.
-        """
-        seconds = dict(self.meters.clock.totals)
-        env_s = seconds.pop("env", 0.0)
-        seconds["rollout"] = seconds.get("rollout", 0.0) - env_s
-        return {"env": env_s, **seconds}
+        """Return the seconds spent so far in each phase; see ``PhaseClock.without_overlap``."""
+        return self.meters.clock.without_overlap()
 
     def history(self, lane: int) -> History:
         """Return a lane's curve so far."""
@@ -293,10 +289,7 @@ class Trainer:
             self.collector.reset_lane(lane, config.seed)
 
     def has_state(self, lane: int) -> bool:
-        """Return whether the run in ``lane`` can be continued exactly from here.
-
-        Environments whose state cannot be read allow that at boundaries only, where they restart.
-        """
+        """Return whether the run in ``lane`` can be continued from here; see ``Env.state_mode``."""
         is_readable = self.env.state_mode == "exact" or self._is_at_boundary(lane)
         return is_readable and self.history(lane).diverged is None
 
@@ -345,9 +338,9 @@ class Trainer:
 
     def _restart_environments(self, lanes: Sequence[int]) -> None:
         """Restart the environments of ``lanes`` with seeds from (seed, iteration)."""
-        keys = self._lanes.keys(rng.Stream.RESTART, self.iteration).tolist()
+        seeds = self._lanes.keys(rng.Stream.RESTART, self.iteration) & (2**63 - 1)
         for lane in lanes:
-            self.collector.restart_lane(lane, keys[lane] & (2**63 - 1))
+            self.collector.restart_lane(lane, int(seeds[lane]))
         self._episodes.reset_lanes(torch.tensor(lanes, device=self.placement.device))
 
     def close(self) -> None:

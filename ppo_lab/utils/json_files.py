@@ -6,13 +6,21 @@ import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_write", "from_jsonable", "to_jsonable", "write_json"]
+__all__ = [
+    "atomic_write",
+    "from_jsonable",
+    "parse_object",
+    "read_bounded",
+    "to_jsonable",
+    "write_json",
+]
 
 # "inf" is an earlier spelling in settings; both are read.
 _NON_FINITE = {"NaN": math.nan} | {
@@ -38,6 +46,40 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` to ``path`` atomically, as indented JSON; see ``to_jsonable``."""
     text = json.dumps(to_jsonable(content), indent=2, allow_nan=False)
     atomic_write(path, (text + "\n").encode())
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file from elsewhere; never wait for a pipe or a device.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no regular file, or larger than ``max_bytes``.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path}: is not a regular file")
+        if status.st_size > max_bytes:
+            raise ValueError(
+                f"{path}: has {status.st_size:,} bytes; at most {max_bytes:,} are read"
+            )
+        return file.read(max_bytes)
+
+
+def parse_object(text: bytes, where: object) -> dict[str, Any]:
+    """Return a JSON object from elsewhere, with its non-finite numbers as floats.
+
+    Raises:
+        ValueError: ``text`` is something else; the message begins with ``where``.
+    """
+    try:
+        content = from_jsonable(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: holds no JSON object but a {type(content).__name__}")
+    return content
 
 
 def to_jsonable(value: Any) -> Any:  # noqa: ANN401 - any nesting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import subprocess
 from importlib import metadata
@@ -16,6 +17,7 @@ __all__ = ["git_state", "machine", "versions"]
 _PACKAGES = ("ppo_lab", "torch", "gymnasium", "hydra-core", "omegaconf", "wandb", "optuna", "numpy")
 
 
+@functools.cache  # reading the packages' metadata takes 10 ms
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the installed packages that a run uses."""
     found = {"python": platform.python_version()}

@@ -11,7 +11,7 @@ import itertools
 import math
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -24,23 +24,28 @@ from ppo_lab.utils.forkserver import start_server
 from ppo_lab.workers.base import Cancel, Decision, Exited, Task, WorkerEvent, WorkerPool
 from ppo_lab.workers.worker import worker_main
 
-__all__ = ["ProcessPool"]
+__all__ = ["ProcessPool", "Running", "WorkerHandle"]
 
 _GRACE_S = 10.0  # from SIGTERM, on which runs close their trackers, to SIGKILL
 
 
-class _Running(NamedTuple):
+class Running(NamedTuple):
     """A task that a worker has; its ``key`` is that of tasks which can share a stack."""
 
     slot: int
     key: str
+    task: Task
 
 
 @dataclass
-class _WorkerHandle:
+class WorkerHandle:
+    """A worker process and the tasks that it has been sent."""
+
     process: ForkServerProcess
     connection: Connection
-    tasks: dict[int, _Running] = field(default_factory=dict)
+    tasks: dict[int, Running] = field(default_factory=dict)
+    is_apart: bool = False
+    """Whether it takes no tasks beside those that it has."""
     kill_s: float = math.inf
     """Time of its SIGKILL on the monotonic clock, once it was sent SIGTERM."""
 
@@ -57,7 +62,7 @@ class ProcessPool(WorkerPool):
         Worker i sees CUDA device i modulo their number; ``devices`` are CUDA's own names.
         """
         self._num_workers, self._devices = num_workers, list(devices)
-        self._workers: dict[int, _WorkerHandle] = {}
+        self._workers: dict[int, WorkerHandle] = {}
         self._context = multiprocessing.get_context("forkserver")
         start_server(is_tracked=False)
 
@@ -68,16 +73,26 @@ class ProcessPool(WorkerPool):
 
     def start(self, task: Task) -> int:
         """Send ``task`` to the most suitable worker; see ``WorkerPool``."""
-        taken = {held.slot for w in self._workers.values() for held in w.tasks.values()}
+        taken = {running.slot for running in self._all_running()}
         slot = next(i for i in itertools.count() if i not in taken)
         assert slot < self.max_running, "the pool is full"
-        key = stack_key(task.configs[0])
-        index = self._choose(key)
-        if index not in self._workers:
-            self._start_worker(index, task)
-        self._workers[index].tasks[task.number] = _Running(slot, key)
-        _send(self._workers[index], task)
+        self._assign(Running(slot, stack_key(task.configs[0]), task))
         return slot
+
+    def _all_running(self) -> Iterator[Running]:
+        for worker in self._workers.values():
+            yield from worker.tasks.values()
+
+    def _assign(self, running: Running) -> None:
+        """Send a task to the most suitable worker."""
+        self._send_to(self._choose(running.key), running)
+
+    def _send_to(self, index: int, running: Running) -> None:
+        """Send a task to worker ``index``, which is started if it is not there."""
+        if index not in self._workers:
+            self._start_worker(index, running.task)
+        self._workers[index].tasks[running.task.number] = running
+        _send(self._workers[index], running.task)
 
     def _choose(self, key: str) -> int:
         """Return the worker with the fewest tasks, preferably among those of the same program."""
@@ -85,9 +100,13 @@ class ProcessPool(WorkerPool):
         def cost(index: int) -> tuple[bool, bool, int]:
             has = self._workers[index].tasks.values() if index in self._workers else ()
             is_other = bool(has) and all(running.key != key for running in has)
-            return (len(has) >= self._tasks_each, is_other, len(has))
+            return (self._is_full(index), is_other, len(has))
 
         return min(range(self._num_workers), key=cost)
+
+    def _is_full(self, index: int) -> bool:
+        worker = self._workers.get(index)
+        return worker is not None and (worker.is_apart or len(worker.tasks) >= self._tasks_each)
 
     def _start_worker(self, index: int, task: Task) -> None:
         """Fork worker ``index``, whose first task is ``task``."""
@@ -96,18 +115,18 @@ class ProcessPool(WorkerPool):
     def _fork(self, index: int, log_file: Path, max_lanes: int, *, exits_after_task: bool) -> None:
         ours, theirs = self._context.Pipe()
         device = self._devices[index % len(self._devices)] if self._devices else None
-        args = (theirs, log_file, device, max_lanes, exits_after_task)
+        args = (theirs, log_file, device, self._num_workers, max_lanes, exits_after_task)
         process = self._context.Process(target=worker_main, args=args, name=f"worker {index}")
         process.start()
         theirs.close()
-        self._workers[index] = _WorkerHandle(process, ours)
+        self._workers[index] = WorkerHandle(process, ours)
 
     def send(self, message: Decision | Cancel) -> None:
         """Send a decision to its task; ignored if the task has ended."""
         if (worker := self._worker_of(message.number)) is not None:
             _send(worker, message)
 
-    def _worker_of(self, number: int) -> _WorkerHandle | None:
+    def _worker_of(self, number: int) -> WorkerHandle | None:
         return next((w for w in self._workers.values() if number in w.tasks), None)
 
     def wait(self, timeout_s: float) -> list[WorkerEvent]:
@@ -165,13 +184,13 @@ class ProcessPool(WorkerPool):
             self.wait(0.2)
 
 
-def _terminate(worker: _WorkerHandle) -> None:
+def _terminate(worker: WorkerHandle) -> None:
     if worker.kill_s == math.inf:
         worker.kill_s = time.monotonic() + _GRACE_S
         worker.process.terminate()
 
 
-def _send(worker: _WorkerHandle, message: Task | Decision | Cancel) -> None:
+def _send(worker: WorkerHandle, message: Task | Decision | Cancel) -> None:
     """Send to a worker; if it is ending, the exits of its tasks are the next events."""
     try:
         if not worker.connection.closed:

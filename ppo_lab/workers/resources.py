@@ -10,6 +10,7 @@ import torch
 from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import budget_bytes, resolve_memory
 from ppo_lab.forecast.forecast import forecast
+from ppo_lab.utils.cores import usable_cores
 
 __all__ = ["choose_lanes", "choose_num_workers"]
 
@@ -23,11 +24,13 @@ def choose_num_workers(num_workers: int | str, config: Config) -> tuple[int, lis
     """Return the number of worker processes and the CUDA devices to distribute among them.
 
     ``auto`` is one per GPU, or one per core that this process may use if ``config`` is on the CPU.
+    ``device=cuda:N`` is that GPU only.
     """
-    devices = _devices() if config.torch_device.type == "cuda" else []
+    device = config.torch_device
+    devices = _devices(device.index) if device.type == "cuda" else []
     if isinstance(num_workers, int):
         return num_workers, devices
-    return len(devices) or len(os.sched_getaffinity(0)), devices
+    return len(devices) or usable_cores(), devices
 
 
 def choose_lanes(
@@ -50,8 +53,10 @@ def choose_lanes(
     return max(1, min(_MOST_LANES, int(_USED_FRAC * free / planned.peak.total)))
 
 
-def _devices() -> list[str]:
-    """Return the names of the GPUs this process may use, as CUDA_VISIBLE_DEVICES lists them."""
+def _devices(index: int | None) -> list[str]:
+    """Return the names of the GPUs to use, as CUDA_VISIBLE_DEVICES lists them; ``index`` is one."""
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return visible.split(",")
-    return [str(index) for index in range(torch.cuda.device_count())]
+        names = visible.split(",")
+    else:
+        names = [str(number) for number in range(torch.cuda.device_count())]
+    return names if index is None else [names[index]]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import logging
+import math
+import os
 import select
 import time
 from collections import deque
@@ -11,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -19,9 +23,12 @@ from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import resolve_memory
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.result import Result, worst_status
-from ppo_lab.runner.run_record import RunOutput
+from ppo_lab.runner.resume import copy_run
+from ppo_lab.runner.run_record import RunOutput, one_line
 from ppo_lab.runner.stack import Stack
 from ppo_lab.tracking import Terminal
+from ppo_lab.training.checkpoint import load_checkpoint
+from ppo_lab.training.scores import History
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.json_files import atomic_write
 from ppo_lab.workers.base import Decision, Task, TrialProgress, TrialReport
@@ -62,7 +69,10 @@ class Mailbox:
 
 
 class TaskRun:
-    """A task's seeds in the lanes of a stack: all at once, or as many as the strategy can hold."""
+    """A task's seeds in the lanes of a stack: all at once, or as many as the strategy can hold.
+
+    Whatever happens, the task has one end.
+    """
 
     def __init__(
         self, task: Task, stack: Stack, mailbox: Mailbox, on_end: Callable[[int], None]
@@ -70,15 +80,23 @@ class TaskRun:
         """Prepare the run; ``on_end`` gets an exit code once the result is written."""
         self.mailbox = mailbox
         self._task, self._stack, self._on_end = task, stack, on_end
-        self._configs = [resolve_memory(_without_terminal(config)) for config in task.configs]
+        self._configs: list[Config] = []
         self._reporter = None if task.is_job else _Reporter(task, mailbox)
-        self.group: RunGroup
+        self.group: RunGroup | None = None
         """The seeds that wait or train now."""
         self.summaries: list[dict[str, Any]] = []
         """Of the seeds that have ended."""
 
     def begin(self) -> None:
-        """Put the next seeds into the stack, each with a folder."""
+        """Put the first seeds into the stack, each with a folder."""
+        self._attempt(self._begin_first)
+
+    def _begin_first(self) -> None:
+        self._configs = [resolve_memory(_in_worker(config)) for config in self._task.configs]
+        self._begin()
+
+    def _begin(self) -> None:
+        """Put the next seeds into the stack."""
         first = len(self.summaries)
         size = self._configs[0].memory.max_lanes or len(self._configs)
         configs = self._configs[first : first + size]
@@ -90,40 +108,72 @@ class TaskRun:
         self._stack.queue.put(self.group)
 
     def _on_finish(self, summaries: list[dict[str, Any]]) -> None:
-        """Begin the next seeds, or write the result once all have ended or one did not finish."""
         self.summaries += summaries
+        self._attempt(self._go_on)
+
+    def _go_on(self) -> None:
+        """Begin the next seeds, or write the result once all have ended or one did not finish."""
         status, reason = worst_status(self.summaries)
         if status == "finished" and len(self.summaries) < len(self._configs):
-            self.begin()
+            self._begin()
             return
-        exit_code = 0
         if not self._task.is_job:
-            try:
-                Result(self._task.number, status, reason, self.summaries).write(self._task.folder)
-            except OSError:
-                log.exception("trial %d has ended, but its result is lost", self._task.number)
-                exit_code = 1
-        self._on_end(exit_code)
+            Result(self._task.number, status, reason, self.summaries).write(self._task.folder)
+        self._on_end(0)
+
+    def _attempt(self, act: Callable[[], None]) -> None:
+        """Call ``act``; an error is the end of this task, and of no other in the stack."""
+        try:
+            act()
+        except Exception as error:
+            number, folder = self._task.number, self._task.folder
+            log.exception("task %d ends here", number)
+            if not self._task.is_job and not isinstance(error, OSError):
+                Result(number, "failed", one_line(error), self.summaries).write(folder)
+            self._on_end(1)
 
 
-def _without_terminal(config: Config) -> Config:
-    """Return ``config`` for a process that shows nothing itself."""
+def _in_worker(config: Config) -> Config:
+    """Return ``config`` for a process that shows nothing itself and sees its own GPU only."""
     tracking = dataclasses.replace(config.tracking, terminal=Terminal.none)
-    return dataclasses.replace(config, tracking=tracking)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    is_named = config.device.startswith("cuda:") and visible and "," not in visible
+    device = "cuda" if is_named else config.device
+    return dataclasses.replace(config, tracking=tracking, device=device)
 
 
 def _output(task: Task, config: Config) -> RunOutput:
-    """Return where a seed leaves its results; a trial's seed gets a folder with its config."""
+    """Return where a seed leaves its results; a trial's seed gets a folder with its config.
+
+    It goes on from the checkpoint of an earlier attempt, here or in another folder.
+    """
     if task.is_job:
-        return task.output
-    folder = task.folder / f"seed_{config.seed}"
-    (folder / ".hydra").mkdir(parents=True)
+        return dataclasses.replace(task.output, resumes=True)
+    name = f"seed_{config.seed}"
+    folder = task.folder / name
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     overrides = [*task.output.overrides, f"seed={config.seed}"]
     text = OmegaConf.to_yaml(OmegaConf.structured(config))
     atomic_write(folder / ".hydra" / "config.yaml", text.encode())
     atomic_write(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides).encode())
+    if load_checkpoint(folder) is None:
+        any(copy_run(former / name, folder) for former in _former_attempts(task.folder))
     run_id = task.output.run_id and f"{task.output.run_id}-s{config.seed}"
-    return dataclasses.replace(task.output, folder=folder, overrides=overrides, run_id=run_id)
+    return dataclasses.replace(
+        task.output, folder=folder, overrides=overrides, run_id=run_id, resumes=True
+    )
+
+
+def _former_attempts(folder: Path) -> list[Path]:
+    """Return the folders of a trial's earlier attempts, the latest first.
+
+    The first attempt's is the trial's own, ``0007``, and the third's is ``0007/attempt_3`` in it.
+    """
+    kind, _, number = folder.name.partition("_")
+    if kind != "attempt" or not number.isdecimal():
+        return []
+    later = [folder.with_name(f"attempt_{n}") for n in range(int(number) - 1, 1, -1)]
+    return [*later, folder.parent]
 
 
 class _Reporter:
@@ -134,35 +184,38 @@ class _Reporter:
         self._num_seeds = len(task.configs)
         self._latest: list[float | None] = [None] * self._num_seeds
         self._returns = [self._latest.copy() for _ in task.report_steps]  # by report and seed
-        self._next = self._num_sent = 0
-        """Reports that the training seeds have passed, and those sent."""
+        self._iteration = self._next = self._num_sent = 0
+        """The last iteration, the reports that the training seeds have passed, and those sent."""
         self._progress_s = 0.0
 
     def after_iteration(self, seeds: range, trainer: Trainer, lanes: Sequence[int]) -> str | None:
         """Send what is due for ``seeds``, trained in ``lanes``; return a reason to stop, if any."""
         iteration, config = trainer.lane_iteration(lanes[0]), trainer.configs[lanes[0]]
-        if iteration == 1:
+        if iteration <= self._iteration:  # other seeds, or these from a checkpoint
             self._next = 0
+        self._iteration = iteration
         for lane, seed in zip(lanes, seeds):
             history = trainer.history(lane)
             if history.diverged is not None:
                 return f"{history.diverged} (seed {trainer.configs[lane].seed})"
             self._latest[seed] = history.final_return
-        step, is_last = iteration * config.num_rows, iteration == config.num_iterations
+        step = iteration * config.num_rows
         self._send_progress(trainer, len(lanes), step)
         stop = None
         while self._next < len(self._steps) and step >= self._steps[self._next] and stop is None:
-            for seed in seeds:
-                self._returns[self._next][seed] = self._latest[seed]
+            passed = math.ceil(self._steps[self._next] / config.num_rows) * config.num_rows
+            for lane, seed in zip(lanes, seeds):
+                self._returns[self._next][seed] = _return_at(trainer.history(lane), passed)
             is_complete = seeds.stop == self._num_seeds  # all seeds have passed this step
-            # None is sent twice where a failed stack made the trial begin again.
+            is_last = passed == config.num_iterations * config.num_rows
+            # None is sent twice where the trial began again or went on from a checkpoint.
             if is_complete and not is_last and self._next == self._num_sent:
                 returns = tuple(self._returns[self._next])
                 self._mailbox.send(TrialReport(self._number, self._steps[self._next], returns))
                 stop = self._decision(self._steps[self._next], _DECISION_WAIT_S)
                 self._num_sent += 1
             self._next += 1
-        return stop or (None if is_last else self._decision())
+        return stop or (None if iteration == config.num_iterations else self._decision())
 
     def _decision(self, step: int | None = None, wait_s: float = 0.0) -> str | None:
         """Return a reason to stop, if any; wait for the decision at ``step``."""
@@ -184,3 +237,9 @@ class _Reporter:
         vram_gib = None if memory is None else memory.gib().get("peak_reserved_gib")
         returns = tuple(self._latest)
         self._mailbox.send(TrialProgress(self._number, step, returns, steps_per_s, vram_gib))
+
+
+def _return_at(history: History, step: int) -> float | None:
+    """Return the mean return after the iteration that ended at ``step``."""
+    num_points = bisect.bisect_right(history.steps, step)
+    return history.returns[num_points - 1] if num_points else None

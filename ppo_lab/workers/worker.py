@@ -7,6 +7,7 @@ briefly after a task has ended.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -19,7 +20,9 @@ from types import FrameType
 from typing import NoReturn
 
 from ppo_lab.config.study import STORAGE_VARIABLE
+from ppo_lab.runner.signals import Interrupted
 from ppo_lab.runner.stack import Stack
+from ppo_lab.utils.cores import divide_cores
 from ppo_lab.workers.base import Cancel, Decision, Exited, Task
 from ppo_lab.workers.trial import Mailbox, TaskRun
 
@@ -32,24 +35,31 @@ _REFILL_WAIT_S = 0.05
 _FIRST_WAIT_S = 1.0
 """Wait for each further task before the first iteration, so that all lanes begin at once."""
 _PR_SET_PDEATHSIG = 1
-_EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def worker_main(
     connection: Connection,
     log_file: Path,
     device: str | None,
+    num_workers: int,
     max_lanes: int,
     exits_after_task: bool,
 ) -> None:
-    """Run a worker in a new process, which sees CUDA device ``device`` only; None: all of them."""
+    """Run a worker in a new process, which sees CUDA device ``device`` only; None: all of them.
+
+    ``num_workers`` share this machine's cores.
+    """
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # CUDA is not initialized in this process yet
+    divide_cores(num_workers)
     _set_up_process()
     _redirect_output(log_file)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     log.info("process %d, %d lanes, CUDA_VISIBLE_DEVICES=%s", os.getpid(), max_lanes, visible)
-    _Worker(connection, log_file, max_lanes, exits_after_task=exits_after_task).run()
+    try:
+        _Worker(connection, log_file, max_lanes, exits_after_task=exits_after_task).run()
+    except Interrupted as stopped:
+        sys.exit(stopped.exit_status)
 
 
 class _Worker:
@@ -131,7 +141,8 @@ class _Worker:
         if isinstance(message, Decision):
             run.mailbox.decisions.append(message)
             return
-        self._stack.abort(run.group)
+        if run.group is not None:
+            self._stack.abort(run.group)
         if message.number in self._runs:  # it had no lanes yet, and leaves no result
             self._end(message.number, 0)
 
@@ -142,7 +153,8 @@ class _Worker:
         if self._exits_after_task:
             self._exit_code = exit_code  # the end of the process is the task's exit
         else:
-            self._connection.send(Exited(number, exit_code))
+            with contextlib.suppress(BrokenPipeError):  # the pool is gone, as the next read says
+                self._connection.send(Exited(number, exit_code))
 
 
 def _set_up_process() -> None:
@@ -172,4 +184,4 @@ def _redirect_output(path: Path) -> None:
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    sys.exit(_EXIT_TERMINATED)
+    raise Interrupted(number)

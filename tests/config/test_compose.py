@@ -6,7 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ppo_lab.config.compose import Composer, GridLoader, check_jobs, register
+from ppo_lab.config.compose import check_jobs, register
+from ppo_lab.config.composer import Composer, GridLoader
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 

@@ -1,15 +1,19 @@
 """EnvConfig: wrong settings, their messages, and imports."""
 
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from omegaconf import OmegaConf
 
 import tests.helpers.clock_env  # noqa: F401 (registers Clock-v0 and Strange-v0)
+from ppo_lab.devices.placement import Placement
 from ppo_lab.envs import gymnasium_spec
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
 from ppo_lab.envs.config import Backend, EnvConfig
@@ -38,6 +42,8 @@ BOX = spaces.Box(-1, 1, (3,))
         (EnvConfig(id="HalfCheetah-v2"), "env.id", "gymnasium-robotics"),
         (EnvConfig(id="MountainCar-v0", backend=Backend.torch), "env.backend", "native are Acrob"),
         (EnvConfig(id="CartPole-v1", max_episode_steps=0), "env.max_episode_steps", "at least 1"),
+        (EnvConfig(id="CartPole-v1", timeout_s=0.0), "env.timeout_s", "> 0"),
+        (EnvConfig(id="CartPole-v1", timeout_s=float("inf")), "env.timeout_s", "> 0"),
         (
             EnvConfig(id="CartPole-v1", backend=Backend.torch, kwargs={"a": 1}),
             "env.kwargs",
@@ -61,8 +67,9 @@ def test_a_wrong_setting_names_its_key_and_the_remedy(config, key, words):
 @pytest.mark.parametrize(
     ("observations", "actions", "words"),
     [
-        (spaces.Box(0, 255, (8, 8, 3), np.uint8), BOX, "supported is a Box of floats"),
-        (spaces.Dict({"a": BOX}), BOX, "supported is a Box of floats"),
+        (spaces.Box(0, 255, (8, 8, 3), np.uint8), BOX, "supported is a Box"),
+        (spaces.Box(0, 1, (0,)), BOX, "supported is a Box"),
+        (spaces.Dict({"a": BOX}), BOX, "FlattenObservation makes a vector"),
         (BOX, spaces.MultiDiscrete([2, 3]), "supported are Discrete and a 1-D Box"),
         (BOX, spaces.Box(-1, 1, (2, 2)), "supported are Discrete and a 1-D Box"),
     ],
@@ -81,6 +88,22 @@ def test_boxes_are_flattened_and_may_be_unbounded():
     inf = float("inf")
     expected = EnvSpec(6, ContinuousActions((-inf, -inf), (inf, inf)), observation_shape=(2, 3))
     assert EnvConfig(id="Strange-v0", kwargs=kwargs).check() == expected
+
+
+@pytest.mark.parametrize(
+    ("space", "size", "shape"),
+    [
+        (spaces.Box(-10, 20, (2,), np.int64), 2, None),
+        (spaces.Box(0, 1, (2, 2), np.bool_), 4, (2, 2)),
+        (spaces.Box(0, 255, (4,), np.uint8), 4, None),
+        (spaces.MultiBinary(3), 3, None),
+        (spaces.Box(-1, 1, ()), 1, ()),
+    ],
+)
+def test_boxes_of_any_numbers_are_vectors(space, size, shape):
+    kwargs = {"observation_space": space, "action_space": BOX}
+    spec = EnvConfig(id="Strange-v0", kwargs=kwargs).check()
+    assert (spec.observation_size, spec.observation_shape, spec.shape) == (size, shape, space.shape)
 
 
 def test_a_module_is_imported_for_its_environment():
@@ -110,6 +133,62 @@ def test_an_environment_is_built_once_for_all_checks_with_the_same_kwargs(monkey
         config = EnvConfig(id="Clock-v0", kwargs={"shape": shape})
         assert config.check().observation_size == shape[0]
     assert [options["shape"] for options in made] == [[2], [3]]
+
+
+def test_a_config_takes_its_spec_to_another_process(monkeypatch):
+    config = EnvConfig(id="Clock-v0", kwargs={"shape": [5]})
+    spec, sent = config.check(), pickle.dumps(config)
+    monkeypatch.setattr(gymnasium_spec, "_SPECS", {})
+    monkeypatch.setattr(gymnasium, "make", None)  # no environment is built
+    received = pickle.loads(sent)
+    assert received == config
+    assert received.check() == replace(received, timeout_s=9.0).check() == spec
+
+
+def test_what_training_builds_need_not_be_built_for_a_check(monkeypatch):
+    monkeypatch.setattr(gymnasium_spec, "_SPECS", {})
+    space = spaces.Box(-1, 1, (7,))
+    config = EnvConfig(id="Strange-v0", kwargs={"observation_space": space, "action_space": BOX})
+    options = {"num_envs": 1, "gamma": torch.ones(1), "placement": Placement(torch.device("cpu"))}
+    env = config.build(seeds=torch.tensor([1]), **options)
+    monkeypatch.setattr(gymnasium, "make", None)
+    assert config.check() is env.spec
+
+
+MODULES = {
+    "import some_simulator": "ModuleNotFoundError: No module named 'some_simulator' (PATH:1); inst",
+    "\n1 / 0": "cannot be built: ZeroDivisionError: division by zero (PATH:2)",
+    "def": "cannot be built: SyntaxError: ",
+    "import sys; sys.exit(3)": "cannot be built: SystemExit: 3 (PATH:1)",
+    "import time; time.sleep(60)": "cannot be built within env.timeout_s",
+    "": "no environment of this name",
+}
+
+
+@pytest.mark.parametrize(("code", "words"), MODULES.items())
+def test_an_error_in_the_users_module_is_one_line_with_its_place(
+    code, words, tmp_path, monkeypatch
+):
+    name = f"own_{list(MODULES).index(code)}"
+    path = tmp_path / f"{name}.py"
+    path.write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        EnvConfig(id=f"{name}:Own-v0", timeout_s=0.2).check()
+    assert words.replace("PATH", str(path)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_mujoco_writes_no_file_and_warns_once(tmp_path, monkeypatch, caplog):
+    mujoco = pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)
+    env = gymnasium_spec.make_env("InvertedPendulum-v5", {}).unwrapped
+    for _ in range(3):
+        env.reset()
+        env.data.qvel[:] = 1e12
+        mujoco.mj_step(env.model, env.data)
+    assert caplog.text.count("MuJoCo: ") <= 1  # per process
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_auto_is_torch_for_native_environments_without_kwargs():

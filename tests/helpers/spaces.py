@@ -3,7 +3,8 @@
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ppo_lab.config.compose import Composer, register
+from ppo_lab.config.compose import register
+from ppo_lab.config.composer import Composer
 from ppo_lab.studies.definition.base_run import BaseRun
 from ppo_lab.studies.definition.space import Space, read_space
 from ppo_lab.utils.paths import CONF_DIR

@@ -15,7 +15,7 @@ _PROJECT = {"id": "P", "name": "ppo_lab", "entity": {"id": "E", "name": "me"}}
 
 
 class StubServer(ThreadingHTTPServer):
-    """Answers per ``fault``: ok, hang, 401, 500, or hang_after_init (accepts runs, then hangs)."""
+    """Answers per ``fault``: ok, hang or a status, each also as FAULT_after_init, later."""
 
     daemon_threads = True
     block_on_close = False
@@ -42,9 +42,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.bodies.append(body)
         query = body.decode(errors="replace")
         fault = self.server.fault
-        if fault == "hang_after_init":
+        if fault.endswith("_after_init"):
             is_init = any(word in query for word in ("UpsertBucket", "RunResumeStatus"))
-            fault = "ok" if is_init else "hang"
+            fault = "ok" if is_init else fault.removesuffix("_after_init")
         if fault == "hang":
             self.server.is_closing.wait(60)
         elif fault == "ok":

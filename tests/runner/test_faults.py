@@ -7,7 +7,7 @@ import pytest
 from ppo_lab.runner import run_record, stack
 from ppo_lab.runner.exit_status import exit_status
 from ppo_lab.runner.stack import Stack
-from ppo_lab.tracking import Tracker, read_metrics, read_summary
+from ppo_lab.tracking import Tracker, local, read_metrics, read_summary
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import EnvironmentFault
 from tests.helpers.trainers import config as config_of
@@ -87,6 +87,17 @@ def test_a_tracker_that_cannot_be_closed_fails_its_run(tmp_path, monkeypatch):
     monkeypatch.setattr(Tracker, "finish", breaks)
     summaries = train(Stack(4), runs(tmp_path))
     assert statuses(summaries) == ["finished", "finished", "failed", "finished"]
+
+
+def test_a_summary_that_cannot_be_written_is_a_failure(tmp_path, monkeypatch):
+    def refuse(path, content):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(local, "write_json", refuse)
+    summary, *_ = train(Stack(1), runs(tmp_path)[:1])
+    assert (summary["status"], exit_status(summary)) == ("failed", 1)
+    assert "Input/output error" in summary["reason"]
+    assert "LocalSink" in summary["tracking_failures"]
 
 
 def test_an_error_of_whoever_waits_for_a_run_costs_the_others_nothing(tmp_path, caplog):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb.util
 
 from tests.helpers.wandb_processes import PROGRAM, Outcome, clean_environment
 
@@ -42,8 +43,10 @@ def inspect() -> Callable[[Path], list[dict[str, Any]]]:
     """Read a local W&B run back through W&B's own reader, as its list of records."""
 
     def read(folder: Path) -> list[dict[str, Any]]:
+        (log,) = folder.glob("*.wandb")  # without the seconds that `python -m wandb` imports
+        core = [wandb.util.get_core_path(), "leet", "inspect", "--json", "--no-observability"]
         done = subprocess.run(
-            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
+            [*core, "--run-file", str(log), str(folder.parent)],
             capture_output=True,
             text=True,
             timeout=60,

@@ -56,6 +56,45 @@ def test_a_value_that_wandb_would_refuse_names_its_key(config: TrackingConfig, k
         config.check()
 
 
+@pytest.mark.parametrize(
+    ("config", "variables", "expected"),
+    [
+        (TrackingConfig(), {}, ("ppo_lab", "online")),
+        (TrackingConfig(), {"WANDB_PROJECT": "p", "WANDB_MODE": "dryrun"}, ("p", "offline")),
+        (TrackingConfig(project="mine"), {"WANDB_PROJECT": "p"}, ("mine", "online")),
+        (TrackingConfig(), {"WANDB_PROJECT": "", "WANDB_MODE": ""}, ("ppo_lab", "online")),
+        (TrackingConfig(), {"WANDB_DISABLED": "true"}, ("ppo_lab", "disabled")),
+        (TrackingConfig(), {"WANDB_DISABLED": "false"}, ("ppo_lab", "online")),
+        (
+            TrackingConfig(mode=TrackingMode.offline),
+            {"WANDB_DISABLED": "1"},
+            ("ppo_lab", "offline"),
+        ),
+    ],
+)
+def test_what_was_typed_precedes_wandbs_variables_and_these_our_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+    config: TrackingConfig,
+    variables: dict[str, str],
+    expected: tuple[str, str],
+) -> None:
+    for name in ("WANDB_PROJECT", "WANDB_MODE", "WANDB_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config.check()
+    assert (config.resolved_project, config.resolved_mode()) == expected
+
+
+@pytest.mark.parametrize(("name", "value"), [("WANDB_PROJECT", "a/b"), ("WANDB_MODE", "sometimes")])
+def test_a_variable_that_wandb_would_refuse_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        TrackingConfig().check()
+
+
 @pytest.mark.parametrize("start", [".", "outputs", "outputs/wandb", "outputs/runs/one"])
 def test_browse_finds_the_folder_that_directly_holds_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str

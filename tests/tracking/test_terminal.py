@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def test_the_lanes_of_a_stack_share_one_line() -> None:
 def test_a_resumed_run_does_not_count_earlier_steps_as_speed() -> None:
     out, clock = io.StringIO(), Clock()
     sink = TerminalSink(Progress(Terminal.plain, Console(file=out), clock))
-    sink.start(describe("a"))
+    sink.start(dataclasses.replace(describe("a"), resumed_at=8))
     clock.now_s = 1.0
     sink.record(Record(900, 9, {}))  # 100 steps in this process's first second
     assert out.getvalue() == "900/1,000  100 steps/s  ETA 0:01\n"

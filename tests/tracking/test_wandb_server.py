@@ -17,13 +17,14 @@ Run = Callable[..., Outcome]
 LIMIT_S = 10.0
 
 
-@pytest.mark.parametrize("fault", ["refused", "hang", "401", "500"])
+@pytest.mark.parametrize("fault", ["refused", "hang", "401", "429", "500"])
 def test_a_broken_server_delays_the_first_run_at_most_and_the_second_not(
     run_program: Run, tmp_path: Path, fault: str
 ) -> None:
     outputs = tmp_path / "outputs"
     with serve(fault) as url:
-        outcome = run_program(outputs, 2, 1, WANDB_BASE_URL=url, WANDB_API_KEY=CANARY_KEY)
+        options = [] if fault == "hang" else ["init_timeout_s=1.0"]  # one with the default suffices
+        outcome = run_program(outputs, 2, 1, *options, WANDB_BASE_URL=url, WANDB_API_KEY=CANARY_KEY)
     first, second = outcome.runs
     assert first["took_s"] <= LIMIT_S
     assert second["took_s"] <= 1.0
@@ -50,6 +51,38 @@ def test_a_server_that_hangs_after_accepting_a_stack_costs_one_finish_for_all_la
         kinds = [record["type"] for record in inspect(folder)]
         assert kinds.count("history") == 3  # `wandb sync` can upload all rows
         assert "exit" in kinds
+
+
+def test_a_server_that_refuses_a_running_run_is_reported_and_loses_no_row(
+    run_program: Run, inspect: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    with serve("401_after_init") as url:
+        outcome = run_program(
+            tmp_path / "outputs", 1, 1, WANDB_BASE_URL=url, WANDB_API_KEY=CANARY_KEY
+        )
+    (result,) = outcome.runs
+    assert "the server refused the rest of the run: filestream" in result["reason"]
+    assert "401" in result["reason"]
+    folder = Path(result["link"].removeprefix("wandb sync "))
+    assert [record["type"] for record in inspect(folder)].count("history") == 3
+
+
+def test_the_death_of_wandbs_process_ends_neither_the_run_nor_later_ones(
+    run_program: Run, inspect: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    with serve("ok") as url:
+        outcome = run_program(
+            tmp_path / "outputs", 2, 2, "kill=core", WANDB_BASE_URL=url, WANDB_API_KEY=CANARY_KEY
+        )
+    assert "Traceback" not in outcome.stderr  # at exit either
+    for result in outcome.runs[:2]:
+        assert result["num_failures"] == 1
+        assert "Connection" in result["reason"]
+        if result["link"] is not None:  # what was on disk when the process died
+            assert inspect(Path(result["link"].removeprefix("wandb sync ")))
+    for lane, result in enumerate(outcome.runs[2:]):
+        assert result["num_failures"] == 0
+        assert result["link"] == f"{url}/me/ppo_lab/runs/r1-l{lane}"
 
 
 def test_a_good_server_gets_the_run_and_the_link_is_its_page(

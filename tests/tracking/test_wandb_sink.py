@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ppo_lab.tracking import RunInfo, TrackingConfig, TrackingMode, WandbSink
+from ppo_lab.tracking.base import fitted_id
 from tests.helpers.wandb_processes import CANARY_KEY, PROGRAM, Outcome, clean_environment
 
 Run = Callable[..., Outcome]
@@ -32,7 +33,7 @@ def sync_folder(link: str) -> Path:
     return Path(folder)
 
 
-@pytest.mark.parametrize(("num_rounds", "num_lanes"), [(2, 1), (1, 3)])
+@pytest.mark.parametrize(("num_rounds", "num_lanes"), [(2, 2)])
 def test_each_run_holds_its_own_rows_and_nothing_of_the_others(
     run_program: Run, inspect: Inspect, tmp_path: Path, num_rounds: int, num_lanes: int
 ) -> None:
@@ -73,6 +74,50 @@ def test_each_run_holds_its_own_rows_and_nothing_of_the_others(
         assert summary["loss"] == "NaN"
         (ended,) = of_kind(records, "exit")
         assert ended.get("exit_code", 0) == number
+
+
+def test_wandbs_own_variables_hold_and_a_resumed_run_continues_without_repeating_rows(
+    run_program: Run, inspect: Inspect, tmp_path: Path
+) -> None:
+    variables = {
+        "WANDB_PROJECT": "theirs",
+        "WANDB_NAME": "first",
+        "WANDB_TAGS": "a,b",
+        "WANDB_RUN_GROUP": "g",
+        "WANDB_JOB_TYPE": "j",
+        "WANDB_DIR": str(tmp_path / "elsewhere"),
+        "WANDB_RUN_ID": "chosen",
+        "WANDB_MODE": "",
+    }
+    outputs = tmp_path / "outputs"
+    first = run_program(outputs, 2, 1, "ids=single", **variables)
+    folders = [sync_folder(result["link"]) for result in first.runs]
+    assert {folder.parent for folder in folders} == {tmp_path / "elsewhere" / "wandb"}
+    ids = [folder.name.partition("-run-")[2][16:] for folder in folders]
+    assert ids == ["chosen", "single1-l0"]  # two runs never become one
+    assert not outputs.exists()
+    (started,) = of_kind(inspect(folders[0]), "run")
+    assert started["project"] == "theirs"
+    assert started["display_name"] == "first"
+    assert started["run_group"] == "g"
+    assert started["job_type"] == "j"
+    assert {"mine", "a", "b"} < set(started["tags"])
+
+    resumed = run_program(outputs, 1, 1, "ids=single", "first=2", **variables)
+    part = sync_folder(resumed.runs[0]["link"])
+    assert part not in folders
+    records = inspect(part)
+    assert of_kind(records, "run")[0]["run_id"] == "chosen"
+    # Iterations 1 to 3 are in the first part.
+    assert [row["item"]["iteration"] for row in of_kind(records, "history")] == [4]
+
+
+def test_two_long_ids_stay_two_and_none_is_cut() -> None:
+    stem = "x" * 70
+    ids = [fitted_id(f"{stem}{number}") for number in range(2)]
+    assert len(set(ids)) == 2
+    assert {len(run_id) for run_id in ids} == {64}
+    assert fitted_id("a/b") != fitted_id("a:b")
 
 
 def test_no_secret_of_the_environment_or_the_command_line_is_written(
@@ -132,17 +177,23 @@ def _read_to_the_end(terminal: int, deadline: float) -> str:
     return shown.decode()
 
 
-def test_wandb_mode_disabled_in_the_environment_is_honoured_by_auto(
-    run_program: Run, tmp_path: Path
+@pytest.mark.parametrize(
+    ("mode", "variable"),
+    [
+        (TrackingMode.disabled, None),
+        (TrackingMode.auto, ("WANDB_MODE", "disabled")),
+        (TrackingMode.auto, ("WANDB_DISABLED", "true")),
+    ],
+)
+def test_a_disabled_sink_neither_writes_nor_links(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: TrackingMode,
+    variable: tuple[str, str] | None,
 ) -> None:
-    outcome = run_program(tmp_path / "outputs", 1, 1, WANDB_MODE="disabled")
-    assert outcome.runs[0]["link"] is None
-    assert outcome.runs[0]["num_failures"] == 0
-    assert not (tmp_path / "outputs").exists()
-
-
-def test_a_disabled_sink_neither_writes_nor_links(tmp_path: Path) -> None:
-    sink = WandbSink(TrackingConfig(mode=TrackingMode.disabled), tmp_path / "outputs")
+    if variable is not None:
+        monkeypatch.setenv(*variable)
+    sink = WandbSink(TrackingConfig(mode=mode), tmp_path / "outputs")
     sink.start(RunInfo(tmp_path, "r", "n", None, (), 1, {}))
     sink.finish({}, 0)
     assert sink.link is None

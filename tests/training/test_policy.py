@@ -2,13 +2,15 @@
 
 import json
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
 from ppo_lab import load_policy
 from ppo_lab.config.compose import check_jobs, register
-from ppo_lab.envs.base import DiscreteActions
+from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
+from ppo_lab.networks import ActorCritic, Initializer
 from ppo_lab.play import evaluate
 from ppo_lab.training.policy import save_policy
 from ppo_lab.training.trainer import Trainer
@@ -24,10 +26,9 @@ def trained(*overrides: str) -> Trainer:
     return trainer
 
 
-def save(trainer: Trainer, folder, lane: int = 0):
-    return save_policy(
-        folder, trainer.configs[lane], trainer.model, trainer.env.state_dict(), lane=lane
-    )
+def save(trainer: Trainer, folder, lane: int = 0, spec: EnvSpec | None = None):
+    config, state = trainer.configs[lane], trainer.env.state_dict()
+    return save_policy(folder, config, trainer.model, state, spec=spec or trainer.spec, lane=lane)
 
 
 @pytest.mark.parametrize("memory", ["co_resident", "shared_trunk", "offloaded_optimizer"])
@@ -91,8 +92,7 @@ def test_an_observation_of_another_shape_is_refused(tmp_path):
 def test_actions_are_counted_as_the_environment_counts_them(tmp_path):
     trainer = trained("env=cartpole")
     shifted = trainer.spec.__class__(4, DiscreteActions(2, start=5), (2, 2))
-    trainer.configs[0].check_env = lambda: shifted
-    save(trainer, tmp_path)
+    save(trainer, tmp_path, spec=shifted)
     policy = load_policy(tmp_path)
     assert set(policy.act(np.random.default_rng(0).normal(size=(64, 2, 2))).tolist()) <= {5, 6}
     assert policy.act(np.zeros((2, 2))) in (5, 6)
@@ -137,6 +137,93 @@ def test_an_unknown_format_is_refused_by_name(tmp_path):
         load_policy(tmp_path)
 
 
+def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path):
+    checkpoint = save(trained("env=cartpole"), tmp_path)
+    generator = np.random.default_rng(0)
+    names = ("policy.json", "model.safetensors")
+    contents = {name: (checkpoint / name).read_bytes() for name in names}
+    for number in range(300):
+        name = names[number % 2]
+        damaged = bytearray(contents[name])
+        place = int(generator.integers(len(damaged)))
+        if number % 3:
+            damaged[place] ^= 1 << int(generator.integers(8))
+        else:
+            del damaged[place:]
+        (checkpoint / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=str(checkpoint)):
+            load_policy(tmp_path)
+        (checkpoint / name).write_bytes(contents[name])
+    load_policy(tmp_path)
+
+
+def test_each_bit_of_the_description_counts(tmp_path):
+    checkpoint = save(trained("env=cartpole"), tmp_path)
+    path = checkpoint / "policy.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8) if place % 16 == 0 else (place % 8,):
+            path.write_bytes(
+                content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+            )
+            with pytest.raises(ValueError, match="policy"):
+                load_policy(tmp_path)
+
+
+def test_an_old_policy_without_hashes_loads_with_a_warning(tmp_path, caplog):
+    checkpoint = save(trained("env=cartpole"), tmp_path)
+    path = checkpoint / "policy.json"
+    described = json.loads(path.read_text())
+    del described["sha256"]
+    path.write_text(json.dumps(described))
+    assert load_policy(tmp_path).act(np.zeros(4)) in (0, 1)
+    assert "without hashes" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["policy_head.weight", "log_std"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, name):
+    trainer = trained("env=pendulum")
+    with torch.no_grad():
+        trainer.model.get_parameter(name).view(-1)[0] = float("nan")
+    save(trainer, tmp_path)
+    with pytest.raises(ValueError, match="not finite"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("bound", [0.1, 1e-3, 2.0])
+def test_continuous_actions_are_contained_in_their_space(tmp_path, dtype, bound):
+    space = gymnasium.spaces.Box(-bound, bound, (1,), np.dtype(dtype).type)
+    low, high = (tuple(map(float, side)) for side in (space.low, space.high))
+    trainer = trained("env=pendulum")
+    save(trainer, tmp_path, spec=EnvSpec(3, ContinuousActions(low, high, dtype)))
+    policy = load_policy(tmp_path)
+    many = policy.act(np.full((64, 3), 9.0), deterministic=False)
+    assert all(space.contains(action) for action in many)
+    assert {-bound, bound} & set(np.round(many.astype(float).flatten(), 4))  # some were clipped
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.uint8, np.uint16, np.bool_, ">f4"])
+def test_observations_of_every_dtype_act_alike(tmp_path, dtype):
+    save(trained("env=cartpole"), tmp_path)
+    policy = load_policy(tmp_path)
+    observations = np.eye(4, dtype=np.float32)
+    as_given = np.array(observations, dtype)[::-1]  # of negative strides, too
+    assert policy.act(as_given).tolist() == policy.act(observations).tolist()[::-1]
+
+
+def test_a_space_of_one_number_has_the_shape_of_a_number(tmp_path):
+    trainer = trained("env=pendulum")
+    config, spec = trainer.config, EnvSpec(1, DiscreteActions(3, start=-1), ())
+    initializer = Initializer(torch.zeros(1, dtype=torch.int64), torch.device("cpu"), torch.float32)
+    model = ActorCritic(config.network, spec, initializer, shares_trunk=False)
+    save_policy(tmp_path, config, model, {}, spec=spec)
+    policy = load_policy(tmp_path)
+    space = gymnasium.spaces.Discrete(3, start=-1)
+    assert space.contains(policy.act(np.array(0.5, np.float32)))
+    assert policy.act(np.zeros(5)).shape == (5,)
+
+
 def test_a_folder_without_a_policy_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint/policy\.json"):
         load_policy(tmp_path)
@@ -146,7 +233,5 @@ def test_infinite_action_bounds_survive_the_file(tmp_path):
     trainer = trained("env=pendulum")
     spec = trainer.spec
     unbounded = spec.actions.__class__((-float("inf"),), (float("inf"),))
-    config = trainer.configs[0]
-    config.check_env = lambda: spec.__class__(spec.observation_size, unbounded)
-    save(trainer, tmp_path)
+    save(trainer, tmp_path, spec=spec.__class__(spec.observation_size, unbounded))
     assert load_policy(tmp_path).spec.actions == unbounded

@@ -1,5 +1,7 @@
 """What a finished run amounts to, on made-up curves on each side of each threshold."""
 
+import random
+
 import pytest
 
 from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
@@ -45,6 +47,26 @@ def test_windows_are_a_tenth_of_the_run_so_one_lucky_entry_is_no_rise():
     assert collapsed([0.0] * 15 + [50.0] * 3 + [0.0] * 12) is True
     # And one bad entry at the end is no fall: (100 + 100 + 0) / 3 is more than half.
     assert collapsed([100.0] * 29 + [0.0]) is False
+
+
+def collapsed_by_definition(returns):
+    """Add up every window on its own, in time quadratic in the length of the run."""
+    width = len(returns) // 10
+    gains = [sum(returns[i : i + width]) / width for i in range(len(returns) - width + 1)]
+    return max(gains) >= 20.0 and gains[-1] < 0.5 * max(gains)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_window_counts_as_if_it_were_added_up_on_its_own(whole):
+    drawn, found = random.Random(3), []
+    for _ in range(400):
+        peaks = [drawn.uniform(0.0, 60.0) for _ in range(6)]
+        returns = [peak * drawn.random() for peak in peaks for _ in range(drawn.randrange(2, 30))]
+        if whole:  # many equal windows
+            returns = [float(round(value)) for value in returns]
+        found.append(collapsed(returns))
+        assert found[-1] is collapsed_by_definition(returns)
+    assert min(found.count(True), found.count(False)) > 50
 
 
 def test_a_run_of_fewer_than_ten_entries_cannot_be_judged():

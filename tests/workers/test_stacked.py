@@ -19,7 +19,7 @@ from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.workers import resources
 from ppo_lab.workers.base import Decision, Exited, Task, TrialReport
-from ppo_lab.workers.processes import ProcessPool
+from ppo_lab.workers.processes import ProcessPool, WorkerHandle
 from ppo_lab.workers.resources import choose_lanes
 from ppo_lab.workers.stacked import StackedPool
 from ppo_lab.workers.trial import TaskRun
@@ -117,18 +117,84 @@ def test_a_trial_that_is_stopped_ends_alone(plan, tmp_path, pool):
     assert read_result(tmp_path / "0001").status == "finished"
 
 
-def test_a_killed_worker_costs_its_trials_only_and_the_next_trial_starts_another(
-    plan, tmp_path, pool
-):
-    for number in (0, 1):
-        pool.start(task_of(plan, tmp_path, number, total_steps=10**9))
+def test_a_killed_worker_costs_the_trial_to_blame_and_the_other_goes_on(plan, tmp_path, pool):
+    pool.start(task_of(plan, tmp_path, 0, total_steps=10**9))
+    pool.start(task_of(plan, tmp_path, 1))
+    os.kill(pool._workers[0].process.pid, signal.SIGKILL)
+    while 0 not in tasks_of(pool) or 1 in tasks_of(pool):  # until 0 has a worker for itself
+        assert not [event for event in pool.wait(0.5) if isinstance(event, Exited)]
     os.kill(pool._workers[0].process.pid, signal.SIGKILL)
     exits = [event for event in until_exits(pool, 2) if isinstance(event, Exited)]
-    assert exits == [Exited(0, -signal.SIGKILL), Exited(1, -signal.SIGKILL)]
+    assert exits == [Exited(0, -signal.SIGKILL), Exited(1, 0)]
     assert read_result(tmp_path / "0000") is None
-    pool.start(task_of(plan, tmp_path, 2))
-    assert until_exits(pool, 1)[-1] == Exited(2, 0)
-    assert read_result(tmp_path / "0002").status == "finished"
+    assert read_result(tmp_path / "0001").status == "finished"
+    rows = (tmp_path / "0001" / "seed_1" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 8  # none of the first attempt
+
+
+class FakeProcess:
+    """Dies when it is sent a task that is deadly."""
+
+    def __init__(self, deadly):
+        self.deadly, self.exitcode, self.sentinel = deadly, None, None
+
+    def is_alive(self):
+        return self.exitcode is None
+
+    def join(self):
+        pass
+
+    close = join
+
+
+class FakeConnection:
+    """Passes a task to its process, which ends well at once unless it dies."""
+
+    closed = False
+
+    def __init__(self, process):
+        self.process, self.events = process, []
+
+    def send(self, task):
+        if task.number in self.process.deadly:
+            self.process.exitcode = 7
+        self.events.append(Exited(task.number, 0))
+
+    def poll(self):
+        return bool(self.events) and self.process.exitcode is None
+
+    def recv(self):
+        return self.events.pop(0)
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("deadly", [{5}, {0}, {1, 6}, {7}, set()])
+def test_of_many_trials_in_a_dying_worker_the_deadly_alone_fail(
+    deadly, plan, tmp_path, monkeypatch
+):
+    pool = StackedPool(plan.config, tmp_path, num_workers=1, max_lanes=8, num_tasks=8, num_ahead=0)
+    num_started = []
+
+    def start(index, task):
+        process = FakeProcess(deadly)
+        pool._workers[index] = WorkerHandle(process, FakeConnection(process))
+        num_started.append(index)
+
+    def ready(sources, timeout_s):
+        return sources
+
+    monkeypatch.setattr(pool, "_start_worker", start)
+    monkeypatch.setattr("ppo_lab.workers.processes.connection.wait", ready)
+    task = task_of(plan, tmp_path)
+    for number in range(8):
+        assert pool.start(dataclasses.replace(task, number=number)) == number
+    exits = {}
+    while len(exits) < 8:
+        exits |= {event.number: event.exit_code for event in pool.wait(0.0)}
+    assert {number for number, code in exits.items() if code == 7} == deadly
+    assert len(num_started) <= 1 + 4 * len(deadly)  # 8, 4, 2, 1
 
 
 def test_closing_ends_what_runs_with_its_folders_complete(plan, tmp_path, pool):
@@ -191,7 +257,7 @@ def test_trials_of_one_program_share_a_worker_where_there_are_several(plan, tmp_
     sent = []
     for number, key in enumerate("abaabb"):  # three each: as many as a worker takes
         index = pool._choose(key)
-        worker = pool._workers.setdefault(index, SimpleNamespace(tasks={}))
+        worker = pool._workers.setdefault(index, SimpleNamespace(tasks={}, is_apart=False))
         worker.tasks[number] = SimpleNamespace(key=key)
         sent.append(index)
     assert sent == [0, 1, 0, 0, 1, 1]

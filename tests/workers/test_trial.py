@@ -18,7 +18,9 @@ from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy
 from ppo_lab.studies.store.trial_store import TrialStore
+from ppo_lab.tracking import read_metrics
 from ppo_lab.utils.errors import ConfigError
+from ppo_lab.workers import trial
 from ppo_lab.workers.base import Decision, Exited, Task, TrialProgress, TrialReport, WorkerPool
 from ppo_lab.workers.processes import ProcessPool
 from ppo_lab.workers.trial import TaskRun
@@ -137,6 +139,52 @@ def test_reports_are_sent_once_each_with_every_seeds_return(plan, tmp_path, monk
     assert notes[0].env_steps_per_s > 0
 
 
+def test_a_trial_that_was_stopped_goes_on_in_the_folder_of_its_next_attempt(
+    plan, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    steps = {"report_steps": (1000, 2000, 3000), "total_steps": 4096}
+    alone = run_trial(task_of(plan, tmp_path / "alone", **steps), undisturbed := Answering())
+    stack, first = Stack(2), Answering()
+    run = TaskRun(task_of(plan, tmp_path / "0007", **steps), stack, first, lambda code: None)
+    run.begin()
+    for _ in range(2):  # of four iterations
+        stack.step()
+    stack.abort(run.group)
+    stack.close()
+    assert read_result(tmp_path / "0007").status == "interrupted"
+    (tmp_path / "0007" / "attempt_2").mkdir()  # was killed before it began
+    second = Answering()
+    result = run_trial(task_of(plan, tmp_path / "0007" / "attempt_3", **steps), second)
+    assert result.status == "finished"
+    assert [summary["resumed"]["iteration"] for summary in result.summaries] == [2, 2]
+    seeds = zip(alone.summaries, result.summaries)
+    assert all(one["final_return"] == other["final_return"] for one, other in seeds)
+    for seed in ("seed_1", "seed_2"):
+        assert rows_of(tmp_path / "0007" / "attempt_3" / seed) == rows_of(tmp_path / "alone" / seed)
+    reports = [message for message in second.sent if isinstance(message, TrialReport)]
+    assert reports == [message for message in undisturbed.sent if isinstance(message, TrialReport)]
+
+
+def rows_of(folder):
+    """Return a run's records but for measured times."""
+    measured = ("time/", "perf/", "charts/SPS")
+    return [
+        {key: value for key, value in row.items() if not key.startswith(measured)}
+        for row in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def test_an_error_before_a_trial_begins_is_its_result(plan, tmp_path, monkeypatch):
+    def refuse(config):
+        raise ConfigError("device", config.device, "is not here")
+
+    monkeypatch.setattr(trial, "resolve_memory", refuse)
+    task = task_of(plan, tmp_path / "0000")
+    assert exit_code_of(task, Answering()) == 1
+    assert read_result(task.folder).reason == "ConfigError: device=auto: is not here"
+
+
 def test_a_decision_ends_the_trial_in_all_its_seeds(plan, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = task_of(plan, tmp_path / "0000", report_steps=(500, 1000, 1500))
@@ -158,7 +206,7 @@ def test_seeds_run_one_after_the_other_where_a_strategy_holds_one(tmp_path, monk
 @pytest.mark.parametrize(
     ("fault", "status", "reason"),
     [
-        ("reward", "diverged", "is nan"),
+        ("reward", "failed", "step() returned the reward nan"),
         ("memory", "out_of_memory", "memory"),
         ("raise", "failed", "the pole caught fire"),
     ],

@@ -11,7 +11,8 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from ppo_lab.config.compose import Composer, load
+from ppo_lab.config.compose import load
+from ppo_lab.config.composer import Composer
 from ppo_lab.config.run import Config
 from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.utils.errors import ConfigError, did_you_mean

@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial
 
-from ppo_lab.config.compose import parse
+from ppo_lab.config.composer import parse
 from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["Choice", "Condition", "Parameter", "Point"]

@@ -15,7 +15,7 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 from sqlalchemy.engine import URL
 
-from ppo_lab.config.compose import Composer
+from ppo_lab.config.composer import Composer
 from ppo_lab.config.run import Config
 from ppo_lab.config.study import StudyConfig
 from ppo_lab.studies.definition.base_run import BaseRun

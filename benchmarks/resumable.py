@@ -1,0 +1,92 @@
+"""``python -m benchmarks.resumable FOLDER CONFIGS``: train a stack, or go on with it.
+
+``CONFIGS`` is a pickle, since composing takes longer than the training. The run with seed *n* has
+the folder ``FOLDER/n``. With the environment variable ``KILL_AFTER_S`` another process kills this
+one at that time.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.numpy import load_file
+
+from ppo_lab.config.run import Config
+from ppo_lab.runner import pace
+from ppo_lab.runner.group import RunGroup
+from ppo_lab.runner.run import RunOutput, run_group
+from ppo_lab.tracking import read_metrics
+
+__all__ = ["SIZES", "Left", "outcome", "train"]
+
+SIZES = (
+    *("num_envs=2", "num_steps=16", "num_epochs=1", "num_minibatches=2", "total_steps=384"),
+    *("tracking.mode=disabled", "tracking.terminal=none", "checkpoint.every_s=0.02"),
+)
+"""Twelve iterations, with a checkpoint after about every second."""
+_MEASURED = ("time/", "perf/", "charts/SPS")
+
+
+class Left(NamedTuple):
+    """All that a run has left, but for measured times: equal for equal runs only."""
+
+    run: str
+    num_lines: int
+    """Lines of metrics.jsonl, of which a reader would merge doubled ones."""
+    rows: list[dict[str, str]]
+    iteration: str
+    """Of the last checkpoint."""
+    tensors: dict[str, bytes]
+    policy: bytes
+
+
+def outcome(folder: Path) -> list[Left]:
+    """Return what each run of a stack has left."""
+    left = []
+    for run in sorted(folder.iterdir()):
+        rows = [
+            {key: str(value) for key, value in row.items() if not key.startswith(_MEASURED)}
+            for row in read_metrics(run / "metrics.jsonl")
+        ]
+        num_lines = len((run / "metrics.jsonl").read_text().splitlines())
+        last = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
+        state = load_file(last / "state.safetensors")
+        policy = (run / "checkpoint" / "model.safetensors").read_bytes()
+        tensors = {name: array.tobytes() for name, array in sorted(state.items())}
+        left.append(Left(run.name, num_lines, rows, last.name, tensors, policy))
+    return left
+
+
+def train(folder: Path, configs: Sequence[Config], kill_after_s: float | None = None) -> None:
+    """Train ``configs`` as one stack below ``folder``, or go on with it."""
+    pace._LARGEST_FRAC = 1.0  # checkpoints may take all the time that there is
+    if kill_after_s is not None:
+        _kill_after(kill_after_s)
+    folders = [folder / str(config.seed) for config in configs]
+    run_group(RunGroup(configs, [RunOutput(path, [], resumes=True) for path in folders]))
+
+
+def _kill_after(delay_s: float) -> None:
+    trained = os.getpid()
+    if os.fork() == 0:
+        time.sleep(delay_s)
+        if os.getppid() == trained:
+            os.kill(trained, signal.SIGKILL)
+        os._exit(0)
+
+
+def _main() -> None:
+    folder, pickled = map(Path, sys.argv[1:])
+    delay_s = os.environ.get("KILL_AFTER_S")
+    train(folder, pickle.loads(pickled.read_bytes()), float(delay_s) if delay_s else None)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,113 @@
+"""Start a checked command as Hydra does, in folders that are locked before Hydra writes there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.hydra import Hydra
+from hydra.core.plugins import Plugins
+from hydra.core.utils import configure_log, run_job
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from ppo_lab.config.compose import Job, make_folder
+from ppo_lab.runner.lock import lock_run_folder
+from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
+from ppo_lab.utils.errors import ConfigError
+
+__all__ = ["Jobs", "choose_folder", "start_grid", "start_run", "start_study", "use_folder"]
+
+_OF_RUN = (METRICS_FILE, SUMMARY_FILE, "checkpoints")
+Task = Callable[[DictConfig], Any]
+
+
+class Jobs(list[tuple[int, tuple[str, ...]]]):
+    """Numbers and overrides of the jobs of a grid that are to be run."""
+
+    def batches(self, most: int | None) -> list[tuple[int, list[list[str]]]]:
+        """Return runs of consecutive jobs of at most ``most``, each with its first number."""
+        batches: list[tuple[int, list[list[str]]]] = []
+        for number, overrides in self:
+            first, batch = batches[-1] if batches else (number, [])
+            if not batches or first + len(batch) != number or len(batch) == most:
+                batches.append((number, batch := []))
+            batch.append(list(overrides))
+        return batches
+
+
+def start_run(hydra: Hydra, config: DictConfig, folder: Path, task: Task) -> Any:  # noqa: ANN401
+    """Run the single job of a command in ``folder``; return what ``task`` returns.
+
+    Raises:
+        ConfigError: another process trains there.
+    """
+    config.hydra.mode = RunMode.RUN
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    callbacks = Callbacks(config)
+    name = config.hydra.job.config_name
+    with lock_run_folder(folder):
+        callbacks.on_run_start(config=config, config_name=name)
+        ended = run_job(
+            hydra_context=HydraContext(hydra.config_loader, callbacks),
+            task_function=task,
+            config=config,
+            job_dir_key="hydra.run.dir",
+            job_subdir_key=None,
+        )
+        callbacks.on_run_end(config=config, config_name=name, job_return=ended)
+        return ended.return_value  # raises what the job raised
+
+
+def start_grid(
+    hydra: Hydra, config: DictConfig, folder: Path, jobs: Sequence[tuple[int, Job]], task: Task
+) -> None:
+    """Run ``jobs``, each with its number, in the grid's ``folder``.
+
+    Raises:
+        ConfigError: another process runs a grid there.
+    """
+    with lock_run_folder(folder):
+        _multirun(hydra, config, task, Jobs((number, job.overrides) for number, job in jobs))
+
+
+def start_study(hydra: Hydra, config: DictConfig, task: Task) -> None:
+    """Run a study, whose sweeper makes its own folder."""
+    _multirun(hydra, config, task, Jobs())
+
+
+def _multirun(hydra: Hydra, config: DictConfig, task: Task, jobs: Jobs) -> None:
+    config.hydra.mode = RunMode.MULTIRUN
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    callbacks = Callbacks(config)
+    name = config.hydra.job.config_name
+    callbacks.on_multirun_start(config=config, config_name=name)
+    sweeper = Plugins.instance().instantiate_sweeper(
+        config=config,
+        hydra_context=HydraContext(hydra.config_loader, callbacks),
+        task_function=task,
+    )
+    sweeper.sweep(jobs)  # type: ignore[arg-type]
+    callbacks.on_multirun_end(config=config, config_name=name)
+
+
+def choose_folder(config: DictConfig, key: str, subdirs: Sequence[str] = ("",)) -> Path:
+    """Return the command's folder ``key``, made if it is an unused one.
+
+    Raises:
+        ConfigError: a run is in it, or in one of its ``subdirs``.
+    """
+    folder = make_folder(config, key)
+    for subdir in subdirs:
+        if any((folder / subdir / name).exists() for name in _OF_RUN):
+            allowed = f"holds a run already; choose another folder, or resume={folder}"
+            raise ConfigError(key, folder / subdir, allowed)
+    return folder
+
+
+def use_folder(config: DictConfig, key: str, folder: Path) -> Path:
+    """Make ``folder`` the command's folder ``key``, and return it."""
+    OmegaConf.update(config, key, str(folder).replace("${", r"\${"))
+    return make_folder(config, key)

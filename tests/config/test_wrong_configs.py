@@ -1,0 +1,302 @@
+"""A corpus of wrong command lines: each is refused in a line that names key, value and remedy."""
+
+import shlex
+
+import pytest
+
+from ppo_lab.config.compose import check_command, register
+from ppo_lab.config.composer import open_hydra
+from ppo_lab.config.error_messages import explain
+from ppo_lab.studies.command import check_study
+from tests.helpers.commands import ppo_lab
+
+# What is typed, and what the message must hold.
+REFUSED = [
+    ("epsilon=-1", "epsilon=-1", "> 0, or none"),
+    ("epsilon=0", "epsilon=0", "> 0, or none"),
+    ("epsilon=nan", "epsilon=nan", "number > 0"),
+    ("epsilon=inf", "epsilon=inf", "or none"),
+    ("epsilon=abc", "epsilon=abc", "number > 0"),
+    ("epsilon=true", "epsilon=true", "number > 0"),
+    ("epsilon=[0.1]", "epsilon=[0.1]", "number > 0"),
+    ("epsilon_high=-0.1", "epsilon_high=-0.1", "> 0, or none"),
+    ("epsilon=none epsilon_high=0.3", "epsilon_high=0.3", "no effect with epsilon=none"),
+    ("value_epsilon=0", "value_epsilon=0", "> 0, or none"),
+    ("dual_clip=0.5", "dual_clip=0.5", "> 1, or none"),
+    ("target_kl=-1", "target_kl=-1", "> 0, or none"),
+    ("max_grad_norm=0", "max_grad_norm=0", "> 0, or none"),
+    ("epslon=0.1", "epslon=0.1", "did you mean epsilon?"),
+    ("+foo=1", "+foo=1", "no such key"),
+    ("+env.backnd=torch", "+env.backnd=torch", "did you mean env.backend?"),
+    ("foo/bar=1", "foo/bar=1", "no such key"),
+    ("epsilon.x=1", "epsilon.x=1", "no such key"),
+    ("tracking.mod=offline", "tracking.mod=offline", "did you mean tracking.mode?"),
+    ("env=cartpol", "env=cartpol", "did you mean cartpole?"),
+    ("network=huuge", "network=huuge", "did you mean huge?"),
+    ("memory=nope", "memory=nope", "auto, co_resident, offloaded_optimizer, parked, shared_trunk"),
+    ("tracking=foo", "tracking=foo", "local, wandb"),
+    ("memory.pin_memory=false", "memory.pin_memory=false", "offloaded_optimizer or parked alone"),
+    ("memory=offloaded_optimizer memory.pin=1", "memory.pin=1", "did you mean memory.pin_memory?"),
+    ("env.id=CartPole-v9", "env.id=CartPole-v9", "did you mean CartPole-v1?"),
+    ("env=gymnasium", "env.id", "needs a value"),
+    ("env.backend=jax", "env.backend=jax", "auto, torch, gymnasium"),
+    ("env=halfcheetah env.backend=torch", "env.backend=torch", "HalfCheetah-v5 needs gymnasium"),
+    ("num_minibatches=3", "num_minibatches=3", "must divide num_envs * num_steps = 8 * 128 = 1024"),
+    ("num_minibatches=0", "num_minibatches=0", ">= 1"),
+    ("num_envs=0", "num_envs=0", "whole number >= 1"),
+    ("num_envs=2.5", "num_envs=2.5", "whole number"),
+    ("num_steps=-1", "num_steps=-1", ">= 1"),
+    ("num_epochs=0", "num_epochs=0", ">= 1"),
+    ("lr=0", "lr=0", "> 0"),
+    ("lr=-0.001", "lr=-0.001", "> 0"),
+    ("lr=abc", "lr=abc", "a number"),
+    ("lr=null", "lr=null", "must have a value"),
+    ("lr=nan", "lr=nan", "number > 0"),
+    ("gamma=1.5", "gamma=1.5", "<= 1"),
+    ("gae_lambda=-0.1", "gae_lambda=-0.1", ">= 0"),
+    ("entropy_coef=-1", "entropy_coef=-1", ">= 0"),
+    ("total_steps=0", "total_steps=0", ">= 1"),
+    ("total_steps=1000", "total_steps=1000", "at least one rollout"),
+    ("seed=-1", "seed=-1", "from 0 to 2^63 - 1"),
+    ("seed=1e30", "seed=1e30", "whole number"),
+    ("device=tpu", "device=tpu", "auto, cpu, cuda or cuda:N"),
+    ("dtype=float16", "dtype=float16", "float32, float64, bfloat16"),
+    ("num_threads=0", "num_threads=0", "auto or a whole number >= 1"),
+    ("name=a/b", "name=a/b", "letters, digits"),
+    ("lr_schedule=cosine", "lr_schedule=cosine", "constant, linear"),
+    ("bootstrap_truncated=maybe", "bootstrap_truncated=maybe", "true or false"),
+    ("network.hidden=[]", "network.hidden=[]", "one or more widths"),
+    ("network.hidden=[0]", "network.hidden=[0]", "one or more widths"),
+    ("network.hidden=3", "network.hidden=3", "a list"),
+    ("epsilon=0.1,0.2", "epsilon=0.1,0.2", "add -m"),
+    ("seed=range(1,3)", "seed=range(1,3)", "add -m"),
+    ("env=cartpole,acrobot", "env=cartpole,acrobot", "add -m"),
+    ("epsilon", "epsilon", "key=value"),
+    ("epsilon=[1", "epsilon=[1", "cannot be read"),
+    ("=3", "=3", "names no key"),
+    ("epsilon=${foo}", "epsilon=${foo}", "'foo' not found"),
+    ("hydra.foo=1", "hydra.foo=1", "no such key"),
+    ("env=lunarlander env.kwargs={continuous:true}", "env.kwargs", "+env.kwargs"),
+    (
+        "num_envs=30000 num_steps=30000 num_minibatches=7 total_steps=900000000",
+        "num_minibatches=7",
+        "nearest that does: 6",
+    ),
+    ("total_steps=1e5", "total_steps=1e5", "write 100000"),
+    ("+seed=3", "+seed", "without the +"),
+    ("tracking.init_timeout_s=1000", "tracking.init_timeout_s=1000", "at most 60"),
+    ("tracking.project=a/b", "tracking.project=a/b", "128"),
+    ("network=null", "network=null", "must be one of huge, large"),
+    ("env=null", "env=null", "must be one of acrobot"),
+    ("memory=null", "memory=null", "must be one of auto"),
+    ("tracking=null", "tracking=null", "must be one of local"),
+    ("network=hugee", "network=hugee", "did you mean huge?"),
+    ("num_epochs=1000000000", "num_epochs=1000000000", "<= 1,000"),
+    ("total_steps=9999999999999999999999", "total_steps=9999999999999999999999", "<= 1,000,000"),
+    ("num_envs=100000000", "num_envs=100000000", "<= 1,000,000"),
+    ("num_steps=100000000", "num_steps=100000000", "<= 1,000,000"),
+    ("num_envs=1000000 num_steps=100000", "num_envs=1000000", "rows; at most 1,000,000,000"),
+    ("network.hidden=[1000000,1000000]", "network", "1,000,006,000,000 parameters; at most"),
+    ("num_threads=1000000", "num_threads=1000000", "<= 1,024"),
+    ("num_threads=0.5", "num_threads=0.5", "whole number"),
+    ("lr=1e300", "lr=1e300", "1e+38 in size"),
+    ("adam_eps=1e-300", "adam_eps=1e-300", "1e-37"),
+    ("epsilon=1e-320", "epsilon=1e-320", "1e-37"),
+    ("epsilon_high=0.1", "epsilon_high=0.1", "at least epsilon=0.2"),
+    ("vram_limit_gib=4 device=cpu", "vram_limit_gib=4", "needs device=cuda"),
+    ("vram_budget_gib=-1", "vram_budget_gib=-1", "> 0, or none"),
+    ("vram_budget_gib=much", "vram_budget_gib=much", "> 0, or none"),
+    ("value_coef=-0.5", "value_coef=-0.5", ">= 0"),
+    ("adam_eps=0", "adam_eps=0", "> 0"),
+    ("gamma=nan", "gamma=nan", "<= 1"),
+    ("compile=sometimes", "compile=sometimes", "auto, never, always"),
+    ("matmul_precision=low", "matmul_precision=low", "highest, high, medium"),
+    ("profile=1", "profile=1", "auto, never, always"),
+    ("forecast=maybe", "forecast=maybe", "true or false"),
+    ("advantage_normalization=both", "advantage_normalization=both", "minibatch"),
+    ("env.max_episode_steps=0", "env.max_episode_steps=0", "at least 1"),
+    ("env=gymnasium", "env.id", "needs a value"),
+    ("memory.num_micro_batches=0", "memory.num_micro_batches=0", "must divide the minibatch's"),
+    ("memory.num_micro_batches=3", "memory.num_micro_batches=3", "must divide the minibatch's"),
+    ("memory.rollout_place=disk", "memory.rollout_place=disk", "host, device"),
+    ("checkpoint.every_s=-1", "checkpoint.every_s=-1", ">= 0"),
+    ("name=", "name=", "1 to 64 letters"),
+    ("name=${unused_dir:outputs/runs/x}", "name=", "1 to 64 letters"),
+    ("name=${oc.env:WANDB_API_KEY}", "${oc.env:WANDB_API_KEY}", "sound secret"),
+    ("name=${oc.env:NOT_THERE_AT_ALL}", "name=${oc.env:NOT_THERE_AT_ALL}", "not found"),
+    ("hydra.job.chdir=true", "hydra.job.chdir=true", "must be false"),
+    ("hydra.output_subdir=../..", "hydra.output_subdir=../..", "without .."),
+    ("study.num_trials=5", "study.num_trials=5", "add study=default"),
+    ("study.objective=5", "study.objective=5", "add study=default"),
+    ("study=nope", "study=nope", "one of default"),
+    ("sweep=epsilo", "sweep=epsilo", "did you mean epsilon?"),
+]
+REFUSED_GRIDS = [
+    ("epsilon=0.1,-1", "epsilon=-1", "> 0, or none"),
+    ("epsilon=0.1,0.2 memory=co_resident,nope", "memory=nope", "co_resident"),
+    ("epsilon=interval(0,1)", "epsilon=interval(0,1)", "belongs to a study"),
+    ("epsilon=interval(0.1,none)", "epsilon=interval(0.1,none)", "cannot hold none"),
+    ("num_minibatches=4,3", "num_minibatches=3", "must divide"),
+    ("env=cartpole,pendulum num_envs=8,0", "num_envs=0", ">= 1"),
+    ("seed=range(0,10,0)", "seed=range(0,10,0)", "a step other than 0"),
+    ("lr=range(0.1,0.2,0.0)", "lr=range(0.1,0.2,0.0)", "a step other than 0"),
+    ("seed=range(1,inf)", "seed=range(1,inf)", "finite ends"),
+    ("seed=range(5,1)", "seed=range(5,1)", "holds no value"),
+    ("seed=range(1,100000000)", "seed=range(1,100000000)", "99,999,999 values; at most 10,000"),
+    ("lr=range(0.1,0.2,1e-12)", "lr=range(0.1,0.2,1e-12)", "at most 10,000"),
+    (
+        "seed=range(0,2000) gamma=0.9,0.91,0.92,0.93,0.94,0.95",
+        "seed=range(0,2000)",
+        "12,000 jobs; at most 10,000",
+    ),
+    ("network=glob(nothing*)", "network=glob(nothing*)", "holds no value"),
+    ("seed=1,2 hydra.sweep.subdir=../../../x", "hydra.sweep.subdir=../../../x", "without .."),
+    ("seed=1,2 hydra.sweep.subdir=/tmp/x", "hydra.sweep.subdir=/tmp/x", "not absolute"),
+    ("seed=1,2 hydra.sweep.subdir=.", "hydra.sweep.subdir=.", "must be a folder below"),
+    (
+        "seed=1,2 gamma=0.9,0.8 hydra.sweep.subdir=s${seed}",
+        "hydra.sweep.subdir=s",
+        "jobs 0 and 1 would share",
+    ),
+    ("seed=1,2 'hydra.sweep.subdir=${foo}'", "hydra.sweep.subdir=${foo}", "'foo' not found"),
+    ("seed=1,2 hydra/sweeper=nope", "hydra/sweeper=nope", "one of basic, ppo_lab"),
+    ("seed=1,2 hydra/launcher=stackd", "hydra/launcher=stackd", "did you mean stacked?"),
+    ("hydra.verbose=true,false", "hydra.verbose=true,false", "not to its jobs"),
+    ("epsilon=0.3,0.1 epsilon_high=0.2", "epsilon_high=0.2", "at least epsilon=0.3"),
+    ("tracking.project=a,b/c", "tracking.project=b/c", "128"),
+    (
+        "seed=1,2 hydra/launcher=stacked hydra.launcher.num_workers=0",
+        "hydra.launcher.num_workers=0",
+        ">= 1",
+    ),
+]
+LONG = "tracking.notes=" + "x" * 150
+# Of a study of epsilon=interval(0.1,0.3).
+REFUSED_STUDIES = [
+    ("study.objective=5", "study.objective=5", "a text, or a list of texts"),
+    ("study.objective=[1,2]", "study.objective=[1, 2]", "a text, or a list of texts"),
+    ("study.direction=5", "study.direction=5", "a text, or a list of texts"),
+    ("study.direction=up", "study.direction=up", "maximize"),
+    ("study.constraints=5", "study.constraints=5", "must be a list"),
+    ("study.constraints=[1]", "study.constraints=[1]", "a limit such as"),
+    ("study.constraints=[foo<=3]", "study.constraints=[foo<=3]", "cannot be read; quote it"),
+    ("study.space=5", "study.space=5", "Dict"),
+    ("study.space.lr=5", "lr=5", "must be choice(a, b)"),
+    ("study.space.lr={a:1}", "study.space.lr={a:1}", "cannot be read"),
+    ("study.space.epsilon=interval(0.1,0.2)", "study.space.epsilon", "is searched as well"),
+    ("study.space.epslon=interval(0.1,0.2)", "epslon", "did you mean epsilon?"),
+    ("epsilon=0.2", "epsilon=0.2", "is searched as well: epsilon=interval(0.1,0.3)"),
+    ("study.sampler=5", "study.sampler=5", "Dict"),
+    ("study.sampler=null", "study.sampler=null", "must have a value"),
+    ("study.pruner._target_=os.system", "study.pruner._target_=os.system", "optuna.pruners"),
+    ("study.confirm=5", "study.confirm=5", "ConfirmConfig"),
+    ("study.confirm.top=-1", "study.confirm.top=-1", ">= 0 and <= 1,000"),
+    ("study.confirm.seeds=1", "study.confirm.seeds=1", ">= 2"),
+    ("study.name=[a]", "study.name=[a]", "string"),
+    ("study.name=null", "study.name=null", "must have a value"),
+    ("study.name=a/b", "study.name=a/b", "letters, digits"),
+    ("study.enqueue=5", "study.enqueue=5", "must be a list"),
+    ("study.enqueue=[5]", "study.enqueue=[5]", "a list of points"),
+    ("study.enqueue=[{a:1}]", "study.enqueue.a=1", "not in the search space"),
+    ("study.conditions=5", "study.conditions=5", "Dict"),
+    ("study.conditions.epsilon=5", "study.conditions.epsilon=5", "a text, or a list of texts"),
+    ("study.conditions.epsilon={a:1}", "study.conditions.epsilon", "a text, or a list of texts"),
+    ("study.storage=foo://bar", "study.storage=foo://bar", "postgresql://"),
+    ("study.seed=-1", "study.seed=-1", ">= 0"),
+    ("study.prune_confidence=2", "study.prune_confidence=2", "below 1"),
+    ("study.num_trials=1000000000", "study.num_trials=1000000000", "<= 1,000,000"),
+    ("study.num_seeds=1000000", "study.num_seeds=1000000", "<= 1,000"),
+    ("study.num_seeds=choice(1,2)", "study.num_seeds=choice(1,2)", "a key of the whole study"),
+    ("study/sampler=tpe,gp", "study/sampler=tpe,gp", "a key of the whole study"),
+    ("study/sampler=tpo", "study/sampler=tpo", "did you mean tpe?"),
+    ("study.num_reports=1000000000", "study.num_reports=1000000000", "<= 1,000"),
+    ("study.max_retries=1000000000", "study.max_retries=1000000000", "<= 1,000"),
+    ("study.num_workers=1000000", "study.num_workers=1000000", "<= 10,000"),
+    ("study.max_lanes=0", "study.max_lanes=0", ">= 1"),
+    ("study.lease_s=inf", "study.lease_s=inf", "seconds above 0"),
+    ("study.storage_timeout_s=0", "study.storage_timeout_s=0", "seconds above 0"),
+    ("study.executor=threads", "study.executor=threads", "processes, stacked"),
+    ("study.aggregate=median", "study.aggregate=median", "mean, iqm"),
+    ("study.num_trial=5", "study.num_trial=5", "did you mean study.num_trials?"),
+    ("seed=range(0,1000000000)", "seed=range(0,1000000000)", "at most 10,000"),
+    ("study.space.seed=range(0,9,0)", "seed=range(0,9,0)", "a step other than 0"),
+    ("hydra/launcher=stacked", "hydra/launcher=stacked", "study.executor=stacked"),
+]
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """An empty folder, in which the commands of this file are checked."""
+    register()
+    return tmp_path_factory.mktemp("empty")
+
+
+def refusal(folder, monkeypatch, command: str, *, is_multirun: bool = False) -> str:
+    """Return the message for a command that is refused, as the command line checks it."""
+    monkeypatch.chdir(folder)
+    words = shlex.split(command)
+    with open_hydra() as hydra, pytest.raises(Exception) as caught:  # noqa: PT011 - of every kind
+        check_command(hydra, words, is_multirun=is_multirun, check_study=check_study)
+    message = explain(caught.value, words)
+    assert message is not None, f"not explained: {caught.value!r}"
+    assert list(folder.iterdir()) == []
+    return message
+
+
+def check(message, named, allowed):
+    assert named in message
+    assert allowed in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("command", "named", "allowed"), REFUSED, ids=[r[0] for r in REFUSED])
+def test_a_wrong_value_is_refused(empty, monkeypatch, command, named, allowed):
+    check(refusal(empty, monkeypatch, command), named, allowed)
+
+
+@pytest.mark.parametrize(
+    ("command", "named", "allowed"), REFUSED_GRIDS, ids=[r[0] for r in REFUSED_GRIDS]
+)
+def test_a_grid_is_refused(empty, monkeypatch, command, named, allowed):
+    check(refusal(empty, monkeypatch, command, is_multirun=True), named, allowed)
+
+
+@pytest.mark.parametrize(
+    ("command", "named", "allowed"), REFUSED_STUDIES, ids=[r[0] for r in REFUSED_STUDIES]
+)
+def test_a_study_is_refused(empty, monkeypatch, command, named, allowed):
+    study = f"study=default 'epsilon=interval(0.1,0.3)' '{command}'"
+    check(refusal(empty, monkeypatch, study), named, allowed)
+
+
+def test_a_folder_whose_name_is_too_long_is_refused(empty, monkeypatch):
+    command = f"{LONG} {LONG.replace('notes', 'entity')} seed=1,2"
+    command += " 'hydra.sweep.subdir=${hydra.job.override_dirname}'"
+    message = refusal(empty, monkeypatch, command, is_multirun=True)
+    assert "a folder's name has at most 255 bytes" in message
+
+
+def test_a_key_of_the_sweep_that_is_fixed_leaves_the_search_and_this_is_said(
+    empty, monkeypatch, caplog
+):
+    monkeypatch.chdir(empty)
+    with open_hydra() as hydra:
+        words = ["sweep=ppo", "lr=1e-3"]
+        assert check_command(hydra, words, is_multirun=False, check_study=check_study).jobs == []
+    assert "lr=1e-3 is fixed: this study no longer searches lr" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["epsilon=-1"], ["epsilon=0.1,-1", "-m"], ["network=null"], ["seed=range(5,1)", "-m"],
+        ["name=${unused_dir:outputs/runs/x}"], ["study.num_trials=5"],
+    ],
+)  # fmt: skip
+def test_the_command_exits_with_2_and_leaves_nothing_behind(tmp_path, arguments):
+    done = ppo_lab(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("ppo_lab: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
