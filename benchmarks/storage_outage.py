@@ -2,8 +2,8 @@
 
     python -m benchmarks.storage_outage [--outages 20] [--seconds 60] [--seed 1]
 
-Half of the outages stop a private PostgreSQL server, half lock an SQLite file. Each is in a study of
-its own: the storage goes away at a random moment of its trials, and comes back after the time. The
+Half of the outages stop a private PostgreSQL server, half lock an SQLite file. Each is in a study
+of its own: the storage goes away at a random moment of its trials, and comes back later. The
 result of every trial must then be stored once, under its first attempt.
 """
 

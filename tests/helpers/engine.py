@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import tempfile
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
+import optuna
 from hydra import initialize_config_dir
 
 from ppo_lab.config.compose import check_jobs, register
@@ -36,8 +40,21 @@ def commanded(monkeypatch, *overrides: str) -> int:
 
 def ended(plan: Plan, pool: WorkerPool) -> tuple[Ending, int]:
     """Run a study as the command would; return why it ended and the exit status."""
+    if plan.url.get_backend_name() == "sqlite" and not plan.folder.exists():
+        plan.folder.mkdir(parents=True)
+        Path(plan.url.database or "").write_bytes(_tables())  # creating them takes half a second
     with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
         return command.run_plan(plan, pool)
+
+
+@functools.cache
+def _tables() -> bytes:
+    """Return an SQLite file with Optuna's tables and no study."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "study.db"
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        storage.engine.dispose()
+        return path.read_bytes()
 
 
 def carried(plan: Plan, pool: WorkerPool) -> Ending:

@@ -5,8 +5,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 
 import optuna
 import pytest
@@ -16,6 +14,7 @@ from omegaconf import OmegaConf
 from ppo_lab.config import compose
 from ppo_lab.config.compose import check_jobs
 from ppo_lab.studies.scheduler import Ending
+from tests.helpers.commands import ppo_lab
 from tests.helpers.engine import FormulaPool, carried, commanded
 from tests.helpers.studies import QUICK, left_by, plan_of, started, trials_of
 
@@ -100,11 +99,8 @@ def test_the_best_config_is_the_winners_run(study, monkeypatch):
 
 
 def test_the_best_config_runs(study):
-    done = subprocess.run(
-        [sys.executable, "-m", "ppo_lab", "--config-dir", "outputs/studies/quick",
-         "--config-name", "best", "total_steps=1024"],
-        cwd=study[0], capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    best = ("--config-dir", "outputs/studies/quick", "--config-name", "best")
+    done = ppo_lab(study[0], *best, "total_steps=1024")
     assert done.returncode == 0, done.stderr
 
 

@@ -75,13 +75,17 @@ def test_a_study_without_a_trial_that_ran_exits_1(make_plan):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_is_the_exit_status_of_the_study(make_plan, number, status):
+def test_a_signal_is_the_exit_status_of_the_study(make_plan, capsys, number, status):
     class Signalled(FormulaPool):
         def start(self, task):
             signal.raise_signal(number)
             return super().start(task)
 
-    assert ended(make_plan(), Signalled(max_running=1)) == (Ending.interrupted, status)
+    plan = make_plan()
+    assert ended(plan, Signalled(max_running=1)) == (Ending.interrupted, status)
+    assert "study quick: 1 of 2 trials" in capsys.readouterr().out  # its result was there
+    for name in ("best.yaml", "trials.csv", "space.yaml", "importance.json"):
+        assert (plan.folder / name).is_file()
 
 
 def test_a_point_that_comes_again_runs_with_seeds_of_its_own(make_plan, tmp_path):

@@ -63,5 +63,5 @@ def track_study(result: StudyResult) -> str | None:
         kept = {key: winner[key] for key in ("trial", "value", "gain")}
         summary["winner"] = kept | winner["params"]
     summary["importance"] = dict(result.importances)
-    guarded.finish(summary, exit_code=0)
+    guarded.finish(summary, exit_code=int(result.is_failure))
     return sink.link

@@ -1,13 +1,22 @@
 """Importance, Pareto fronts and gains, on studies made by hand."""
 
 import math
+import random
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
+from scipy.special import stdtrit
 
-from ppo_lab.studies.results.statistics import Gain, compare_with_default, importance, pareto
+from ppo_lab.config.study import Aggregate
+from ppo_lab.studies.results.statistics import (
+    Gain,
+    compare_with_default,
+    half_width,
+    importance,
+    pareto,
+)
 
 UNIT = FloatDistribution(0.0, 1.0)
 
@@ -99,6 +108,24 @@ def test_a_gain_has_welchs_interval():
     assert gain.mean == 2.0
     assert gain.high - 2.0 == pytest.approx(2.0 - gain.low) == pytest.approx(4.156, abs=2e-3)
     assert math.sqrt(5 / 3) == pytest.approx(1.29099, abs=1e-5)
+
+
+def test_the_intervals_are_those_of_scipy():
+    # What replaces the import of scipy.stats, which takes longer than all else of a confirmation.
+    from scipy.stats import mstats, ttest_ind
+
+    pick = random.Random(3)
+    for num_seeds in range(2, 12):
+        ours = [pick.gauss(10, 2) for _ in range(num_seeds)]
+        theirs = [pick.gauss(8, 5) for _ in range(4)]
+        gain = compare_with_default({1: ours}, theirs, is_maximised=True)[1]
+        expected = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+        assert (gain.low, gain.high) == pytest.approx((expected.low, expected.high))
+        if num_seeds >= 4:
+            error = half_width(ours, Aggregate.iqm) / stdtrit(
+                num_seeds - 2 * (num_seeds // 4) - 1, 0.975
+            )
+            assert error == pytest.approx(float(mstats.trimmed_stde(ours, limits=(0.25, 0.25))))
 
 
 def test_more_candidates_widen_every_interval():

@@ -55,7 +55,7 @@ def test_a_mistake_is_raised_at_once():
 
 
 def test_retries_end_and_name_the_call():
-    with pytest.raises(StorageLostError, match="tell.*database is locked"):
+    with pytest.raises(StorageLostError, match=r"tell.*database is locked"):
         RetryPolicy(0.2).call("tell", Storage(1000, outage()))
 
 
