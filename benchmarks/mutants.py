@@ -193,7 +193,8 @@ def _other_constants(value: object) -> list[object]:
         return [value + 1]
     if isinstance(value, float):
         return [value * 2.0 if value else 1.0]
-    return [f"{value}x"] if isinstance(value, str) else []
+    # Text with a blank is a message to a person.
+    return [f"{value}x"] if isinstance(value, str) and " " not in value else []
 
 
 # Putting a mutant in place, in a process of its own
@@ -203,7 +204,7 @@ def functions_of(module: str) -> list[types.FunctionType]:
     """Return every function that the imported module has defined so far."""
     names = vars(importlib.import_module(module))
     every = gc.get_objects()
-    return [f for f in every if isinstance(f, types.FunctionType) and f.__globals__ is names]
+    return [f for f in every if type(f) is types.FunctionType and f.__globals__ is names]
 
 
 def apply(mutant: Mutant, functions: Sequence[types.FunctionType]) -> None:
