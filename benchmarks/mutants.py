@@ -55,7 +55,10 @@ TARGETS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         [*_LOOP, "tests/training/test_scores.py", "tests/training/test_episodes.py",
          "tests/training/test_refill.py"],
     ),
-    "envs": (["running_stats"], ["tests/envs/test_running_stats.py"]),
+    "envs": (
+        ["running_stats"],
+        ["tests/envs/test_running_stats.py", "tests/envs/test_running_stats_edges.py"],
+    ),
     "networks": (["distributions"], ["tests/networks", "tests/training/test_reference.py"]),
     "studies.definition": (
         ["objective", "pruning"],
