@@ -1,16 +1,19 @@
 """Options that combine with every memory strategy: what they change is memory, never numbers."""
 
 import dataclasses
+import functools
 import gc
 import itertools
 import weakref
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from ppo_lab.devices.placement import Place, Traffic
 from ppo_lab.memory import STRATEGIES
-from ppo_lab.ppo.rollout import lane_rows
+from ppo_lab.ppo.diagnostics import UpdateDiagnostics
+from ppo_lab.ppo.rollout import RolloutRows, lane_rows
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError
 from tests.helpers.trainers import (
@@ -46,16 +49,32 @@ def trainer_of(strategy, *overrides):
     return Trainer([config(f"memory={strategy}", *overrides, *SMALL)])
 
 
-def assert_same_update(found, expected, rows, *, atol):
-    """Update both on ``rows``: parameters within ``atol``, diagnostics to rounding."""
-    start = weights(expected)
-    assert torch.equal(weights(found), start)
-    expected_numbers, found_numbers = expected.update(rows), found.update(rows)
-    assert largest_difference(weights(found), weights(expected)) <= atol
-    assert largest_difference(weights(expected), start) > 1e-3
-    for mine, theirs in zip(numbers_of(found_numbers), numbers_of(expected_numbers)):
+class Reference(NamedTuple):
+    """An update without options."""
+
+    rows: RolloutRows
+    start: torch.Tensor  # all parameters
+    end: torch.Tensor
+    diagnostics: UpdateDiagnostics
+
+
+@functools.cache
+def reference(strategy, *overrides):
+    """Return 20 gradient steps on one recorded rollout, as several tests compare with."""
+    trainer = trainer_of(strategy, *overrides)
+    start, rows = weights(trainer), record_rows(trainer)
+    diagnostics = trainer.update(rows)
+    return Reference(rows, start, weights(trainer), diagnostics)
+
+
+def assert_same_update(found, expected, *, atol):
+    """Update on the same rows: parameters within ``atol``, diagnostics to rounding."""
+    assert torch.equal(weights(found), expected.start)
+    diagnostics = found.update(expected.rows)
+    assert largest_difference(weights(found), expected.end) <= atol
+    assert largest_difference(expected.end, expected.start) > 1e-3
+    for mine, theirs in zip(numbers_of(diagnostics), numbers_of(expected.diagnostics)):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
-    return expected_numbers
 
 
 def separate(strategy):
@@ -67,9 +86,8 @@ def separate(strategy):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_an_option_changes_no_strategys_numbers(strategy, option):
     """20 gradient steps on one recorded rollout; to the bit, but for sums taken in parts."""
-    plain, optional = trainer_of(strategy), trainer_of(strategy, *OPTIONS[option])
     atol = 1e-6 if "memory.num_micro_batches=4" in OPTIONS[option] else 0.0
-    assert_same_update(optional, plain, record_rows(plain), atol=atol)
+    assert_same_update(trainer_of(strategy, *OPTIONS[option]), reference(strategy), atol=atol)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -77,20 +95,19 @@ def test_an_option_changes_no_strategys_numbers(strategy, option):
 def test_all_options_together_change_no_strategys_numbers(strategy, setting):
     if setting == "clipped separately" and STRATEGIES[strategy].shares_trunk:
         pytest.skip("a shared trunk has one gradient")
-    plain = trainer_of(strategy, *SETTINGS[setting])
+    plain = reference(strategy, *SETTINGS[setting])
     optional = trainer_of(strategy, *SETTINGS[setting], *OPTIONS["all three"])
-    numbers = assert_same_update(optional, plain, record_rows(plain), atol=1e-6)
+    assert_same_update(optional, plain, atol=1e-6)
     if setting == "stopped by target_kl":
-        assert numbers.gradient_steps < 20
+        assert plain.diagnostics.gradient_steps < 20
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("strategy", ["parked", "offloaded_optimizer"])
 def test_strategies_of_two_networks_end_with_the_same_parameters(strategy, setting):
     overrides = ("separate_grad_clip=true", *SETTINGS[setting])
-    resident = trainer_of("co_resident", *overrides)
-    other = trainer_of(strategy, *overrides)
-    assert_same_update(other, resident, record_rows(resident), atol=1e-6)
+    resident = reference("co_resident", *overrides)
+    assert_same_update(trainer_of(strategy, *overrides), resident, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_micro_batches", [2, 64])
@@ -118,11 +135,11 @@ def test_micro_batches_that_do_not_divide_a_minibatch_are_refused():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_keep_the_lanes_of_a_stack_apart(option):
-    base = config(*OPTIONS[option], *SMALL)
-    stack = Trainer(lanes_of(base, {"seed": 1}, {"seed": 2, "target_kl": 1e-9}, {"seed": 3}))
-    whole = Trainer(
-        lanes_of(config(*SMALL), {"seed": 1}, {"seed": 2, "target_kl": 1e-9}, {"seed": 3})
-    )
+    def stack_of(*overrides):
+        lanes = {"seed": 1}, {"seed": 2, "target_kl": 1e-9}, {"seed": 3}
+        return Trainer(lanes_of(config(*overrides, *SMALL), *lanes))
+
+    stack, whole = stack_of(*OPTIONS[option]), stack_of()
     rows = record_rows(stack)
     for mine, theirs in zip(rows, record_rows(whole)):
         torch.testing.assert_close(mine, theirs, rtol=0.0, atol=1e-6)
@@ -145,9 +162,9 @@ def test_every_strategy_trains_in_bfloat16_with_every_option(strategy, option):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_checkpointing_changes_no_bit_in_bfloat16(strategy):
-    plain = trainer_of(strategy, "dtype=bfloat16")
+    plain = reference(strategy, "dtype=bfloat16")
     checkpointed = trainer_of(strategy, "dtype=bfloat16", *OPTIONS["checkpointed"])
-    assert_same_update(checkpointed, plain, record_rows(plain), atol=0.0)
+    assert_same_update(checkpointed, plain, atol=0.0)
 
 
 @pytest.mark.parametrize("strategy", ["parked", "offloaded_optimizer"])
