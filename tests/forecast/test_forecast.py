@@ -1,7 +1,6 @@
 """What is forecast on fake tensors is what a real run holds and moves, to the byte."""
 
 import dataclasses
-import subprocess
 import sys
 
 import pytest
@@ -14,6 +13,7 @@ from ppo_lab.forecast.counting import counted_trainer, ledger_of
 from ppo_lab.forecast.dry_run import dry_run
 from ppo_lab.forecast.forecast import cublas_workspace, forecast
 from ppo_lab.memory import STRATEGIES
+from tests.helpers.commands import ppo_lab
 from tests.helpers.trainers import config
 
 ROLLOUT = ("num_envs=20", "num_steps=8", "num_epochs=2", "num_minibatches=2", "total_steps=160")
@@ -118,30 +118,33 @@ def test_what_cuda_takes_stands_beside_the_tensors(monkeypatch):
     assert cublas_workspace().num_bytes == 2 * (2 * 4096 + 8 * 16) * 1024
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("strategy", ["co_resident", "offloaded_optimizer"])
-def test_a_pair_of_3_8_billion_parameters_is_forecast_in_1_gib_of_host_memory(strategy):
-    """Two networks of 8 layers of 16384: 7 * 16384^2 = 1.879 billion weights each."""
-    code = """
+BILLIONS = """
 import sys
 from pathlib import Path
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.forecast.forecast import forecast
 register()
 words = ["network.hidden=[" + ",".join(["16384"] * 8) + "]", "tracking=local", "device=cpu"]
-words.append("memory=" + sys.argv[1])
-(job,) = check_jobs(words, is_multirun=False, config_dir=None, config_name=None)
-needed = forecast(job.config)
-print(sum(needed.num_parameters.values()), needed.peak.total)
+words.append("memory=" + ",".join(sys.argv[1:]))
+for job in check_jobs(words, is_multirun=True, config_dir=None, config_name=None):
+    needed = forecast(job.config)
+    print(sum(needed.num_parameters.values()), needed.peak.total)
 status = Path("/proc/self/status").read_text()  # ru_maxrss would begin with the parent's
 print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 """
-    command = [sys.executable, "-c", code, strategy]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    parameters, peak, rss_mib = map(int, done.stdout.split())
-    assert 3.75e9 < parameters < 3.85e9
-    assert peak > {"co_resident": 16, "offloaded_optimizer": 8}[strategy] * parameters
-    assert rss_mib < 1024
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_pair_of_3_8_billion_parameters_is_forecast_in_1_gib_of_host_memory(tmp_path):
+    """Two networks of 8 layers of 16384: 7 * 16384^2 = 1.879 billion weights each."""
+    done = ppo_lab(tmp_path, "co_resident", "offloaded_optimizer", program=BILLIONS)
+    assert done.returncode == 0, done.stderr
+    *forecasts, rss_mib = done.stdout.splitlines()
+    for line, bytes_each in zip(forecasts, (16, 8), strict=True):
+        parameters, peak = map(int, line.split())
+        assert 3.75e9 < parameters < 3.85e9
+        assert peak > bytes_each * parameters
+    assert int(rss_mib) < 1024
 
 
 def test_a_peak_names_its_networks():
