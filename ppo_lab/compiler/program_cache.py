@@ -109,10 +109,6 @@ class ProgramCache:
         facts = [self._machine, compiler, layout, graph.code, constants]
         return _key(spec.name, json.dumps(facts))
 
-    def is_cached(self, specs: Sequence[CompileSpec]) -> bool:
-        """Return whether every program of ``specs`` exists and can be used."""
-        return all(self._store.find(self.key(spec)) for spec in specs)
-
     def load(self, specs: Sequence[CompileSpec]) -> list[CompiledFunction]:
         """Return the compiled functions of ``specs``, compiling those that are missing.
 
