@@ -36,7 +36,7 @@ from ppo_lab.ppo.collector import Collector, RolloutColumns
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.losses import ClipRange
 from ppo_lab.ppo.rollout import RolloutRows
-from ppo_lab.ppo.update import LaneHyperparameters
+from ppo_lab.ppo.update import LaneHyperparameters, update
 
 __all__ = ["MIN_COMPILED_STEPS", "MIN_STACKED_STEPS", "Compilation", "should_compile"]
 
@@ -132,9 +132,13 @@ class Compilation:
         try:
             self._compile(noise.unflatten(1, (self._config.num_steps, -1)), *examples)
         except CompilerError as error:
-            if self._config.compile is Compile.always:
-                raise
-            _LOG.warning("%s; the run goes on uncompiled", error)
+            self._refuse_or_warn(error)
+
+    def _refuse_or_warn(self, error: CompilerError) -> None:
+        """``compile=auto`` is a wish, ``compile=always`` is not."""
+        if self._config.compile is Compile.always:
+            raise error
+        _LOG.warning("%s; the run goes on uncompiled", error)
 
     def update(
         self, rows: RolloutRows, permutations: Tensor, hyperparameters: LaneHyperparameters
@@ -143,7 +147,13 @@ class Compilation:
         assert self._update is not None
         if self._options != structure_of(hyperparameters):  # a new lane has an option of its own
             spec = self._update_steps.spec(rows, permutations, hyperparameters)
-            (function,) = self._load([spec])
+            try:
+                (function,) = self._load([spec])
+            except CompilerError as error:
+                self._refuse_or_warn(error)
+                self._update = None
+                model, plan = self._collector.model, self._collector.plan
+                return update(model, self._optimizer, rows, permutations, hyperparameters, plan)
             self._update = self._update_steps.update(function)
             self._options = structure_of(hyperparameters)
         with torch.no_grad():

@@ -8,11 +8,12 @@ part is compiled once, into precompiled headers and one object file. Flags are I
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
+import os
 import platform
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,9 @@ from typing import Any
 
 import torch
 
+from ppo_lab.compiler.program_store import private_folder, read_own, sha256
 from ppo_lab.utils import torch_private
+from ppo_lab.utils.json_files import atomic_write
 
 __all__ = ["OPTIONS", "cpu_digest", "package"]
 
@@ -49,6 +52,8 @@ namespace torch::aot_inductor {
 template class AOTInductorModelBase<AOTInductorModel>;
 }
 """
+_DIGESTS = "sha256.json"  # in the runtime's folder: the digest of each of its files
+_WHOLE: set[Path] = set()  # runtimes that were built or verified by this process
 _CALLS_LEVEL = "-O1"  # as in Inductor; with -O0 each call of a program takes 15 to 20 us longer
 
 
@@ -59,7 +64,7 @@ def package(files: Sequence[str], path: Path, folder: Path) -> None:
     flags = _read_flags(files, "_compile_flags.json")
     compiler = _compiler(flags)
     shared = _shared(compiler, interface, folder)
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+    with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as name:
         work = Path(name)
         # Without kernels of their own, calls contain them and need full optimization.
         options = [_CALLS_LEVEL, "-include", str(shared / "calls.h")] if kernels else []
@@ -94,28 +99,52 @@ def _split(text: str) -> tuple[str, str, str]:
 
 
 def _shared(compiler: Sequence[str], interface: str, folder: Path) -> Path:
-    """Return the folder of the runtime and the precompiled headers, building them if missing."""
+    """Return the folder of the runtime and the precompiled headers.
+
+    They are built if they are missing, or if a file is not as it was built.
+    """
     texts = [_CALLS_HEADER, _KERNELS_HEADER, _RUNTIME_END, _CALLS_LEVEL, interface]
     facts = [compiler, texts, torch.__version__, _run([compiler[0], "--version"]), cpu_digest()]
-    shared = folder / f"runtime-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}"
-    shared.mkdir(parents=True, exist_ok=True)
-    runtime = shared / "runtime.o"
-    with (shared / "lock").open("w") as file:
+    shared = folder / f"runtime-{sha256(json.dumps(facts).encode())[:24]}"
+    with (folder / f"{shared.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        if runtime.exists():
-            return shared
-        for name, text in {"calls.h": _CALLS_HEADER, "kernels.h": _KERNELS_HEADER}.items():
-            (shared / name).write_text(text)
-        calls = [_CALLS_LEVEL, "-x", "c++-header", str(shared / "calls.h")]
-        kernels = ["-x", "c++-header", str(shared / "kernels.h")]
-        _LOG.info("compiling the runtime of all programs, once per machine")
-        _run_all([*compiler, *own, "-o", f"{own[-1]}.gch"] for own in (calls, kernels))
-        include = [_CALLS_LEVEL, "-include", str(shared / "calls.h")]
-        text = f"{_CALLS_HEADER}{interface}{_RUNTIME_END}"
-        _run([*compiler, *include, *_object(shared / "part.cpp", text)])
-        (shared / "part.o").replace(runtime)  # last: its presence means that all is built
-        _LOG.info("compiled the runtime of all programs")
+        if not _is_whole(shared):
+            _LOG.info("compiling the runtime of all programs, once per machine")
+            shutil.rmtree(shared, ignore_errors=True)
+            _build_shared(compiler, interface, private_folder(shared))
+            _LOG.info("compiled the runtime of all programs")
+    os.utime(shared)
     return shared
+
+
+def _build_shared(compiler: Sequence[str], interface: str, shared: Path) -> None:
+    for name, text in {"calls.h": _CALLS_HEADER, "kernels.h": _KERNELS_HEADER}.items():
+        (shared / name).write_text(text)
+    calls = [_CALLS_LEVEL, "-x", "c++-header", str(shared / "calls.h")]
+    kernels = ["-x", "c++-header", str(shared / "kernels.h")]
+    _run_all([*compiler, *own, "-o", f"{own[-1]}.gch"] for own in (calls, kernels))
+    include = [_CALLS_LEVEL, "-include", str(shared / "calls.h")]
+    text = f"{_CALLS_HEADER}{interface}{_RUNTIME_END}"
+    _run([*compiler, *include, *_object(shared / "runtime.cpp", text)])
+    for path in shared.iterdir():
+        path.chmod(0o600)
+    digests = {path.name: sha256(path.read_bytes()) for path in shared.iterdir()}
+    atomic_write(shared / _DIGESTS, json.dumps(digests).encode())  # last: all is built
+    (shared / _DIGESTS).chmod(0o600)
+    _WHOLE.add(shared)
+
+
+def _is_whole(shared: Path) -> bool:
+    """Return whether all files are there as they were built; read once per process."""
+    try:
+        if shared not in _WHOLE:
+            digests = json.loads(read_own(shared / _DIGESTS))
+            if any(sha256(read_own(shared / name)) != digests[name] for name in digests):
+                return False
+            _WHOLE.add(shared)
+        return (shared / _DIGESTS).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _object(path: Path, text: str) -> list[str]:
@@ -155,7 +184,8 @@ def _run(command: Sequence[str]) -> str:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"{command[0]}: {done.stdout.strip()}")
+        reason = done.stdout.strip() or f"ended with status {done.returncode}"
+        raise RuntimeError(f"{command[0]}: {reason}")
     return done.stdout
 
 
@@ -166,4 +196,4 @@ def cpu_digest() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     text = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(text.encode())

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.same_numbers import differences, main, numbers_of
+from benchmarks import same_numbers
+from benchmarks.same_numbers import differences, main, numbers_of, run_case
 
 ROOT = Path(__file__).parents[2]
 DOCTORED = """
@@ -30,12 +31,33 @@ def doctored(tmp_path_factory):
     return copy
 
 
-def test_a_checkout_equals_itself(capsys):
+@pytest.fixture(scope="module")
+def undoctored(tmp_path_factory):
+    """What this checkout leaves; a run of it that both tests compare with."""
+    return tmp_path_factory.mktemp("undoctored")
+
+
+def test_a_checkout_equals_itself(undoctored, monkeypatch, capsys):
+    def run(checkout, case, folder, overrides):
+        run_case(checkout, case, folder, overrides)
+        if folder.name == "old":
+            shutil.copytree(folder, undoctored, dirs_exist_ok=True)
+
+    monkeypatch.setattr(same_numbers, "run_case", run)
     main([str(ROOT), str(ROOT), "--cases", "run", "--total-steps", "1024"])
     assert capsys.readouterr().out.endswith(" values compared, 0 differ\n")
 
 
-def test_a_changed_formula_is_found_and_its_numbers_are_named(doctored, capsys):
+def test_a_changed_formula_is_found_and_its_numbers_are_named(
+    doctored, undoctored, monkeypatch, capsys
+):
+    def run(checkout, case, folder, overrides):
+        if checkout == ROOT:
+            shutil.copytree(undoctored, folder, dirs_exist_ok=True)
+        else:
+            run_case(checkout, case, folder, overrides)
+
+    monkeypatch.setattr(same_numbers, "run_case", run)
     with pytest.raises(SystemExit) as end:
         main([str(ROOT), str(doctored), "--cases", "run", "--total-steps", "1024"])
     assert end.value.code == 1

@@ -8,12 +8,14 @@ import torch
 
 from ppo_lab.compiler import cpp_build as library
 from ppo_lab.compiler.compiled import CompileSpec
-from ppo_lab.compiler.program_cache import write_cpp
+from ppo_lab.compiler.program_cache import trace, write_cpp
 
 
-def test_what_inductor_writes_comes_apart_into_interface_calls_and_kernels():
+def test_what_inductor_writes_comes_apart_into_interface_calls_and_kernels(tmp_path):
     spec = CompileSpec("tanh", lambda _, x, y: (x @ y).tanh(), (torch.ones(4, 4),) * 2)
-    (written,) = (Path(name) for name in write_cpp(spec) if name.endswith(".cpp"))
+    (written,) = (
+        Path(name) for name in write_cpp(spec, trace(spec), tmp_path) if name.endswith(".cpp")
+    )
     text = written.read_text()
     interface, calls, kernels = library._split(text)
     assert "AOTInductorModelContainerCreate(" in interface

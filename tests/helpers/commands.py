@@ -104,12 +104,13 @@ class PipedCommand(Command):
 
 
 def _request(folder, arguments, environment, module="ppo_lab", program=None) -> dict:
+    variables = {**os.environ, **environment}
     return {
         "folder": str(folder),
         "module": module,
         "program": program,
         "arguments": arguments,
-        "environment": {**os.environ, **environment},
+        "environment": {name: value for name, value in variables.items() if value is not None},
         "timeout_s": _TIMEOUT_S,
     }
 
@@ -126,11 +127,11 @@ def start(
 
 def ppo_lab(
     folder: Path, *arguments: str, module: str = "ppo_lab", program: str | None = None,
-    **environment: str,
+    **environment: str | None,
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """Run ``python -m MODULE ARGUMENTS`` in ``folder``, or ``python -c PROGRAM ARGUMENTS``.
 
-    Returns its exit status and its output.
+    Returns its exit status and its output. A variable that is None is taken out.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         request = _request(folder, arguments, environment, module, program)

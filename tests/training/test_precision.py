@@ -67,7 +67,7 @@ def test_lanes_and_programs_share_one_precision(tmp_path):
     trainers = [Trainer([dataclasses.replace(each)]) for each in (base, other)]
     loaders = [trainer._compilation._cache for trainer in trainers]
     assert all(isinstance(loader, ProgramCache) for loader in loaders)
-    assert loaders[0].path(spec) != loaders[1].path(spec)
+    assert loaders[0].key(spec) != loaders[1].key(spec)
 
 
 def test_a_forecast_leaves_the_precision_of_a_run_beside_it():
