@@ -126,7 +126,9 @@ class GymnasiumEnv(DryEnv):
         self._warn_of_endless(lane)
         self._guard.births[lane], self._num_episodes[lane] = self._guard.call.step, 0
         self._infinite_lanes.discard(lane)
-        return self._reset_lane(lane, seed)
+        # An environment that is not known may keep more from the run before than a reset clears.
+        is_known = self.state_mode == "exact"
+        return self._reset_lane(lane, seed) if is_known else self.restart_lane(lane, seed)
 
     @property
     def state_mode(self) -> Literal["exact", "boundary"]:

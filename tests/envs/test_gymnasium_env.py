@@ -124,6 +124,15 @@ def test_a_restarted_lane_begins_as_if_built_with_that_seed_and_the_others_go_on
         assert torch.equal(env.step(actions).observations[1:], alone.step(actions[1:]).observations)
 
 
+def test_a_new_run_gets_new_environments_unless_a_reset_is_known_to_clear_them():
+    env, _ = build(seeds=(1, 2))
+    env.reset()
+    before = list(env._envs)
+    env.reset_lane(1, 7)
+    is_kept = [old is new for old, new in zip(before, env._envs, strict=True)]
+    assert is_kept == [True] * 3 + [False] * 3
+
+
 def test_infinite_boxes_do_not_clip():
     env, _ = build("Pendulum-v1", seeds=(1,), num_envs=2)
     env._low, env._high = np.float32([-np.inf]), np.float32([np.inf])
