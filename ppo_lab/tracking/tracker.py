@@ -100,6 +100,11 @@ class Tracker(Sink):
         return self._wandb_sink.link
 
     @property
+    def run_id(self) -> str | None:
+        """The run's id in W&B, which may be that of WANDB_RUN_ID; None without W&B."""
+        return self._wandb_sink.run_id
+
+    @property
     def failures(self) -> dict[str, str]:
         """Number of failures and first reason of each sink that failed, by its class name."""
         return {

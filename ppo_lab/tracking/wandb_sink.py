@@ -73,6 +73,11 @@ class WandbSink(Sink):
             return self._url
         return f"wandb sync {shlex.quote(str(self._folder))}" if self._folder else None
 
+    @property
+    def run_id(self) -> str | None:
+        """The run's id in W&B, under which a resumed run continues; None without W&B."""
+        return self._id or None
+
     def start(self, run: RunInfo) -> None:
         """Open a run: online if that is requested and succeeds within seconds, else offline.
 
