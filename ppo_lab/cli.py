@@ -25,7 +25,15 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from ppo_lab.config.choices import ForecastFormat
-from ppo_lab.config.compose import Command, Job, check_command, check_config_dir, load, register
+from ppo_lab.config.compose import (
+    Command,
+    Job,
+    check_command,
+    check_config_dir,
+    compose_command,
+    load,
+    register,
+)
 from ppo_lab.config.composer import open_hydra
 from ppo_lab.config.error_messages import explain
 from ppo_lab.config.run import Config
@@ -33,7 +41,13 @@ from ppo_lab.forecast.budget import over_budget, resolve_memory
 from ppo_lab.forecast.tables import forecast_json, forecast_table, forecasts_table
 from ppo_lab.grids.results import grid_summaries
 from ppo_lab.grids.resume import Stored, fork_run, split_stored, unfinished_jobs
-from ppo_lab.grids.start import choose_folder, start_grid, start_run, start_study, use_folder
+from ppo_lab.grids.start import (
+    new_folder,
+    start_grid,
+    start_run,
+    start_study,
+    stored_folder,
+)
 from ppo_lab.runner.exit_status import EXIT_FAILED, EXIT_REFUSED, exit_status, interrupt_status
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.run import RunOutput, Status, run_group
@@ -83,6 +97,7 @@ def main() -> None:
     arguments = get_args_parser().parse_args()
     shows_only = ("help", "hydra_help", "info", "cfg", "shell_completion")
     if any(getattr(arguments, name) for name in shows_only):
+        _check_shown(arguments)
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
         return
     try:
@@ -90,6 +105,13 @@ def main() -> None:
             _run(opened, _check(opened, arguments, stored), stored)
     except KeyboardInterrupt as error:
         sys.exit(interrupt_status(error))
+
+
+def _check_shown(arguments: Namespace) -> None:
+    """Check a command that only shows something: Hydra logs as its config says even then."""
+    with _open_hydra(arguments) as (opened, _), _explained(arguments.overrides):
+        if arguments.config_dir is not None and not arguments.shell_completion:
+            compose_command(opened, arguments.overrides, arguments.config_name)
 
 
 def _run(opened: Hydra, command: Command, stored: Stored | None) -> None:
@@ -109,17 +131,18 @@ def _run(opened: Hydra, command: Command, stored: Stored | None) -> None:
 
 def _run_alone(opened: Hydra, command: Command, stored: Stored | None) -> None:
     (checked,), config, task = command.jobs, command.config, job
-    with _explained(config.hydra.overrides.task):
+    with ExitStack() as stack:
+        stack.enter_context(_explained(config.hydra.overrides.task))
         if stored is None or stored.key == "fork":
-            folder = choose_folder(config, "hydra.run.dir")
+            folder = stack.enter_context(new_folder(config, "hydra.run.dir"))
         else:
-            folder = use_folder(config, "hydra.run.dir", stored.folder)
+            folder = stack.enter_context(stored_folder(config, "hydra.run.dir", stored.folder))
             task = functools.partial(job, group=stored.group)
         if stored is not None and stored.key == "fork":
             fork_run(stored.folder, folder, checked.config)
             task = functools.partial(job, notes={"forked_from": str(stored.folder)})
         try:
-            summary = start_run(opened, config, folder, task)
+            summary = start_run(opened, config, task)
         except KeyboardInterrupt:
             _show_run(folder, _read_run(folder))
             raise
@@ -128,17 +151,18 @@ def _run_alone(opened: Hydra, command: Command, stored: Stored | None) -> None:
 
 
 def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
-    jobs, config = command.jobs, command.config
-    with _explained(config.hydra.overrides.task):
+    jobs, config, key = command.jobs, command.config, "hydra.sweep.dir"
+    with ExitStack() as stack:
+        stack.enter_context(_explained(config.hydra.overrides.task))
         if stored is None:
-            subdirs = [job.subdir for job in jobs]
-            folder, left = choose_folder(config, "hydra.sweep.dir", subdirs), list(enumerate(jobs))
+            folders = new_folder(config, key, [job.subdir for job in jobs])
+            folder, left = stack.enter_context(folders), list(enumerate(jobs))
         else:
-            folder = use_folder(config, "hydra.sweep.dir", stored.folder)
+            folder = stack.enter_context(stored_folder(config, key, stored.folder))
             left = unfinished_jobs(folder, jobs)
         try:
             if left:
-                start_grid(opened, config, folder, left, job)
+                start_grid(opened, config, left, job)
         finally:
             summaries = _show_grid(folder, jobs)
     if any(summary["status"] != Status.finished.value for summary in summaries):
@@ -153,6 +177,9 @@ def _open_hydra(arguments: Namespace) -> Iterator[tuple[Hydra, Stored | None]]:
             if arguments.config_path is not None:
                 allowed = "replaces the project's own config; add yours with --config-dir"
                 raise ConfigError("--config-path", arguments.config_path, allowed)
+            if arguments.experimental_rerun is not None:
+                allowed = "a pickle can execute anything; use resume=FOLDER"
+                raise ConfigError("--experimental-rerun", arguments.experimental_rerun, allowed)
             stored, arguments.overrides = split_stored(arguments.overrides)
             if stored is not None:
                 arguments.config_dir = arguments.config_dir or stored.config_dir
@@ -198,13 +225,14 @@ class _Progress:
     """Prints to stderr how many jobs of a large grid have been checked."""
 
     _INTERVAL_S = 2.0
+    _FEW = 100  # jobs, of which nothing is said
 
     def __init__(self) -> None:
         self._shown_s = time.monotonic()
 
     def __call__(self, num_checked: int, num_jobs: int) -> None:
-        """Print a line now and then, and at the end if there was one before."""
-        if time.monotonic() - self._shown_s > self._INTERVAL_S:
+        """Print a line now and then."""
+        if num_jobs > self._FEW and time.monotonic() - self._shown_s > self._INTERVAL_S:
             self._shown_s = time.monotonic()
             line = f"checked {num_checked:,} of {num_jobs:,} jobs"
             print(line, file=sys.stderr, flush=True)  # noqa: T201 - the command's output

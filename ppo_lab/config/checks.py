@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = ["check_whole", "nested_keys"]
+__all__ = ["check_fits", "check_whole", "nested_keys"]
 
 
 def check_whole(
@@ -29,3 +30,11 @@ def nested_keys(values: Mapping[Any, Any]) -> Iterator[str]:
         yield str(key)
         if isinstance(value, dict):
             yield from (f"{key}.{below}" for below in nested_keys(value))
+
+
+def check_fits(key: str, value: object, num_bytes: int) -> None:
+    """Raise ``ConfigError`` if what ``key=value`` needs at least exceeds this machine's memory."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if num_bytes > total:
+        needs, has = (f"{size / 2**30:,.1f} GiB" for size in (num_bytes, total))
+        raise ConfigError(key, value, f"needs {needs} of memory or more; this machine has {has}")

@@ -29,22 +29,23 @@ from omegaconf.resolvers import oc
 from ppo_lab.config.composer import Composer, open_hydra, parse
 from ppo_lab.config.foreign import CheckedFileSource, check_file
 from ppo_lab.config.grid import check_dimensions, check_folders, expand
-from ppo_lab.config.hydra_part import check_hydra_part
+from ppo_lab.config.hydra_part import check_hydra_part, sounds_secret
 from ppo_lab.config.run import Config, check_whole, nested_keys
 from ppo_lab.config.study import CommandConfig, StudyConfig, refuse_renamed
 from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.networks import NETWORKS
-from ppo_lab.utils.errors import ConfigError, did_you_mean
+from ppo_lab.utils.errors import REDACTED, ConfigError, did_you_mean
 from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
+from ppo_lab.utils.redaction import mask
 
 __all__ = [
     "SWEEP_FILES", "Command", "Job", "check_command", "check_config_dir", "check_jobs",
-    "known_keys", "load", "make_folder", "register",
+    "compose_command", "known_keys", "load", "make_folder", "register",
 ]  # fmt: skip
 
 SWEEP_FILES: dict[str, Path] = {}
 """The file of each option of ``sweep=``."""
-_SECRET = re.compile(r"(?i)KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|STORAGE|DSN|NETRC")
+_MAY_BE_SECRET = re.compile(r"(?i)://|@|key|token|secret|pass|[\w-]{20,}")
 _NO_DEFAULT = object()
 
 
@@ -97,7 +98,7 @@ def _itself(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:  # noqa: A
 
 def _variable(name: str, default: Any = _NO_DEFAULT) -> Any:  # noqa: ANN401
     """Return an environment variable, as ``${oc.env:NAME}``; secrets would be written to files."""
-    if _SECRET.search(name):
+    if sounds_secret(name):
         allowed = "variables that sound secret are not read: configs are saved as plain text"
         raise ConfigError("value", f"${{oc.env:{name}}}", allowed)
     return oc.env(name) if default is _NO_DEFAULT else oc.env(name, default)
@@ -213,29 +214,12 @@ def check_command(
         ConfigError: a value cannot be used.
         HydraException, OmegaConfBaseException: Hydra could not compose.
     """
-    typed = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
-    refuse_renamed(typed)
     loader = hydra.config_loader
-    _refuse_null(loader, typed)
-    # As Hydra does to find out whether it should sweep, and over what.
-    compose_command = functools.partial(
-        hydra.compose_config,
-        config_name=config_name or "config",
-        run_mode=RunMode.MULTIRUN,
-        validate_sweep_overrides=False,
-    )
-    try:
-        command = compose_command(overrides=[*overrides])
-    except AssertionError:  # Hydra's, at a key below one that is null
-        key = next((key for key in typed if key.startswith("study.")), None)
-        if key is None:
-            raise
-        allowed = "there is no study to set this of; add study=default or a sweep=..."
-        raise ConfigError(key, typed[key], allowed) from None
-    check_hydra_part(command, overrides)
+    command = compose_command(hydra, overrides, config_name)
     if command.study is not None and check_study is not None:
         check_dimensions(command, overrides)
         check_study(command, loader)
+        _refuse_credentials(overrides)
         return Command(command, [])
     launcher = command.hydra.launcher
     if str(launcher.get("_target_")).startswith("hydra_plugins.ppo_lab_launcher."):
@@ -248,7 +232,9 @@ def check_command(
     )
     if not is_grid and not any(parse(override).is_sweep_override() for override in overrides):
         HydraConfig.instance().cfg = command  # type: ignore[assignment]
-        return Command(command, [Job(tuple(overrides), load(command), is_multirun=False)])
+        alone = Job(tuple(overrides), load(command), is_multirun=False)
+        _refuse_credentials(overrides)
+        return Command(command, [alone])
     batches = expand(loader, command, overrides) if is_grid else [tuple(overrides)]
     loads, jobs = _JobLoader(Composer(loader, command)), list[Job]()
     for number, batch in enumerate(batches):
@@ -257,7 +243,46 @@ def check_command(
             progress(len(jobs), len(batches))
     if is_grid:
         check_folders([job.subdir for job in jobs])
+    _refuse_credentials(overrides)
     return Command(command, jobs)
+
+
+def compose_command(
+    hydra: Hydra, overrides: Sequence[str], config_name: str | None = None
+) -> DictConfig:
+    """Return a command as Hydra composes it to find out what to run, Hydra's own part checked.
+
+    Raises: see ``check_command``.
+    """
+    typed = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
+    refuse_renamed(typed)
+    _refuse_null(hydra.config_loader, typed)
+    # As Hydra does to find out whether it should sweep, and over what.
+    composed = functools.partial(
+        hydra.compose_config,
+        config_name=config_name or "config",
+        run_mode=RunMode.MULTIRUN,
+        validate_sweep_overrides=False,
+    )
+    try:
+        command = composed(overrides=[*overrides])
+    except AssertionError:  # Hydra's, at a key below one that is null
+        key = next((key for key in typed if key.startswith("study.")), None)
+        if key is None:
+            raise
+        allowed = "there is no study to set this of; add study=default or a sweep=..."
+        raise ConfigError(key, typed[key], allowed) from None
+    check_hydra_part(command, overrides)
+    return command
+
+
+def _refuse_credentials(overrides: Sequence[str]) -> None:
+    """Raise ``ConfigError`` for a password or token in an override, which Hydra writes to files."""
+    for text in overrides:
+        if _MAY_BE_SECRET.search(text) and mask(text) != text:
+            key = text.lstrip("+~").partition("=")[0]
+            allowed = "holds a password or token, and configs are saved; use the environment"
+            raise ConfigError(key, REDACTED, allowed)
 
 
 def _refuse_null(loader: ConfigLoader, typed: Mapping[str, str]) -> None:

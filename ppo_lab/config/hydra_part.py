@@ -15,15 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppo_lab.config.composer import open_hydra, parse
 from ppo_lab.config.grid import check_inside
-from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.errors import REDACTED, ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 
-__all__ = ["check_hydra_part", "is_of_file"]
+__all__ = ["check_hydra_part", "is_of_file", "sounds_secret"]
 
 _SWEEPERS = (
     "hydra_plugins.ppo_lab_launcher.GridSweeper",
     "hydra_plugins.ppo_lab_sweeper.StudySweeper",
 )
+_SECRET = re.compile(r"(?i)KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|STORAGE|DSN|NETRC")
 _FOLDERS = ("run.dir", "sweep.dir")
 # What a file may set, the options of a launcher included: sizes and names, nothing that runs.
 _FROM_FILE = re.compile(
@@ -42,6 +43,10 @@ def check_hydra_part(command: DictConfig, overrides: Sequence[str]) -> None:
     if hydra.job.chdir:
         allowed = "a run stays in the folder where it was started; must be false"
         raise ConfigError("hydra.job.chdir", "true", allowed)
+    for name in hydra.job.env_set:  # what env_copy names included
+        if sounds_secret(str(name)):
+            allowed = "sounds secret, and configs are saved; set it before the command"
+            raise ConfigError(f"hydra.job.env_set.{name}", REDACTED, allowed)
     if hydra.output_subdir is not None:
         check_inside("hydra.output_subdir", str(hydra.output_subdir))
     if hydra.sweeper.get("_target_") not in _SWEEPERS:
@@ -49,6 +54,11 @@ def check_hydra_part(command: DictConfig, overrides: Sequence[str]) -> None:
         raise ConfigError("hydra/sweeper", hydra.runtime.choices["hydra/sweeper"], allowed)
     if any(_is_foreign(source) for source in hydra.runtime.config_sources):
         _check_origins(command, [parse(text) for text in overrides])
+
+
+def sounds_secret(name: str) -> bool:
+    """Return whether an environment variable's name says that its value is secret."""
+    return _SECRET.search(name) is not None
 
 
 def is_of_file(key: str) -> bool:

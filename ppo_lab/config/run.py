@@ -15,7 +15,7 @@ import torch
 from omegaconf import MISSING
 
 from ppo_lab.config.checkpoint import CheckpointConfig
-from ppo_lab.config.checks import check_whole, nested_keys
+from ppo_lab.config.checks import check_fits, check_whole, nested_keys
 from ppo_lab.config.choices import (
     Compile,
     Dtype,
@@ -218,6 +218,11 @@ class Config:
         if num_parameters > _MOST_PARAMETERS:
             allowed = f"a network of {num_parameters:,} parameters; at most {_MOST_PARAMETERS:,}"
             raise ConfigError("network", "...", allowed)
+        if not (self.forecast or self.is_on_cuda):
+            num_trunks = 1 if self.memory.shares_trunk else 2
+            # Weight, gradient and two moments; observations and at least six numbers a row.
+            check_fits("network", "...", 16 * num_trunks * num_parameters)
+            check_fits("num_envs", self.num_envs, 4 * self.num_rows * (spec.observation_size + 6))
         return spec
 
     @property

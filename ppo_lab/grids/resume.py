@@ -98,6 +98,9 @@ def _read(key: str, folder: Path) -> Stored:
     try:
         task, of_hydra = (list(map(str, hydra["overrides"][name])) for name in ("task", "hydra"))
         sources = [s["path"] for s in hydra["runtime"]["config_sources"] if _is_own(s)]
+        if of_files := [text for text in task if parse(text).is_hydra_override()]:
+            allowed = f"{file.name} sets {of_files[0]}, which no run of this lab leaves there"
+            raise ConfigError(key, folder, allowed)
         is_job = not is_grid and hydra["mode"] == "MULTIRUN"
         return Stored(
             key=key,

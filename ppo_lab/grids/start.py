@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ppo_lab.runner.lock import lock_run_folder
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = ["Jobs", "choose_folder", "start_grid", "start_run", "start_study", "use_folder"]
+__all__ = ["Jobs", "new_folder", "start_grid", "start_run", "start_study", "stored_folder"]
 
 _OF_RUN = (METRICS_FILE, SUMMARY_FILE, "checkpoints")
 Task = Callable[[DictConfig], Any]
@@ -38,39 +39,29 @@ class Jobs(list[tuple[int, tuple[str, ...]]]):
         return batches
 
 
-def start_run(hydra: Hydra, config: DictConfig, folder: Path, task: Task) -> Any:  # noqa: ANN401
-    """Run the single job of a command in ``folder``; return what ``task`` returns.
-
-    Raises:
-        ConfigError: another process trains there.
-    """
+def start_run(hydra: Hydra, config: DictConfig, task: Task) -> Any:  # noqa: ANN401
+    """Run the single job of a command, in a folder that is locked; return what it returns."""
     config.hydra.mode = RunMode.RUN
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     callbacks = Callbacks(config)
     name = config.hydra.job.config_name
-    with lock_run_folder(folder):
-        callbacks.on_run_start(config=config, config_name=name)
-        ended = run_job(
-            hydra_context=HydraContext(hydra.config_loader, callbacks),
-            task_function=task,
-            config=config,
-            job_dir_key="hydra.run.dir",
-            job_subdir_key=None,
-        )
-        callbacks.on_run_end(config=config, config_name=name, job_return=ended)
-        return ended.return_value  # raises what the job raised
+    callbacks.on_run_start(config=config, config_name=name)
+    ended = run_job(
+        hydra_context=HydraContext(hydra.config_loader, callbacks),
+        task_function=task,
+        config=config,
+        job_dir_key="hydra.run.dir",
+        job_subdir_key=None,
+    )
+    callbacks.on_run_end(config=config, config_name=name, job_return=ended)
+    return ended.return_value  # raises what the job raised
 
 
 def start_grid(
-    hydra: Hydra, config: DictConfig, folder: Path, jobs: Sequence[tuple[int, Job]], task: Task
+    hydra: Hydra, config: DictConfig, jobs: Sequence[tuple[int, Job]], task: Task
 ) -> None:
-    """Run ``jobs``, each with its number, in the grid's ``folder``.
-
-    Raises:
-        ConfigError: another process runs a grid there.
-    """
-    with lock_run_folder(folder):
-        _multirun(hydra, config, task, Jobs((number, job.overrides) for number, job in jobs))
+    """Run ``jobs``, each with its number, in a folder that is locked."""
+    _multirun(hydra, config, task, Jobs((number, job.overrides) for number, job in jobs))
 
 
 def start_study(hydra: Hydra, config: DictConfig, task: Task) -> None:
@@ -93,21 +84,30 @@ def _multirun(hydra: Hydra, config: DictConfig, task: Task, jobs: Jobs) -> None:
     callbacks.on_multirun_end(config=config, config_name=name)
 
 
-def choose_folder(config: DictConfig, key: str, subdirs: Sequence[str] = ("",)) -> Path:
-    """Return the command's folder ``key``, made if it is an unused one.
+@contextmanager
+def new_folder(config: DictConfig, key: str, subdirs: Sequence[str] = ("",)) -> Iterator[Path]:
+    """Lock the command's folder ``key`` inside; it is made if it is an unused one.
 
     Raises:
-        ConfigError: a run is in it, or in one of its ``subdirs``.
+        ConfigError: a run is in it or in one of its ``subdirs``, or another process has the lock.
     """
     folder = make_folder(config, key)
+    _refuse_used(key, folder, subdirs)  # nothing is written there if it is
+    with lock_run_folder(folder):
+        _refuse_used(key, folder, subdirs)  # by another command meanwhile
+        yield folder
+
+
+@contextmanager
+def stored_folder(config: DictConfig, key: str, folder: Path) -> Iterator[Path]:
+    """Make ``folder`` the command's folder ``key``, and lock it inside."""
+    OmegaConf.update(config, key, str(folder).replace("${", r"\${"))
+    with lock_run_folder(make_folder(config, key)):
+        yield folder
+
+
+def _refuse_used(key: str, folder: Path, subdirs: Sequence[str]) -> None:
     for subdir in subdirs:
         if any((folder / subdir / name).exists() for name in _OF_RUN):
             allowed = f"holds a run already; choose another folder, or resume={folder}"
             raise ConfigError(key, folder / subdir, allowed)
-    return folder
-
-
-def use_folder(config: DictConfig, key: str, folder: Path) -> Path:
-    """Make ``folder`` the command's folder ``key``, and return it."""
-    OmegaConf.update(config, key, str(folder).replace("${", r"\${"))
-    return make_folder(config, key)

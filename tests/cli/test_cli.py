@@ -42,8 +42,12 @@ def test_a_run_leaves_everything_in_its_folder(run):
         ".hydra/overrides.yaml",
         "checkpoint/model.safetensors",
         "checkpoint/policy.json",
+        "checkpoints/4/manifest.json",
+        "checkpoints/4/state.json",
+        "checkpoints/4/state.safetensors",
         "log",
         "metrics.jsonl",
+        "run.lock",
         "summary.json",
     }
 
@@ -153,7 +157,7 @@ def grid(tmp_path_factory):
 
 def test_a_grid_makes_a_folder_and_a_wandb_run_for_each_job_and_one_table(grid):
     path, done = grid
-    assert {p.name for p in path.iterdir()} == {"0", "1", "multirun.yaml"}
+    assert {p.name for p in path.iterdir()} == {"0", "1", "multirun.yaml", "run.lock"}
     wandb_runs = list((path.parents[1] / "wandb").glob("offline-run-*"))
     assert len(wandb_runs) == 2
     assert done.stdout.count("finished") == 2
@@ -246,11 +250,11 @@ def test_help_lists_the_groups_and_trains_nothing(tmp_path):
 
 def test_a_folder_that_holds_a_run_is_not_written_into(run, tmp_path):
     path, _ = run
-    before = (path / "metrics.jsonl").read_bytes()
-    done = ppo_lab(tmp_path, *QUICK, f"hydra.run.dir={path}")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    done = ppo_lab(tmp_path, *QUICK, "seed=7", f"hydra.run.dir={path}")
     assert done.returncode == 2
     assert "holds a run already" in done.stderr
-    assert (path / "metrics.jsonl").read_bytes() == before
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
 WEIRD = """
@@ -276,7 +280,7 @@ gym.register("Weird-v0", Weird)
 """
 
 
-def test_nan_rewards_are_a_divergence_and_a_failing_close_is_only_logged(tmp_path):
+def test_nan_rewards_are_the_environments_fault_and_a_failing_close_is_only_logged(tmp_path):
     (tmp_path / "weird.py").write_text(WEIRD)
     done = ppo_lab(
         tmp_path, "env=gymnasium", "env.id=weird:Weird-v0", "+env.kwargs.fault=reward,close",
@@ -286,11 +290,12 @@ def test_nan_rewards_are_a_divergence_and_a_failing_close_is_only_logged(tmp_pat
     assert done.returncode == 1
     (grid_path,) = (tmp_path / "outputs" / "grids").iterdir()
     nan, close = (json.loads((grid_path / f"job_{i}" / "summary.json").read_text()) for i in (0, 1))
-    assert (nan["status"], nan["reason"]) == ("diverged", "charts/episodic_return is nan")
+    assert (nan["status"], nan["error"]) == ("failed", "EnvironmentFault")
+    assert "reward nan" in nan["reason"]
     assert not (grid_path / "job_0" / "checkpoint").exists()  # a policy of NaNs is no policy
     assert close["status"] == "finished"
     assert "will not close" in (grid_path / "job_1" / "log").read_text()
-    assert "diverged" in done.stdout
+    assert "job 0 failed: " in done.stdout
 
 
 def test_ctrl_c_in_a_grid_shows_what_there_is(tmp_path):

@@ -90,7 +90,7 @@ def refusal(folder, monkeypatch, *words, name=None):
     monkeypatch.setenv("PLANTED_SECRET", "hunter2hunter2")
     register()
     before = dict(os.environ)
-    with pytest.raises(Exception) as caught, ExitStack() as stack:  # noqa: PT011 - of every kind
+    with pytest.raises(Exception) as caught, ExitStack() as stack:  # noqa: PT011, PT012
         hydra = stack.enter_context(open_hydra(check_config_dir(str(folder))))
         check_command(hydra, words, is_multirun=False, config_name=name)
     message = explain(caught.value, words)
@@ -179,9 +179,16 @@ def test_ones_own_folder_may_hold_what_the_project_itself_does(
 def test_the_command_itself_executes_nothing_of_a_stranger(tmp_path):
     folder = tmp_path / "theirs"
     folder.mkdir()
-    (folder / "exp.yaml").write_text(BASE + MALICIOUS["callback-open"][0])
-    for shown in ([], ["--cfg", "job"], ["--help"]):
-        done = ppo_lab(tmp_path, "--config-dir", "theirs", "--config-name", "exp", *shown)
-        assert done.returncode != 0
-        assert "_target_" in done.stderr
+    for name, named in (("callback-open", "_target_"), ("hydra-log-class", "hydra_logging")):
+        (folder / "exp.yaml").write_text(BASE + MALICIOUS[name][0])
+        for shown in ([], ["--cfg", "job"], ["--help"]):
+            done = ppo_lab(tmp_path, "--config-dir", "theirs", "--config-name", "exp", *shown)
+            assert done.returncode == 2
+            assert named in done.stderr
+            assert len(done.stderr.splitlines()) == 1
+    (tmp_path / "a.pickle").write_bytes(b"")
+    done = ppo_lab(tmp_path, "--experimental-rerun", "a.pickle")
+    assert done.returncode == 2
+    assert "resume=FOLDER" in done.stderr
+    (tmp_path / "a.pickle").unlink()
     assert {path.name for path in tmp_path.iterdir()} == {"theirs"}
