@@ -225,13 +225,14 @@ class _Progress:
     """Prints to stderr how many jobs of a large grid have been checked."""
 
     _INTERVAL_S = 2.0
+    _FEW = 100  # jobs, of which nothing is said
 
     def __init__(self) -> None:
         self._shown_s = time.monotonic()
 
     def __call__(self, num_checked: int, num_jobs: int) -> None:
-        """Print a line now and then, and at the end if there was one before."""
-        if time.monotonic() - self._shown_s > self._INTERVAL_S:
+        """Print a line now and then."""
+        if num_jobs > self._FEW and time.monotonic() - self._shown_s > self._INTERVAL_S:
             self._shown_s = time.monotonic()
             line = f"checked {num_checked:,} of {num_jobs:,} jobs"
             print(line, file=sys.stderr, flush=True)  # noqa: T201 - the command's output

@@ -17,6 +17,7 @@ from ppo_lab.config.compose import SWEEP_FILES, known_keys
 from ppo_lab.config.study import renamed
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.utils.errors import REDACTED, ConfigError, did_you_mean
+from ppo_lab.utils.redaction import mask
 
 __all__ = ["explain"]
 
@@ -72,7 +73,7 @@ def _path_of(config: str) -> str:
 
 
 def _line(what: str, allowed: str) -> str:
-    return f"ppo_lab: {what}: {allowed}"
+    return mask(f"ppo_lab: {what}: {allowed}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -269,6 +269,37 @@ def test_a_study_is_refused(empty, monkeypatch, command, named, allowed):
     check(refusal(empty, monkeypatch, study), named, allowed)
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "+env.kwargs.url=http://me:hunter2@host/x", "tracking.notes=https://me:hunter2@host",
+        "name=hf_hunter2hunter2hunter2", "+hydra.job.env_set.WANDB_API_KEY=hunter2",
+    ],
+)  # fmt: skip
+def test_a_credential_is_refused_and_not_repeated(empty, monkeypatch, word):
+    message = refusal(empty, monkeypatch, f"env=gymnasium env.id=CartPole-v1 {word}")
+    assert "hunter2" not in message
+    assert "..." in message
+
+
+def test_a_secret_variable_is_not_copied_into_the_config(empty, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2hunter2")
+    message = refusal(empty, monkeypatch, "hydra.job.env_copy=[WANDB_API_KEY]")
+    assert message.startswith("ppo_lab: hydra.job.env_set.WANDB_API_KEY=...: sounds secret")
+
+
+def test_a_run_larger_than_the_machine_is_refused(empty, monkeypatch):
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**18}  # 1 GiB
+    monkeypatch.setattr("ppo_lab.config.checks.os.sysconf", sizes.get)
+    # Two networks of 20,000 x 20,000 and (4 + 1 + 1) x 20,000 parameters, 16 B each: 11.9 GiB.
+    message = refusal(empty, monkeypatch, "device=cpu network.hidden=[20000,20000]")
+    assert "network=...: needs 11.9 GiB of memory or more; this machine has 1.0 GiB" in message
+    # 2^25 rows of 4 observations and six numbers, 4 B each.
+    rows = "device=cpu network=tiny num_envs=32768 num_steps=1024 total_steps=40000000"
+    message = refusal(empty, monkeypatch, rows)
+    assert "num_envs=32768: needs 1.2 GiB of memory or more" in message
+
+
 def test_a_folder_whose_name_is_too_long_is_refused(empty, monkeypatch):
     command = f"{LONG} {LONG.replace('notes', 'entity')} seed=1,2"
     command += " 'hydra.sweep.subdir=${hydra.job.override_dirname}'"

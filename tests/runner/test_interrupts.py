@@ -58,6 +58,7 @@ def at_iteration(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_granted_after_the_iteration_with_a_checkpoint(number, tmp_path, at_iteration):
     before = signal.getsignal(number)
+
     def twice():
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # to the process and to its group

@@ -206,7 +206,7 @@ def test_seeds_run_one_after_the_other_where_a_strategy_holds_one(tmp_path, monk
 @pytest.mark.parametrize(
     ("fault", "status", "reason"),
     [
-        ("reward", "failed", "step() returned the reward nan"),
+        ("reward", "diverged", "nan"),
         ("memory", "out_of_memory", "memory"),
         ("raise", "failed", "the pole caught fire"),
     ],
