@@ -35,6 +35,8 @@ _GRID = "several values make a grid; add -m to run it"
 _RESOLVING = re.compile(r"^\w+ raised while resolving interpolation: (value=\S+: )?")
 _IN_FILE = re.compile(r"In '([^']+)': \w+ raised .*\s+Key '([^']+)'.*\s+full_key: (\S+)")
 
+_VALUE_IN_FILE = re.compile(r"In '([^']+)': ValidationError raised .*\n(.*)\n\s+full_key: (\S+)")
+
 
 def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     """Return the message for ``error``, or None if it is not about the command line."""
@@ -50,6 +52,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         new = renamed(key)
         allowed = f"was renamed; write {new}" if new else _unknown_key(key)
         return _line(f"{name} in {_path_of(file)}", allowed)
+    if in_file := _VALUE_IN_FILE.search(str(error)):
+        file, reason, key = in_file.groups()
+        return _line(f"{key} in {_path_of(file)}", _expected(reason))
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         return _bad_override(error, cause, overrides)
@@ -96,15 +101,19 @@ def _unknown_option(missing: str, options: Sequence[str]) -> str:
     return _line(f"{group}={name}", allowed)
 
 
+def _expected(reason: str) -> str:
+    """Return what a value must be, by OmegaConf's ``reason`` to refuse it."""
+    for pattern, expected in _EXPECTED:
+        if match := re.search(pattern, reason):
+            return match.expand(expected)
+    return reason
+
+
 def _bad_override(
     error: HydraException, cause: OmegaConfBaseException, overrides: Sequence[str]
 ) -> str:
     if isinstance(cause, ValidationError):
-        reason = _first_line(cause)
-        for pattern, expected in _EXPECTED:
-            if match := re.search(pattern, reason):
-                reason = match.expand(expected)
-                break
+        reason = _expected(_first_line(cause))
         if isinstance(cause.value, float) and cause.value.is_integer():
             reason += f"; write {int(cause.value)}"
         key = str(cause.full_key)

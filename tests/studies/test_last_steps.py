@@ -9,8 +9,9 @@ import yaml
 from ppo_lab.studies import command
 from ppo_lab.studies.scheduler import Ending
 from ppo_lab.utils.errors import ConfigError
-from tests.helpers.engine import FormulaPool, ended
-from tests.helpers.studies import plan_of, trials_of
+from tests.helpers.commands import ppo_lab
+from tests.helpers.engine import FormulaPool, commanded, ended
+from tests.helpers.studies import plan_of, quick, trials_of
 
 FEW = ("study.num_trials=2", "study.num_reports=1", "tracking.terminal=none")
 
@@ -108,6 +109,29 @@ def test_a_point_that_comes_again_runs_with_seeds_of_its_own(make_plan, tmp_path
     assert fresh <= {7, 8}  # none of the search's
     with (plan.folder / "trials.csv").open() as file:
         assert [row["epsilon"] for row in csv.DictReader(file)][:4] == ["0.2", "0.2", "0.1", "0.2"]
+
+
+def test_several_values_are_a_choice_with_or_without_m(tmp_path, monkeypatch):
+    # ``commanded`` is a command with -m; trial 0 is the defaults, epsilon 0.2.
+    monkeypatch.chdir(tmp_path)
+    few = ("epsilon=0.1,0.2", "study.num_trials=4", "study.num_seeds=1", "study/pruner=none")
+    assert commanded(monkeypatch, *quick(*few)) == 0
+    runs = [
+        (trial.params["epsilon"], trial.user_attrs["outcome"]["seeds"][0]["seed"])
+        for trial in trials_of(tmp_path)
+    ]
+    assert runs[0] == (0.2, 1)
+    assert len(set(runs)) == 4
+    assert {epsilon for epsilon, _ in runs} == {0.1, 0.2}
+
+
+def test_a_sweep_without_a_space_is_named_by_its_file(tmp_path):
+    (tmp_path / "sweeps").mkdir()
+    file = tmp_path / "sweeps" / "own.yaml"
+    file.write_text("defaults:\n  - override /study: default\nstudy:\n  space:\n")
+    done = ppo_lab(tmp_path, "--config-dir", ".", "sweep=own")
+    assert done.returncode == 2
+    assert done.stderr == f"ppo_lab: study.space in {file}: must have a value\n"
 
 
 def test_an_attempt_after_a_crash_has_the_seeds_of_the_first(make_plan):
