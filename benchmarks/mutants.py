@@ -81,6 +81,23 @@ _NAMES = {"min": "max", "minimum": "maximum", "amin": "amax", "any": "all", "exp
 _NAMES |= {value: key for key, value in _NAMES.items()}
 _SAID_ONLY = ("_LOG", "log", "ConfigError", "ValueError", "assert")
 
+EQUIVALENT = {
+    "objective: `c.sign > 0` -> `c.sign >= 0`": "a sign is 1 or -1",
+    "objective: `''` -> `'x'`": "a limit of nan is refused whatever its key",
+    "objective: `'nan'` -> `'nanx'`": "no number either",
+    "pruning: `study.get_trials(deepcopy=False)` -> `study.get_trials()`": "slower, the same",
+    "pruning: `False` -> `True`": "deepcopy: slower, the same",
+    "pruning: `np.array([spread.num_seeds - 1 for spread in pool], dtype=fl` -> "
+    "`np.array([spread.num_seeds - 1 for spread in pool])`": "whole numbers divide alike",
+    "pruning: `excess <= 0` -> `excess < 0`": "variances give exactly 0 with probability 0",
+    "running_stats: `torch.empty(shape, dtype=torch.float64, device=device)` -> "
+    "`torch.empty(shape, dtype=torch.float64)`": "the same on a CPU; tests/gpu notices",
+    "running_stats: `torch.zeros(num_lanes, num_envs, num_features, dtype=torch.f` -> "
+    "`torch.zeros(num_lanes, num_envs, num_features, dtype=torch.f`": "the same on a CPU",
+    "collector: `self._stores[0].synchronize()` dropped": "nothing to wait for on a CPU",
+}
+"""Mutants that no test on a CPU can notice, and why."""
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -92,6 +109,11 @@ class Mutant:
     """Lines of the outermost function around it; None outside of functions."""
     change: str
     tree: ast.Module = dataclasses.field(repr=False)
+
+    @property
+    def reason(self) -> str | None:
+        """Why no test can notice it; None if one should."""
+        return EQUIVALENT.get(f"{self.module.rpartition('.')[2]}: {self.change}")
 
     def __str__(self) -> str:
         return f"{self.module}:{self.line}: {self.change}"
@@ -292,7 +314,7 @@ class Runner:
             quick.sort(key=lambda i: (-kills[i], seconds[i]))
             callers = [i for i in quick if _runs(lines[i], mutant)]
             fate, killer = self._fate(session, mutant, functions[mutant.module], callers)
-            self.counts[fate] += 1
+            self.counts["equivalent" if fate == "survived" and mutant.reason else fate] += 1
             kills.update(killer)
             if fate == "survived":
                 self.survivors.append(mutant)
@@ -377,6 +399,12 @@ def _runs(lines: dict[str, set[int]], mutant: Mutant) -> bool:
     return not lines.get(_file_of(mutant.module), set()).isdisjoint(mutant.body)
 
 
+_WHAT = (
+    "A mutant is the package with one operation changed. It survives if no quick test that runs the"
+    " changed function fails; an equivalent one cannot be noticed on a CPU, for the reason given."
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the mutants of the named rooms; print the survivors."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -409,10 +437,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             [runner],
         )
         total, alive = runner.counts.total(), runner.counts["survived"]
-        rows.append([room, total, total - alive, alive, f"{100 * alive / max(1, total):.1f} %"])
+        same, share = runner.counts["equivalent"], alive / max(1, total)
+        rows.append([room, total, total - alive - same, same, alive, f"{share:.1%}"])
         survivors += runner.survivors
-    lines = "\n".join(f"- {mutant}" for mutant in survivors)
-    parts = [table(["room", "mutants", "noticed", "survived", "share"], rows), lines or "none"]
+    lines = "\n".join(f"- {m}" + (f": {m.reason}" if m.reason else "") for m in survivors)
+    header = ["room", "mutants", "noticed", "equivalent", "survived", "share"]
+    parts = [_WHAT, table(header, rows), lines or "none survived"]
     publish("mutants", "Mutants of the core", parts, write=options.write)
     return 0
 

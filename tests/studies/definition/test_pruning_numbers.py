@@ -13,6 +13,9 @@ from ppo_lab.studies.definition.pruning import SPREAD, ConfidencePruner, Spread,
 # Of 3, 4 and 5 seeds; they differ more than samples of one variance would.
 OTHERS = [Spread(0.2, 3), Spread(3.0, 4), Spread(0.02, 5), Spread(9.0, 3), Spread(1.0, 4)]
 
+# Little more than samples would: the prior is strong, but not all.
+ALIKE = [Spread(v, 3) for v in (0.05, 0.4, 1.0, 2.0, 7.0)]
+
 
 def smyth(own, others):
     """Return s^2 and its degrees of freedom (Smyth 2004, section 6.2), the prior by bisection."""
@@ -32,7 +35,9 @@ def smyth(own, others):
 
 
 @pytest.mark.parametrize("own", [Spread(0.5, 4), Spread(0.0, 3), Spread(50.0, 5)])
-@pytest.mark.parametrize("others", [OTHERS, [*OTHERS, Spread(0.0, 3)]], ids=["positive", "zero"])
+@pytest.mark.parametrize(
+    "others", [OTHERS, [*OTHERS, Spread(0.0, 3)], ALIKE], ids=["positive", "zero", "alike"]
+)
 def test_a_moderated_variance_is_smyths(own, others):
     assert moderated(own, others) == pytest.approx(smyth(own, others), rel=1e-6)
 
