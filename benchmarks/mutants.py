@@ -94,6 +94,8 @@ EQUIVALENT = {
     "`torch.empty(shape, dtype=torch.float64)`": "the same on a CPU; tests/gpu notices",
     "running_stats: `torch.zeros(num_lanes, num_envs, num_features, dtype=torch.f` -> "
     "`torch.zeros(num_lanes, num_envs, num_features, dtype=torch.f`": "the same on a CPU",
+    "collector: `1` -> `2`": "a constant of speed: bytes per write",
+    "collector: `self._write()` dropped": "everything is written at the end",
     "collector: `self._stores[0].synchronize()` dropped": "nothing to wait for on a CPU",
 }
 """Mutants that no test on a CPU can notice, and why."""

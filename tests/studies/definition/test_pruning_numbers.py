@@ -5,7 +5,7 @@ import statistics
 
 import optuna
 import pytest
-from optuna.pruners import MedianPruner, NopPruner
+from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 from scipy import optimize, special, stats
 
 from ppo_lab.studies.definition.pruning import SPREAD, ConfidencePruner, Spread, moderated, report
@@ -104,3 +104,16 @@ def test_a_trial_without_a_report_is_the_wrapped_pruners_to_judge():
     study = optuna.create_study(pruner=ConfidencePruner(inner, confidence=0.95))
     assert study.ask().should_prune() is False
     assert inner.seen == [{}]
+
+
+def test_a_rung_that_was_filled_before_keeps_its_own_mean():
+    halving = SuccessiveHalvingPruner(min_resource=10, reduction_factor=2)
+    study = optuna.create_study(
+        direction="maximize", pruner=ConfidencePruner(halving, confidence=0.95)
+    )
+    trial = study.ask()
+    for step, mean in ((10, 3.0), (20, 5.0)):
+        report(trial, step, [mean - 1.0, mean, mean + 1.0])
+        assert not trial.should_prune()
+    rungs = study.trials[0].system_attrs
+    assert (rungs["completed_rung_0"], rungs["completed_rung_1"]) == (3.0, 5.0)
