@@ -137,6 +137,8 @@ def test_two_groups_are_clipped_by_their_own_norms():
     norms = adam.step(lr=one, max_grad_norm=one)
     assert adam.num_clip_groups == 2
     assert norms.tolist() == [[5.0], [0.5]]
+    names = {f"{moment}.{i}" for moment in ("exp_avg", "exp_avg_sq") for i in (0, 1)}
+    assert adam.state_dict().keys() == names | {"num_steps"}  # as in files
     first = adam.state_dict()["exp_avg.0"], adam.state_dict()["exp_avg.1"]
     assert first[0][0].tolist() == pytest.approx([0.06, 0.08], rel=1e-6)  # a tenth of 3 / 5, 4 / 5
     assert first[1][0].tolist() == pytest.approx([0.0, 0.05], rel=1e-6)
