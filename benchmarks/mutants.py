@@ -9,8 +9,6 @@ child in which the changed functions get new code, so it costs its tests, not an
 from __future__ import annotations
 
 import argparse
-import ast
-import copy
 import dataclasses
 import gc
 import importlib
@@ -30,9 +28,10 @@ import coverage
 import pytest
 import torch
 
+from benchmarks.mutations import Mutant, file_of, mutants_of
 from benchmarks.result_page import publish, table
 
-__all__ = ["TARGETS", "Mutant", "main", "mutants_of"]
+__all__ = ["TARGETS", "main"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TIMEOUT_S = 300
@@ -66,141 +65,6 @@ TARGETS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     ),
 }  # fmt: skip
 """Rooms: their modules, and the tests that may notice."""
-
-_COMPARISONS: dict[type[ast.cmpop], list[type[ast.cmpop]]] = {
-    ast.Lt: [ast.LtE, ast.GtE], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.LtE],
-    ast.GtE: [ast.Gt, ast.Lt], ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.Is: [ast.IsNot],
-    ast.IsNot: [ast.Is], ast.In: [ast.NotIn], ast.NotIn: [ast.In],
-}  # fmt: skip
-_OPERATIONS: dict[type[ast.operator], type[ast.operator]] = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-}  # fmt: skip
-_NAMES = {"min": "max", "minimum": "maximum", "amin": "amax", "any": "all", "exp": "log"}
-_NAMES |= {value: key for key, value in _NAMES.items()}
-_SAID_ONLY = ("_LOG", "log", "ConfigError", "ValueError", "assert")
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One change of one module."""
-
-    module: str
-    line: int
-    body: range | None
-    """Lines of the outermost function around it; None outside of functions."""
-    change: str
-    tree: ast.Module = dataclasses.field(repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.module}:{self.line}: {self.change}"
-
-
-def mutants_of(module: str) -> Iterator[Mutant]:
-    """Yield every mutant of a module of the package."""
-    tree = ast.parse(Path(_file_of(module)).read_text())
-    for body, parent, field, index, node in _places(tree):
-        for change, new in _changes(node):
-            _put(parent, field, index, ast.fix_missing_locations(ast.copy_location(new, node)))
-            mutated = copy.deepcopy(tree)
-            _put(parent, field, index, node)
-            yield Mutant(module, node.lineno, body, change, mutated)
-
-
-def _put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
-    if index is None:
-        setattr(parent, field, node)
-    else:
-        getattr(parent, field)[index] = node
-
-
-_Place = tuple[range | None, ast.AST, str, int | None, Any]
-
-
-def _places(tree: ast.AST, body: range | None = None) -> Iterator[_Place]:
-    """Yield what may be changed: lines of the enclosing function, parent, field, index, node."""
-    for field, value in ast.iter_fields(tree):
-        if field in ("annotation", "returns", "decorator_list", "bases", "type_comment"):
-            continue
-        for number, node in enumerate(value if isinstance(value, list) else [value]):
-            if not isinstance(node, ast.AST) or _is_said_only(node):
-                continue
-            if isinstance(node, ast.expr | ast.stmt):
-                yield body, tree, field, number if isinstance(value, list) else None, node
-            inner = body
-            if isinstance(node, ast.FunctionDef) and body is None:
-                inner = range(node.body[0].lineno, (node.end_lineno or 0) + 1)
-            if isinstance(node, ast.arguments):  # defaults are computed at the definition
-                inner = None
-            yield from _places(node, inner)
-
-
-def _is_said_only(node: ast.AST) -> bool:
-    """Return whether ``node`` only says something: docstrings, messages, lists of names."""
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return True
-    if isinstance(node, ast.Assert | ast.Raise | ast.Import | ast.ImportFrom):
-        return True
-    if isinstance(node, ast.Assign | ast.AugAssign):
-        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-        return isinstance(target, ast.Name) and target.id == "__all__"
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        root = node.value.func
-        while isinstance(root, ast.Attribute):
-            root = root.value
-        return isinstance(root, ast.Name) and root.id in _SAID_ONLY
-    return False
-
-
-def _changes(node: Any) -> Iterator[tuple[str, ast.AST]]:  # noqa: ANN401 - any node
-    """Yield the changes of one node: what is changed to what, and the new node."""
-    text = ast.unparse(node).partition("\n")[0][:60]
-
-    def to(**fields: Any) -> tuple[str, ast.AST]:  # noqa: ANN401
-        new = copy.copy(node)
-        for name, value in fields.items():
-            setattr(new, name, value)
-        ast.fix_missing_locations(new)
-        return f"`{text}` -> `{ast.unparse(new).partition(chr(10))[0][:60]}`", new
-
-    if isinstance(node, ast.Compare) and len(node.ops) == 1:
-        yield from (to(ops=[other()]) for other in _COMPARISONS[type(node.ops[0])])
-    elif isinstance(node, ast.BinOp | ast.AugAssign) and type(node.op) in _OPERATIONS:
-        yield to(op=_OPERATIONS[type(node.op)]())
-    elif isinstance(node, ast.BoolOp):
-        yield to(op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
-    elif isinstance(node, ast.UnaryOp) and not isinstance(node.operand, ast.Constant):
-        yield f"`{text}` -> `{ast.unparse(node.operand)[:60]}`", node.operand
-    elif isinstance(node, ast.If | ast.IfExp | ast.While):
-        yield to(test=ast.UnaryOp(ast.Not(), node.test))
-    elif isinstance(node, ast.Constant):
-        yield from (to(value=value) for value in _other_constants(node.value))
-    elif isinstance(node, ast.Call):
-        if node.args and not isinstance(node.args[-1], ast.Starred):
-            yield to(args=node.args[:-1])
-        for i, keyword in enumerate(node.keywords):
-            if keyword.arg is not None:
-                yield to(keywords=node.keywords[:i] + node.keywords[i + 1 :])
-    elif isinstance(node, ast.Attribute) and node.attr in _NAMES:
-        yield to(attr=_NAMES[node.attr])
-    elif isinstance(node, ast.Name) and node.id in _NAMES:
-        yield to(id=_NAMES[node.id])
-    if isinstance(node, ast.AugAssign) or (
-        isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
-    ):
-        yield f"`{text}` dropped", ast.Pass()
-
-
-def _other_constants(value: object) -> list[object]:
-    if isinstance(value, bool):
-        return [not value]
-    if isinstance(value, int):
-        return [value + 1]
-    if isinstance(value, float):
-        return [value * 2.0 if value else 1.0]
-    # Text with a blank is a message to a person.
-    return [f"{value}x"] if isinstance(value, str) and " " not in value else []
 
 
 # Putting a mutant in place, in a process of its own
@@ -292,7 +156,7 @@ class Runner:
             quick.sort(key=lambda i: (-kills[i], seconds[i]))
             callers = [i for i in quick if _runs(lines[i], mutant)]
             fate, killer = self._fate(session, mutant, functions[mutant.module], callers)
-            self.counts[fate] += 1
+            self.counts["equivalent" if fate == "survived" and mutant.reason else fate] += 1
             kills.update(killer)
             if fate == "survived":
                 self.survivors.append(mutant)
@@ -302,7 +166,7 @@ class Runner:
 
     def _watch(self, session: pytest.Session) -> tuple[list[dict[str, set[int]]], list[float]]:
         """Run every test once; return which lines of the modules it runs, and its seconds."""
-        files = [_file_of(module) for module in self.modules]
+        files = [file_of(module) for module in self.modules]
         seconds: list[float] = []
         watch = coverage.Coverage(data_file=None, config_file=False, include=files)
         watch.start()
@@ -366,15 +230,17 @@ def _child(
     return 0
 
 
-def _file_of(module: str) -> str:
-    return str(_ROOT / (module.replace(".", "/") + ".py"))
-
-
 def _runs(lines: dict[str, set[int]], mutant: Mutant) -> bool:
     """Return whether a test that runs ``lines`` runs the function that is changed."""
     if mutant.body is None:
-        return _file_of(mutant.module) in lines
-    return not lines.get(_file_of(mutant.module), set()).isdisjoint(mutant.body)
+        return file_of(mutant.module) in lines
+    return not lines.get(file_of(mutant.module), set()).isdisjoint(mutant.body)
+
+
+_WHAT = (
+    "A mutant is the package with one operation changed. It survives if no quick test that runs the"
+    " changed function fails; an equivalent one cannot be noticed on a CPU, for the reason given."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -409,10 +275,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             [runner],
         )
         total, alive = runner.counts.total(), runner.counts["survived"]
-        rows.append([room, total, total - alive, alive, f"{100 * alive / max(1, total):.1f} %"])
+        same, share = runner.counts["equivalent"], alive / max(1, total)
+        rows.append([room, total, total - alive - same, same, alive, f"{share:.1%}"])
         survivors += runner.survivors
-    lines = "\n".join(f"- {mutant}" for mutant in survivors)
-    parts = [table(["room", "mutants", "noticed", "survived", "share"], rows), lines or "none"]
+    lines = "\n".join(f"- {m}" + (f": {m.reason}" if m.reason else "") for m in survivors)
+    header = ["room", "mutants", "noticed", "equivalent", "survived", "share"]
+    parts = [_WHAT, table(header, rows), lines or "none survived"]
     publish("mutants", "Mutants of the core", parts, write=options.write)
     return 0
 

@@ -137,6 +137,8 @@ def test_two_groups_are_clipped_by_their_own_norms():
     norms = adam.step(lr=one, max_grad_norm=one)
     assert adam.num_clip_groups == 2
     assert norms.tolist() == [[5.0], [0.5]]
+    names = {f"{moment}.{i}" for moment in ("exp_avg", "exp_avg_sq") for i in (0, 1)}
+    assert adam.state_dict().keys() == names | {"num_steps"}  # as in files
     first = adam.state_dict()["exp_avg.0"], adam.state_dict()["exp_avg.1"]
     assert first[0][0].tolist() == pytest.approx([0.06, 0.08], rel=1e-6)  # a tenth of 3 / 5, 4 / 5
     assert first[1][0].tolist() == pytest.approx([0.0, 0.05], rel=1e-6)
@@ -181,3 +183,28 @@ def test_a_plan_splits_only_what_is_longer_than_a_pass():
         rows = torch.arange(2.0 * num_rows).view(1, num_rows, 2)
         assert torch.equal(plan.in_passes(count, rows), rows[..., 0])
         assert sizes == expected
+
+
+def test_state_that_is_replaced_takes_the_steps_and_the_former_stands_still():
+    def adam_of():
+        generator = torch.Generator().manual_seed(0)
+        groups = [[Parameter(torch.randn(2, 3, 2, generator=generator))] for _ in range(3)]
+        for (parameter,) in groups:
+            parameter.grad = torch.randn(2, 3, 2, generator=generator)
+        return LaneAdam(*groups, eps=1e-5)
+
+    plain, moved = adam_of(), adam_of()
+    former = moved.state_tensors
+    before = [tensor.clone() for tensor in former]
+    moved.state_tensors = [tensor.clone() for tensor in former]
+    for adam in (plain, moved):
+        adam.step(lr=torch.tensor([0.1, 0.2]), max_grad_norm=torch.ones(2))
+    assert len(before) == 1 + 3 * 3
+    for mine, its, old, then in zip(
+        moved.state_tensors, plain.state_tensors, former, before, strict=True
+    ):
+        assert torch.equal(mine, its)
+        assert torch.equal(old, then)
+        assert not torch.equal(mine, then)
+    for mine, its in zip(moved.split_weights(), plain.split_weights()):
+        assert torch.equal(mine, its)

@@ -77,6 +77,7 @@ def test_a_quarter_of_four_is_one_and_of_three_none():
         (lambda: parse_objectives("a b", None, Aggregate.mean, 1), "study.objective"),
         (lambda: parse_objectives(["a", 3], None, Aggregate.mean, 1), "study.objective"),
         (lambda: parse_objectives(["a", "b"], "maximize", Aggregate.mean, 1), "study.direction"),
+        (lambda: parse_objectives("a", [3], Aggregate.mean, 1), "study.direction"),
         (lambda: parse_objectives("a", "up", Aggregate.mean, 1), "study.direction"),
         (lambda: parse_objectives("a", None, Aggregate.iqm, 3), "study.aggregate"),
         (lambda: parse_constraints(["a <= 1", "a<=1"]), "study.constraints"),

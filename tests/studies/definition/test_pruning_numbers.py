@@ -5,13 +5,16 @@ import statistics
 
 import optuna
 import pytest
-from optuna.pruners import MedianPruner, NopPruner
+from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 from scipy import optimize, special, stats
 
 from ppo_lab.studies.definition.pruning import SPREAD, ConfidencePruner, Spread, moderated, report
 
 # Of 3, 4 and 5 seeds; they differ more than samples of one variance would.
 OTHERS = [Spread(0.2, 3), Spread(3.0, 4), Spread(0.02, 5), Spread(9.0, 3), Spread(1.0, 4)]
+
+# Little more than samples would: the prior is strong, but not all.
+ALIKE = [Spread(v, 3) for v in (0.05, 0.4, 1.0, 2.0, 7.0)]
 
 
 def smyth(own, others):
@@ -32,7 +35,9 @@ def smyth(own, others):
 
 
 @pytest.mark.parametrize("own", [Spread(0.5, 4), Spread(0.0, 3), Spread(50.0, 5)])
-@pytest.mark.parametrize("others", [OTHERS, [*OTHERS, Spread(0.0, 3)]], ids=["positive", "zero"])
+@pytest.mark.parametrize(
+    "others", [OTHERS, [*OTHERS, Spread(0.0, 3)], ALIKE], ids=["positive", "zero", "alike"]
+)
 def test_a_moderated_variance_is_smyths(own, others):
     assert moderated(own, others) == pytest.approx(smyth(own, others), rel=1e-6)
 
@@ -99,3 +104,16 @@ def test_a_trial_without_a_report_is_the_wrapped_pruners_to_judge():
     study = optuna.create_study(pruner=ConfidencePruner(inner, confidence=0.95))
     assert study.ask().should_prune() is False
     assert inner.seen == [{}]
+
+
+def test_a_rung_that_was_filled_before_keeps_its_own_mean():
+    halving = SuccessiveHalvingPruner(min_resource=10, reduction_factor=2)
+    study = optuna.create_study(
+        direction="maximize", pruner=ConfidencePruner(halving, confidence=0.95)
+    )
+    trial = study.ask()
+    for step, mean in ((10, 3.0), (20, 5.0)):
+        report(trial, step, [mean - 1.0, mean, mean + 1.0])
+        assert not trial.should_prune()
+    rungs = study.trials[0].system_attrs
+    assert (rungs["completed_rung_0"], rungs["completed_rung_1"]) == (3.0, 5.0)
