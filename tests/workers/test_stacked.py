@@ -95,14 +95,14 @@ def test_trials_share_a_stack_and_each_sends_its_reports_and_then_its_exit(plan,
 
 def test_a_decision_ends_its_trial_and_the_next_takes_its_lanes(plan, tmp_path, pool):
     for number in range(3):
-        pool.start(task_of(plan, tmp_path, number, report_steps=(500,), total_steps=20_480))
+        pool.start(task_of(plan, tmp_path, number, report_steps=(500,), total_steps=10_240))
     events = until_exits(pool, 3, answer=lambda e: "behind" if e.number == 1 else None)
     ends = [event.number for event in events if isinstance(event, Exited)]
     assert ends[0] == 1
     results = [read_result(tmp_path / f"{number:04}") for number in range(3)]
     assert [result.status for result in results] == ["finished", "pruned", "finished"]
     assert results[1].reason == "behind"
-    assert results[1].summaries[0]["env_steps"] < 20_480
+    assert results[1].summaries[0]["env_steps"] < 10_240
     assert [s["stack"]["lane"] for s in results[2].summaries] == [2, 3]  # those of trial 1
 
 
