@@ -86,7 +86,7 @@ class PostgresServer:
             time.sleep(0.1)
         shutil.rmtree(self._folder)
 
-    def _run(self, program, *arguments):
+    def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
             [str(self._bindir / program), *arguments],
             cwd=self._folder, user=self._user, check=True, timeout=60,
