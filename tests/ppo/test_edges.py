@@ -208,3 +208,14 @@ def test_state_that_is_replaced_takes_the_steps_and_the_former_stands_still():
         assert not torch.equal(mine, then)
     for mine, its in zip(moved.split_weights(), plain.split_weights()):
         assert torch.equal(mine, its)
+
+
+def test_a_lane_of_adam_that_is_reset_is_as_new_and_the_others_are_not():
+    parameter = Parameter(torch.ones(3, 2))
+    adam = LaneAdam([parameter], eps=1e-5)
+    parameter.grad = torch.ones_like(parameter)
+    adam.step(lr=torch.ones(3), max_grad_norm=torch.ones(3))
+    adam.reset_lanes(torch.tensor([1]))
+    for tensor in adam.state_dict().values():
+        assert not tensor[1].any()
+        assert tensor[[0, 2]].all()
