@@ -24,12 +24,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.resolvers import oc
 
 from ppo_lab.config.composer import Composer, open_hydra, parse
 from ppo_lab.config.foreign import CheckedFileSource, check_file
 from ppo_lab.config.grid import check_dimensions, check_folders, expand
-from ppo_lab.config.hydra_part import check_hydra_part, sounds_secret
+from ppo_lab.config.hydra_part import check_hydra_part
 from ppo_lab.config.run import Config, check_whole, nested_keys
 from ppo_lab.config.study import CommandConfig, StudyConfig, refuse_renamed
 from ppo_lab.memory import STRATEGIES, AutoMemory
@@ -46,7 +45,6 @@ __all__ = [
 SWEEP_FILES: dict[str, Path] = {}
 """The file of each option of ``sweep=``."""
 _MAY_BE_SECRET = re.compile(r"(?i)://|@|key|token|secret|pass|[\w-]{20,}")
-_NO_DEFAULT = object()
 
 
 class Job(NamedTuple):
@@ -87,21 +85,12 @@ def register() -> None:
         store.store(group="memory/schema", name=name, node=strategy)
     _register_sweeps(SWEEPS_DIR)
     OmegaConf.register_new_resolver("unused_dir", str, replace=True)
-    OmegaConf.register_new_resolver("oc.env", _variable, replace=True)
     Plugins.instance()  # registers Hydra's own sources
     SourcesRegistry.instance().types["file"] = CheckedFileSource
 
 
 def _itself(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:  # noqa: ARG001
     return store
-
-
-def _variable(name: str, default: Any = _NO_DEFAULT) -> Any:  # noqa: ANN401
-    """Return an environment variable, as ``${oc.env:NAME}``; secrets would be written to files."""
-    if sounds_secret(name):
-        allowed = "variables that sound secret are not read: configs are saved as plain text"
-        raise ConfigError("value", f"${{oc.env:{name}}}", allowed)
-    return oc.env(name) if default is _NO_DEFAULT else oc.env(name, default)
 
 
 def make_folder(command: DictConfig, key: str) -> Path:
@@ -281,7 +270,7 @@ def _refuse_credentials(overrides: Sequence[str]) -> None:
     for text in overrides:
         if _MAY_BE_SECRET.search(text) and mask(text) != text:
             key = text.lstrip("+~").partition("=")[0]
-            allowed = "holds a password or token, and configs are saved; use the environment"
+            allowed = "holds a password or token, and commands are saved; use ${oc.env:NAME}"
             raise ConfigError(key, REDACTED, allowed)
 
 

@@ -50,6 +50,10 @@ class CheckedFileSource(FileConfigSource):
         return super().load_config(config_path)
 
 
+# Hydra registers its own again where a pickled job begins, and compares the names.
+CheckedFileSource.__name__ = FileConfigSource.__name__
+
+
 def read_plain(path: Path) -> dict[str, Any]:
     """Return the values of a YAML file as they stand there, interpolations included.
 

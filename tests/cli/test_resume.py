@@ -19,7 +19,8 @@ QUICK = [
 
 
 def files_of(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "run.lock")
+    return {path: path.read_bytes() for path in files}
 
 
 def only_run(folder):

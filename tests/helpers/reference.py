@@ -267,6 +267,8 @@ class Reference:
                 else:
                     self._running[n] = total, length
         self._last100.extend(returns)
+        if not returns:
+            return {"charts/episodes": 0.0}
         return {
             "charts/episodes": len(returns),
             "charts/episodic_return": fmean(returns),

@@ -103,7 +103,7 @@ def test_a_policy_in_play_keeps_the_statistics_it_was_saved_with(tmp_path):
     trainer = Trainer([config(*NORMALIZED)])
     trainer.iterate()
     state = trainer.env.state_dict()
-    save_policy(tmp_path, trainer.config, trainer.model, state)
+    save_policy(tmp_path, trainer.config, trainer.model, state, spec=trainer.spec)
     trainer.iterate()  # the trainer's own go on
     assert not torch.equal(state["observation_mean"], trainer.env.state_dict()["observation_mean"])
     policy = load_policy(tmp_path)

@@ -347,10 +347,10 @@ def test_a_crash_is_run_again_in_a_folder_of_its_own_until_retries_are_spent(
 class Refusing(Plan):
     """A plan with a hole between its corners."""
 
-    def trial_configs(self, params):
+    def trial_configs(self, params, repeat=0):
         if params["epsilon"] != 0.2:
             raise ConfigError("epsilon", params["epsilon"], "must be 0.2")
-        return super().trial_configs(params)
+        return super().trial_configs(params, repeat)
 
 
 def test_parameters_that_no_run_can_have_end_their_trial_and_not_the_study(

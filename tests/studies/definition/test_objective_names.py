@@ -66,8 +66,8 @@ def test_the_forecasts_limit_is_the_lowest_upper_one_by_either_name():
 def test_a_quarter_of_four_is_one_and_of_three_none():
     assert aggregate_seeds([0.0, 2.0, 4.0, 90.0], Aggregate.iqm) == 3.0
     assert aggregate_seeds([0.0, 3.0, 90.0], Aggregate.iqm) == 31.0
-    (objective,) = parse_objectives("a", "minimize", Aggregate.iqm, 4)
-    assert (objective.key, objective.direction) == ("a", "minimize")
+    (objective,) = parse_objectives("wall_time_s", "minimize", Aggregate.iqm, 4)
+    assert (objective.key, objective.direction) == ("wall_time_s", "minimize")
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,10 @@ def test_a_quarter_of_four_is_one_and_of_three_none():
         (lambda: parse_objectives(["a", "a"], None, Aggregate.mean, 1), "study.objective"),
         (lambda: parse_objectives("a b", None, Aggregate.mean, 1), "study.objective"),
         (lambda: parse_objectives(["a", 3], None, Aggregate.mean, 1), "study.objective"),
-        (lambda: parse_objectives(["a", "b"], "maximize", Aggregate.mean, 1), "study.direction"),
-        (lambda: parse_objectives("a", [3], Aggregate.mean, 1), "study.direction"),
-        (lambda: parse_objectives("a", "up", Aggregate.mean, 1), "study.direction"),
-        (lambda: parse_objectives("a", None, Aggregate.iqm, 3), "study.aggregate"),
+        (lambda: parse_objectives(["final_return", "wall_time_s"], "maximize", Aggregate.mean, 1), "study.direction"),
+        (lambda: parse_objectives("final_return", [3], Aggregate.mean, 1), "study.direction"),
+        (lambda: parse_objectives("final_return", "up", Aggregate.mean, 1), "study.direction"),
+        (lambda: parse_objectives("final_return", None, Aggregate.iqm, 3), "study.aggregate"),
         (lambda: parse_constraints(["a <= 1", "a<=1"]), "study.constraints"),
         (lambda: parse_constraints(["a < 1"]), "study.constraints"),
         (
