@@ -76,7 +76,12 @@ def test_a_quarter_of_four_is_one_and_of_three_none():
         (lambda: parse_objectives(["a", "a"], None, Aggregate.mean, 1), "study.objective"),
         (lambda: parse_objectives("a b", None, Aggregate.mean, 1), "study.objective"),
         (lambda: parse_objectives(["a", 3], None, Aggregate.mean, 1), "study.objective"),
-        (lambda: parse_objectives(["final_return", "wall_time_s"], "maximize", Aggregate.mean, 1), "study.direction"),
+        (
+            lambda: parse_objectives(
+                ["final_return", "wall_time_s"], "maximize", Aggregate.mean, 1
+            ),
+            "study.direction",
+        ),
         (lambda: parse_objectives("final_return", [3], Aggregate.mean, 1), "study.direction"),
         (lambda: parse_objectives("final_return", "up", Aggregate.mean, 1), "study.direction"),
         (lambda: parse_objectives("final_return", None, Aggregate.iqm, 3), "study.aggregate"),
