@@ -340,7 +340,7 @@ class Trainer:
         """Restart the environments of ``lanes`` with seeds from (seed, iteration)."""
         seeds = self._lanes.keys(rng.Stream.RESTART, self.iteration) & (2**63 - 1)
         for lane in lanes:
-            self.collector.restart_lane(lane, int(seeds[lane]))
+            self.collector.reset_lane(lane, int(seeds[lane]), is_same_run=True)
         self._episodes.reset_lanes(torch.tensor(lanes, device=self.placement.device))
 
     def close(self) -> None:
