@@ -91,7 +91,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _mujoco_arrays(env: Any) -> dict[str, np.ndarray[Any, Any]]:  # noqa: ANN401
-    """Return the integration state and all arrays of fixed size.
+    """Return the integration state and all arrays whose size does not depend on contacts.
 
     The integration state alone is not enough: observations and rewards of Ant and Humanoid contain
     positions and forces that MuJoCo computes before it integrates, so they lag behind it.
@@ -99,16 +99,11 @@ def _mujoco_arrays(env: Any) -> dict[str, np.ndarray[Any, Any]]:  # noqa: ANN401
     mujoco, spec = sys.modules["mujoco"], sys.modules["mujoco"].mjtState.mjSTATE_INTEGRATION
     integration = np.empty(mujoco.mj_stateSize(env.model, spec))
     mujoco.mj_getState(env.model, env.data, integration, spec)
-    fixed = {name: getattr(env.data, name).copy() for name in _fixed_arrays(mujoco, env.model)}
-    return {"": integration, **fixed}
-
-
-def _fixed_arrays(mujoco: Any, model: Any) -> list[str]:  # noqa: ANN401
-    """Return the names of the arrays whose size does not depend on the contacts of a step."""
-    empty = mujoco.MjData(model)  # arrays that depend on contacts have no elements in it
+    empty = mujoco.MjData(env.model)  # arrays that depend on contacts have no elements in it
     values = {name: getattr(empty, name) for name in dir(empty) if not name.startswith("_")}
     arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-    return [name for name, value in arrays.items() if value.size and value.flags.writeable]
+    fixed = [name for name, value in arrays.items() if value.size and value.flags.writeable]
+    return {"": integration} | {name: getattr(env.data, name) for name in fixed}
 
 
 def _restore_mujoco(env: Any, data: dict[str, np.ndarray[Any, Any]]) -> None:  # noqa: ANN401

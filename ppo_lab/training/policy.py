@@ -199,9 +199,8 @@ def _check_description(content: bytes, described: dict[str, Any], path: Path) ->
         _LOG.warning("%s: an old policy without hashes; damage cannot be noticed", path)
         return None
     hashes = described.get("sha256")
-    own, of_weights = (
-        hashes.get(name) if isinstance(hashes, dict) else None for name in (_DESCRIPTION, _WEIGHTS)
-    )
+    found = hashes if isinstance(hashes, dict) else {}
+    own, of_weights = found.get(_DESCRIPTION), found.get(_WEIGHTS)
     if not (isinstance(own, str) and isinstance(of_weights, str) and len(own) == len(_BLANK)):
         raise ValueError(f"{path}: damaged: it has no hash of itself and of {_WEIGHTS}")
     if _sha256(content.replace(own.encode(), _BLANK.encode())) != own:
@@ -218,20 +217,9 @@ def _build(described: dict[str, Any]) -> tuple[ActorCritic, EnvSpec]:
     dtype = torch.float64 if described["dtype"] == "float64" else torch.float32
     network, shares_trunk = _network(described["network"]), bool(described["shares_trunk"])
     network.check()
-    return ActorCritic(network, spec, _NoWeights(dtype), shares_trunk=shares_trunk), spec
-
-
-class _NoWeights(Initializer):
-    """Builds weights that have a shape and no memory; the saved ones replace them."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-
-    def orthogonal(self, num_inputs: int, num_outputs: int, gain: float) -> Tensor:  # noqa: ARG002
-        return torch.empty(1, num_inputs, num_outputs, dtype=self._dtype, device="meta")
-
-    def uniform(self, num_inputs: int, num_outputs: int) -> Tensor:
-        return self.orthogonal(num_inputs, num_outputs, 1.0)
+    # These weights have a shape and no memory; the saved ones replace them.
+    no_weights = Initializer(torch.zeros(1, dtype=torch.int64), torch.device("meta"), dtype)
+    return ActorCritic(network, spec, no_weights, shares_trunk=shares_trunk), spec
 
 
 def _read_weights(path: Path, expected_hash: str | None, model: ActorCritic) -> dict[str, Tensor]:

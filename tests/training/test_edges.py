@@ -69,9 +69,11 @@ def test_steps_per_second_are_the_live_lanes_steps_by_the_recorded_times():
     assert 0.0 < metrics["time/elapsed_s"] < 600.0
     assert metrics["time/env_s"] < metrics["time/rollout_s"]
     phases = trainer.phase_seconds()
-    assert next(iter(phases)) == "env"
-    assert phases["rollout"] > 0.0
-    assert phases["record"] > 0.0
+    assert list(phases)[:2] == ["env", "rollout"]
+    assert phases.keys() >= {"advantages", "update", "diagnostics", "record"}
+    assert min(phases.values()) > 0.0
+    assert sum(phases.values()) <= trainer.elapsed_s  # they do not overlap
+    assert not any(name.startswith(("memory/", "pcie/")) for name in metrics)  # on the CPU
 
 
 def test_compilation_is_decided_by_the_sum_of_what_the_lanes_will_train(monkeypatch):
