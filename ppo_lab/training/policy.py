@@ -217,9 +217,19 @@ def _build(described: dict[str, Any]) -> tuple[ActorCritic, EnvSpec]:
     dtype = torch.float64 if described["dtype"] == "float64" else torch.float32
     network, shares_trunk = _network(described["network"]), bool(described["shares_trunk"])
     network.check()
-    # These weights have a shape and no memory; the saved ones replace them.
-    no_weights = Initializer(torch.zeros(1, dtype=torch.int64), torch.device("meta"), dtype)
-    return ActorCritic(network, spec, no_weights, shares_trunk=shares_trunk), spec
+    return ActorCritic(network, spec, _NoWeights(dtype), shares_trunk=shares_trunk), spec
+
+
+class _NoWeights(Initializer):
+    """Builds weights that have a shape and no memory; the saved ones replace them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def orthogonal(self, num_inputs: int, num_outputs: int, gain: float = 1.0) -> Tensor:  # noqa: ARG002
+        return torch.empty(1, num_inputs, num_outputs, dtype=self._dtype, device="meta")
+
+    uniform = orthogonal
 
 
 def _read_weights(path: Path, expected_hash: str | None, model: ActorCritic) -> dict[str, Tensor]:

@@ -61,8 +61,9 @@ class History:
     @classmethod
     def from_columns(cls, columns: Mapping[str, Sequence[float]], num_episodes: int) -> History:
         """Return the history of a run that has not diverged."""
-        curves = {name: list(columns[name]) for name in _CURVES}
-        history = cls(list(map(int, columns["steps"])), **curves, num_episodes=num_episodes)
+        steps, curves = list(map(int, columns["steps"])), (list(columns[name]) for name in _CURVES)
+        returns, entropy_fracs, kls = curves
+        history = cls(steps, returns, entropy_fracs, kls, num_episodes)
         history._last.extend(columns["last"])
         return history
 

@@ -107,6 +107,7 @@ from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.forecast.forecast import forecast
 register()
 words = ["network.hidden=[" + ",".join(["16384"] * 8) + "]", "tracking=local", "device=cpu"]
+words.append("forecast=true")  # else refused where so much memory is not there
 words.append("memory=" + ",".join(sys.argv[1:]))
 for job in check_jobs(words, is_multirun=True, config_dir=None, config_name=None):
     needed = forecast(job.config)
