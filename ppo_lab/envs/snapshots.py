@@ -67,15 +67,16 @@ def _own_state(layer: object) -> bool:
 
 def _state(layer: Any) -> dict[str, Any]:  # noqa: ANN401
     """Return the state of one layer, as arrays and plain values."""
+    state: dict[str, Any] = {"own": layer.state_dict()} if _own_state(layer) else {}
     if layer is not layer.unwrapped:  # a wrapper
-        if _own_state(layer):
-            return {"own": layer.state_dict()}
         is_limit = type(layer).__name__ == "TimeLimit"
-        return {"attributes": {"_elapsed_steps": layer._elapsed_steps}} if is_limit else {}
-    generator = layer._np_random
-    state = {"random": None if generator is None else generator.bit_generator.state}
-    if _own_state(layer):
-        return state | {"own": layer.state_dict()}
+        return (
+            {"attributes": {"_elapsed_steps": layer._elapsed_steps}, **state} if is_limit else state
+        )
+    if layer._np_random is not None:
+        state["random"] = layer._np_random.bit_generator.state
+    if "own" in state:
+        return state
     plain = {name: value for name, value in vars(layer).items() if _is_plain(value)}
     if ".mujoco." in type(layer).__module__:
         return state | {"attributes": plain, "data": _mujoco_arrays(layer)}

@@ -273,6 +273,8 @@ def test_the_bytes_of_an_iteration_worked_out_by_hand():
         ("parked", True): Traffic(2 * 9548 + 13 * 4096, 2 * 9548 + 2 * 4096 + 10 * 2048),
     }
     assert {name for name, _ in expected} == set(STRATEGIES)
+    # Building copies every parameter down once, and the lane's seed up.
+    assert trainer_of("offloaded_optimizer").placement.traffic == Traffic(8, 9548)
     for (name, on_host), traffic in expected.items():
         options = ("memory.rollout_place=host",) if on_host else ()
         assert iteration_traffic(trainer_of(name, *options)) == traffic
