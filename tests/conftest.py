@@ -63,3 +63,10 @@ def tables(tmp_path_factory):
     path = tmp_path_factory.mktemp("tables") / "study.db"
     optuna.storages.RDBStorage(f"sqlite:///{path}").engine.dispose()
     return path
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have configs find a CUDA device."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)

@@ -84,15 +84,18 @@ class Env(ABC):
         """Advance by one step; actions are int64 (L, N) or float (L, N, A), on ``device``."""
 
     @abstractmethod
-    def reset_lane(self, lane: int, seed: int) -> Tensor:
-        """Restart one lane as if built with ``seed``; return all observations (L, N, O)."""
+    def reset_lane(self, lane: int, seed: int, *, is_same_run: bool = False) -> Tensor:
+        """Restart one lane as if built with ``seed``; return all observations (L, N, O).
+
+        If it goes on with the same run, its running statistics stay.
+        """
 
     @property
     def state_mode(self) -> Literal["exact", "boundary"]:
         """Whether ``lane_state`` is complete: ``exact`` is, with ``boundary`` episodes are lost.
 
-        Boundary environments are therefore restarted at fixed iterations (``restart_lane``), and a
-        run can continue from there only.
+        Boundary environments are therefore restarted at fixed iterations, and a run can continue
+        from there only.
         """
         return "boundary"
 
@@ -108,24 +111,9 @@ class Env(ABC):
         ``tensors`` are on the host. Raises ``ValueError`` if they do not fit this environment.
         """
 
-    def restart_lane(self, lane: int, seed: int) -> Tensor:
-        """Rebuild and reset a lane's environments with ``seed``; running statistics stay.
-
-        Returns all observations (L, N, O).
-        """
-        return self.reset_lane(lane, seed)
-
     def close(self) -> None:  # noqa: B027 (the same)
         """Release windows and the like; none by default."""
-
-    def freeze(self) -> None:  # noqa: B027 (the same)
-        """Stop updating statistics, for evaluation; there are none by default."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of the statistics that a saved policy needs; empty by default."""
         return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore statistics; raise ``ValueError`` if there are some and none are kept here."""
-        if state:
-            raise ValueError(f"this environment keeps no statistics, but was given {sorted(state)}")

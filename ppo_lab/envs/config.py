@@ -85,10 +85,7 @@ class EnvConfig:
         return Backend.torch if self.id in NATIVE_ENVS and not self.kwargs else Backend.gymnasium
 
     def check(self) -> EnvSpec:
-        """Check the options; return the sizes that a network needs.
-
-        Raises:
-            ConfigError: The options cannot be used; the message names the key and the remedy.
+        """Return the sizes that a network needs; raise ``ConfigError`` for unusable options.
 
         Example:
             >>> EnvConfig(id="CartPole-v1").check().actions
@@ -124,13 +121,8 @@ class EnvConfig:
     ) -> Env:
         """Return L * N environments on ``placement.device``; call ``reset`` next.
 
-        Args:
-            seeds: (L,) int64 on the host; a lane's numbers depend only on its own seed.
-            num_envs: N.
-            gamma: (L,) discount factors on the device, to normalise rewards; never copied.
-            placement: The device, and the transfers to it.
-            dtype: Of observations and rewards.
-            is_dry: Build Gymnasium's tensors and transfers without its environments.
+        ``seeds`` (L,) are on the host. ``gamma`` (L,), on the device and never copied, normalises
+        rewards. ``is_dry``: build Gymnasium's tensors and transfers without its environments.
         """
         env: Env
         limit = self.max_episode_steps

@@ -38,7 +38,7 @@ class DryEnv(Env):
         """Return the buffer's observations (L, N, O) on the device."""
         return self._to_device(self._packed)[..., :-1]
 
-    def reset_lane(self, lane: int, seed: int) -> Tensor:  # noqa: ARG002
+    def reset_lane(self, lane: int, seed: int, *, is_same_run: bool = False) -> Tensor:  # noqa: ARG002
         """Return the buffer's observations (L, N, O) on the device."""
         return self.reset()
 

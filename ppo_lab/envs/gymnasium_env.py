@@ -26,12 +26,14 @@ from ppo_lab.envs.first_steps import FirstSteps
 from ppo_lab.envs.guard import EnvGuard
 from ppo_lab.envs.gymnasium_spec import make_env, remember_spec, spec_of_env
 from ppo_lab.envs.returned import (
+    STEP_FORM,
+    WrongReturn,
     as_flag,
     as_observation,
     as_reward,
+    described,
     infinite_component,
     reset_observation,
-    step_values,
 )
 from ppo_lab.envs.snapshots import is_exact, restore, snapshot
 from ppo_lab.utils.rng import Stream, bits, lane_keys
@@ -75,9 +77,8 @@ class GymnasiumEnv(DryEnv):
     ) -> None:
         """Build n environments from ``seeds`` (L,), on the host; call ``reset`` next.
 
-        Raises:
-            EnvironmentFault: As in all methods, where an environment raises an error, returns what
-                it did not declare, or takes longer than ``timeout_s``.
+        Like all methods, raises ``EnvironmentFault`` where an environment raises an error, returns
+        what it did not declare, or takes longer than ``timeout_s``.
         """
         num_lanes, kwargs = seeds.shape[0], kwargs or {}
         self._make_env = partial(make_env, env_id, kwargs, max_episode_steps)
@@ -121,14 +122,21 @@ class GymnasiumEnv(DryEnv):
         self._reset_rows(range(len(self._envs)))
         return super().reset()
 
-    def reset_lane(self, lane: int, seed: int) -> Tensor:
-        """Restart one lane as if built with ``seed``; return all observations (L, N, O)."""
-        self._warn_of_endless(lane)
-        self._guard.births[lane], self._num_episodes[lane] = self._guard.call.step, 0
-        self._infinite_lanes.discard(lane)
-        # An environment that is not known may keep more from the run before than a reset clears.
-        is_known = self.state_mode == "exact"
-        return self._reset_lane(lane, seed) if is_known else self.restart_lane(lane, seed)
+    def reset_lane(self, lane: int, seed: int, *, is_same_run: bool = False) -> Tensor:
+        """See ``Env.reset_lane``."""
+        if not is_same_run:
+            self._warn_of_endless(lane)
+            self._guard.births[lane], self._num_episodes[lane] = self._guard.call.step, 0
+            self._infinite_lanes.discard(lane)
+        rows = self._rows_of(lane)
+        if self.state_mode == "boundary":  # may keep more from before than a reset clears
+            for row in rows:
+                self._guard.close_env(self._envs[row], row)
+                with self._guard("building", row):
+                    self._envs[row] = self._make_env()
+        self._seeds[rows.start : rows.stop] = env_seeds(torch.tensor([seed]), self.num_envs)
+        self._reset_rows(rows)
+        return super().reset()
 
     @property
     def state_mode(self) -> Literal["exact", "boundary"]:
@@ -141,9 +149,7 @@ class GymnasiumEnv(DryEnv):
         packed = []
         for number, row in enumerate(self._rows_of(lane)):
             with self._guard("state_dict()", row):
-                arrays, values = snapshot(self._envs[row])
-            packed.append(values)
-            tensors |= {f"{number}.{name}": torch.from_numpy(a) for name, a in arrays.items()}
+                packed.append(snapshot(self._envs[row], f"{number}", tensors))
         steps = self._guard.call.step - self._guard.births[lane]
         return tensors, {"envs": packed, "steps": steps, "episodes": self._num_episodes[lane]}
 
@@ -153,23 +159,9 @@ class GymnasiumEnv(DryEnv):
         """See ``Env.load_lane_state``; the environments have been reset before."""
         self._guard.births[lane] = self._guard.call.step - numbers["steps"]
         self._num_episodes[lane] = numbers["episodes"]
-        for number, row in enumerate(self._rows_of(lane)):
-            begin = f"{number}."
-            arrays = {
-                name.removeprefix(begin): tensor.numpy()
-                for name, tensor in tensors.items()
-                if name.startswith(begin)
-            }
+        for row, packed in zip(self._rows_of(lane), numbers["envs"], strict=True):
             with self._guard("load_state_dict()", row):
-                restore(self._envs[row], arrays, numbers["envs"][number])
-
-    def restart_lane(self, lane: int, seed: int) -> Tensor:
-        """See ``Env.restart_lane``."""
-        for row in self._rows_of(lane):
-            self._guard.close_env(self._envs[row], row)
-            with self._guard("building", row):
-                self._envs[row] = self._make_env()
-        return self._reset_lane(lane, seed)
+                restore(self._envs[row], packed, tensors)
 
     def close(self) -> None:
         """Close every environment; what goes wrong is logged, as nothing is lost by it."""
@@ -181,12 +173,6 @@ class GymnasiumEnv(DryEnv):
 
     def _rows_of(self, lane: int) -> range:
         return range(lane * self.num_envs, (lane + 1) * self.num_envs)
-
-    def _reset_lane(self, lane: int, seed: int) -> Tensor:
-        rows = self._rows_of(lane)
-        self._seeds[rows.start : rows.stop] = env_seeds(torch.tensor([seed]), self.num_envs)
-        self._reset_rows(rows)
-        return super().reset()
 
     def _reset_rows(self, rows: range) -> None:
         for row in rows:
@@ -203,7 +189,7 @@ class GymnasiumEnv(DryEnv):
                 call.row = row
                 returned = self._envs[row].step(action)
                 if type(returned) is not tuple or len(returned) != 5:
-                    returned = step_values(returned)
+                    raise WrongReturn(f"{STEP_FORM}, this one returned {described(returned)}")
                 observation, reward, terminated, truncated, _ = returned
                 is_array = type(observation) is np.ndarray and observation.shape == shape
                 if checks_all or not is_array:

@@ -105,9 +105,8 @@ def check_gymnasium(
 ) -> EnvSpec:
     """Return the spec of a Gymnasium environment, which is built once per process and closed.
 
-    Raises:
-        ConfigError: The environment is unknown, cannot be built (within ``timeout_s``), or has
-            unsupported spaces.
+    Raises ``ConfigError`` if it is unknown, cannot be built (within ``timeout_s``), or has
+    unsupported spaces.
     """
     if (spec := known_spec(env_id, kwargs)) is not None:
         return spec

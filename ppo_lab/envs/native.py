@@ -142,8 +142,8 @@ class NativeEnv(Env):
         self._clock += num_steps
         self._state, self._deadlines = state, deadlines
 
-    def reset_lane(self, lane: int, seed: int) -> Tensor:
-        """Restart one lane as if built with ``seed``; return all observations (L, N, O)."""
+    def reset_lane(self, lane: int, seed: int, *, is_same_run: bool = False) -> Tensor:  # noqa: ARG002
+        """See ``Env.reset_lane``."""
         seeds = torch.full((1,), seed, dtype=torch.int64, device=self.device)
         self._keys[lane] = lane_keys(seeds, Stream.ENV)[0]
         self._births[lane] = self._clock

@@ -35,7 +35,6 @@ class NormalizedEnv(Env):
         self._env = env
         self.spec, self.device = env.spec, env.device
         self.num_lanes, self.num_envs = env.num_lanes, env.num_envs
-        self._is_frozen = False
         self.normalizer = Normalizer.begin(
             env.num_lanes,
             env.num_envs,
@@ -49,19 +48,14 @@ class NormalizedEnv(Env):
         """Start new episodes; return and count the first observations (L, N, O)."""
         observations = self._env.reset()
         self.normalizer.reset_returns()
-        moments = self.normalizer.observations
-        if moments is not None and not self._is_frozen:
-            moments.update(observations)
+        if self.normalizer.observations is not None:
+            self.normalizer.observations.update(observations)
         return self.normalizer.normalize(observations)
 
     def step(self, actions: Tensor) -> Step:
         """Advance by one step; ``env_rewards`` stay in the environment's own units."""
         step = self._env.step(actions)
-        if self._is_frozen:
-            observations = self.normalizer.normalize(step.observations)
-            rewards = self.normalizer.scale(step.rewards)
-        else:
-            observations, rewards = (self.compiled_advance or self.advance)(step)
+        observations, rewards = (self.compiled_advance or self.advance)(step)
         last = observations
         if step.last_observations is not step.observations:
             last = self.normalizer.normalize(step.last_observations)
@@ -73,20 +67,12 @@ class NormalizedEnv(Env):
         ended = step.terminated | step.truncated if may_have_ended else None
         return self.normalizer.advance(step.observations, step.rewards, ended)
 
-    def reset_lane(self, lane: int, seed: int) -> Tensor:
-        """Restart one lane and its statistics; return all observations (L, N, O)."""
-        self.normalizer.reset_lane(lane)
-        return self._count_first(lane, self._env.reset_lane(lane, seed))
-
-    def restart_lane(self, lane: int, seed: int) -> Tensor:
-        """See ``Env.restart_lane``; the first observations are counted."""
-        self.normalizer.reset_returns(lane)
-        return self._count_first(lane, self._env.restart_lane(lane, seed))
-
-    def _count_first(self, lane: int, observations: Tensor) -> Tensor:
-        """Count the first observations of ``lane``; return all (L, N, O) normalised."""
+    def reset_lane(self, lane: int, seed: int, *, is_same_run: bool = False) -> Tensor:
+        """See ``Env.reset_lane``; the first observations are counted."""
+        (self.normalizer.reset_returns if is_same_run else self.normalizer.reset_lane)(lane)
+        observations = self._env.reset_lane(lane, seed, is_same_run=is_same_run)
         moments, one = self.normalizer.observations, slice(lane, lane + 1)
-        if moments is not None and not self._is_frozen:
+        if moments is not None:
             moments[one].update(observations[one])
         return self.normalizer.normalize(observations)
 
@@ -105,18 +91,13 @@ class NormalizedEnv(Env):
         self, lane: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
     ) -> None:
         """See ``Env.load_lane_state``."""
-        rest = dict(tensors)
         for name, tensor in self.normalizer.lane_tensors(lane).items():
-            copy_exactly(tensor, rest.pop(f"normalizer.{name}"), name)
-        self._env.load_lane_state(lane, rest, numbers)
+            copy_exactly(tensor, tensors[f"normalizer.{name}"], name)
+        self._env.load_lane_state(lane, tensors, numbers)
 
     def close(self) -> None:
         """Close the wrapped environment."""
         self._env.close()
-
-    def freeze(self) -> None:
-        """Stop updating the statistics, for evaluation."""
-        self._is_frozen = True
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies: observation_mean, _var (L, O), return_mean, _var and both _count (L,)."""
@@ -126,10 +107,3 @@ class NormalizedEnv(Env):
         if (moments := self.normalizer.returns) is not None:
             state |= moments.state_dict("return_")
         return state
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy statistics that ``state_dict`` returned."""
-        if (moments := self.normalizer.observations) is not None:
-            moments.load_state_dict(state, "observation_")
-        if (moments := self.normalizer.returns) is not None:
-            moments.load_state_dict(state, "return_")

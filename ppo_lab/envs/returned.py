@@ -6,13 +6,13 @@ The loop over environments calls these only for what its own, cheaper comparison
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 __all__ = [
-    *("STEP_FORM", "WrongReturn", "as_flag", "as_observation", "as_reward", "infinite_component"),
-    *("reset_observation", "step_values"),
+    *("STEP_FORM", "WrongReturn", "as_flag", "as_observation", "as_reward", "described"),
+    *("infinite_component", "reset_observation"),
 ]
 
 Array = np.ndarray[Any, Any]
@@ -64,11 +64,6 @@ def reset_observation(returned: object, shape: tuple[int, ...]) -> Array:
     if not isinstance(info, Mapping | None):  # two numbers are an observation, not a pair
         raise WrongReturn(f"{form}, this one's info is {described(info)}")
     return as_observation(observation, shape, "reset()")
-
-
-def step_values(returned: object) -> NoReturn:
-    """Raise ``WrongReturn``: ``returned`` is not the five values of a step."""
-    raise WrongReturn(f"{STEP_FORM}, this one returned {described(returned)}")
 
 
 def infinite_component(observation: Array) -> str | None:

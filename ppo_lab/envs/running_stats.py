@@ -9,7 +9,7 @@ Shapes: L = lanes, N = environments per lane, O = observation size, F = features
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,10 +27,7 @@ _INITIAL_COUNT = 1e-4  # weight of the initial statistics: the first batch almos
 def normalize(values: Tensor, *, var: Tensor, mean: Tensor | None = None) -> Tensor:
     """Return (values - mean) / sqrt(var + EPSILON), clipped to +-CLIP, in the dtype of ``values``.
 
-    Args:
-        values: (L, N, F) or (L, N).
-        var: Variances that broadcast against ``values``, such as (L, 1, F).
-        mean: Means of the same shape; None subtracts nothing, so that rewards keep their sign.
+    ``var`` and ``mean`` broadcast against ``values``. Without a mean, rewards keep their sign.
 
     Example:
         >>> normalize(torch.tensor([[1.0, 7.0]]), var=torch.tensor([[4.0]]), mean=torch.ones(1, 1))
@@ -86,19 +83,13 @@ class RunningMoments:
         torch.lerp(batch_mean, self.mean, kept, out=self.mean)
         self.count.copy_(total)
 
-    def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
+    def state_dict(self, prefix: str) -> dict[str, Tensor]:
         """Return copies: "mean" and "var" (L, F), "count" (L,), after ``prefix``."""
         return {
             f"{prefix}mean": self.mean.squeeze(1).clone(),
             f"{prefix}var": self.var.squeeze(1).clone(),
             f"{prefix}count": self.count.flatten(1)[:, 0].clone(),
         }
-
-    def load_state_dict(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
-        """Copy statistics of the same shapes as ``state_dict`` returns."""
-        self.mean.copy_(state[f"{prefix}mean"].unsqueeze(1))
-        self.var.copy_(state[f"{prefix}var"].unsqueeze(1))
-        self.count.copy_(state[f"{prefix}count"].reshape(-1, *[1] * (self.count.ndim - 1)))
 
 
 class Normalizer:
@@ -159,9 +150,11 @@ class Normalizer:
         if self.returns is not None:
             self.latest_returns.mul_(self._gamma).add_(rewards)
         self._moments.update(self._samples)
-        scaled = self.scale(rewards)
-        if self.returns is not None and ended is not None:
-            self.latest_returns.masked_fill_(ended, 0.0)
+        scaled = rewards
+        if self.returns is not None:
+            scaled = normalize(rewards, var=self.returns.var)
+            if ended is not None:
+                self.latest_returns.masked_fill_(ended, 0.0)
         return self.normalize(observations), scaled
 
     def normalize(self, observations: Tensor) -> Tensor:
@@ -169,10 +162,6 @@ class Normalizer:
         if self.observations is None:
             return observations
         return normalize(observations, var=self.observations.var, mean=self.observations.mean)
-
-    def scale(self, rewards: Tensor) -> Tensor:
-        """Return ``rewards`` (L, N) normalised by the current statistics."""
-        return rewards if self.returns is None else normalize(rewards, var=self.returns.var)
 
     def reset_returns(self, lane: int | slice = slice(None)) -> None:
         """Set discounted returns to 0, of all lanes or one; the statistics stay."""

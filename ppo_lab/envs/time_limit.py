@@ -75,11 +75,7 @@ class TimeLimit:
         fault: Callable[[Iterable[traceback.FrameSummary]], EnvironmentFault],
     ) -> None:
         """Start the thread; ``fault`` describes an overdue call from the main thread's stack."""
-        self._call, self._fault = call, fault
-        self._poll_s = min(_POLL_S, timeout_s / 4)
-        self._num_polls = math.ceil(timeout_s / self._poll_s)
-        self._num_grace = math.ceil(min(_GRACE_S, timeout_s) / self._poll_s)
-        self._timeout_s = timeout_s
+        self._call, self._timeout_s, self._fault = call, timeout_s, fault
         self._closed = threading.Event()
         signal.signal(_SIGNAL, _interrupt)
         with _lock:
@@ -98,18 +94,21 @@ class TimeLimit:
 
     def _watch(self) -> None:
         global _overdue
+        poll_s = min(_POLL_S, self._timeout_s / 4)
+        num_polls = math.ceil(self._timeout_s / poll_s)
+        num_grace = math.ceil(min(_GRACE_S, self._timeout_s) / poll_s)
         call, seen, count = self._call, ("", 0, 0), 0
-        while not self._closed.wait(self._poll_s):
+        while not self._closed.wait(poll_s):
             with _lock:
                 if not self._closed.is_set():  # else the monitor would count for ever
                     beat(self._timeout_s, _SIGNAL)
             now = call.place
             count = count + 1 if now == seen and call.method else 0
             seen = now
-            if count == self._num_polls:
+            if count == num_polls:
                 _overdue = now
                 signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
-            elif count == self._num_polls + self._num_grace:
+            elif count == num_polls + num_grace:
                 self._end_process()
 
     def _end_process(self) -> None:

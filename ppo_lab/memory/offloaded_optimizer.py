@@ -214,14 +214,6 @@ class HostAdam(LaneOptimizer):
         for host, parameter in zip(hosts, parameters):
             self._copies.send_up(host, parameter)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the host's weights, moments and step counts, not the device's weights."""
-        return {
-            f"{name}.{i}": getattr(host, name)
-            for i, host in enumerate(self._hosts.values())
-            for name in ("weights", "exp_avg", "exp_avg_sq", "step")
-        }
-
     def take_weights(self) -> None:
         """See ``LaneOptimizer.take_weights``: the host steps its own copies."""
         for parameter, host in self._hosts.items():

@@ -101,16 +101,6 @@ class ParkedAdam(LaneOptimizer):
         norms[list(self._adams).index(self._training)] = norm
         return norms
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the moments and step counts by network, after any copy to the host has ended."""
-        if self._placement.is_cuda:
-            torch.cuda.current_stream(self._placement.device).synchronize()
-        return {
-            f"{training.value}.{name}": value
-            for training, adam in self._adams.items()
-            for name, value in adam.state_dict().items()
-        }
-
     def state_parts(self) -> Iterator[tuple[Tensor, Parameter | None]]:
         """See ``LaneOptimizer.state_parts``."""
         for adam in self._adams.values():

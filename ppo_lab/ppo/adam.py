@@ -61,17 +61,13 @@ class LaneOptimizer(ABC):
         that this pass does not train.
         """
 
-    @abstractmethod
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the moments and step counts."""
-
     def reset_lanes(self, lanes: Tensor) -> None:
         """Reset the moments and step counts of ``lanes`` (int64) only."""
         raise NotImplementedError  # only strategies that stack lanes reset one
 
+    @abstractmethod
     def state_parts(self) -> Iterator[tuple[Tensor, Parameter | None]]:
-        """Yield each tensor of the state, and the parameter it belongs to if there is just one."""
-        yield from ((tensor, None) for tensor in self.state_dict().values())
+        """Yield moments and step counts, each with the parameter it belongs to if there is one."""
 
     def weights(self) -> list[Tensor]:
         """Return tensors (L, …) that hold all parameters, as few as there are."""
@@ -79,11 +75,6 @@ class LaneOptimizer(ABC):
 
     def take_weights(self) -> None:  # noqa: B027 (a default, not an omission)
         """Take over weights that were written to the parameters; needed by copies of them."""
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Copy what ``state_dict`` returned in place; the model restores the device's weights."""
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
 
 
 def clip_coefficient(grad_norm: Tensor, max_grad_norm: Tensor) -> Tensor:
@@ -189,13 +180,6 @@ class LaneAdam(LaneOptimizer):
         for bucket, first, second in zip(self._buckets, moments[::2], moments[1::2]):
             bucket.exp_avg, bucket.exp_avg_sq = first, second
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return each bucket's moments and the lanes' step counts."""
-        state = {"num_steps": self._num_steps}
-        for i, bucket in enumerate(self._buckets):
-            state |= {f"exp_avg.{i}": bucket.exp_avg, f"exp_avg_sq.{i}": bucket.exp_avg_sq}
-        return state
-
     def state_parts(self) -> Iterator[tuple[Tensor, Parameter | None]]:
         """See ``LaneOptimizer.state_parts``: a bucket's moments are those of its parameters."""
         yield self._num_steps, None
@@ -205,7 +189,7 @@ class LaneAdam(LaneOptimizer):
 
     def reset_lanes(self, lanes: Tensor) -> None:
         """See ``LaneOptimizer.reset_lanes``."""
-        for tensor in self.state_dict().values():
+        for tensor in (self._num_steps, *self.moments):
             tensor.index_fill_(0, lanes, 0.0)
 
 

@@ -74,14 +74,9 @@ class Collector:
         self._observations = env.reset()  # (L, N, O)
 
     @torch.inference_mode()  # as the environment's steps are
-    def reset_lane(self, lane: int, seed: int) -> None:
-        """Restart the episodes of one lane, as if its environments had been built with ``seed``."""
-        self._observe(lane, self.env.reset_lane(lane, seed)[lane])
-
-    @torch.inference_mode()
-    def restart_lane(self, lane: int, seed: int) -> None:
-        """Restart the episodes of one lane; see ``Env.restart_lane``."""
-        self._observe(lane, self.env.restart_lane(lane, seed)[lane])
+    def reset_lane(self, lane: int, seed: int, *, is_same_run: bool = False) -> None:
+        """Restart the episodes of one lane; see ``Env.reset_lane``."""
+        self._observe(lane, self.env.reset_lane(lane, seed, is_same_run=is_same_run)[lane])
 
     def lane_state(self, lane: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the state of a lane's environments, with the observations that come next."""
@@ -93,9 +88,8 @@ class Collector:
         self, lane: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
     ) -> None:
         """Continue a lane where ``lane_state`` returned this."""
-        rest = dict(tensors)
-        self._observe(lane, rest.pop("observations"))
-        self.env.load_lane_state(lane, rest, numbers)
+        self._observe(lane, tensors["observations"])
+        self.env.load_lane_state(lane, tensors, numbers)
 
     def _observe(self, lane: int, observations: Tensor) -> None:
         """Set a lane's next observations (N, O)."""

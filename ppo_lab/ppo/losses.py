@@ -31,17 +31,11 @@ class ClipRange(NamedTuple):
 def clipped_surrogate(
     log_ratio: Tensor, advantages: Tensor, clip: ClipRange, dual_clip: Tensor | None = None
 ) -> Tensor:
-    """Return PPO's clipped policy loss (arXiv:1707.06347, eq. 7), to be minimized.
+    """Return PPO's clipped policy loss (L,) (arXiv:1707.06347, eq. 7), to be minimized.
 
-    Args:
-        log_ratio: log pi_new - log pi_old of the actions, (L, B).
-        advantages: (L, B).
-        clip: Limits of the probability ratio, (L,) each.
-        dual_clip: c > 1, (L,): bounds the objective of a negative advantage A below by c * A
-            (arXiv:1912.09729, eq. 5). None for no bound.
-
-    Returns:
-        The loss of each lane, (L,).
+    ``log_ratio`` is log pi_new - log pi_old of the actions; it and ``advantages`` are (L, B).
+    ``dual_clip`` c > 1, (L,), bounds the objective of a negative advantage A below by c * A
+    (arXiv:1912.09729, eq. 5).
 
     Example:
         A ratio of 1.5 with advantage 1 counts as 1.2 if epsilon is 0.2:
@@ -79,8 +73,8 @@ def value_loss(
 def normalize_advantages(advantages: Tensor) -> Tensor:
     """Return (L, B) with each lane's mean 0 and unbiased standard deviation 1.
 
-    A single row is returned as it is. 1e-8 avoids a division by 0 for a
-    constant minibatch, as in every public PPO (detail 7 of "The 37 implementation details").
+    A single row is returned as it is. 1e-8 avoids a division by 0 for a constant minibatch, as in
+    every public PPO (detail 7 of "The 37 implementation details").
     """
     if advantages.shape[-1] == 1:
         return advantages

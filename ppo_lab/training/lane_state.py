@@ -19,7 +19,7 @@ from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.adam import LaneOptimizer
 from ppo_lab.ppo.collector import Collector
 from ppo_lab.training.checkpoint import LaneState
-from ppo_lab.training.recorder import EpisodeMeter, Recorder
+from ppo_lab.training.recorder import EpisodeMeter
 from ppo_lab.training.scores import History
 
 __all__ = ["LaneStates"]
@@ -40,11 +40,11 @@ class LaneStates:
         optimizer: LaneOptimizer,
         collector: Collector,
         episodes: EpisodeMeter,
-        recorder: Recorder,
+        histories: list[History],
     ) -> None:
         """Take the parts of a trainer that change while it trains."""
         self._model, self._optimizer, self._collector = model, optimizer, collector
-        self._episodes, self._recorder = episodes, recorder
+        self._episodes, self._histories = episodes, histories
 
     def read(self, lane: int, numbers: Mapping[str, Any]) -> LaneState:
         """Return copies on the host, and ``numbers`` with those that belong to the tensors.
@@ -52,7 +52,7 @@ class LaneStates:
         The copies are not counted as traffic: records must not depend on when a state is read.
         """
         env_tensors, env_numbers = self._collector.lane_state(lane)
-        history = self._recorder.histories[lane]
+        history = self._histories[lane]
         columns = history.columns().items()
         tensors = {
             **dict(self._views(lane)),
@@ -83,7 +83,7 @@ class LaneStates:
             history = History.from_columns(columns, state.numbers["num_episodes"])
         except KeyError as error:
             raise ValueError(f"the state does not fit this run: it has no {error}") from None
-        self._recorder.histories[lane] = history
+        self._histories[lane] = history
 
     def _views(self, lane: int) -> Iterator[tuple[str, Tensor]]:
         """Yield views of parameters, optimizer state and sums of ``lane``, each with its name."""

@@ -68,7 +68,7 @@ def save_policy(
     described = {
         "format": _FORMAT,
         "env_id": config.env.id,
-        "observation_shape": _shape(spec),
+        "observation_shape": spec.shape,
         "actions": {"kind": type(spec.actions).__name__} | actions,
         "network": {"kind": network_kind} | network,
         "shares_trunk": model.shares_trunk,
@@ -121,7 +121,7 @@ class Policy:
         """
         # Numpy converts all dtypes and strides that a space can have, torch does not.
         array = np.array(observation, np.float64 if self._dtype is torch.float64 else np.float32)
-        shape = _shape(self.spec)
+        shape = self.spec.shape
         is_batch = array.ndim == len(shape) + 1
         if array.shape[is_batch:] != shape:
             raise ValueError(f"an observation has shape {shape}, not {array.shape}")
@@ -187,11 +187,8 @@ def load_policy(run: str | Path) -> Policy:
         raise ValueError(f"{path}: describes no policy ({type(e).__name__}: {reason})") from e
     tensors = _read_weights(checkpoint / _WEIGHTS, weights_hash, model)
     state = {n.removeprefix("env."): t for n, t in tensors.items() if n.startswith("env.")}
-    statistics = [state[n] for n in (_OBSERVATION_MEAN, _OBSERVATION_VAR) if n in state]
-    if (
-        any(tuple(t.shape) != (1, spec.observation_size) for t in statistics)
-        or len(statistics) == 1
-    ):
+    shapes = [state[n].shape for n in (_OBSERVATION_MEAN, _OBSERVATION_VAR) if n in state]
+    if len(shapes) == 1 or any(shape != (1, spec.observation_size) for shape in shapes):
         raise ValueError(f"{checkpoint / _WEIGHTS}: its statistics do not fit the observations")
     return Policy(model, spec, str(described["env_id"]), state)
 
@@ -202,9 +199,8 @@ def _check_description(content: bytes, described: dict[str, Any], path: Path) ->
         _LOG.warning("%s: an old policy without hashes; damage cannot be noticed", path)
         return None
     hashes = described.get("sha256")
-    own, of_weights = (
-        hashes.get(name) if isinstance(hashes, dict) else None for name in (_DESCRIPTION, _WEIGHTS)
-    )
+    found = hashes if isinstance(hashes, dict) else {}
+    own, of_weights = found.get(_DESCRIPTION), found.get(_WEIGHTS)
     if not (isinstance(own, str) and isinstance(of_weights, str) and len(own) == len(_BLANK)):
         raise ValueError(f"{path}: damaged: it has no hash of itself and of {_WEIGHTS}")
     if _sha256(content.replace(own.encode(), _BLANK.encode())) != own:
@@ -230,11 +226,10 @@ class _NoWeights(Initializer):
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
 
-    def orthogonal(self, num_inputs: int, num_outputs: int, gain: float) -> Tensor:  # noqa: ARG002
+    def orthogonal(self, num_inputs: int, num_outputs: int, gain: float = 1.0) -> Tensor:  # noqa: ARG002
         return torch.empty(1, num_inputs, num_outputs, dtype=self._dtype, device="meta")
 
-    def uniform(self, num_inputs: int, num_outputs: int) -> Tensor:
-        return self.orthogonal(num_inputs, num_outputs, 1.0)
+    uniform = orthogonal
 
 
 def _read_weights(path: Path, expected_hash: str | None, model: ActorCritic) -> dict[str, Tensor]:
@@ -258,12 +253,6 @@ def _read_weights(path: Path, expected_hash: str | None, model: ActorCritic) -> 
         weights |= {name.replace("actor.", "critic.", 1): t for name, t in trunk.items()}
     model.load_state_dict(weights, assign=True)
     return tensors
-
-
-def _shape(spec: EnvSpec) -> tuple[int, ...]:
-    """Return the shape of one observation; () is that of a single number."""
-    shape = spec.observation_shape
-    return (spec.observation_size,) if shape is None else shape
 
 
 def _sha256(content: bytes) -> str:

@@ -68,10 +68,6 @@ class Recorder:
         self._num_rows, self._placement, self._max_entropy = num_rows, placement, max_entropy
         self.histories = [History() for _ in range(num_lanes)]
 
-    def reset_lane(self, lane: int) -> None:
-        """Start a new history for a lane."""
-        self.histories[lane] = History()
-
     def records(
         self, tensors: IterationTensors, *, iterations: Mapping[int, int], shared: dict[str, float]
     ) -> dict[int, Record]:

@@ -20,6 +20,7 @@ _WINDOW_SHARE = 0.1  # length of a window, as a share of the run's iterations
 _DEAD_UPDATES = 10
 _DEAD_ENTROPY_FRAC = 0.01
 _DEAD_KL = 1e-4
+_CURVES = ("returns", "entropy_fracs", "kls")
 
 
 @dataclass
@@ -54,24 +55,15 @@ class History:
 
     def columns(self) -> dict[str, list[float]]:
         """Return all sequences, for ``from_columns``."""
-        return {
-            "steps": list(map(float, self.steps)),
-            "returns": self.returns,
-            "entropy_fracs": self.entropy_fracs,
-            "kls": self.kls,
-            "last": list(self._last),
-        }
+        steps, last = list(map(float, self.steps)), list(self._last)
+        return {"steps": steps, "last": last} | {name: getattr(self, name) for name in _CURVES}
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Sequence[float]], num_episodes: int) -> History:
         """Return the history of a run that has not diverged."""
-        history = cls(
-            steps=list(map(int, columns["steps"])),
-            returns=list(columns["returns"]),
-            entropy_fracs=list(columns["entropy_fracs"]),
-            kls=list(columns["kls"]),
-            num_episodes=num_episodes,
-        )
+        steps, curves = list(map(int, columns["steps"])), (list(columns[name]) for name in _CURVES)
+        returns, entropy_fracs, kls = curves
+        history = cls(steps, returns, entropy_fracs, kls, num_episodes)
         history._last.extend(columns["last"])
         return history
 

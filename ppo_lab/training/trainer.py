@@ -108,9 +108,8 @@ class Trainer:
         self.recorder = Recorder(
             num_lanes, config.num_rows, placement, self.model.distribution.max_entropy
         )
-        self._states = LaneStates(
-            self.model, self.optimizer, self.collector, self._episodes, self.recorder
-        )
+        parts = self.model, self.optimizer, self.collector, self._episodes
+        self._states = LaneStates(*parts, self.recorder.histories)
         self._is_live = [True] * num_lanes
         self._begins = [0] * num_lanes  # the stack's iteration at which a lane began
         self._start_s = time.perf_counter()
@@ -285,7 +284,7 @@ class Trainer:
         for lane, config in configs.items():
             self.configs[lane], self._begins[lane] = config, self.iteration
             self._is_live[lane] = True
-            self.recorder.reset_lane(lane)
+            self.recorder.histories[lane] = History()
             self.collector.reset_lane(lane, config.seed)
 
     def has_state(self, lane: int) -> bool:
@@ -340,7 +339,7 @@ class Trainer:
         """Restart the environments of ``lanes`` with seeds from (seed, iteration)."""
         seeds = self._lanes.keys(rng.Stream.RESTART, self.iteration) & (2**63 - 1)
         for lane in lanes:
-            self.collector.restart_lane(lane, int(seeds[lane]))
+            self.collector.reset_lane(lane, int(seeds[lane]), is_same_run=True)
         self._episodes.reset_lanes(torch.tensor(lanes, device=self.placement.device))
 
     def close(self) -> None:

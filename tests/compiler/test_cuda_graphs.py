@@ -203,13 +203,6 @@ def test_a_full_memory_while_capturing_stays_one():
         capture_function(spec, FullCapturer())
 
 
-@pytest.fixture
-def fake_cuda(monkeypatch):
-    """Have configs find a CUDA device."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-
-
 @pytest.mark.usefixtures("fake_cuda")
 @pytest.mark.parametrize("device", ["cuda", "auto"])
 def test_on_cuda_auto_never_compiles_and_always_may_also_with_bfloat16(device):

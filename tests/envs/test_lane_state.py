@@ -71,7 +71,7 @@ def test_a_restarted_lane_keeps_its_statistics_and_forgets_its_returns():
     play(env, 0, 0, 4)
     before = [env.lane_state(lane)[0] for lane in range(2)]
     assert bool((before[0]["normalizer.latest"][:, -1] > 0).all())
-    observations = env.restart_lane(0, 9)
+    observations = env.reset_lane(0, 9, is_same_run=True)
     after = [env.lane_state(lane)[0] for lane in range(2)]
     assert all(torch.equal(value, before[1][name]) for name, value in after[1].items())
     # The first observations are counted, as at any other start: 3 more samples than the 4 * 3 + 3.

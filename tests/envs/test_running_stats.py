@@ -55,7 +55,7 @@ class Scripted(Env):
         self._next += 1
         return self._steps[self._next - 1]
 
-    def reset_lane(self, lane, seed):
+    def reset_lane(self, lane, seed, *, is_same_run=False):
         return self._steps[self._next - 1].observations
 
 
@@ -137,7 +137,7 @@ def test_one_batch_by_hand():
     # mean 2 * 2 / 2.0001, variance (1e-4 * 1 + 2 * 1 + 4 * 1e-4 * 2 / 2.0001) / 2.0001.
     moments = RunningMoments.initial(1, device=CPU)
     moments.update(torch.tensor([[1.0, 3.0]]))
-    state = moments.state_dict()
+    state = moments.state_dict("")
     assert state["count"].tolist() == pytest.approx([2.0001], rel=1e-12)
     assert state["mean"].tolist() == pytest.approx([4 / 2.0001], rel=1e-12)
     spread = (1e-4 + 2 + 4 * 1e-4 * 2 / 2.0001) / 2.0001
@@ -197,24 +197,6 @@ def build(observations=True, rewards=True):
     )
 
 
-def test_frozen_statistics_stay_and_a_loaded_copy_sees_the_same():
-    env, other = build(), build()
-    env.reset()
-    for _ in range(20):
-        env.step(torch.zeros(L, N, 1))
-    state = env.state_dict()
-    other.load_state_dict(state)
-    other.freeze()
-    env.freeze()
-    ours, theirs = env.reset(), other.reset()
-    assert torch.equal(ours, theirs)
-    for _ in range(5):
-        ours, theirs = env.step(torch.zeros(L, N, 1)), other.step(torch.zeros(L, N, 1))
-        assert torch.equal(ours.observations, theirs.observations)
-        assert torch.equal(ours.rewards, theirs.rewards)
-    assert all(torch.equal(state[key], value) for key, value in env.state_dict().items())
-
-
 def test_state_names_say_what_is_normalised():
     keys = {"mean", "var", "count"}
     assert set(build(rewards=False).state_dict()) == {f"observation_{key}" for key in keys}
@@ -222,8 +204,6 @@ def test_state_names_say_what_is_normalised():
     shapes = {key: tuple(value.shape) for key, value in build().state_dict().items()}
     assert shapes["observation_mean"] == (L, SIZE)
     assert shapes["observation_count"] == shapes["return_var"] == (L,)
-    with pytest.raises(ValueError, match="keeps no statistics"):
-        Scripted(*script()).load_state_dict(build().state_dict())
 
 
 def test_a_restarted_lane_forgets_its_statistics_and_the_other_keeps_them():

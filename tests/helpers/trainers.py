@@ -75,6 +75,11 @@ def weights(trainer: Trainer, lane: int = 0) -> torch.Tensor:
     return torch.cat([p.detach()[lane].flatten().cpu() for p in trainer.model.parameters()])
 
 
+def state_of(optimizer: LaneOptimizer) -> list[torch.Tensor]:
+    """Return the tensors of an optimizer's state."""
+    return [tensor for tensor, _ in optimizer.state_parts()]
+
+
 def numbers_of(diagnostics: UpdateDiagnostics) -> list[torch.Tensor]:
     """Return the diagnostics that were taken, (L,) each."""
     return [value for value in diagnostics if value is not None]
@@ -107,5 +112,5 @@ class GradientSpy(LaneOptimizer):
         self.gradients.append([p.grad.clone() for p in self.parameters])
         return torch.zeros_like(lr)
 
-    def state_dict(self):
-        return {}
+    def state_parts(self):
+        return iter(())

@@ -8,7 +8,6 @@ import torch
 
 from ppo_lab.config.run import Schedule
 from ppo_lab.training.lane_values import LaneValues
-from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.rng import Stream, fold_in, lane_keys
 from tests.helpers.trainers import CPU, TWENTY_STEPS, config, lanes_of
@@ -48,13 +47,6 @@ def test_a_frozen_lane_stands_still_and_the_others_go_on():
     assert lanes.hyperparameters(0).lr.tolist() == [1.0, 0.0, 3.0]
 
 
-def test_without_a_clip_both_sides_are_open_and_an_upper_side_may_differ():
-    clip = values_of({"epsilon": None}, {"epsilon": 0.1}, {"epsilon": 0.1, "epsilon_high": 0.4})
-    clip = clip.hyperparameters(0).clip
-    assert clip.low.tolist() == [math.inf, 0.1, 0.1]
-    assert clip.high.tolist() == [math.inf, 0.1, 0.4]
-
-
 def test_steps_per_second_are_the_live_lanes_steps_by_the_recorded_times():
     records = {}
     trainer = Trainer(
@@ -77,22 +69,11 @@ def test_steps_per_second_are_the_live_lanes_steps_by_the_recorded_times():
     assert 0.0 < metrics["time/elapsed_s"] < 600.0
     assert metrics["time/env_s"] < metrics["time/rollout_s"]
     phases = trainer.phase_seconds()
-    assert next(iter(phases)) == "env"
-    assert phases["rollout"] > 0.0
-    assert phases["record"] > 0.0
-
-
-def test_a_lane_ends_with_its_steps_or_by_divergence():
-    base = dataclasses.replace(config(*TWENTY_STEPS), total_steps=2048)
-    trainer = Trainer(lanes_of(base, {}, {"seed": 2}))
-    assert [trainer.has_ended(lane) for lane in (0, 1)] == [False, False]
-    trainer.history(1).diverged = "losses/policy_loss is nan"
-    assert [trainer.has_ended(lane) for lane in (0, 1)] == [False, True]
-    assert trainer.retire_ended() is True
-    assert trainer.live_lanes == [0]
-    trainer.history(0).diverged = "too"
-    assert trainer.retire_ended() is False
-    assert trainer.live_lanes == []
+    assert list(phases)[:2] == ["env", "rollout"]
+    assert phases.keys() >= {"advantages", "update", "diagnostics", "record"}
+    assert min(phases.values()) > 0.0
+    assert sum(phases.values()) <= trainer.elapsed_s  # they do not overlap
+    assert not any(name.startswith(("memory/", "pcie/")) for name in metrics)  # on the CPU
 
 
 def test_compilation_is_decided_by_the_sum_of_what_the_lanes_will_train(monkeypatch):
@@ -104,34 +85,3 @@ def test_compilation_is_decided_by_the_sum_of_what_the_lanes_will_train(monkeypa
     Trainer(configs)
     Trainer(configs, compiles=False)
     assert seen == [(configs[0], 2, 4096)]
-
-
-def test_a_run_of_exactly_ten_entries_has_windows_of_one():
-    assert has_collapsed([0.0] * 8 + [100.0, 10.0], random_return=0.0, target_return=100.0) is True
-    assert has_collapsed([100.0] * 9, random_return=0.0, target_return=100.0) is None
-    # Twenty: windows of two. Best (90 + 90) / 2 = 90, last (40 + 60) / 2 = 50 is more than half.
-    curve = [0.0] * 16 + [90.0, 90.0, 40.0, 60.0]
-    assert has_collapsed(curve, random_return=0.0, target_return=100.0) is False
-    assert has_collapsed([*curve[:-1], 49.0], random_return=0.0, target_return=100.0) is True
-
-
-def test_the_last_return_decides_about_death_and_ten_updates_are_enough():
-    still = [0.0] * 10
-    assert is_dead([30.0, 10.0], still, still, random_return=20.0) is True
-    assert is_dead([10.0, 30.0], still, still, random_return=20.0) is False
-    assert is_dead([10.0], still[:9], still, random_return=20.0) is None
-    assert is_dead([], still, still, random_return=20.0) is None
-
-
-def test_an_area_weighs_each_stretch_by_its_steps():
-    # 10 steps from 0 to 10: 50; 30 steps at 10: 300; 350 over 40 steps.
-    assert area_under_curve([5, 15, 45], [0.0, 10.0, 10.0]) == pytest.approx(8.75)
-    assert area_under_curve([5, 5 + 1], [2.0, 4.0]) == 3.0
-
-
-def test_a_best_return_may_be_before_the_last_and_a_hundred_episodes_count():
-    history = History()
-    history.add(10, [5.0] * 100, 0.5, 0.1)
-    history.add(20, [1.0] * 50, 0.5, 0.1)
-    assert (history.best_return, history.final_return) == (5.0, 3.0)
-    assert (history.num_episodes, history.steps) == (150, [10, 20])

@@ -12,7 +12,7 @@ from ppo_lab.training.checkpoint import LaneState
 from ppo_lab.training.trainer import Trainer
 from tests.helpers import clock_env  # noqa: F401 - registers Clock-v0
 from tests.helpers.host_capturer import HostCapturer
-from tests.helpers.trainers import config, weights
+from tests.helpers.trainers import config, state_of, weights
 
 SIZES = ("num_envs=4", "num_steps=16", "num_epochs=2", "num_minibatches=2", "total_steps=640")
 NORMALISED = ("env.normalize_observations=true", "env.normalize_rewards=true")
@@ -61,8 +61,8 @@ def check_equal(trainer, records, other, its_records):
     for lane in range(len(trainer.configs)):
         assert torch.equal(weights(trainer, lane), weights(other, lane))
         assert trainer.history(lane) == other.history(lane)
-    mine, its = (t.optimizer.state_dict() for t in (trainer, other))
-    assert all(torch.equal(mine[name], its[name]) for name in its)
+    mine, its = (state_of(t.optimizer) for t in (trainer, other))
+    assert all(map(torch.equal, mine, its))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -203,8 +203,8 @@ def test_environments_without_a_readable_state_restart_at_boundaries_only():
     )
     trainer, records = trained([base, dataclasses.replace(base, seed=2)], 0)
     restarts = []
-    restart_lane = trainer.env.restart_lane
-    trainer.env.restart_lane = lambda *args: restarts.append(args) or restart_lane(*args)
+    reset_lane = trainer.env.reset_lane
+    trainer.env.reset_lane = lambda *args, **_: restarts.append(args) or reset_lane(*args, **_)
     has_state = []
     for _ in range(5):
         has_state.append(trainer.has_state(0))

@@ -9,37 +9,26 @@ import pytest
 import torch
 
 from ppo_lab import load_policy
-from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
 from ppo_lab.networks import ActorCritic, Initializer
 from ppo_lab.play import evaluate
 from ppo_lab.training.policy import save_policy
 from ppo_lab.training.trainer import Trainer
-from tests.helpers.trainers import train_to_end
+from tests.helpers.trainers import config, lanes_of, train_to_end
 
 
-def built(*overrides: str) -> Trainer:
-    register()
-    command = ["network=tiny", "num_envs=4", "num_steps=16", "total_steps=128", *overrides]
-    jobs = check_jobs(command, is_multirun=True, config_dir=None, config_name=None)
-    return Trainer([job.config for job in jobs])
-
-
-def trained(*overrides: str) -> Trainer:
-    trainer = built(*overrides)
+@functools.cache
+def trained(*overrides: str, seeds: tuple[int, ...] = (1,)) -> Trainer:
+    """Return a trainer that several tests share: none changes its weights."""
+    base = config("num_envs=4", "num_steps=16", "total_steps=128", *overrides)
+    trainer = Trainer(lanes_of(base, *({"seed": seed} for seed in seeds)))
     train_to_end(trainer)
     return trainer
 
 
-@functools.cache
-def untrained(env: str) -> Trainer:
-    """Return a trainer that several tests share: none changes its weights."""
-    return built(f"env={env}")
-
-
 def save(trainer: Trainer, folder, lane: int = 0, spec: EnvSpec | None = None):
-    config, state = trainer.configs[lane], trainer.env.state_dict()
-    return save_policy(folder, config, trainer.model, state, spec=spec or trainer.spec, lane=lane)
+    parts = trainer.configs[lane], trainer.model, trainer.env.state_dict()
+    return save_policy(folder, *parts, spec=spec or trainer.spec, lane=lane)
 
 
 @pytest.mark.parametrize("memory", ["co_resident", "shared_trunk", "offloaded_optimizer"])
@@ -93,7 +82,7 @@ def test_an_episode_without_an_end_is_given_up(tmp_path):
 
 
 def test_an_observation_of_another_shape_is_refused(tmp_path):
-    save(untrained("cartpole"), tmp_path)
+    save(trained("env=cartpole"), tmp_path)
     policy = load_policy(tmp_path)
     for shape in ((5,), (8,), (2, 3), (2, 2, 4)):
         with pytest.raises(ValueError, match="an observation has shape"):
@@ -110,7 +99,7 @@ def test_actions_are_counted_as_the_environment_counts_them(tmp_path):
 
 
 def test_one_lane_of_a_stack_is_saved_alone(tmp_path):
-    trainer = trained("env=cartpole", "seed=1,2")
+    trainer = trained("env=cartpole", seeds=(1, 2))
     save(trainer, tmp_path, lane=1)
     observations = torch.randn(1, 64, 4, generator=torch.Generator().manual_seed(0))
     both = trainer.model.distribution.mode(trainer.model.policy(observations.expand(2, -1, -1)))
@@ -131,7 +120,7 @@ def test_actions_are_clipped_to_the_box_and_shaped_as_the_observation(tmp_path):
 
 
 def test_sampled_actions_follow_from_the_seed(tmp_path):
-    save(untrained("cartpole"), tmp_path)
+    save(trained("env=cartpole"), tmp_path)
     first, second = load_policy(tmp_path), load_policy(tmp_path)
     observations = np.zeros((32, 4))
     a = [first.act(observations, deterministic=False, seed=3).tolist() for _ in range(2)]
@@ -141,7 +130,7 @@ def test_sampled_actions_follow_from_the_seed(tmp_path):
 
 
 def test_an_unknown_format_is_refused_by_name(tmp_path):
-    checkpoint = save(untrained("cartpole"), tmp_path)
+    checkpoint = save(trained("env=cartpole"), tmp_path)
     described = json.loads((checkpoint / "policy.json").read_text()) | {"format": 99}
     (checkpoint / "policy.json").write_text(json.dumps(described))
     with pytest.raises(ValueError, match="policy format 99, this version reads 1"):
@@ -149,7 +138,7 @@ def test_an_unknown_format_is_refused_by_name(tmp_path):
 
 
 def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path):
-    checkpoint = save(untrained("cartpole"), tmp_path)
+    checkpoint = save(trained("env=cartpole"), tmp_path)
     generator = np.random.default_rng(0)
     names = ("policy.json", "model.safetensors")
     contents = {name: (checkpoint / name).read_bytes() for name in names}
@@ -169,7 +158,7 @@ def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path):
 
 
 def test_each_bit_of_the_description_counts(tmp_path):
-    checkpoint = save(untrained("cartpole"), tmp_path)
+    checkpoint = save(trained("env=cartpole"), tmp_path)
     path = checkpoint / "policy.json"
     content = path.read_bytes()
     for place in range(len(content)):
@@ -182,7 +171,7 @@ def test_each_bit_of_the_description_counts(tmp_path):
 
 
 def test_an_old_policy_without_hashes_loads_with_a_warning(tmp_path, caplog):
-    checkpoint = save(untrained("cartpole"), tmp_path)
+    checkpoint = save(trained("env=cartpole"), tmp_path)
     path = checkpoint / "policy.json"
     described = json.loads(path.read_text())
     del described["sha256"]
@@ -193,7 +182,7 @@ def test_an_old_policy_without_hashes_loads_with_a_warning(tmp_path, caplog):
 
 @pytest.mark.parametrize("name", ["policy_head.weight", "log_std"])
 def test_weights_that_are_not_finite_are_refused(tmp_path, name):
-    trainer = built("env=pendulum")
+    trainer = trained.__wrapped__("env=pendulum")
     with torch.no_grad():
         trainer.model.get_parameter(name).view(-1)[0] = float("nan")
     save(trainer, tmp_path)
@@ -206,7 +195,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, name):
 def test_continuous_actions_are_contained_in_their_space(tmp_path, dtype, bound):
     space = gymnasium.spaces.Box(-bound, bound, (1,), np.dtype(dtype).type)
     low, high = (tuple(map(float, side)) for side in (space.low, space.high))
-    trainer = untrained("pendulum")
+    trainer = trained("env=pendulum")
     save(trainer, tmp_path, spec=EnvSpec(3, ContinuousActions(low, high, dtype)))
     policy = load_policy(tmp_path)
     many = policy.act(np.full((64, 3), 9.0), deterministic=False)
@@ -216,7 +205,7 @@ def test_continuous_actions_are_contained_in_their_space(tmp_path, dtype, bound)
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int64, np.uint8, np.uint16, np.bool_, ">f4"])
 def test_observations_of_every_dtype_act_alike(tmp_path, dtype):
-    save(untrained("cartpole"), tmp_path)
+    save(trained("env=cartpole"), tmp_path)
     policy = load_policy(tmp_path)
     observations = np.eye(4, dtype=np.float32)
     as_given = np.array(observations, dtype)[::-1]  # of negative strides, too
@@ -224,11 +213,11 @@ def test_observations_of_every_dtype_act_alike(tmp_path, dtype):
 
 
 def test_a_space_of_one_number_has_the_shape_of_a_number(tmp_path):
-    trainer = untrained("pendulum")
-    config, spec = trainer.config, EnvSpec(1, DiscreteActions(3, start=-1), ())
+    trainer = trained("env=pendulum")
+    run, spec = trainer.config, EnvSpec(1, DiscreteActions(3, start=-1), ())
     initializer = Initializer(torch.zeros(1, dtype=torch.int64), torch.device("cpu"), torch.float32)
-    model = ActorCritic(config.network, spec, initializer, shares_trunk=False)
-    save_policy(tmp_path, config, model, {}, spec=spec)
+    model = ActorCritic(run.network, spec, initializer, shares_trunk=False)
+    save_policy(tmp_path, run, model, {}, spec=spec)
     policy = load_policy(tmp_path)
     space = gymnasium.spaces.Discrete(3, start=-1)
     assert space.contains(policy.act(np.array(0.5, np.float32)))

@@ -24,13 +24,6 @@ def restore_precision():
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.fixture
-def fake_cuda(monkeypatch):
-    """Have configs find a CUDA device."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-
-
 @pytest.mark.usefixtures("fake_cuda")
 @pytest.mark.parametrize("name", ["highest", "high", "medium"])
 def test_a_run_on_cuda_sets_its_precision(name, caplog):

@@ -165,14 +165,3 @@ def test_a_diverged_lanes_history_ends_where_it_would_alone():
     assert stacked.returns == alone.returns
     assert stacked.num_episodes == alone.num_episodes
     assert len(stacked.kls) == len(alone.kls) == 1
-
-
-def test_phases_are_timed_and_do_not_overlap():
-    trainer, _, ((*_, last),) = train({})
-    seconds = trainer.phase_seconds()
-    assert seconds.keys() >= {"env", "rollout", "advantages", "update", "diagnostics"}
-    assert all(value >= 0.0 for value in seconds.values())
-    assert sum(seconds.values()) <= trainer.elapsed_s
-    assert last.metrics["charts/SPS"] > 0.0
-    assert last.metrics["perf/SPS_update"] > 0.0
-    assert not any(name.startswith(("memory/", "pcie/")) for name in last.metrics)
