@@ -68,7 +68,7 @@ def save_policy(
     described = {
         "format": _FORMAT,
         "env_id": config.env.id,
-        "observation_shape": _shape(spec),
+        "observation_shape": spec.shape,
         "actions": {"kind": type(spec.actions).__name__} | actions,
         "network": {"kind": network_kind} | network,
         "shares_trunk": model.shares_trunk,
@@ -121,7 +121,7 @@ class Policy:
         """
         # Numpy converts all dtypes and strides that a space can have, torch does not.
         array = np.array(observation, np.float64 if self._dtype is torch.float64 else np.float32)
-        shape = _shape(self.spec)
+        shape = self.spec.shape
         is_batch = array.ndim == len(shape) + 1
         if array.shape[is_batch:] != shape:
             raise ValueError(f"an observation has shape {shape}, not {array.shape}")
@@ -258,12 +258,6 @@ def _read_weights(path: Path, expected_hash: str | None, model: ActorCritic) -> 
         weights |= {name.replace("actor.", "critic.", 1): t for name, t in trunk.items()}
     model.load_state_dict(weights, assign=True)
     return tensors
-
-
-def _shape(spec: EnvSpec) -> tuple[int, ...]:
-    """Return the shape of one observation; () is that of a single number."""
-    shape = spec.observation_shape
-    return (spec.observation_size,) if shape is None else shape
 
 
 def _sha256(content: bytes) -> str:

@@ -180,6 +180,9 @@ def test_play_refuses_weights_that_do_not_fit(
     assert "model.safetensors: " in refusal(capsys, play, run)
 
 
+BOMB = "\n".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9 if n else 'x'}]" for n in range(9))
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -198,7 +201,8 @@ def test_play_refuses_weights_that_do_not_fit(
         ("env: {id: '${oc.env:NO_SUCH_VARIABLE}'}", "config.yaml"),
         ("env: !!python/object/apply:os.system ['touch executed']", "config.yaml"),
         ("env: {id: !!python/name:os.system ''}", "config.yaml"),
-        ("a: &a [x]\nb: &b [*a, *a]\nenv: {id: CartPole-v1, kwargs: {c: [*b, *b]}}", "aliases"),
+        (BOMB, "values"),
+        ("env: {id: CartPole-v1, when: 2026-02-31}", "config.yaml"),
         ("env: {id: 'os:Env-v0'}", "add --trust"),
         ("env: {id: 'executed:Env-v0'}", "imports the Python module executed"),
         ('env: {id: "\\e[31m:x"}', r"module \x1b[31m,"),

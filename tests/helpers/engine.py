@@ -24,14 +24,15 @@ from ppo_lab.workers.base import Decision, Exited, Task, TrialReport, WorkerEven
 __all__ = ["FormulaPool", "carried", "commanded", "ended", "learn"]
 
 
-def commanded(monkeypatch, *overrides: str) -> int:
+def commanded(monkeypatch, *overrides: str, config_dir: str | None = None) -> int:
     """Run a study's command in this process with a ``FormulaPool``; return its exit status."""
     monkeypatch.setattr(command, "choose_executor", lambda *_: FormulaPool())
     register()
     try:
         check_jobs(
             overrides,
-            is_multirun=True, config_dir=None, config_name=None, check_study=command.run_study,
+            is_multirun=True, config_dir=config_dir, config_name=None,
+            check_study=command.run_study,
         )  # fmt: skip
     except SystemExit as ended:
         return ended.code

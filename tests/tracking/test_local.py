@@ -33,6 +33,7 @@ from ppo_lab.tracking import (
     read_summary,
 )
 from ppo_lab.tracking.local import METRICS_FILE
+from ppo_lab.utils import json_files
 
 
 def describe(folder: Path) -> RunInfo:
@@ -174,7 +175,7 @@ def test_the_end_of_a_run_waits_for_space(tmp_path: Path, monkeypatch: pytest.Mo
             if len(pauses) == 3:
                 patch.undo()
 
-        patch.setattr(local.time, "sleep", pause)
+        patch.setattr(json_files.time, "sleep", pause)
         tracker.finish({"final_return": 1.0}, 0)
     assert len(pauses) == 3
     assert tracker.lost is None

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from ppo_lab.config.compose import load
@@ -93,21 +92,21 @@ def _write_best(plan: Plan, params: Mapping[str, Choice], title: str) -> None:
     content = {"defaults": ["config", "_self_", *chosen]}
     content |= _differences(_values(config), _plain_values(config, groups))
     text = f"# {title}\n# {run_command(plan.folder)}\n{OmegaConf.to_yaml(content)}"
-    _keep_own_options(groups, plan.folder)
+    _keep_own_options(plan, groups)
     atomic_write(plan.folder / BEST_FILE, text.encode())
 
 
-def _keep_own_options(groups: Mapping[str, str], folder: Path) -> None:
-    """Copy options of ``groups`` that came from ``--config-dir`` beside ``best.yaml``."""
-    search_path = GlobalHydra.instance().config_loader().get_search_path().get_path()
+def _keep_own_options(plan: Plan, groups: Mapping[str, str]) -> None:
+    """Copy options of ``groups`` that are not ours beside ``best.yaml``, where Hydra finds them."""
+    with plan.base.composer.composed(plan.base.fixed) as command:
+        sources = [s.path for s in command.hydra.runtime.config_sources if s.schema == "file"]
     for group, name in groups.items():
-        option = Path(group) / f"{name}.yaml"
-        own = [Path(e.path) / option for e in search_path if e.provider == "command-line"]
-        found = next(filter(Path.is_file, own), None)
+        option = Path(group, f"{name}.yaml")
+        source = next((path for path in sources if Path(path, option).is_file()), None)
         is_inside = ".." not in option.parts and not option.is_absolute()
-        if found is not None and is_inside and not (CONF_DIR / option).is_file():
-            (folder / option).parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(folder / option, found.read_bytes())
+        if source not in (None, str(CONF_DIR)) and is_inside:
+            (plan.folder / option).parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(plan.folder / option, Path(source, option).read_bytes())
 
 
 def _plain_values(config: Config, groups: Mapping[str, str]) -> Any:  # noqa: ANN401 - of OmegaConf

@@ -92,7 +92,7 @@ class TrialStore:
             self._enqueue_starts(trials)
             if stored is None:
                 self.study.set_user_attr("versions", versions())
-                self.study.set_user_attr(_TOKEN, secrets.token_hex(2))
+                self.study.set_user_attr(_TOKEN, secrets.token_hex(8))
                 self.study.set_user_attr(ATTRIBUTE, plan.fingerprint)  # last: marks it complete
             self.study.set_user_attr("num_parents", int(worker) + 1)
             self._run_id_stem = run_id_stem(self.study)
