@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.helpers.stub_server import serve
-from tests.helpers.wandb_processes import CANARY_KEY, Outcome
+from tests.helpers.wandb_processes import CANARY_KEY, Outcome, inspect
 
 Run = Callable[..., Outcome]
 
@@ -39,7 +38,7 @@ def test_a_broken_server_delays_the_first_run_at_most_and_the_second_not(
 
 
 def test_a_server_that_hangs_after_accepting_a_stack_costs_one_finish_for_all_lanes(
-    run_program: Run, inspect: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
+    run_program: Run, tmp_path: Path
 ) -> None:
     outputs = tmp_path / "outputs"
     with serve("hang_after_init") as url:
@@ -54,7 +53,7 @@ def test_a_server_that_hangs_after_accepting_a_stack_costs_one_finish_for_all_la
 
 
 def test_a_server_that_refuses_a_running_run_is_reported_and_loses_no_row(
-    run_program: Run, inspect: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
+    run_program: Run, tmp_path: Path
 ) -> None:
     with serve("401_after_init") as url:
         outcome = run_program(
@@ -68,7 +67,7 @@ def test_a_server_that_refuses_a_running_run_is_reported_and_loses_no_row(
 
 
 def test_the_death_of_wandbs_process_ends_neither_the_run_nor_later_ones(
-    run_program: Run, inspect: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
+    run_program: Run, tmp_path: Path
 ) -> None:
     with serve("ok") as url:
         outcome = run_program(
