@@ -53,13 +53,3 @@ def server():
     running = PostgresServer()
     yield running
     running.close()
-
-
-@pytest.fixture(scope="session")
-def tables(tmp_path_factory):
-    """An SQLite file with Optuna's tables and no study; creating it is slower than most tests."""
-    import optuna
-
-    path = tmp_path_factory.mktemp("tables") / "study.db"
-    optuna.storages.RDBStorage(f"sqlite:///{path}").engine.dispose()
-    return path

@@ -100,8 +100,6 @@ def run_plan(plan: Plan, pool: WorkerPool | None = None) -> tuple[Ending, int]:
 
 def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> tuple[Ending, int]:
     ending, study = runner.run(plan)
-    if ending is Ending.storage_lost:
-        return ending, _EXIT_FAILED
     last, confirmed = _LastSteps(), None
     if ending is Ending.complete:
         confirming = last.take("the confirmation", _confirm, plan, study, runner)

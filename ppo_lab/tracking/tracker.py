@@ -61,10 +61,8 @@ class SafeSink(Sink):
             if self.reason is None:
                 text = mask(" ".join(str(error).split()))[:160]
                 self.reason = f"{verb}: {type(error).__name__}: {text}".removesuffix(": ")
-                name, goes_on = (
-                    type(self.sink).__name__,
-                    "tries again" if self.keeps else "continues without it",
-                )
+                name = type(self.sink).__name__
+                goes_on = "tries again" if self.keeps else "continues without it"
                 _LOG.warning("%s failed; the run %s (%s)", name, goes_on, self.reason)
             return False
         if self.keeps and self.num_failures:

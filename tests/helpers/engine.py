@@ -21,7 +21,7 @@ from ppo_lab.studies.scheduler import Ending
 from ppo_lab.utils.paths import CONF_DIR
 from ppo_lab.workers.base import Decision, Exited, Task, TrialReport, WorkerEvent, WorkerPool
 
-__all__ = ["FormulaPool", "carried", "commanded", "ended", "learn"]
+__all__ = ["FormulaPool", "carried", "commanded", "ended", "learn", "tables"]
 
 
 def commanded(monkeypatch, *overrides: str, config_dir: str | None = None) -> int:
@@ -43,14 +43,14 @@ def ended(plan: Plan, pool: WorkerPool) -> tuple[Ending, int]:
     """Run a study as the command would; return why it ended and the exit status."""
     if plan.url.get_backend_name() == "sqlite" and not plan.folder.exists():
         plan.folder.mkdir(parents=True)
-        Path(plan.url.database or "").write_bytes(_tables())  # creating them takes half a second
+        Path(plan.url.database or "").write_bytes(tables())
     with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
         return command.run_plan(plan, pool)
 
 
 @functools.cache
-def _tables() -> bytes:
-    """Return an SQLite file with Optuna's tables and no study."""
+def tables() -> bytes:
+    """Return an SQLite file with Optuna's tables and no study; creating it takes half a second."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "study.db"
         storage = optuna.storages.RDBStorage(f"sqlite:///{path}")

@@ -190,7 +190,7 @@ class TrialStore:
             earlier = [t.user_attrs.get(_REPEAT) for t in trials if _has_run(t, trial, params)]
             repeat = max((number or 0 for number in earlier), default=-1) + 1
             trial.set_user_attr(_REPEAT, repeat)
-        folder = attrs.get("folder")
+        folder = attrs.get("folder") if attrs.get("owner") else None  # released: it has no result
         result = read_result(Path(folder)) if folder else None
         # Counted before the attempt starts, which may take its machine down.
         attempt = attrs.get("attempt", 0) + 1

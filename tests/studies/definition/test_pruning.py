@@ -115,25 +115,7 @@ def test_trials_that_agree_lend_each_other_their_spread():
     assert dof == 12
 
 
-def test_trials_that_differ_widely_leave_a_trial_its_own_spread():
-    others = [Spread(10.0**power, 3) for power in (-12, -8, -4, 0, 4, 8)]
-    variance, dof = moderated(Spread(3.0, 3), others)
-    # The log variances spread by tens: d0 is far below 1, so nearly everything is the trial's own.
-    assert 2.0 < dof < 2.2
-    assert variance == pytest.approx(3.0, rel=0.1)
-
-
-def test_shrinking_pulls_towards_the_others_from_both_sides():
-    others = [Spread(v, 3) for v in (0.3, 0.6, 1.0, 1.4, 3.0, 5.0, 0.1)]
-    small, dof = moderated(Spread(0.01, 3), others)
-    large, _ = moderated(Spread(100.0, 3), others)
-    assert dof > 2
-    assert small > 0.01
-    assert large < 100.0
-
-
-def test_few_trials_or_mostly_ceilings_lend_nothing():
-    assert moderated(Spread(2.0, 3), [Spread(1.0, 3)] * 3) == (2.0, 2)
+def test_mostly_ceilings_lend_nothing():
     assert moderated(Spread(2.0, 3), [Spread(0.0, 3)] * 9) == (2.0, 2)
 
 
