@@ -11,6 +11,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,10 @@ def evaluate(
     deterministic: bool,
     max_steps: int,
 ) -> list[float]:
-    """Run a policy for whole episodes, all stepped together.
+    """Run whole episodes, all stepped together; return their undiscounted returns.
 
-    Args:
-        policy: From ``load_policy``; it normalises observations itself.
-        env_config: The environment it was trained in.
-        num_episodes: One environment each.
-        seed: Seed of the episodes' initial states and, unless deterministic, of the actions.
-        deterministic: Take the most likely action instead of sampling.
-        max_steps: Longest episode allowed.
-
-    Returns:
-        Each episode's undiscounted return, in the environment's own units.
+    The returns are in the environment's own units. ``seed`` is that of the initial states and of
+    sampled actions.
 
     Raises:
         ValueError: The policy does not fit the environment.
@@ -66,12 +59,10 @@ def evaluate(
         gamma=torch.ones(1),
         placement=Placement(torch.device("cpu")),
     )
-    try:
+    with closing(env):
         return _run_episodes(
             policy, env, deterministic=deterministic, seed=seed, max_steps=max_steps
         )
-    finally:
-        env.close()
 
 
 def _run_episodes(

@@ -188,10 +188,8 @@ def load_policy(run: str | Path) -> Policy:
     tensors = _read_weights(checkpoint / _WEIGHTS, weights_hash, model)
     state = {n.removeprefix("env."): t for n, t in tensors.items() if n.startswith("env.")}
     statistics = [state[n] for n in (_OBSERVATION_MEAN, _OBSERVATION_VAR) if n in state]
-    if (
-        any(tuple(t.shape) != (1, spec.observation_size) for t in statistics)
-        or len(statistics) == 1
-    ):
+    shapes = {tuple(t.shape) for t in statistics} | {(1, spec.observation_size)}
+    if len(shapes) > 1 or len(statistics) == 1:
         raise ValueError(f"{checkpoint / _WEIGHTS}: its statistics do not fit the observations")
     return Policy(model, spec, str(described["env_id"]), state)
 

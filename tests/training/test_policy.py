@@ -62,34 +62,24 @@ def test_a_loaded_policy_normalises_what_it_sees(tmp_path, memory):
     assert not np.allclose(actions, unseen.clamp(-2.0, 2.0).detach().numpy(), atol=1e-3)
 
 
+def played(folder, trainer: Trainer, max_steps: int) -> list[float]:
+    """Return what three episodes of the saved policy return."""
+    save(trainer, folder)
+    policy, env = load_policy(folder), trainer.config.env
+    return evaluate(policy, env, num_episodes=3, seed=1, deterministic=True, max_steps=max_steps)
+
+
 def test_a_policy_with_statistics_can_be_evaluated(tmp_path):
     # The one way a person would notice wrong statistics: the returns of what was saved.
     trainer = trained("env=pendulum", "env.normalize_observations=true")
-    save(trainer, tmp_path)
-    returns = evaluate(
-        load_policy(tmp_path),
-        trainer.config.env,
-        num_episodes=3,
-        seed=1,
-        deterministic=True,
-        max_steps=200,
-    )
+    returns = played(tmp_path, trainer, max_steps=200)
     assert len(returns) == 3
     assert all(-2000.0 < value < 0.0 for value in returns)
 
 
 def test_an_episode_without_an_end_is_given_up(tmp_path):
-    trainer = trained("env=pendulum")
-    save(trainer, tmp_path)
     with pytest.raises(TimeoutError, match="3 of 3 episodes did not end within 199 steps"):
-        evaluate(
-            load_policy(tmp_path),
-            trainer.config.env,
-            num_episodes=3,
-            seed=1,
-            deterministic=True,
-            max_steps=199,  # Pendulum's episodes have 200
-        )
+        played(tmp_path, untrained("pendulum"), max_steps=199)  # Pendulum's episodes have 200
 
 
 def test_an_observation_of_another_shape_is_refused(tmp_path):
@@ -120,8 +110,7 @@ def test_one_lane_of_a_stack_is_saved_alone(tmp_path):
 
 
 def test_actions_are_clipped_to_the_box_and_shaped_as_the_observation(tmp_path):
-    trainer = trained("env=pendulum")
-    save(trainer, tmp_path)
+    save(untrained("pendulum"), tmp_path)
     policy = load_policy(tmp_path)
     assert policy.act(np.zeros(3)).shape == (1,)
     many = policy.act(np.zeros((500, 3)), deterministic=False)
@@ -148,37 +137,33 @@ def test_an_unknown_format_is_refused_by_name(tmp_path):
         load_policy(tmp_path)
 
 
-def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path):
-    checkpoint = save(untrained("cartpole"), tmp_path)
-    generator = np.random.default_rng(0)
-    names = ("policy.json", "model.safetensors")
-    contents = {name: (checkpoint / name).read_bytes() for name in names}
-    for number in range(300):
-        name = names[number % 2]
-        damaged = bytearray(contents[name])
-        place = int(generator.integers(len(damaged)))
+def test_each_bit_of_the_description_counts(tmp_path):
+    path = save(untrained("cartpole"), tmp_path) / "policy.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8) if place % 16 == 0 else (place % 8,):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match="policy"):
+                load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["policy.json", "model.safetensors"])
+def test_truncations_and_flipped_bits_are_noticed(tmp_path, name):
+    path = save(untrained("cartpole"), tmp_path) / name
+    content, generator = path.read_bytes(), np.random.default_rng(0)
+    for number in range(150):
+        damaged, place = bytearray(content), int(generator.integers(len(content)))
         if number % 3:
             damaged[place] ^= 1 << int(generator.integers(8))
         else:
             del damaged[place:]
-        (checkpoint / name).write_bytes(damaged)
-        with pytest.raises(ValueError, match=str(checkpoint)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=str(path.parent)):
             load_policy(tmp_path)
-        (checkpoint / name).write_bytes(contents[name])
+    path.write_bytes(content)
     load_policy(tmp_path)
-
-
-def test_each_bit_of_the_description_counts(tmp_path):
-    checkpoint = save(untrained("cartpole"), tmp_path)
-    path = checkpoint / "policy.json"
-    content = path.read_bytes()
-    for place in range(len(content)):
-        for bit in range(8) if place % 16 == 0 else (place % 8,):
-            path.write_bytes(
-                content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
-            )
-            with pytest.raises(ValueError, match="policy"):
-                load_policy(tmp_path)
 
 
 def test_an_old_policy_without_hashes_loads_with_a_warning(tmp_path, caplog):
@@ -241,8 +226,6 @@ def test_a_folder_without_a_policy_is_refused(tmp_path):
 
 
 def test_infinite_action_bounds_survive_the_file(tmp_path):
-    trainer = trained("env=pendulum")
-    spec = trainer.spec
-    unbounded = spec.actions.__class__((-float("inf"),), (float("inf"),))
-    save(trainer, tmp_path, spec=spec.__class__(spec.observation_size, unbounded))
-    assert load_policy(tmp_path).spec.actions == unbounded
+    spec = EnvSpec(3, ContinuousActions((-float("inf"),), (float("inf"),)))
+    save(untrained("pendulum"), tmp_path, spec=spec)
+    assert load_policy(tmp_path).spec.actions == spec.actions

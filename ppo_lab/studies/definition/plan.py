@@ -188,11 +188,7 @@ class Plan:
 
 
 def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
-    """Return the plan of a command that Hydra composed with ``loader``. Creates nothing.
-
-    Raises:
-        ConfigError: a value cannot be used.
-    """
+    """Return the plan of a command that Hydra composed with ``loader``; create nothing."""
     study = OmegaConf.to_object(command.study)
     assert isinstance(study, StudyConfig)
     _check_launcher(command)

@@ -57,11 +57,8 @@ def importance(study: Study, objective: int = 0) -> dict[str, float] | None:
     PED-ANOVA (arXiv:2304.10255) compares a parameter's distribution over the best trials with that
     over all trials. Optuna counts finished trials only, but pruning leaves the better ones, and
     what they have in common would look unimportant. So pruned trials are counted too, with the
-    worst value. The top is a tenth of the trials, at least 5.
-
-    Returns:
-        Shares that sum to 1. None for fewer than 10 trials, or if fewer trials than the top are
-        better than the worst.
+    worst value. The top is a tenth of the trials, at least 5. The shares sum to 1; None for fewer
+    than 10 trials, or if fewer trials than the top are better than the worst.
     """
     states = (TrialState.COMPLETE, TrialState.PRUNED)
     trials = [t for t in study.get_trials(deepcopy=False, states=states) if t.params]

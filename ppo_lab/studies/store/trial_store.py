@@ -73,12 +73,7 @@ class TrialStore:
     """An open study; see the module."""
 
     def __init__(self, plan: Plan, database: Database, lease: Lease) -> None:
-        """Create or join the study of ``plan``.
-
-        Raises:
-            ConfigError: it was created with another space, base run or objective, or its trials
-                are here and it is not in the storage.
-        """
+        """Create or join the study of ``plan``; raise ``ConfigError`` if it is another or lost."""
         self.plan, self._database, self.lease = plan, database, lease
         self._held: set[int] = set()
         with database.exclusive(plan.name):
@@ -232,8 +227,7 @@ class TrialStore:
 
     def report(self, claim: Claim, step: int, returns: Sequence[float | None]) -> str | None:
         """Report returns to Optuna; return the reason to prune the trial, None to continue."""
-        # Optuna reports and prunes with one objective only.
-        if len(self.plan.objectives) > 1 or step <= claim.reported_step:
+        if step <= claim.reported_step:
             return None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*already reported.*")  # a retried call
