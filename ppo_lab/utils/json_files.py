@@ -10,13 +10,13 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_write", "from_jsonable", "is_disk_full", "parse_object", "read_bounded"]
+__all__ = ["atomic_write", "flat", "from_jsonable", "is_disk_full", "parse_object", "read_bounded"]
 __all__ += ["retry_while_full", "to_jsonable", "write_json"]
 
 _LOG = logging.getLogger(__name__)
@@ -108,6 +108,15 @@ def parse_object(text: bytes, where: object) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{where}: holds no JSON object but a {type(content).__name__}")
     return content
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings with their dotted keys; an empty mapping is a value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def to_jsonable(value: Any) -> Any:  # noqa: ANN401 - any nesting

@@ -229,7 +229,8 @@ def fingerprint_of(*fixed, **settings):
 def test_a_fingerprint_survives_a_storage_and_does_not_depend_on_where_it_runs():
     first = fingerprint_of()
     assert json.loads(json.dumps(first)) == first
-    elsewhere = fingerprint_of("num_threads=1", "tracking=local", "device=cpu", "name=other")
+    elsewhere = fingerprint_of("num_threads=1", "tracking=local", "device=cpu", "name=other",
+                               "checkpoint.every_s=5", "env.timeout_s=7")  # fmt: skip
     assert elsewhere == first
     respaced = fingerprint_of(space={"epsilon": "interval(0.05,0.5)"})
     assert respaced == first
@@ -262,6 +263,8 @@ def test_a_change_is_refused_with_its_lines_unless_it_is_allowed(change, line):
 def test_a_changed_base_run_is_a_change():
     lines = differences(fingerprint_of(), fingerprint_of("gamma=0.9"))
     assert lines == ["run.gamma: 0.99 -> 0.9"]
+    lines = differences(fingerprint_of(), fingerprint_of("checkpoint.boundary_steps=512"))
+    assert lines == ["run.checkpoint.boundary_steps: (none) -> 512"]
 
 
 def test_a_changed_condition_is_a_change():
