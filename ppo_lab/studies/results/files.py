@@ -6,7 +6,6 @@ import csv
 import io
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,10 @@ def output_files(result: StudyResult) -> dict[str, Callable[[], None]]:
     ``confirm.json`` is deleted unless there is a confirmation. ``best.yaml`` is the confirmation's
     winner, else the search's best trial: of several objectives, the best in the first.
     """
-    plan, confirmed = result.plan, result.confirmed
-    space = partial(OmegaConf.to_yaml, space_of(plan))
+    plan, confirmed, space = result.plan, result.confirmed, result.plan.folder / "space.yaml"
     files: dict[str, Callable[[], None]] = {
         "trials.csv": lambda: _write_table(result),
-        "space.yaml": lambda: atomic_write(plan.folder / "space.yaml", space().encode()),
+        "space.yaml": lambda: atomic_write(space, OmegaConf.to_yaml(space_of(plan)).encode()),
         "importance.json": lambda: write_json(plan.folder / "importance.json", result.importances),
         CONFIRM_FILE: lambda: (plan.folder / CONFIRM_FILE).unlink(missing_ok=True),
     }

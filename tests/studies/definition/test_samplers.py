@@ -66,8 +66,10 @@ def run(sampler, space, num_trials):
     return study
 
 
-@pytest.mark.parametrize("path", SAMPLERS, ids=lambda path: path.stem)
-def test_every_option_says_when_to_choose_it(path):
+@pytest.mark.parametrize(
+    "path", sorted((CONF_DIR / "study").glob("*r/*.yaml")), ids=lambda path: path.stem
+)
+def test_every_sampler_and_pruner_says_when_to_choose_it(path):
     assert len(path.read_text().splitlines()[0]) > 30
     assert path.read_text().startswith("# ")
 
