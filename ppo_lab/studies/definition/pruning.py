@@ -36,6 +36,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial
 from scipy.special import digamma, polygamma, stdtrit
 
+from ppo_lab.studies.definition.objective import all_known
+
 __all__ = ["SPREAD", "ConfidencePruner", "Spread", "moderated", "report"]
 
 SPREAD = "spread"
@@ -58,8 +60,7 @@ def report(trial: Trial, step: int, returns: Sequence[float | None]) -> bool:
     Returns False and reports nothing unless every seed has a finite return, since means over fewer
     seeds are not comparable.
     """
-    known = [value for value in returns if value is not None and math.isfinite(value)]
-    if len(known) < len(returns) or not known:
+    if not (known := all_known(returns)):
         return False
     if len(known) > 1:
         spread = {str(step): [statistics.variance(known), len(known)]}
