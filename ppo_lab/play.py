@@ -9,30 +9,28 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from ppo_lab.config.foreign import read_plain
 from ppo_lab.devices.placement import Placement
 from ppo_lab.envs.base import DiscreteActions, Env
 from ppo_lab.envs.config import EnvConfig
+from ppo_lab.envs.gymnasium_spec import imports_module
 from ppo_lab.training.policy import Policy, load_policy
 from ppo_lab.utils.errors import EnvironmentFault
-from ppo_lab.utils.json_files import read_bounded
 from ppo_lab.utils.redaction import printable
 
 __all__ = ["evaluate", "main"]
-
-_MAX_CONFIG_BYTES, _MAX_DEPTH = 1 << 17, 50
 
 
 def evaluate(
@@ -44,18 +42,10 @@ def evaluate(
     deterministic: bool,
     max_steps: int,
 ) -> list[float]:
-    """Run a policy for whole episodes, all stepped together.
+    """Run whole episodes, all stepped together; return their undiscounted returns.
 
-    Args:
-        policy: From ``load_policy``; it normalises observations itself.
-        env_config: The environment it was trained in.
-        num_episodes: One environment each.
-        seed: Seed of the episodes' initial states and, unless deterministic, of the actions.
-        deterministic: Take the most likely action instead of sampling.
-        max_steps: Longest episode allowed.
-
-    Returns:
-        Each episode's undiscounted return, in the environment's own units.
+    The returns are in the environment's own units. ``seed`` is that of the initial states and of
+    sampled actions.
 
     Raises:
         ValueError: The policy does not fit the environment.
@@ -69,22 +59,18 @@ def evaluate(
         gamma=torch.ones(1),
         placement=Placement(torch.device("cpu")),
     )
-    try:
+    with closing(env):
         return _run_episodes(
             policy, env, deterministic=deterministic, seed=seed, max_steps=max_steps
         )
-    finally:
-        env.close()
 
 
 def _run_episodes(
     policy: Policy, env: Env, *, deterministic: bool, seed: int, max_steps: int
 ) -> list[float]:
-    num_episodes = env.num_envs
-    shape = env.spec.observation_shape
-    shape = (env.spec.observation_size,) if shape is None else shape
+    num_episodes, shape = env.num_envs, env.spec.shape
     for name, ours, its in (
-        ("observations", math.prod(shape), policy.spec.observation_size),
+        ("observations", env.spec.observation_size, policy.spec.observation_size),
         ("actions", env.spec.actions, policy.spec.actions),
     ):
         if ours != its:
@@ -152,14 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _read_env_config(path: Path) -> EnvConfig:
     """Return the environment of a run from its saved config; raise ``ValueError`` for another."""
-    content = read_bounded(path, _MAX_CONFIG_BYTES)
     try:
-        text = content.decode()
-        _check_yaml(text)
-        saved: Any = OmegaConf.create(text)
-        merged = OmegaConf.merge(OmegaConf.structured(EnvConfig), saved["env"])
+        merged = OmegaConf.merge(OmegaConf.structured(EnvConfig), read_plain(path)["env"])
         config: Any = OmegaConf.to_object(merged)
-    except (KeyError, TypeError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: holds no config of an environment: {reason}") from error
     if not isinstance(config, EnvConfig):
@@ -167,20 +149,10 @@ def _read_env_config(path: Path) -> EnvConfig:
     return config
 
 
-def _check_yaml(text: str) -> None:
-    """Raise ``ValueError`` for YAML that takes long to read: deep nesting, aliases of aliases."""
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_DEPTH or isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"has aliases, or is nested more than {_MAX_DEPTH} deep")
-
-
 def _confirm_import(config: EnvConfig, *, is_trusted: bool) -> None:
     """Ask before code is imported that the run's config names; without a terminal, refuse."""
-    module, colon, _ = config.id.partition(":")
-    if not colon or is_trusted:
+    module = imports_module(config.id)
+    if module is None or is_trusted:
         return
     what = f"its config imports the Python module {printable(module)}, whose code then runs"
     if not sys.stdin.isatty():

@@ -55,16 +55,6 @@ def server():
     running.close()
 
 
-@pytest.fixture(scope="session")
-def tables(tmp_path_factory):
-    """An SQLite file with Optuna's tables and no study; creating it is slower than most tests."""
-    import optuna
-
-    path = tmp_path_factory.mktemp("tables") / "study.db"
-    optuna.storages.RDBStorage(f"sqlite:///{path}").engine.dispose()
-    return path
-
-
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have configs find a CUDA device."""

@@ -62,7 +62,10 @@ def read_plain(path: Path) -> dict[str, Any]:
     """
     if _root(path) is None:
         return {}
-    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:  # a tag that makes objects, a date without a day
+        raise ConfigError("config file", path, f"cannot be read: {_one_line(error)}") from None
     return values
 
 

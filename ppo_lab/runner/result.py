@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ppo_lab.runner.run_record import Status
-from ppo_lab.utils.json_files import from_jsonable, write_json
+from ppo_lab.utils.json_files import parse_object, retry_while_full, write_json
 from ppo_lab.utils.redaction import mask_values
 
 __all__ = ["RESULT_FILE", "Result", "read_result", "worst_status"]
@@ -20,8 +17,7 @@ __all__ = ["RESULT_FILE", "Result", "read_result", "worst_status"]
 log = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_PAUSE_S, _LONGEST_FULL_S = 5.0, 3600.0  # the run may have taken longer
+_LONGEST_FULL_S = 3600.0  # the run may have taken longer
 
 
 @dataclass(frozen=True)
@@ -46,22 +42,20 @@ class Result:
         Raises:
             OSError: the file cannot be written.
         """
-        failed_s = time.monotonic()
-        while True:
-            try:
-                write_json(folder / RESULT_FILE, mask_values(asdict(self)))
-                return
-            except OSError as error:
-                if error.errno not in _FULL or time.monotonic() - failed_s > _LONGEST_FULL_S:
-                    raise
-                log.warning("trial %d has ended, but %s", self.number, error)
-                time.sleep(_FULL_PAUSE_S)
+        path, content = folder / RESULT_FILE, mask_values(asdict(self))
+        retry_while_full(lambda: write_json(path, content), [_LONGEST_FULL_S])
 
 
 def read_result(folder: Path) -> Result | None:
-    """Return the result in an attempt's folder; None if there is none."""
+    """Return the result in an attempt's folder; None if there is none, or a damaged file."""
     path = folder / RESULT_FILE
-    return Result(**from_jsonable(json.loads(path.read_bytes()))) if path.is_file() else None
+    try:
+        return Result(**parse_object(path.read_bytes(), path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, TypeError, ValueError) as error:
+        log.warning("the attempt in %s has no result that can be read: %s", folder, error)
+        return None
 
 
 def worst_status(summaries: Sequence[dict[str, Any]]) -> tuple[str, str | None]:

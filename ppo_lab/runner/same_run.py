@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ppo_lab.config.run import Config
 from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.json_files import flat
 from ppo_lab.utils.redaction import mask_values
 
 __all__ = ["changed_keys", "comparable", "refuse_change"]
@@ -30,7 +31,7 @@ def changed_keys(stored: Mapping[str, Any], config: Config) -> dict[str, tuple[A
 
     ``total_steps`` may grow; ``cuda:1`` may become ``cuda:0``, but not ``cpu``.
     """
-    before, after = dict(_flat(stored)), dict(_flat(comparable(config)))
+    before, after = dict(flat(stored)), dict(flat(comparable(config)))
     changed = {}
     for key in before.keys() | after.keys():
         old, new = before.get(key), after.get(key)
@@ -49,11 +50,3 @@ def refuse_change(folder: Path, stored: Mapping[str, Any], config: Config) -> No
         told = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
         allowed = f"was trained with another config: {told}; fork={folder} starts a run from it"
         raise ConfigError("resume", folder, allowed)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -18,11 +18,7 @@ from ppo_lab.config.error_messages import explain
 from ppo_lab.studies.choose_executor import choose_executor
 from ppo_lab.studies.definition.plan import Plan, make_plan
 from ppo_lab.studies.display.log_lines import print_line
-from ppo_lab.studies.results.confirmation import (
-    Confirmed,
-    confirmation_plan,
-    read_confirmation,
-)
+from ppo_lab.studies.results.confirmation import Confirmed, confirmation_plan, read_confirmation
 from ppo_lab.studies.results.files import output_files
 from ppo_lab.studies.results.panel import commands, study_panel
 from ppo_lab.studies.results.study_result import StudyResult, importances, read_study
@@ -44,11 +40,7 @@ T = TypeVar("T")
 
 
 def check_study(command: DictConfig, loader: ConfigLoader) -> None:
-    """Check a study's command before anything is created.
-
-    Raises:
-        ConfigError: the study cannot run.
-    """
+    """Raise ``ConfigError`` unless the study of a command can run; create nothing."""
     make_plan(command, loader).check()
 
 
@@ -67,11 +59,10 @@ def run_study(command: DictConfig, loader: ConfigLoader) -> None:
 
 
 def run_plan(plan: Plan, pool: WorkerPool | None = None) -> tuple[Ending, int]:
-    """Run a study's trials and its confirmation, write its files.
+    """Run a study's trials and its confirmation, write its files; return why it ended.
 
-    Returns:
-        Why it ended, and the exit status: 1 if every trial failed, if a file or another view of the
-        result could not be made, or if the storage was lost; 130 or 143 after a signal.
+    The exit status comes with it: 1 if every trial failed, if a file or another view of the result
+    could not be made, or if the storage was lost; 130 or 143 after a signal.
 
     Raises:
         ConfigError: the study exists with other settings, has a STOP file, or its folder or storage
@@ -100,8 +91,6 @@ def run_plan(plan: Plan, pool: WorkerPool | None = None) -> tuple[Ending, int]:
 
 def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> tuple[Ending, int]:
     ending, study = runner.run(plan)
-    if ending is Ending.storage_lost:
-        return ending, _EXIT_FAILED
     last, confirmed = _LastSteps(), None
     if ending is Ending.complete:
         confirming = last.take("the confirmation", _confirm, plan, study, runner)

@@ -6,34 +6,33 @@ strings in them (see ``to_jsonable``); the readers here return them as floats.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
-import logging
 import math
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ppo_lab.tracking.base import Record, RunInfo, Sink
-from ppo_lab.utils.json_files import parse_object, read_bounded, to_jsonable, write_json
+from ppo_lab.utils.json_files import (
+    parse_object,
+    read_bounded,
+    retry_while_full,
+    to_jsonable,
+    write_json,
+)
 from ppo_lab.utils.redaction import mask_file, mask_values
 
 __all__ = ["METRICS_FILE", "SUMMARY_FILE", "LocalSink", "cut_metrics", "read_metrics"]
 __all__ += ["read_summary"]
-
-_LOG = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 
 _MAX_SUMMARY_BYTES, _MAX_METRICS_BYTES = 1 << 24, 1 << 32
 _BLOCK_BYTES = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_PAUSE_S = 0.5
-_patience_s = [60.0]  # left to this process, for the ends of all its runs
+_patience_s = [60.0]  # left to this process for a full disk, at the ends of all its runs
 
 
 class LocalSink(Sink):
@@ -63,20 +62,16 @@ class LocalSink(Sink):
         self._write_rows()
 
     def sync(self) -> int:
-        """Write the rows that wait, and flush the file to disk.
-
-        Returns:
-            The file's length in bytes; see ``cut_metrics``.
-        """
+        """Write the rows that wait to disk; return the file's length, see ``cut_metrics``."""
         return self._write_rows(is_durable=True)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:  # noqa: ARG002
         """Write the rows that wait and the summary; wait a while if the disk is full."""
         path, content = self._folder / SUMMARY_FILE, mask_values(to_jsonable(summary))
         try:
-            _retry_while_full(self._write_rows)
+            retry_while_full(self._write_rows, _patience_s)
         finally:
-            _retry_while_full(lambda: write_json(path, content))
+            retry_while_full(lambda: write_json(path, content), _patience_s)
 
     def _write_rows(self, *, is_durable: bool = False) -> int:
         """Write the rows that wait; return the length of the file."""
@@ -162,23 +157,6 @@ def read_summary(path: Path) -> dict[str, Any]:
         ValueError: It is not a JSON object, no regular file, or too large.
     """
     return parse_object(read_bounded(path, _MAX_SUMMARY_BYTES), path)
-
-
-def _retry_while_full(write: Callable[[], object]) -> None:
-    is_first = True
-    while True:
-        try:
-            write()
-        except OSError as error:
-            if error.errno not in _FULL or _patience_s[0] <= 0:
-                raise
-            if is_first:
-                _LOG.warning("the run has ended and waits for space to be written: %s", error)
-            is_first = False
-            _patience_s[0] -= _FULL_PAUSE_S
-            time.sleep(_FULL_PAUSE_S)
-        else:
-            return
 
 
 def _cut_torn_row(descriptor: int) -> int:

@@ -61,10 +61,8 @@ class SafeSink(Sink):
             if self.reason is None:
                 text = mask(" ".join(str(error).split()))[:160]
                 self.reason = f"{verb}: {type(error).__name__}: {text}".removesuffix(": ")
-                name, goes_on = (
-                    type(self.sink).__name__,
-                    "tries again" if self.keeps else "continues without it",
-                )
+                name = type(self.sink).__name__
+                goes_on = "tries again" if self.keeps else "continues without it"
                 _LOG.warning("%s failed; the run %s (%s)", name, goes_on, self.reason)
             return False
         if self.keeps and self.num_failures:
@@ -105,15 +103,6 @@ class Tracker(Sink):
         return self._wandb_sink.run_id
 
     @property
-    def failures(self) -> dict[str, str]:
-        """Number of failures and first reason of each sink that failed, by its class name."""
-        return {
-            type(safe.sink).__name__: f"{safe.num_failures} failed, first {safe.reason}"
-            for safe in self._sinks
-            if safe.num_failures
-        }
-
-    @property
     def lost(self) -> str | None:
         """Why rows or the summary could not be written to the run's folder; None: they are there.
 
@@ -123,8 +112,16 @@ class Tracker(Sink):
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What the summary gains: ``wandb`` (the link) and ``tracking_failures``, if any."""
-        own = {"wandb": self.link, "tracking_failures": self.failures}
+        """What the summary gains: ``wandb`` (the link) and ``tracking_failures``, if any.
+
+        These are the number of failures and the first reason of each sink that failed.
+        """
+        failures = {
+            type(safe.sink).__name__: f"{safe.num_failures} failed, first {safe.reason}"
+            for safe in self._sinks
+            if safe.num_failures
+        }
+        own = {"wandb": self.link, "tracking_failures": failures}
         return {key: value for key, value in own.items() if value}
 
     def start(self, run: RunInfo) -> None:

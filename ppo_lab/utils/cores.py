@@ -60,7 +60,7 @@ def _cgroups() -> list[Path]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         root = _CGROUP / "cpu" if "cpu" in controllers.split(",") else _CGROUP
-        if controllers in ("",) or root != _CGROUP:
+        if not controllers or root != _CGROUP:
             below = root / path.lstrip("/")
             found += [folder for folder in (below, *below.parents) if folder.is_relative_to(root)]
     return found

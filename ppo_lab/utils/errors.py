@@ -10,8 +10,7 @@ from typing import Any
 
 from ppo_lab.utils.redaction import REDACTED, mask
 
-__all__ = ["REDACTED", "ConfigError", "EnvironmentFault", "check_number", "closest_match"]
-__all__ += ["did_you_mean"]
+__all__ = ["REDACTED", "ConfigError", "EnvironmentFault", "check_number", "did_you_mean"]
 
 _SMALLEST, _LARGEST = 1e-37, 1e38  # numbers that float32 holds at full precision
 
@@ -39,12 +38,6 @@ class EnvironmentFault(RuntimeError):  # noqa: N818 - a fault of the user's envi
         self.lane = lane
 
 
-def closest_match(name: str, valid: Iterable[str]) -> str | None:
-    """Return the valid name most similar to ``name``, or None if none is close."""
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
-    return matches[0] if matches else None
-
-
 def did_you_mean(name: str, valid: Iterable[str], *, prefix: str = "") -> str:
     """Return ``; did you mean NAME?`` with the most similar of the ``valid`` names, else nothing.
 
@@ -52,8 +45,8 @@ def did_you_mean(name: str, valid: Iterable[str], *, prefix: str = "") -> str:
         >>> did_you_mean("epslon", ["epsilon", "gamma"])
         '; did you mean epsilon?'
     """
-    close = closest_match(name, valid)
-    return f"; did you mean {prefix}{close}?" if close else ""
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def check_number(

@@ -1,27 +1,27 @@
-"""Strictly valid JSON, and files that are replaced atomically."""
+"""Strictly valid JSON, files that are replaced atomically, and waiting for room on a full disk."""
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "atomic_write",
-    "from_jsonable",
-    "parse_object",
-    "read_bounded",
-    "to_jsonable",
-    "write_json",
-]
+__all__ = ["atomic_write", "flat", "from_jsonable", "is_disk_full", "parse_object", "read_bounded"]
+__all__ += ["retry_while_full", "to_jsonable", "write_json"]
 
+_LOG = logging.getLogger(__name__)
+
+_FULL_PAUSE_S = 0.5
 # "inf" is an earlier spelling in settings; both are read.
 _NON_FINITE = {"NaN": math.nan} | {
     sign + word: float(sign + word) for word in ("Infinity", "inf") for sign in ("", "-")
@@ -46,6 +46,33 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` to ``path`` atomically, as indented JSON; see ``to_jsonable``."""
     text = json.dumps(to_jsonable(content), indent=2, allow_nan=False)
     atomic_write(path, (text + "\n").encode())
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether ``error`` says that the disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def retry_while_full(write: Callable[[], object], patience_s: list[float]) -> None:
+    """Call ``write`` until there is room for it; waiting uses up the one number of ``patience_s``.
+
+    Raises:
+        OSError: There is no room, or another reason.
+    """
+    is_said = False
+    while True:
+        try:
+            write()
+        except OSError as error:
+            if not is_disk_full(error) or patience_s[0] <= 0:
+                raise
+            if not is_said:
+                _LOG.warning("what has ended waits for room to be written: %s", error)
+            is_said = True
+            patience_s[0] -= _FULL_PAUSE_S
+            time.sleep(_FULL_PAUSE_S)
+        else:
+            return
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
@@ -81,6 +108,15 @@ def parse_object(text: bytes, where: object) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{where}: holds no JSON object but a {type(content).__name__}")
     return content
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings with their dotted keys; an empty mapping is a value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def to_jsonable(value: Any) -> Any:  # noqa: ANN401 - any nesting

@@ -18,13 +18,7 @@ if TYPE_CHECKING:  # types of the names in _ENTRY_POINTS that are subclassed or 
     )
     from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = [
-    "DataDependentOutputException",
-    "FakeTensor",
-    "FakeTensorMode",
-    "TorchDispatchMode",
-    "missing",
-]
+__all__ = ["DataDependentOutputException", "FakeTensor", "FakeTensorMode", "TorchDispatchMode"]
 
 _ENTRY_POINTS = {
     "AOTIModelPackageLoader": "torch._C._aoti.AOTIModelPackageLoader",
@@ -57,14 +51,3 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class, a function or a mo
         version = import_module("torch").__version__
         raise ImportError(f"torch {version} has no {path}") from None
     return value
-
-
-def missing() -> list[str]:
-    """Return the entry points that the installed torch does not have."""
-    absent = []
-    for name, path in _ENTRY_POINTS.items():
-        try:
-            __getattr__(name)
-        except ImportError:
-            absent.append(path)
-    return absent

@@ -21,17 +21,18 @@ from ppo_lab.studies.scheduler import Ending
 from ppo_lab.utils.paths import CONF_DIR
 from ppo_lab.workers.base import Decision, Exited, Task, TrialReport, WorkerEvent, WorkerPool
 
-__all__ = ["FormulaPool", "carried", "commanded", "ended", "learn"]
+__all__ = ["FormulaPool", "carried", "commanded", "ended", "learn", "tables"]
 
 
-def commanded(monkeypatch, *overrides: str) -> int:
+def commanded(monkeypatch, *overrides: str, config_dir: str | None = None) -> int:
     """Run a study's command in this process with a ``FormulaPool``; return its exit status."""
     monkeypatch.setattr(command, "choose_executor", lambda *_: FormulaPool())
     register()
     try:
         check_jobs(
             overrides,
-            is_multirun=True, config_dir=None, config_name=None, check_study=command.run_study,
+            is_multirun=True, config_dir=config_dir, config_name=None,
+            check_study=command.run_study,
         )  # fmt: skip
     except SystemExit as ended:
         return ended.code
@@ -42,14 +43,14 @@ def ended(plan: Plan, pool: WorkerPool) -> tuple[Ending, int]:
     """Run a study as the command would; return why it ended and the exit status."""
     if plan.url.get_backend_name() == "sqlite" and not plan.folder.exists():
         plan.folder.mkdir(parents=True)
-        Path(plan.url.database or "").write_bytes(_tables())  # creating them takes half a second
+        Path(plan.url.database or "").write_bytes(tables())
     with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
         return command.run_plan(plan, pool)
 
 
 @functools.cache
-def _tables() -> bytes:
-    """Return an SQLite file with Optuna's tables and no study."""
+def tables() -> bytes:
+    """Return an SQLite file with Optuna's tables and no study; creating it takes half a second."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "study.db"
         storage = optuna.storages.RDBStorage(f"sqlite:///{path}")

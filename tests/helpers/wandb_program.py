@@ -31,7 +31,10 @@ def describe(folder: Path, run_id: str, resumed_at: int = 0) -> RunInfo:
 def kill_core() -> None:
     """Kill wandb's service process, which is a child of this one, and wait until it is gone."""
     for folder in Path("/proc").glob("[0-9]*"):
-        state = (folder / "stat").read_text().rpartition(")")[2].split()
+        try:
+            state = (folder / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
         if state[1] == str(os.getpid()) and b"wandb-core" in (folder / "cmdline").read_bytes():
             os.kill(int(folder.name), signal.SIGKILL)
             os.waitid(os.P_PID, int(folder.name), os.WEXITED | os.WNOWAIT)

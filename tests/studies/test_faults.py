@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import errno
 import shutil
-from types import SimpleNamespace
 
 import pytest
 from sqlalchemy.engine import make_url
@@ -14,6 +13,7 @@ from ppo_lab.runner.result import Result, read_result
 from ppo_lab.studies.scheduler import Ending, StudyScheduler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.retry import StorageLostError
+from ppo_lab.utils import json_files
 from ppo_lab.utils.json_files import write_json
 from tests.helpers.engine import FormulaPool, carried
 from tests.helpers.studies import plan_of
@@ -40,8 +40,7 @@ class FullDisk:
 
 def test_a_result_waits_for_room_on_its_disk(tmp_path, monkeypatch):
     pauses = []
-    clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=pauses.append)
-    monkeypatch.setattr(result, "time", clock)
+    monkeypatch.setattr(json_files.time, "sleep", pauses.append)
     monkeypatch.setattr(result, "write_json", FullDisk(write_json, 2))
     ended = Result(7, "finished", None, [{"seed": 1, "final_return": 3.0}])
     ended.write(tmp_path)
@@ -49,6 +48,21 @@ def test_a_result_waits_for_room_on_its_disk(tmp_path, monkeypatch):
     assert len(pauses) == 2
     with pytest.raises(FileNotFoundError):  # no wait brings that one back
         ended.write(tmp_path / "deleted")
+
+
+@pytest.mark.parametrize("content", ["", '{"number": 2, "sta', "[]", '{"number": 2}'])
+def test_an_attempt_whose_result_is_damaged_runs_again(plan, caplog, content):
+    class Damages(FormulaPool):
+        def _leave(self, task, *rest):
+            super()._leave(task, *rest)
+            if len(self.tasks) == 3:
+                (task.folder / "result.json").write_text(content)
+
+    pool = Damages(max_running=1)
+    assert carried(plan, pool) is Ending.complete
+    assert [task.number for task in pool.tasks] == [0, 1, 2, 2, 3]
+    (line,) = (record.getMessage() for record in caplog.records if "no result" in record.msg)
+    assert "trials/0002" in line
 
 
 def test_a_trial_begins_when_the_disk_has_room_again(plan, monkeypatch):

@@ -6,6 +6,7 @@ import signal
 import pytest
 import yaml
 
+from ppo_lab.config.compose import check_jobs
 from ppo_lab.studies import command
 from ppo_lab.studies.scheduler import Ending
 from ppo_lab.utils.errors import ConfigError
@@ -31,6 +32,23 @@ def test_a_users_own_environment_has_its_id_in_the_best_config(make_plan, capsys
     assert best["env"]["id"] == "CartPole-v1"
     assert best["lr"] == 3e-3
     assert "run best " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--config-dir", "hydra.searchpath"])
+def test_the_users_own_options_are_kept_beside_the_best_config(tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "mine" / "network" / "own.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("defaults: [schema/mlp@_here_, _self_]\nhidden: [7]\n")
+    command = quick(*FEW, "network=own")
+    if option == "--config-dir":
+        assert commanded(monkeypatch, *command, config_dir="mine") == 0
+    else:
+        assert commanded(monkeypatch, f"hydra.searchpath=[file://{tmp_path}/mine]", *command) == 0
+    own.unlink()
+    folder = "outputs/studies/quick"
+    (job,) = check_jobs([], is_multirun=False, config_dir=folder, config_name="best")
+    assert job.config.network.hidden == [7]
 
 
 def test_a_file_that_cannot_be_written_costs_that_file_and_the_exit_status(make_plan, capsys):

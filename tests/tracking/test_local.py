@@ -33,6 +33,7 @@ from ppo_lab.tracking import (
     read_summary,
 )
 from ppo_lab.tracking.local import METRICS_FILE
+from ppo_lab.utils import json_files
 
 
 def describe(folder: Path) -> RunInfo:
@@ -113,9 +114,12 @@ def no_file_above(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def files_tracker(folder: Path) -> Tracker:
-    config = TrackingConfig(mode=TrackingMode.disabled)
+def files_tracker(folder: Path, other: Sink | None = None, log_every: int = 1) -> Tracker:
+    """Return a tracker that has started, with ``other`` as its second sink."""
+    config = TrackingConfig(mode=TrackingMode.disabled, log_every=log_every)
     tracker = Tracker(config, folder / "outputs", Progress(Terminal.none))
+    if other is not None:
+        tracker._wandb = SafeSink(other)
     tracker.start(describe(folder))
     return tracker
 
@@ -174,7 +178,7 @@ def test_the_end_of_a_run_waits_for_space(tmp_path: Path, monkeypatch: pytest.Mo
             if len(pauses) == 3:
                 patch.undo()
 
-        patch.setattr(local.time, "sleep", pause)
+        patch.setattr(json_files.time, "sleep", pause)
         tracker.finish({"final_return": 1.0}, 0)
     assert len(pauses) == 3
     assert tracker.lost is None
@@ -238,13 +242,9 @@ def test_metrics_are_not_cut_where_no_row_ends(tmp_path: Path, position: int) ->
 def test_every_tenth_record_goes_to_the_other_sinks_and_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = TrackingConfig(mode=TrackingMode.disabled, log_every=10)
-    tracker = Tracker(config, tmp_path / "outputs", Progress(Terminal.none))
     seen: list[int] = []
-    sink = Broken()
-    monkeypatch.setattr(sink, "record", lambda record: seen.append(record.iteration))
-    monkeypatch.setattr(tracker, "_wandb", SafeSink(sink))
-    tracker.start(describe(tmp_path))
+    monkeypatch.setattr(sink := Broken(), "record", lambda record: seen.append(record.iteration))
+    tracker = files_tracker(tmp_path, sink, log_every=10)
     for iteration in range(1, 26):
         tracker.record(Record(iteration, iteration, {}))
     tracker.finish({}, 0)
@@ -317,23 +317,17 @@ def test_an_interrupt_propagates(tmp_path: Path) -> None:
 
 
 def test_a_tracker_survives_losing_its_folder_and_says_so_in_failures(tmp_path: Path) -> None:
-    config = TrackingConfig(mode=TrackingMode.disabled)
-    tracker = Tracker(config, tmp_path / "outputs", Progress(Terminal.none))
-    tracker.start(describe(tmp_path / "gone"))
+    tracker = files_tracker(tmp_path / "gone")
     tracker.record(Record(1, 1, {}))
     tracker.finish({}, 0)
     assert tracker.link is None
-    assert list(tracker.failures) == ["LocalSink"]
-    assert "FileNotFoundError" in tracker.failures["LocalSink"]
+    assert list(tracker.notes) == ["tracking_failures"]
+    assert list(tracker.notes["tracking_failures"]) == ["LocalSink"]
+    assert "FileNotFoundError" in tracker.notes["tracking_failures"]["LocalSink"]
 
 
-def test_a_tracker_writes_the_failure_of_another_sink_into_the_summary(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = TrackingConfig(mode=TrackingMode.disabled)
-    tracker = Tracker(config, tmp_path / "outputs", Progress(Terminal.none))
-    monkeypatch.setattr(tracker, "_wandb", SafeSink(Broken("finish")))
-    tracker.start(describe(tmp_path))
+def test_a_tracker_writes_the_failure_of_another_sink_into_the_summary(tmp_path: Path) -> None:
+    tracker = files_tracker(tmp_path, Broken("finish"))
     tracker.finish({"final_return": 1.0}, 0)
     summary = read_summary(tmp_path / "summary.json")
     assert summary["final_return"] == 1.0

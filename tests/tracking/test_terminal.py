@@ -73,6 +73,19 @@ def plain_lines(*, seconds_per_record: float, num_records: int = 10) -> list[str
     return out.getvalue().splitlines()
 
 
+def shown(style: Terminal, *records: Record, resumed_at: int = 0, is_terminal: bool = False) -> str:
+    """Return what a run of 1,000 steps shows, a record each second."""
+    out, clock = io.StringIO(), Clock()
+    console = Console(file=out, width=100, force_terminal=is_terminal)
+    sink = TerminalSink(Progress(style, console, clock))
+    sink.start(dataclasses.replace(describe("a"), resumed_at=resumed_at))
+    for record in records:
+        clock.now_s += 1.0
+        sink.record(record)
+    sink.finish({}, 0)
+    return out.getvalue()
+
+
 def text_of(renderable: RenderableType) -> str:
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(renderable)
@@ -118,32 +131,19 @@ def test_the_lanes_of_a_stack_share_one_line() -> None:
 
 
 def test_a_resumed_run_does_not_count_earlier_steps_as_speed() -> None:
-    out, clock = io.StringIO(), Clock()
-    sink = TerminalSink(Progress(Terminal.plain, Console(file=out), clock))
-    sink.start(dataclasses.replace(describe("a"), resumed_at=8))
-    clock.now_s = 1.0
-    sink.record(Record(900, 9, {}))  # 100 steps in this process's first second
-    assert out.getvalue() == "900/1,000  100 steps/s  ETA 0:01\n"
+    # 100 steps in this process's first second
+    text = shown(Terminal.plain, Record(900, 9, {}), resumed_at=8)
+    assert text == "900/1,000  100 steps/s  ETA 0:01\n"
 
 
 def test_a_terminal_shows_a_live_line_and_leaves_one_plain_line() -> None:
-    out = io.StringIO()
-    console = Console(file=out, width=100, force_terminal=True)
-    sink = TerminalSink(Progress(Terminal.auto, console, Clock()))
-    sink.start(describe("a"))
-    sink.record(Record(100, 1, METRICS))
-    sink.finish({}, 0)
-    assert "━" in out.getvalue()
-    assert out.getvalue().splitlines()[-1].endswith("clipped 12.5%")
+    text = shown(Terminal.auto, Record(100, 1, METRICS), is_terminal=True)
+    assert "━" in text
+    assert text.splitlines()[-1].endswith("clipped 12.5%  100 steps/s  in 0:01")
 
 
 def test_none_prints_nothing() -> None:
-    out = io.StringIO()
-    sink = TerminalSink(Progress(Terminal.none, Console(file=out), Clock()))
-    sink.start(describe("a"))
-    sink.record(Record(100, 1, METRICS))
-    sink.finish({}, 0)
-    assert out.getvalue() == ""
+    assert shown(Terminal.none, Record(100, 1, METRICS)) == ""
 
 
 def test_the_panel_shows_return_time_and_memory() -> None:

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.helpers.stub_server import serve
-from tests.helpers.wandb_processes import CANARY_KEY, Outcome
+from tests.helpers.wandb_processes import CANARY_KEY, Outcome, inspect
 
 Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run_with(run_program: Run, tmp_path: Path) -> Run:
+    """Run the program beside a server: ``run_with(url, rounds, lanes, OPTION...)``."""
+
+    def run(url: str, *words: int | str) -> Outcome:
+        variables = {"WANDB_BASE_URL": url, "WANDB_API_KEY": CANARY_KEY}
+        return run_program(tmp_path / "outputs", *words, **variables)
+
+    return run
+
+
+def kinds_of(link: str) -> list[str]:
+    """Return the kinds of the records that the command ``link`` would upload."""
+    return [record["type"] for record in inspect(Path(link.removeprefix("wandb sync ")))]
+
 
 # Limit of the total time of start, records and finish.
 LIMIT_S = 10.0
@@ -19,12 +35,12 @@ LIMIT_S = 10.0
 
 @pytest.mark.parametrize("fault", ["refused", "hang", "401", "429", "500"])
 def test_a_broken_server_delays_the_first_run_at_most_and_the_second_not(
-    run_program: Run, tmp_path: Path, fault: str
+    run_with: Run, tmp_path: Path, fault: str
 ) -> None:
     outputs = tmp_path / "outputs"
     with serve(fault) as url:
         options = [] if fault == "hang" else ["init_timeout_s=1.0"]  # one with the default suffices
-        outcome = run_program(outputs, 2, 1, *options, WANDB_BASE_URL=url, WANDB_API_KEY=CANARY_KEY)
+        outcome = run_with(url, 2, 1, *options)
     first, second = outcome.runs
     assert first["took_s"] <= LIMIT_S
     assert second["took_s"] <= 1.0
@@ -39,58 +55,42 @@ def test_a_broken_server_delays_the_first_run_at_most_and_the_second_not(
 
 
 def test_a_server_that_hangs_after_accepting_a_stack_costs_one_finish_for_all_lanes(
-    run_program: Run, inspect: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
+    run_with: Run,
 ) -> None:
-    outputs = tmp_path / "outputs"
     with serve("hang_after_init") as url:
-        outcome = run_program(outputs, 1, 3, WANDB_BASE_URL=url, WANDB_API_KEY=CANARY_KEY)
+        outcome = run_with(url, 1, 3)
     assert sum(result["took_s"] for result in outcome.runs) <= LIMIT_S
     assert outcome.wall_s <= LIMIT_S + 5.0
     for result in outcome.runs:
-        folder = Path(result["link"].removeprefix("wandb sync "))
-        kinds = [record["type"] for record in inspect(folder)]
+        kinds = kinds_of(result["link"])
         assert kinds.count("history") == 3  # `wandb sync` can upload all rows
         assert "exit" in kinds
 
 
-def test_a_server_that_refuses_a_running_run_is_reported_and_loses_no_row(
-    run_program: Run, inspect: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
-) -> None:
+def test_a_server_that_refuses_a_running_run_is_reported_and_loses_no_row(run_with: Run) -> None:
     with serve("401_after_init") as url:
-        outcome = run_program(
-            tmp_path / "outputs", 1, 1, WANDB_BASE_URL=url, WANDB_API_KEY=CANARY_KEY
-        )
-    (result,) = outcome.runs
+        (result,) = run_with(url, 1, 1).runs
     assert "the server refused the rest of the run: filestream" in result["reason"]
     assert "401" in result["reason"]
-    folder = Path(result["link"].removeprefix("wandb sync "))
-    assert [record["type"] for record in inspect(folder)].count("history") == 3
+    assert kinds_of(result["link"]).count("history") == 3
 
 
-def test_the_death_of_wandbs_process_ends_neither_the_run_nor_later_ones(
-    run_program: Run, inspect: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
-) -> None:
+def test_the_death_of_wandbs_process_ends_neither_the_run_nor_later_ones(run_with: Run) -> None:
     with serve("ok") as url:
-        outcome = run_program(
-            tmp_path / "outputs", 2, 2, "kill=core", WANDB_BASE_URL=url, WANDB_API_KEY=CANARY_KEY
-        )
+        outcome = run_with(url, 2, 2, "kill=core")
     assert "Traceback" not in outcome.stderr  # at exit either
     for result in outcome.runs[:2]:
         assert result["num_failures"] == 1
         assert "Connection" in result["reason"]
         if result["link"] is not None:  # what was on disk when the process died
-            assert inspect(Path(result["link"].removeprefix("wandb sync ")))
+            assert kinds_of(result["link"])
     for lane, result in enumerate(outcome.runs[2:]):
         assert result["num_failures"] == 0
         assert result["link"] == f"{url}/me/ppo_lab/runs/r1-l{lane}"
 
 
-def test_a_good_server_gets_the_run_and_the_link_is_its_page(
-    run_program: Run, tmp_path: Path
-) -> None:
+def test_a_good_server_gets_the_run_and_the_link_is_its_page(run_with: Run) -> None:
     with serve("ok") as url:
-        outcome = run_program(
-            tmp_path / "outputs", 1, 1, WANDB_BASE_URL=url, WANDB_API_KEY=CANARY_KEY
-        )
-    assert outcome.runs[0]["link"] == f"{url}/me/ppo_lab/runs/r0-l0"
-    assert outcome.runs[0]["num_failures"] == 0
+        (result,) = run_with(url, 1, 1).runs
+    assert result["link"] == f"{url}/me/ppo_lab/runs/r0-l0"
+    assert result["num_failures"] == 0

@@ -11,20 +11,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ppo_lab.tracking import RunInfo, TrackingConfig, TrackingMode, WandbSink
 from ppo_lab.tracking.base import fitted_id
-from tests.helpers.wandb_processes import CANARY_KEY, PROGRAM, Outcome, clean_environment
+from tests.helpers.wandb_processes import (
+    CANARY_KEY,
+    PROGRAM,
+    Outcome,
+    clean_environment,
+    inspect,
+    of_kind,
+    summary_of,
+)
 
 Run = Callable[..., Outcome]
-Inspect = Callable[[Path], list[dict[str, Any]]]
-
-
-def of_kind(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [record[kind] for record in records if record["type"] == kind]
 
 
 def sync_folder(link: str) -> Path:
@@ -33,14 +35,11 @@ def sync_folder(link: str) -> Path:
     return Path(folder)
 
 
-@pytest.mark.parametrize(("num_rounds", "num_lanes"), [(2, 2)])
 def test_each_run_holds_its_own_rows_and_nothing_of_the_others(
-    run_program: Run, inspect: Inspect, tmp_path: Path, num_rounds: int, num_lanes: int
+    run_program: Run, tmp_path: Path
 ) -> None:
-    outcome = run_program(tmp_path / "outputs", num_rounds, num_lanes)
-    ids = [f"r{number}-l{lane}" for number in range(num_rounds) for lane in range(num_lanes)]
-    assert len(outcome.runs) == len(ids)
-    for run_id, result in zip(ids, outcome.runs, strict=True):
+    outcome = run_program(tmp_path / "outputs", 2, 2)
+    for run_id, result in zip(("r0-l0", "r0-l1", "r1-l0", "r1-l1"), outcome.runs, strict=True):
         number, lane = int(run_id[1]), int(run_id[-1])
         folder = sync_folder(result["link"])
         assert folder.parent == tmp_path / "outputs" / "wandb"
@@ -67,9 +66,7 @@ def test_each_run_holds_its_own_rows_and_nothing_of_the_others(
         assert history[0]["ppo/ratio.bins"] == [0, 1, 2]
         (everything,) = [m for m in of_kind(records, "metric") if m.get("glob_name") == "*"]
         assert everything["step_metric"] == "global_step"
-        summary: dict[str, Any] = {}
-        for update in of_kind(records, "summary"):
-            summary |= update["update"]
+        summary = summary_of(records)
         assert summary["final_return"] == 30 + lane
         assert summary["loss"] == "NaN"
         (ended,) = of_kind(records, "exit")
@@ -77,7 +74,7 @@ def test_each_run_holds_its_own_rows_and_nothing_of_the_others(
 
 
 def test_wandbs_own_variables_hold_and_a_resumed_run_continues_without_repeating_rows(
-    run_program: Run, inspect: Inspect, tmp_path: Path
+    run_program: Run, tmp_path: Path
 ) -> None:
     variables = {
         "WANDB_PROJECT": "theirs",

@@ -20,7 +20,8 @@ from tests.helpers.trainers import config, lanes_of, train_to_end
 @functools.cache
 def trained(*overrides: str, seeds: tuple[int, ...] = (1,)) -> Trainer:
     """Return a trainer that several tests share: none changes its weights."""
-    base = config("num_envs=4", "num_steps=16", "total_steps=128", *overrides)
+    sizes = ("num_envs=4", "num_steps=16", "total_steps=128", "num_epochs=1")
+    base = config(*sizes, *overrides)
     trainer = Trainer(lanes_of(base, *({"seed": seed} for seed in seeds)))
     train_to_end(trainer)
     return trainer

@@ -13,7 +13,8 @@ from ppo_lab.config.study import Aggregate
 from ppo_lab.utils.errors import ConfigError, did_you_mean
 
 __all__ = ["Constraint", "Objective", "parse_constraints", "parse_objectives", "quantity"]
-__all__ += ["aggregate_seeds", "check_measured", "forecast_limit_gib", "is_forecast", "is_measured"]
+__all__ += ["aggregate_seeds", "all_known", "check_measured", "forecast_limit_gib", "is_forecast"]
+__all__ += ["is_measured"]
 
 _SHORT = {  # short name to dotted key of the summary
     "peak_vram_gib": "memory.measured.reserved_gib",
@@ -105,8 +106,12 @@ class Constraint:
 
 def _of_seeds(summaries: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     """Return the number ``key`` of each seed's summary; empty if a seed lacks it."""
-    values = [quantity(summary, key) for summary in summaries]
-    known = [value for value in values if value is not None]
+    return all_known([quantity(summary, key) for summary in summaries])
+
+
+def all_known(values: Sequence[float | None]) -> list[float]:
+    """Return the values of all seeds; empty unless every one is known and finite."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
     return known if len(known) == len(values) else []
 
 

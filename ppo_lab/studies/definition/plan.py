@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 from sqlalchemy.engine import URL
 
+from ppo_lab.config.checkpoint import CheckpointConfig
 from ppo_lab.config.composer import Composer
 from ppo_lab.config.run import Config
 from ppo_lab.config.study import StudyConfig
@@ -33,7 +34,7 @@ from ppo_lab.studies.definition.samplers import check_pruner, check_sampler, gri
 from ppo_lab.studies.definition.space import Space, read_space, split_overrides
 from ppo_lab.studies.definition.storage_url import storage_url
 from ppo_lab.utils.errors import ConfigError
-from ppo_lab.utils.json_files import to_jsonable
+from ppo_lab.utils.json_files import flat, to_jsonable
 
 __all__ = ["ATTRIBUTE", "Plan", "differences", "make_plan"]
 
@@ -46,7 +47,7 @@ _NOT_IN_NAME = (*_OF_STUDY, "hydra", "tracking", "num_threads", "device")
 # Keys that change where and how a run is computed and shown, not its numbers.
 _NOT_IN_FINGERPRINT = {
     "tracking", "name", "device", "num_threads", "forecast", "forecast_format", "profile",
-    "vram_budget_gib", "vram_limit_gib",
+    "vram_budget_gib", "vram_limit_gib", "checkpoint",
 }  # fmt: skip
 _MOST_LINES = 12
 _SEEDS_APART = 10_000  # between repeats of a point: more than a search and its confirmation use
@@ -101,7 +102,12 @@ class Plan:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The settings that make trials comparable, as JSON values with their digest."""
-        run = self.config.as_dict().items()
+        run = self.config.as_dict()
+        run = {key: value for key, value in run.items() if key not in _NOT_IN_FINGERPRINT}
+        del run["env"]["timeout_s"]
+        # Studies of before it was an option have none, so the default has no key.
+        if (steps := self.config.checkpoint.boundary_steps) != CheckpointConfig().boundary_steps:
+            run["checkpoint"] = {"boundary_steps": steps}
         content = {
             "space": self.space.texts(),
             "when": {  # the old name of study.conditions: kept, so that stored studies resume
@@ -114,7 +120,7 @@ class Plan:
             "constraints": [constraint.text for constraint in self.constraints],
             "num_seeds": self.study.num_seeds,
             "marks": self.marks,
-            "run": {key: value for key, value in run if key not in _NOT_IN_FINGERPRINT},
+            "run": run,
         }
         parts: dict[str, Any] = to_jsonable(content)
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -188,11 +194,7 @@ class Plan:
 
 
 def make_plan(command: DictConfig, loader: ConfigLoader) -> Plan:
-    """Return the plan of a command that Hydra composed with ``loader``. Creates nothing.
-
-    Raises:
-        ConfigError: a value cannot be used.
-    """
+    """Return the plan of a command that Hydra composed with ``loader``; create nothing."""
     study = OmegaConf.to_object(command.study)
     assert isinstance(study, StudyConfig)
     _check_launcher(command)
@@ -255,15 +257,10 @@ def _auto_name(command: DictConfig, fixed: Sequence[str]) -> str:
 
 def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Return a line for each setting that changed: ``space.epsilon: old -> new``."""
-    old, new = dict(_flat(stored)), dict(_flat(current))
+    old, new = (
+        {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat(values)}
+        for values in (stored, current)
+    )
     keys = [key for key in old | new if key != "sha256"]
     pairs = [(key, old.get(key, "(none)"), new.get(key, "(none)")) for key in keys]
     return [f"{key}: {before} -> {after}" for key, before, after in pairs if before != after]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", json.dumps(value) if not isinstance(value, str) else value

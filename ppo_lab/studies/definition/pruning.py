@@ -36,6 +36,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial
 from scipy.special import digamma, polygamma, stdtrit
 
+from ppo_lab.studies.definition.objective import all_known
+
 __all__ = ["SPREAD", "ConfidencePruner", "Spread", "moderated", "report"]
 
 SPREAD = "spread"
@@ -55,17 +57,10 @@ class Spread(NamedTuple):
 def report(trial: Trial, step: int, returns: Sequence[float | None]) -> bool:
     """Report the mean of ``returns``, one per seed, at environment step ``step``.
 
-    Returns False and reports nothing while a seed has no return yet, since means over fewer seeds
-    are not comparable, and with several objectives, where Optuna neither prunes nor stores
-    intermediate values.
-
-    Raises:
-        ValueError: a return is not finite.
+    Returns False and reports nothing unless every seed has a finite return, since means over fewer
+    seeds are not comparable.
     """
-    known = [value for value in returns if value is not None]
-    if not all(math.isfinite(value) for value in known):
-        raise ValueError(f"returns must be finite, not {known}")
-    if len(known) < len(returns) or not known or len(trial.study.directions) > 1:
+    if not (known := all_known(returns)):
         return False
     if len(known) > 1:
         spread = {str(step): [statistics.variance(known), len(known)]}

@@ -1,7 +1,7 @@
 """Build Optuna's samplers and pruners from YAML, and check that they suit a study.
 
-YAML names a class by ``_target_``. A study's file may come from anywhere and a target runs code, so
-only public classes of ``optuna.samplers`` and ``optuna.pruners`` are built.
+YAML names a class by ``_target_``. A study's file may come from anywhere, so only public classes of
+``optuna.samplers`` and ``optuna.pruners`` are built.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import optuna
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, GPSampler, GridSampler
@@ -106,7 +104,7 @@ class _PrunedGpSampler(GPSampler):
         return super()._sample_relative_impl(study, trials, running_trials, search_space)
 
 
-_OWN = {"optuna.samplers.GPSampler": f"{__name__}.{_PrunedGpSampler.__qualname__}"}
+_OWN = {"GPSampler": _PrunedGpSampler}
 """Ours in place of Optuna's class."""
 
 
@@ -148,7 +146,8 @@ def build_sampler(study: StudyConfig, space: Space, worker: str, num_trials: int
     if name == "GridSampler":
         grid = {p.key: list(p.grid() or ()) for p in space.parameters}
         return _OnceGridSampler(grid, seed=seed)
-    return cast(BaseSampler, _build(node, "study.sampler", _SAMPLERS, seed=seed))
+    sampler: BaseSampler = _build(node, "study.sampler", _SAMPLERS, seed=seed)
+    return sampler
 
 
 def check_sampler(
@@ -231,7 +230,7 @@ def build_pruner(node: Mapping[str, Any], *, confidence: float, total_steps: int
         inner = rest.pop("wrapped_pruner", None)
         build = partial(build_pruner, confidence=confidence, total_steps=total_steps)
         more["wrapped_pruner"] = inner and build(inner)
-    pruner = cast(BasePruner, _build(rest, "study.pruner", _PRUNERS, **more))
+    pruner: BasePruner = _build(rest, "study.pruner", _PRUNERS, **more)
     compares_itself = name in {"NopPruner", "PatientPruner"}
     return pruner if compares_itself else ConfidencePruner(pruner, confidence=confidence)
 
@@ -261,30 +260,18 @@ def _class_name(node: Mapping[str, Any], key: str, package: str) -> str:
     return name
 
 
-def _check_targets(value: object, key: str, package: str) -> None:
-    """Raise ``ConfigError`` unless every target within ``value`` is a public class of ``package``.
-
-    Hydra's ``instantiate`` builds targets at any depth, and has other keys of its own.
-    """
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            _class_name(value, key, package)
-        for name, child in value.items():
-            if str(name).startswith("_") and name != "_target_":
-                raise ConfigError(f"{key}.{name}", child, "is no argument of a sampler or pruner")
-            _check_targets(child, f"{key}.{name}", package)
-    elif isinstance(value, list | tuple):
-        for child in value:
-            _check_targets(child, key, package)
-
-
-def _build(node: Mapping[str, Any], key: str, package: str, **more: object) -> object:
-    """Return what ``node`` describes, built with ``more`` arguments."""
-    _check_targets(node, key, package)
-    target = _OWN.get(node["_target_"], node["_target_"])
+def _build(node: Mapping[str, Any], key: str, package: str, **more: object) -> Any:  # noqa: ANN401
+    """Return what ``node`` describes, built with ``more`` arguments; one may be a node itself."""
+    name = _class_name(node, key, package)
+    arguments = {
+        name: _build(value, f"{key}.{name}", package) if isinstance(value, Mapping) else value
+        for name, value in node.items()
+        if name != "_target_"
+    }
+    kind: Any = _OWN.get(name) or getattr(importlib.import_module(package[:-1]), name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return instantiate({**node, "_target_": target}, _convert_="all", **more)
-    except InstantiationException as error:
-        raise ConfigError(key, node["_target_"], str(error.__cause__ or error)) from error
+            return kind(**arguments, **more)
+    except Exception as error:  # whatever a class of Optuna raises
+        raise ConfigError(key, node["_target_"], str(error)) from error

@@ -15,11 +15,7 @@ __all__ = ["masked", "storage_url"]
 
 
 def storage_url(storage: str, folder: Path) -> URL:
-    """Return the storage of a study; ``auto`` is PPO_LAB_STORAGE, else a file in ``folder``.
-
-    Raises:
-        ConfigError: it is neither SQLite nor PostgreSQL, or its driver is not installed.
-    """
+    """Return the storage of a study; ``auto`` is PPO_LAB_STORAGE, else a file in ``folder``."""
     key = "study.storage"
     if storage == "auto":
         storage = os.environ.get(STORAGE_VARIABLE, "") or f"sqlite:///{folder / 'study.db'}"

@@ -5,18 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import shlex
-from collections.abc import Callable, Mapping
-from functools import partial, reduce
-from operator import getitem
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from ppo_lab.config.compose import load
-from ppo_lab.config.run import Config
+from ppo_lab.config.composer import without_hydra
 from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.storage_url import masked
@@ -38,11 +34,10 @@ def output_files(result: StudyResult) -> dict[str, Callable[[], None]]:
     ``confirm.json`` is deleted unless there is a confirmation. ``best.yaml`` is the confirmation's
     winner, else the search's best trial: of several objectives, the best in the first.
     """
-    plan, confirmed = result.plan, result.confirmed
-    space = partial(OmegaConf.to_yaml, space_of(plan))
+    plan, confirmed, space = result.plan, result.confirmed, result.plan.folder / "space.yaml"
     files: dict[str, Callable[[], None]] = {
         "trials.csv": lambda: _write_table(result),
-        "space.yaml": lambda: atomic_write(plan.folder / "space.yaml", space().encode()),
+        "space.yaml": lambda: atomic_write(space, OmegaConf.to_yaml(space_of(plan)).encode()),
         "importance.json": lambda: write_json(plan.folder / "importance.json", result.importances),
         CONFIRM_FILE: lambda: (plan.folder / CONFIRM_FILE).unlink(missing_ok=True),
     }
@@ -84,48 +79,35 @@ def _write_best(plan: Plan, params: Mapping[str, Choice], title: str) -> None:
 
     Hydra runs it by ``--config-dir FOLDER --config-name best``. It holds the run's choice of each
     group and the values that differ from them, so that it is short and does not need the sweep that
-    found it. Hydra must be initialised.
+    found it; options that are not ours are copied beside it. Hydra must be initialised.
     """
-    overrides = plan.space.overrides(params)
-    config, choices = plan.base.config(overrides), plan.base.choices(overrides)
-    groups = {group: choices[group] for group in _GROUPS if group in choices}
+    job = plan.base.composer.job([*plan.base.fixed, *plan.space.overrides(params)])
+    runtime, paths = job.hydra.runtime, job.hydra.overrides.hydra
+    paths = [text for text in paths if text.startswith("hydra.searchpath")]
+    groups = {group: runtime.choices[group] for group in _GROUPS if group in runtime.choices}
     chosen = [{f"override {group}": name} for group, name in groups.items()]
+    plain = compose("config", [*paths, *(f"{group}={name}" for group, name in groups.items())])
     content = {"defaults": ["config", "_self_", *chosen]}
-    content |= _differences(_values(config), _plain_values(config, groups))
+    content |= _differences(_values(without_hydra(job)), _values(plain))
     text = f"# {title}\n# {run_command(plan.folder)}\n{OmegaConf.to_yaml(content)}"
-    _keep_own_options(groups, plan.folder)
+    _keep_own_options(groups, [s.path for s in runtime.config_sources if s.schema == "file"], plan)
     atomic_write(plan.folder / BEST_FILE, text.encode())
 
 
-def _keep_own_options(groups: Mapping[str, str], folder: Path) -> None:
-    """Copy options of ``groups`` that came from ``--config-dir`` beside ``best.yaml``."""
-    search_path = GlobalHydra.instance().config_loader().get_search_path().get_path()
+def _keep_own_options(groups: Mapping[str, str], sources: Sequence[str], plan: Plan) -> None:
+    """Copy options of ``groups`` that are not ours into the study's folder, as Hydra finds them."""
     for group, name in groups.items():
-        option = Path(group) / f"{name}.yaml"
-        own = [Path(e.path) / option for e in search_path if e.provider == "command-line"]
-        found = next(filter(Path.is_file, own), None)
-        is_inside = ".." not in option.parts and not option.is_absolute()
-        if found is not None and is_inside and not (CONF_DIR / option).is_file():
-            (folder / option).parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(folder / option, found.read_bytes())
+        option = Path(group, f"{name}.yaml")
+        source = next((path for path in sources if Path(path, option).is_file()), str(CONF_DIR))
+        if source != str(CONF_DIR) and ".." not in option.parts and not option.is_absolute():
+            (plan.folder / option).parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(plan.folder / option, Path(source, option).read_bytes())
 
 
-def _plain_values(config: Config, groups: Mapping[str, str]) -> Any:  # noqa: ANN401 - of OmegaConf
-    """Return the values of ``groups`` alone, without keys that have none there, such as env.id."""
-    plain = compose("config", [f"{group}={name}" for group, name in groups.items()])
-    missing = OmegaConf.missing_keys(plain)
-    for key in missing:  # else it is no run
-        OmegaConf.update(plain, key, OmegaConf.select(OmegaConf.structured(config), key))
-    values = _values(load(plain))
-    for key in missing:
-        *parents, name = key.split(".")
-        del reduce(getitem, parents, values)[name]
-    return values
-
-
-def _values(config: Config) -> Any:  # noqa: ANN401 - of OmegaConf
-    """Return the config as plain YAML values."""
-    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+def _values(run: DictConfig) -> dict[str, Any]:
+    """Return the values of a composed run; those that are missing are ``???``."""
+    values: Any = OmegaConf.to_container(run, resolve=True, enum_to_str=True)
+    return {key: value for key, value in values.items() if key != "study"}
 
 
 def _differences(ours: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:

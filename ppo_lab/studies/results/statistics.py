@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.special import stdtrit
 
 from ppo_lab.config.study import Aggregate
+from ppo_lab.studies.definition.objective import all_known
 
 __all__ = ["CONFIDENCE", "Gain", "compare_with_default", "half_width", "importance", "pareto"]
 
@@ -35,9 +36,8 @@ def half_width(
         >>> round(half_width([10.0, 14.0]), 2)
         25.41
     """
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    num_seeds = len(known)
-    if num_seeds < 2 or num_seeds < len(values):
+    known = all_known(values)
+    if (num_seeds := len(known)) < 2:
         return None
     if aggregate is Aggregate.iqm:
         num_cut, ranked = num_seeds // 4, sorted(known)
@@ -57,11 +57,8 @@ def importance(study: Study, objective: int = 0) -> dict[str, float] | None:
     PED-ANOVA (arXiv:2304.10255) compares a parameter's distribution over the best trials with that
     over all trials. Optuna counts finished trials only, but pruning leaves the better ones, and
     what they have in common would look unimportant. So pruned trials are counted too, with the
-    worst value. The top is a tenth of the trials, at least 5.
-
-    Returns:
-        Shares that sum to 1. None for fewer than 10 trials, or if fewer trials than the top are
-        better than the worst.
+    worst value. The top is a tenth of the trials, at least 5. The shares sum to 1; None for fewer
+    than 10 trials, or if fewer trials than the top are better than the worst.
     """
     states = (TrialState.COMPLETE, TrialState.PRUNED)
     trials = [t for t in study.get_trials(deepcopy=False, states=states) if t.params]
@@ -122,9 +119,9 @@ def compare_with_default(
 def _gain(
     candidate: Sequence[float | None], default: Sequence[float | None], sign: float, level: float
 ) -> Gain | None:
-    ours = [sign * value for value in candidate if value is not None]
-    theirs = [sign * value for value in default if value is not None]
-    if len(ours) < len(candidate) or len(theirs) < len(default) or min(len(ours), len(theirs)) < 2:
+    ours = [sign * value for value in all_known(candidate)]
+    theirs = [sign * value for value in all_known(default)]
+    if min(len(ours), len(theirs)) < 2:
         return None
     mean = statistics.fmean(ours) - statistics.fmean(theirs)
     errors = [statistics.variance(values) / len(values) for values in (ours, theirs)]

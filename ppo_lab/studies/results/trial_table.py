@@ -11,7 +11,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from ppo_lab.config.study import Aggregate
-from ppo_lab.studies.definition.objective import Objective, aggregate_seeds
+from ppo_lab.studies.definition.objective import Objective, aggregate_seeds, all_known
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.results.format import params_text, score_text
 from ppo_lab.studies.results.statistics import half_width
@@ -88,10 +88,9 @@ class TrialSummary:
 
     def mean_return(self, aggregate: Aggregate) -> tuple[float | None, float | None]:
         """Return the latest return over seeds and half its interval, once every seed has one."""
-        known = [value for value in self.returns if value is not None]
-        if not known or len(known) < len(self.returns):
-            return None, None
-        return aggregate_seeds(known, aggregate), half_width(known, aggregate)
+        known = all_known(self.returns)
+        mean = aggregate_seeds(known, aggregate) if known else None
+        return mean, half_width(known, aggregate)
 
 
 def finished_trials(study: Study, objectives: Sequence[Objective]) -> list[TrialSummary]:

@@ -38,11 +38,7 @@ class Database:
     """An open storage."""
 
     def __init__(self, url: URL, folder: Path) -> None:
-        """Open ``url`` and create missing tables; ``folder`` holds the locks of this machine.
-
-        Raises:
-            SQLAlchemyError: the storage is unavailable; see ``retry.RetryPolicy``.
-        """
+        """Open ``url`` and create missing tables; ``folder`` holds the locks of this machine."""
         self.url, self.folder = url, folder
         self.is_shared = url.get_backend_name() == "postgresql"
         """Whether other machines may use it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import random
 import time
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from sqlalchemy.exc import (
     PendingRollbackError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from ppo_lab.utils.json_files import is_disk_full
 
 __all__ = ["RetryPolicy", "StorageLostError", "StorageRefusedError", "is_outage", "words_of"]
 
@@ -49,27 +50,25 @@ class StorageRefusedError(RuntimeError):
     """The storage cannot be opened, however long one waits."""
 
 
-def is_outage(error: BaseException | None) -> bool:
+def is_outage(error: BaseException) -> bool:
     """Return whether ``error`` means that the storage is unreachable or locked, or the disk full.
 
     Optuna wraps what SQLAlchemy raises on commit; the cause distinguishes an outage from a bug.
     """
     error = _cause(error)
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
     is_disconnect = isinstance(error, DBAPIError) and error.connection_invalidated
-    return is_disconnect or isinstance(error, _OUTAGES)
+    return is_disconnect or isinstance(error, _OUTAGES) or is_disk_full(error)
 
 
-def _cause(error: BaseException | None) -> BaseException | None:
-    while isinstance(error, StorageInternalError):
+def _cause(error: BaseException) -> BaseException:
+    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def words_of(error: BaseException) -> str:
     """Return what the database itself said, in a line."""
-    cause = _cause(error) or error
+    cause = _cause(error)
     said = cause.orig if isinstance(cause, DBAPIError) and cause.orig is not None else cause
     words = " ".join(str(said).split()) or type(said).__name__
     return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}..."

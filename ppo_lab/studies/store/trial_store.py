@@ -73,12 +73,7 @@ class TrialStore:
     """An open study; see the module."""
 
     def __init__(self, plan: Plan, database: Database, lease: Lease) -> None:
-        """Create or join the study of ``plan``.
-
-        Raises:
-            ConfigError: it was created with another space, base run or objective, or its trials
-                are here and it is not in the storage.
-        """
+        """Create or join the study of ``plan``; raise ``ConfigError`` if it is another or lost."""
         self.plan, self._database, self.lease = plan, database, lease
         self._held: set[int] = set()
         with database.exclusive(plan.name):
@@ -92,7 +87,7 @@ class TrialStore:
             self._enqueue_starts(trials)
             if stored is None:
                 self.study.set_user_attr("versions", versions())
-                self.study.set_user_attr(_TOKEN, secrets.token_hex(2))
+                self.study.set_user_attr(_TOKEN, secrets.token_hex(8))
                 self.study.set_user_attr(ATTRIBUTE, plan.fingerprint)  # last: marks it complete
             self.study.set_user_attr("num_parents", int(worker) + 1)
             self._run_id_stem = run_id_stem(self.study)
@@ -190,7 +185,7 @@ class TrialStore:
             earlier = [t.user_attrs.get(_REPEAT) for t in trials if _has_run(t, trial, params)]
             repeat = max((number or 0 for number in earlier), default=-1) + 1
             trial.set_user_attr(_REPEAT, repeat)
-        folder = attrs.get("folder")
+        folder = attrs.get("folder") if attrs.get("owner") else None  # released: it has no result
         result = read_result(Path(folder)) if folder else None
         # Counted before the attempt starts, which may take its machine down.
         attempt = attrs.get("attempt", 0) + 1
@@ -232,8 +227,7 @@ class TrialStore:
 
     def report(self, claim: Claim, step: int, returns: Sequence[float | None]) -> str | None:
         """Report returns to Optuna; return the reason to prune the trial, None to continue."""
-        # Optuna reports and prunes with one objective only.
-        if len(self.plan.objectives) > 1 or step <= claim.reported_step:
+        if step <= claim.reported_step:
             return None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*already reported.*")  # a retried call

@@ -11,6 +11,9 @@ from ppo_lab.runner.run import run_in_folder
 from ppo_lab.studies.definition.objective import (
     aggregate_seeds,
     check_measured,
+    forecast_limit_gib,
+    is_forecast,
+    is_measured,
     parse_constraints,
     parse_objectives,
     quantity,
@@ -25,7 +28,10 @@ SUMMARY = {
     "env_steps_per_s": 10_000,
     "collapsed": True,
     "best_return": None,
-    "memory": {"measured": {"reserved_gib": 2.5, "host_gib": 1.0}},
+    "memory": {
+        "measured": {"reserved_gib": 2.5, "host_gib": 1.0},
+        "forecast": {"total_gib": 3.0},
+    },
     "time": {"update_s": 3.5},
 }
 
@@ -39,7 +45,6 @@ def objectives(key="final_return", direction=None, aggregate=Aggregate.mean, num
     [
         ("final_return", 480.0),
         ("env_steps_per_s", 10_000.0),
-        ("peak_vram_gib", 2.5),
         ("time.update_s", 3.5),
         ("collapsed", None),  # a truth, not a number
         ("best_return", None),
@@ -54,11 +59,36 @@ def test_a_quantity_that_is_not_finite_is_none():
     assert quantity({"final_return": float("nan")}, "final_return") is None
 
 
+@pytest.mark.parametrize(
+    ("short", "value"), [("peak_vram_gib", 2.5), ("peak_host_gib", 1.0), ("forecast_vram_gib", 3.0)]
+)
+def test_a_short_name_is_its_place_in_the_summary_and_smaller_is_better(short, value):
+    assert quantity(SUMMARY, short) == value
+    assert objectives(short)[0].direction == "minimize"
+    assert is_forecast(short) is (short == "forecast_vram_gib")
+    assert is_measured(short) is (short != "forecast_vram_gib")
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("env_steps_per_s", True), ("wall_time_s", True), ("memory.measured.host_gib", True),
+        ("memory.ledger.peak_gib", True), ("time.update_s", True), ("pcie.h2d_bytes", True),
+        ("perf.kernel_busy_frac", True), ("final_return", False), ("memory.forecast.x", False),
+        ("memory.strategy", False),
+    ],
+)  # fmt: skip
+def test_what_a_process_measures_no_lane_of_a_stack_has(key, expected):
+    assert is_measured(key) is expected
+
+
 def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end():
     # Of 8: sorted 0 1 2 3 4 5 6 100, without the lowest and highest two: (2 + 3 + 4 + 5) / 4.
     assert aggregate_seeds([100, 0, 1, 2, 3, 4, 5, 6], Aggregate.iqm) == 3.5
     # A quarter of 5 rounded down is 1: (1 + 2 + 3) / 3.
     assert aggregate_seeds([1, 2, 3, 100, 0], Aggregate.iqm) == 2.0
+    assert aggregate_seeds([0.0, 2.0, 4.0, 90.0], Aggregate.iqm) == 3.0
+    assert aggregate_seeds([0.0, 3.0, 90.0], Aggregate.iqm) == 31.0
     assert aggregate_seeds([1, 2, 6], Aggregate.mean) == 3.0
 
 
@@ -70,8 +100,9 @@ def test_a_trials_value_is_over_all_its_seeds_or_none():
 
 
 def test_a_direction_left_out_is_the_usual_one():
-    ways = [o.direction for o in objectives(["final_return", "peak_vram_gib", "env_steps_per_s"])]
-    assert ways == ["maximize", "minimize", "maximize"]
+    keys = ["wall_time_s", "env_steps_per_s", "final_return", "time.update_s"]
+    ways = [objective.direction for objective in objectives(keys)]
+    assert ways == ["minimize", "maximize", "maximize", "maximize"]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +115,9 @@ def test_a_direction_left_out_is_the_usual_one():
         ({"key": "seed"}, "such as final_return"),
         ({"key": "collapsed"}, "no number"),
         ({"key": []}, "a name or a list"),
+        ({"key": ["final_return", 3]}, "a name or a list"),
         ({"direction": "up"}, "maximize or minimize"),
+        ({"direction": [3]}, "a name or a list"),
         ({"direction": ["maximize", "minimize"]}, "one for each of 1 objectives"),
         ({"aggregate": Aggregate.iqm}, "study.num_seeds=4"),
     ],
@@ -93,6 +126,8 @@ def test_an_objective_that_means_nothing_is_refused(arguments, reason):
     with pytest.raises(ConfigError) as refused:
         objectives(**arguments)
     assert reason in str(refused.value)
+    (changed,) = arguments
+    assert refused.value.key == f"study.{changed.replace('key', 'objective')}"
 
 
 def test_a_constraint_is_broken_by_its_worst_seed():
@@ -111,7 +146,7 @@ def test_a_constraint_is_broken_by_its_worst_seed():
              "wall_time_s <= nan", "wall_time_s <= inf", "wall_time_s<<3", ""]
 )  # fmt: skip
 def test_what_is_no_limit_is_refused(text):
-    with pytest.raises(ConfigError, match="must be a limit such as"):
+    with pytest.raises(ConfigError, match=r"study.constraints=.*: must be a limit such as"):
         parse_constraints([text])
 
 
@@ -142,15 +177,26 @@ def test_every_number_of_a_profiled_runs_summary_may_be_an_objective(memory, tmp
 
 
 def test_one_limit_twice_is_refused():
-    with pytest.raises(ConfigError, match="once"):
+    with pytest.raises(ConfigError, match=r"study.constraints=.*: must name each limit once"):
         parse_constraints(["wall_time_s <= 1", "wall_time_s<=1"])
+
+
+def test_the_forecasts_limit_is_the_lowest_upper_one_by_either_name():
+    def limit(*texts):
+        return forecast_limit_gib(parse_constraints(texts))
+
+    assert limit() is None
+    assert limit("peak_vram_gib <= 1", "forecast_vram_gib >= 2") is None
+    assert limit("forecast_vram_gib <= 8") == 8.0
+    both = ("forecast_vram_gib <= 8", "memory.forecast.total_gib <= 6", "forecast_vram_gib >= 4")
+    assert limit(*both, "final_return <= 5") == 6.0
 
 
 def test_vram_is_not_measured_without_cuda():
     vram = parse_constraints(["peak_vram_gib <= 8"])
     check_measured(objectives(), vram, is_cuda=True)
     check_measured(objectives(), parse_constraints(["forecast_vram_gib <= 8"]), is_cuda=False)
-    with pytest.raises(ConfigError, match="CUDA devices only"):
+    with pytest.raises(ConfigError, match=r"study.constraints=peak_vram_gib: .*CUDA devices only"):
         check_measured(objectives(), vram, is_cuda=False)
     with pytest.raises(ConfigError, match=r"study.objective=peak_vram_gib"):
         check_measured(objectives("peak_vram_gib"), [], is_cuda=False)
@@ -183,7 +229,8 @@ def fingerprint_of(*fixed, **settings):
 def test_a_fingerprint_survives_a_storage_and_does_not_depend_on_where_it_runs():
     first = fingerprint_of()
     assert json.loads(json.dumps(first)) == first
-    elsewhere = fingerprint_of("num_threads=1", "tracking=local", "device=cpu", "name=other")
+    elsewhere = fingerprint_of("num_threads=1", "tracking=local", "device=cpu", "name=other",
+                               "checkpoint.every_s=5", "env.timeout_s=7")  # fmt: skip
     assert elsewhere == first
     respaced = fingerprint_of(space={"epsilon": "interval(0.05,0.5)"})
     assert respaced == first
@@ -216,6 +263,8 @@ def test_a_change_is_refused_with_its_lines_unless_it_is_allowed(change, line):
 def test_a_changed_base_run_is_a_change():
     lines = differences(fingerprint_of(), fingerprint_of("gamma=0.9"))
     assert lines == ["run.gamma: 0.99 -> 0.9"]
+    lines = differences(fingerprint_of(), fingerprint_of("checkpoint.boundary_steps=512"))
+    assert lines == ["run.checkpoint.boundary_steps: (none) -> 512"]
 
 
 def test_a_changed_condition_is_a_change():

@@ -28,6 +28,11 @@ def test_the_name_is_the_sweep_and_what_was_fixed_beside_it():
     assert plan.name == "study,network=tiny,total_steps=2048,lr=3e-4"
 
 
+def test_a_study_that_an_earlier_version_began_can_be_resumed():
+    # A new key of the run must not be in the fingerprint while it has its default.
+    assert plan_of().fingerprint["sha256"] == "a7951c2ef7e54dfc"
+
+
 def test_marks_are_even_shares_of_the_run_without_its_end():
     plan = plan_of("study.num_reports=4", "total_steps=2050")
     assert plan.marks == (513, 1025, 1538)  # rounded up: 512.5, 1,025, 1,537.5

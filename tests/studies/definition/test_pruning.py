@@ -46,10 +46,11 @@ def test_a_report_is_the_mean_and_keeps_the_variance():
     assert frozen.user_attrs[SPREAD] == {"10": [7.0, 3], "20": [0.0, 3]}
 
 
-def test_nothing_is_told_before_every_seed_has_a_return():
+@pytest.mark.parametrize("missing", [None, math.nan, -math.inf])
+def test_nothing_is_told_before_every_seed_has_a_return(missing):
     study = optuna.create_study()
     trial = study.ask()
-    assert not report(trial, 10, [1.0, None])
+    assert not report(trial, 10, [1.0, missing])
     assert study.trials[0].intermediate_values == {}
     assert not trial.should_prune()
 
@@ -60,17 +61,6 @@ def test_one_seed_has_no_spread():
     assert report(trial, 10, [1.5])
     assert study.trials[0].intermediate_values == {10: 1.5}
     assert SPREAD not in study.trials[0].user_attrs
-
-
-def test_a_return_that_is_not_finite_is_no_report():
-    with pytest.raises(ValueError, match="finite"):
-        report(optuna.create_study().ask(), 10, [1.0, math.nan])
-
-
-def test_a_study_of_several_objectives_is_told_nothing():
-    study = optuna.create_study(directions=["maximize", "minimize"])
-    assert not report(study.ask(), 10, [1.0, 2.0])
-    assert study.trials[0].intermediate_values == {}
 
 
 @pytest.mark.parametrize(
@@ -115,25 +105,7 @@ def test_trials_that_agree_lend_each_other_their_spread():
     assert dof == 12
 
 
-def test_trials_that_differ_widely_leave_a_trial_its_own_spread():
-    others = [Spread(10.0**power, 3) for power in (-12, -8, -4, 0, 4, 8)]
-    variance, dof = moderated(Spread(3.0, 3), others)
-    # The log variances spread by tens: d0 is far below 1, so nearly everything is the trial's own.
-    assert 2.0 < dof < 2.2
-    assert variance == pytest.approx(3.0, rel=0.1)
-
-
-def test_shrinking_pulls_towards_the_others_from_both_sides():
-    others = [Spread(v, 3) for v in (0.3, 0.6, 1.0, 1.4, 3.0, 5.0, 0.1)]
-    small, dof = moderated(Spread(0.01, 3), others)
-    large, _ = moderated(Spread(100.0, 3), others)
-    assert dof > 2
-    assert small > 0.01
-    assert large < 100.0
-
-
-def test_few_trials_or_mostly_ceilings_lend_nothing():
-    assert moderated(Spread(2.0, 3), [Spread(1.0, 3)] * 3) == (2.0, 2)
+def test_mostly_ceilings_lend_nothing():
     assert moderated(Spread(2.0, 3), [Spread(0.0, 3)] * 9) == (2.0, 2)
 
 

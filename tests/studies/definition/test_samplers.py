@@ -66,8 +66,10 @@ def run(sampler, space, num_trials):
     return study
 
 
-@pytest.mark.parametrize("path", SAMPLERS, ids=lambda path: path.stem)
-def test_every_option_says_when_to_choose_it(path):
+@pytest.mark.parametrize(
+    "path", sorted((CONF_DIR / "study").glob("*r/*.yaml")), ids=lambda path: path.stem
+)
+def test_every_sampler_and_pruner_says_when_to_choose_it(path):
     assert len(path.read_text().splitlines()[0]) > 30
     assert path.read_text().startswith("# ")
 
@@ -216,13 +218,14 @@ def test_workers_share_one_quasi_random_sequence(mixed):
         ({"_target_": "optuna.samplers.NSGAIISampler", "population_size": 1}, "greater than"),
         ({**GP, "independent_sampler": {"_target_": "os.x"}}, "must be a class of optuna.samplers"),
         # Nested in a list or a mapping, through a module's attribute, and Hydra's own keys.
-        ({**GP, "x": [{"y": {"_target_": "os.system"}}]}, "must be a class of optuna.samplers"),
-        ({**GP, "_args_": [{"_target_": "os.system"}]}, "is no argument"),
+        ({**GP, "x": {"y": {"_target_": "os.system"}}}, "must be a class of optuna.samplers"),
+        ({**GP, "x": [{"_target_": "os.system"}]}, "unexpected keyword argument 'x'"),
+        ({**GP, "_args_": [{"_target_": "os.system"}]}, "unexpected keyword argument '_args_'"),
         ({**GP, "independent_sampler": {"_target_": "optuna.samplers._base.abc.ABC"}},
          "must be a class of optuna.samplers"),
         ({**GP, "independent_sampler": {"_target_": "optuna.pruners.NopPruner"}},
          "must be a class of optuna.samplers"),
-        ({**GP, "_partial_": True}, "is no argument"),
+        ({**GP, "_partial_": True}, "unexpected keyword argument '_partial_'"),
     ],
 )  # fmt: skip
 def test_only_optunas_own_samplers_are_built(mixed, wrong, reason):

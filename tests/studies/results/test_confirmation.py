@@ -9,59 +9,39 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
-from ppo_lab.config.study import Aggregate, ConfirmConfig, StudyConfig
-from ppo_lab.studies.definition.objective import parse_constraints, parse_objectives
-from ppo_lab.studies.definition.plan import Plan
+from ppo_lab.config.study import Aggregate
+from ppo_lab.studies.definition.objective import parse_objectives
 from ppo_lab.studies.display.progress import StudyProgress
-from ppo_lab.studies.results.confirmation import (
-    confirmation_plan,
-    read_confirmation,
-)
+from ppo_lab.studies.results.confirmation import confirmation_plan, read_confirmation
 from ppo_lab.studies.scheduler import Ending, InterruptHandler, StudyScheduler
 from ppo_lab.studies.store.database import Database
 from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy
 from ppo_lab.studies.store.trial_store import TrialStore
 from ppo_lab.utils.errors import ConfigError
-from tests.helpers.spaces import make_base, make_space
+from tests.helpers.engine import FormulaPool, tables
+from tests.helpers.spaces import make_space
+from tests.helpers.studies import plan_of
 
-BASE = make_base("tracking=local", "seed=5")
+
+@pytest.fixture(scope="module")
+def made():
+    confirmed = "study.confirm={top:2,seeds:4}"
+    return plan_of("study.name=search", "study.num_seeds=3", "seed=5", confirmed)
 
 
 @pytest.fixture
-def plan(tmp_path):
+def plan(made, tmp_path):
     """A search over epsilon with seeds 5, 6 and 7, whose best two run again with four seeds."""
-    space = make_space(BASE, epsilon="interval(0.05,0.5)")
-    study = StudyConfig(
-        name="search", num_seeds=3, space=space.texts(), confirm=ConfirmConfig(top=2, seeds=4)
-    )
-    return Plan(
-        study=study,
-        name="search",
-        folder=tmp_path,
-        url=make_url(f"sqlite:///{tmp_path / 'study.db'}"),
-        base=BASE,
-        config=BASE.config(),
-        space=space,
-        starts=(space.defaults(BASE),),
-        objectives=parse_objectives("final_return", None, Aggregate.mean, 3),
-        constraints=parse_constraints([]),
-        overrides=("tracking=local",),
-    )
+    return replace(made, folder=tmp_path, url=make_url(f"sqlite:///{tmp_path / 'study.db'}"))
 
 
 @pytest.fixture
 def database(plan):
+    (plan.folder / "study.db").write_bytes(tables())
     database = Database(plan.url, plan.folder)
     yield database
     database.close()
-
-
-class NoPool:
-    """Fails on any call but ``close``."""
-
-    def close(self):
-        pass
 
 
 def make_study(database, name):
@@ -79,12 +59,7 @@ def add(study, epsilon, returns, *, role="search", status="finished", constraint
     is_well = status == "finished"
     value = sum(returns) / len(returns) if is_well else None
     seeds = [{"final_return": value} for value in returns]
-    outcome = {
-        "status": status,
-        "reason": None,
-        "seeds": seeds,
-        "values": [value] if value else None,
-    }
+    outcome = {"status": status, "seeds": seeds, "values": [value] if value else None}
     trial.set_user_attr("outcome", outcome)
     state = TrialState.COMPLETE if is_well else TrialState.PRUNED
     if is_well and not epsilon:  # a baseline outside the space
@@ -145,8 +120,9 @@ def test_the_studys_own_stop_file_stops_its_confirmation_too(plan, search, datab
     policy, interrupts = RetryPolicy(1.0), InterruptHandler()
     store = TrialStore(again, database, lease := Lease(database, 60.0))
     display = StudyProgress(again.objectives)
-    parent = StudyScheduler(store, NoPool(), policy, interrupts, display)
+    parent = StudyScheduler(store, pool := FormulaPool(), policy, interrupts, display)
     assert parent.run() is Ending.stopped
+    assert pool.tasks == []
     assert store.counts().finished == 0
     lease.close()
 
@@ -262,6 +238,6 @@ def test_several_objectives_cannot_be_confirmed(plan):
 
 
 def test_a_space_over_seeds_is_refused(plan):
-    space = make_space(BASE, seed="range(1,5)")
+    space = make_space(seed="range(1,5)")
     with pytest.raises(ConfigError, match=r"seed=range\(1,5\): .*study.num_seeds"):
         replace(plan, space=space).check()

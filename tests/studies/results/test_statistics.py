@@ -23,10 +23,11 @@ UNIT = FloatDistribution(0.0, 1.0)
 
 def trial(value, *, state=TrialState.COMPLETE, **params):
     several = isinstance(value, tuple)
+    choice = CategoricalDistribution(("a", "b"))
     return create_trial(
         state=state,
         params=params,
-        distributions=dict.fromkeys(params, UNIT),
+        distributions={key: choice if key == "memory" else UNIT for key in params},
         values=(list(value) if several else [value]) if state is TrialState.COMPLETE else None,
     )
 
@@ -58,17 +59,10 @@ def test_pruned_trials_tell_what_the_finished_have_in_common():
 def test_importance_of_a_conditional_choice():
     study = optuna.create_study(direction="maximize")
     for i in range(40):
-        choice = "ab"[i % 2]
-        params = {"memory": choice, "x": (i * 0.618) % 1} if choice == "a" else {"memory": choice}
-        study.add_trial(
-            create_trial(
-                value=float(choice == "a") + 0.001 * i,
-                params=params,
-                distributions={"memory": CategoricalDistribution(("a", "b")), "x": UNIT}
-                if choice == "a"
-                else {"memory": CategoricalDistribution(("a", "b"))},
-            )
-        )
+        if i % 2:
+            study.add_trial(trial(0.001 * i, memory="b"))
+        else:
+            study.add_trial(trial(1.0 + 0.001 * i, memory="a", x=(i * 0.618) % 1))
     assert set(importance(study)) == {"memory", "x"}
 
 
@@ -140,14 +134,10 @@ def test_more_candidates_widen_every_interval():
     assert three[2].mean == pytest.approx(-0.9)
 
 
-def test_a_candidate_may_be_worse_than_the_default():
-    found = compare_with_default({4: [1.0, 2.0]}, [5.0, 6.0], is_maximised=True)
-    assert found[4].mean == -4.0
-
-
-def test_less_is_better_where_the_study_minimises():
-    found = compare_with_default({4: [1.0, 2.0]}, [5.0, 6.0], is_maximised=False)
-    assert found[4].mean == 4.0
+def test_a_worse_candidate_has_a_negative_gain_and_less_may_be_better():
+    for is_maximised, mean in ((True, -4.0), (False, 4.0)):
+        found = compare_with_default({4: [1.0, 2.0]}, [5.0, 6.0], is_maximised=is_maximised)
+        assert found[4].mean == mean
 
 
 def test_without_any_spread_the_interval_is_the_difference():

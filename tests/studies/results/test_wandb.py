@@ -1,33 +1,11 @@
 """A study in W&B, recorded offline and read back with W&B's own reader."""
 
-import json
 import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.helpers.studies import left_by, started
-
-
-def inspect(folder):
-    done = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def of_kind(records, kind):
-    return [record[kind] for record in records if record["type"] == kind]
-
-
-def summary_of(records):
-    summary = {}
-    for update in of_kind(records, "summary"):
-        summary |= update["update"]
-    return summary
+from tests.helpers.wandb_processes import inspect, of_kind, summary_of
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +22,8 @@ def runs(tmp_path_factory):
         )
     )  # fmt: skip
     found = {}
-    paths = list((folder / "outputs" / "wandb").glob("offline-run-*"))
-    with ThreadPoolExecutor() as readers:
-        read = list(readers.map(inspect, paths))
-    for records in read:
+    for path in (folder / "outputs" / "wandb").glob("offline-run-*"):
+        records = inspect(path)
         begun = of_kind(records, "run")[0]  # a second one adds tags
         found[begun["run_id"]] = records
     return found, shown

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import shutil
 import sqlite3
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy
 from ppo_lab.studies.store.trial_store import TrialStore
 from ppo_lab.utils.errors import ConfigError
+from tests.helpers.engine import tables
 from tests.helpers.studies import plan_of
 
 
@@ -26,10 +26,10 @@ def plan():
 
 
 @pytest.fixture
-def open_store(plan, tables, tmp_path, monkeypatch):
+def open_store(plan, tmp_path, monkeypatch):
     """Open the study as another parent each time; variations are fields of the plan."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(tables, tmp_path)
+    (tmp_path / "study.db").write_bytes(tables())
     database = Database(plan.url, tmp_path)
 
     def open_another(**variations):
