@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import wandb.util
 
 _HERE = Path(__file__).resolve().parent
 PROGRAM = _HERE / "wandb_program.py"
@@ -28,3 +32,14 @@ def clean_environment(home: Path, **more: str) -> dict[str, str]:
     home.mkdir(exist_ok=True)
     path = os.pathsep.join([str(_HERE.parents[1]), *filter(None, [kept.get("PYTHONPATH")])])
     return kept | {"HOME": str(home), "NETRC": str(home / "netrc"), "PYTHONPATH": path} | more
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """Read a local W&B run back through W&B's own reader, as its list of records."""
+    (log,) = folder.glob("*.wandb")  # without the seconds that `python -m wandb` imports
+    core = [wandb.util.get_core_path(), "leet", "inspect", "--json", "--no-observability"]
+    done = subprocess.run(
+        [*core, "--run-file", str(log), str(folder.parent)],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return [json.loads(line) for line in done.stdout.splitlines()]

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb.util
 
-from tests.helpers.wandb_processes import PROGRAM, Outcome, clean_environment
+from tests.helpers.wandb_processes import PROGRAM, Outcome, clean_environment, records_of
 
 
 @pytest.fixture
@@ -40,18 +39,4 @@ def run_program(tmp_path: Path) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def inspect() -> Callable[[Path], list[dict[str, Any]]]:
-    """Read a local W&B run back through W&B's own reader, as its list of records."""
-
-    def read(folder: Path) -> list[dict[str, Any]]:
-        (log,) = folder.glob("*.wandb")  # without the seconds that `python -m wandb` imports
-        core = [wandb.util.get_core_path(), "leet", "inspect", "--json", "--no-observability"]
-        done = subprocess.run(
-            [*core, "--run-file", str(log), str(folder.parent)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    return read
+    return records_of

@@ -1,22 +1,11 @@
 """A study in W&B, recorded offline and read back with W&B's own reader."""
 
-import json
 import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.helpers.studies import left_by, started
-
-
-def inspect(folder):
-    done = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    return [json.loads(line) for line in done.stdout.splitlines()]
+from tests.helpers.wandb_processes import records_of
 
 
 def of_kind(records, kind):
@@ -44,10 +33,8 @@ def runs(tmp_path_factory):
         )
     )  # fmt: skip
     found = {}
-    paths = list((folder / "outputs" / "wandb").glob("offline-run-*"))
-    with ThreadPoolExecutor() as readers:
-        read = list(readers.map(inspect, paths))
-    for records in read:
+    for path in (folder / "outputs" / "wandb").glob("offline-run-*"):
+        records = records_of(path)
         begun = of_kind(records, "run")[0]  # a second one adds tags
         found[begun["run_id"]] = records
     return found, shown
