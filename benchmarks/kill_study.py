@@ -19,15 +19,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Protocol
 
 import optuna
 
 __all__ = ["Outcome", "kill_study", "processes_of"]
 
 _MOST_S = 1800.0
+
+
+class Started(Protocol):
+    """What is asked of a command's process."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+    def wait(self) -> int: ...
 
 
 @dataclass
@@ -59,6 +70,11 @@ class Outcome:
         )
 
 
+def _begin(folder: Path, words: list[str], shown: IO[bytes]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ppo_lab", *words]
+    return subprocess.Popen(command, cwd=folder, stdout=shown, stderr=shown, start_new_session=True)
+
+
 def kill_study(
     folder: Path,
     *,
@@ -66,11 +82,12 @@ def kill_study(
     trial_kill_s: tuple[float, float] = (3.0, 9.0),
     seed: int = 1,
     overrides: tuple[str, ...] = (),
+    begin: Callable[[Path, list[str], IO[bytes]], Started] = _begin,
 ) -> Outcome:
     """Run a study in ``folder`` while killing it, with pauses within ``trial_kill_s``."""
     pick = random.Random(seed)
-    command = [
-        sys.executable, "-m", "ppo_lab", "study=default", "epsilon=interval(0.05,0.5)",
+    words = [
+        "study=default", "epsilon=interval(0.05,0.5)",
         "study.name=killed", f"study.num_trials={num_trials}", "study.num_workers=2",
         "study.max_retries=1000", "network=tiny", "total_steps=4096", "tracking=local",
         *overrides,
@@ -82,10 +99,8 @@ def kill_study(
     begin_s = time.monotonic()
     with (folder / "shown").open("ab") as shown:
 
-        def start() -> subprocess.Popen[bytes]:
-            process = subprocess.Popen(
-                command, cwd=folder, stdout=shown, stderr=shown, start_new_session=True
-            )
+        def start() -> Started:
+            process = begin(folder, words, shown)
             sessions.append(process.pid)
             return process
 

@@ -3,8 +3,6 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,20 +11,23 @@ import pytest
 from ppo_lab import load_policy
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.tracking import read_metrics
-from tests.helpers.commands import ppo_lab
+from tests.helpers.commands import ppo_lab, start
 
 QUICK = ["network=tiny", "total_steps=4096"]
 ENDLESS = ["network=tiny", "compile=never", "total_steps=100000000"]
+
+
+def wait_for(folder, pattern):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(folder.glob(pattern)):
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One quick run: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("run")
-    done = subprocess.run(
-        [sys.executable, "-m", "ppo_lab", *QUICK, "name=quick"],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    done = ppo_lab(folder, *QUICK, "name=quick")
     assert done.returncode == 0, done.stderr
     (path,) = (folder / "outputs" / "runs").iterdir()
     return path, done
@@ -215,16 +216,8 @@ def test_one_failing_job_does_not_stop_a_grid(tmp_path):
 
 
 def test_sigterm_closes_the_run_and_says_so(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ppo_lab", *ENDLESS],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(tmp_path.glob("outputs/runs/*/metrics.jsonl")):
-        time.sleep(0.1)
+    process = start(tmp_path, *ENDLESS)
+    wait_for(tmp_path, "outputs/runs/*/metrics.jsonl")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 143
@@ -233,11 +226,12 @@ def test_sigterm_closes_the_run_and_says_so(tmp_path):
 
 
 def test_two_starts_in_one_second_do_not_share_a_folder(tmp_path):
-    arguments = [sys.executable, "-m", "ppo_lab", "network=tiny", "total_steps=1024",
-                 "tracking=local", "hydra.run.dir=${unused_dir:outputs/runs/same}"]  # fmt: skip
-    quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    started = [subprocess.Popen(arguments, **quiet) for _ in range(2)]
-    assert [process.wait(timeout=60) for process in started] == [0, 0]
+    arguments = ["network=tiny", "total_steps=1024", "tracking=local",
+                 "hydra.run.dir=${unused_dir:outputs/runs/same}"]  # fmt: skip
+    started = [start(tmp_path, *arguments) for _ in range(2)]
+    for process in started:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in started] == [0, 0]
     assert {p.name for p in (tmp_path / "outputs" / "runs").iterdir()} == {"same", "same-2"}
 
 
@@ -299,16 +293,8 @@ def test_a_nan_reward_is_named_with_its_place_and_a_failing_close_is_only_logged
 
 
 def test_ctrl_c_in_a_grid_shows_what_there_is(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ppo_lab", *ENDLESS[:2], "total_steps=2048,100000000",
-         "tracking=local", "-m"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(
-        tmp_path.glob("outputs/grids/*/1/metrics.jsonl")
-    ):
-        time.sleep(0.1)
+    process = start(tmp_path, *ENDLESS[:2], "total_steps=2048,100000000", "tracking=local", "-m")
+    wait_for(tmp_path, "outputs/grids/*/1/metrics.jsonl")
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=30)
     assert process.returncode == 130

@@ -9,7 +9,7 @@ from tests.helpers.trainers import config
 
 OF_PARAMETERS = (Category.weights, Category.gradients, Category.optimizer)
 # Two micro-batches: the first one's gradients all exist when the peak comes in the second.
-LARGE = ("network=large", "memory.num_micro_batches=2", "num_epochs=2", "num_minibatches=2")
+LARGE = ("network=large", "memory.num_micro_batches=2", "num_epochs=1", "num_minibatches=2")
 # 4 -> 4096 x 4 and a head: 4096 * (5 + 3 * 4097) each, heads of 2 and of 1.
 TRUNK, ACTOR_HEAD, CRITIC_HEAD = 4096 * (5 + 3 * 4097), 4097 * 2, 4097
 BOTH = 2 * TRUNK + ACTOR_HEAD + CRITIC_HEAD

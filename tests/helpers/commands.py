@@ -17,8 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 from threading import Thread
+from typing import IO
 
-__all__ = ["Command", "ppo_lab", "start"]
+__all__ = ["Command", "ppo_lab", "start", "start_into"]
 
 _TIMEOUT_S = 300
 _SERVER = Path(__file__).with_name("command_server.py")
@@ -123,6 +124,11 @@ def start(
     With ``is_merged``, standard error goes to standard output.
     """
     return PipedCommand(_request(folder, arguments, environment), is_merged=is_merged)
+
+
+def start_into(folder: Path, words: list[str], output: IO[bytes]) -> Command:
+    """Start ``python -m ppo_lab WORDS`` like ``start``; ``output`` takes all that it shows."""
+    return Command(_request(folder, words, {}), [output.fileno()] * 2)
 
 
 def ppo_lab(

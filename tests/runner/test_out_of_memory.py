@@ -2,8 +2,6 @@
 
 import gc
 import json
-import subprocess
-import sys
 import weakref
 
 import pytest
@@ -18,6 +16,7 @@ from ppo_lab.runner import stack
 from ppo_lab.runner.run import run_in_folder
 from ppo_lab.tracking import read_metrics
 from ppo_lab.training.trainer import Trainer
+from tests.helpers.commands import ppo_lab
 from tests.helpers.trainers import config
 
 GIB = 1024**3
@@ -165,7 +164,7 @@ def test_nothing_of_a_full_run_is_left_and_the_next_job_runs(
 
 # The first job's update runs out of memory; later ones train.
 PROGRAM = """
-import sys, torch
+import torch
 from ppo_lab.forecast import summary as memory_summary
 from ppo_lab.__main__ import main
 from ppo_lab.training.trainer import Trainer
@@ -176,21 +175,13 @@ def filled(trainer, rows):
     return update(trainer, rows)
 Trainer.update = filled
 memory_summary.advice = lambda config: []
-sys.argv = ["ppo_lab", *sys.argv[1:]]
 main()
 """
 QUICK = ("network=tiny", "tracking=local", "device=cpu", "total_steps=1024")
 
 
 def command(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *QUICK, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return ppo_lab(folder, *QUICK, *arguments, program=PROGRAM)
 
 
 def test_a_single_run_that_is_out_of_memory_exits_with_status_3(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.kill_study import kill_study, processes_of
 from ppo_lab.tracking import read_metrics, read_summary
+from tests.helpers.commands import start_into
 from tests.helpers.engine import commanded
 from tests.helpers.studies import left_by, quick, started, trials_of
 
@@ -81,7 +82,9 @@ def test_a_larger_total_adds_the_difference(study, monkeypatch):
 
 
 def test_killed_trials_and_parents_cost_nothing_but_time(tmp_path):
-    outcome = kill_study(tmp_path, num_trials=6, trial_kill_s=(2.0, 5.0), seed=3)
+    outcome = kill_study(
+        tmp_path, num_trials=4, trial_kill_s=(2.0, 5.0), seed=3, begin=start_into
+    )  # fmt: skip
     assert outcome.num_parent_kills == 2, (tmp_path / "shown").read_text()
     assert outcome.is_exact, f"{outcome}\n{(tmp_path / 'shown').read_text()}"
 

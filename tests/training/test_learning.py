@@ -7,11 +7,12 @@ from tests.helpers.trainers import config, lanes_of, train_to_end
 
 
 @pytest.mark.slow
-def test_four_seeds_of_cartpole_reach_300_in_60_000_steps():
-    # Measured when written (torch 2.13 CPU): 392, 368, 415, 394; 6 s on one core. A uniformly
-    # random policy returns 22.
+def test_four_seeds_of_cartpole_reach_150_in_30_000_steps():
+    # Measured when written (torch 2.13 CPU): 204, 214, 210, 196. A uniformly random policy
+    # returns 22.
     configs = lanes_of(
-        config("total_steps=60000", "epsilon=0.2"), *({"seed": seed} for seed in range(1, 5))
+        config("total_steps=30000", "epsilon=0.2", "num_epochs=4"),
+        *({"seed": seed} for seed in range(1, 5)),
     )
     returns = [history.final_return for history in train_to_end(Trainer(configs))]
-    assert sum(returns) / len(returns) > 300.0, returns
+    assert sum(returns) / len(returns) > 150.0, returns
