@@ -19,7 +19,7 @@ from ppo_lab.config.run import Config
 from ppo_lab.forecast.summary import device_section, forecast_section, memory_section
 from ppo_lab.networks import ActorCritic
 from ppo_lab.runner.lock import lock_run_folder
-from ppo_lab.runner.same_run import comparable
+from ppo_lab.runner.resume import comparable
 from ppo_lab.tracking import Progress, RunInfo, Tracker, cut_metrics
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.training.checkpoint import (
