@@ -143,12 +143,13 @@ def _run_alone(opened: Hydra, command: Command, stored: Stored | None) -> None:
 
 
 def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
-    jobs, config, resumed = command.jobs, command.config, stored and stored.folder
-    with (
-        _explained(config.hydra.overrides.task),
-        command_folder(config, "hydra.sweep.dir", resumed, [job.subdir for job in jobs]) as folder,
-    ):
-        left = unfinished_jobs(folder, jobs) if stored else list(enumerate(jobs))
+    jobs, config, left, resumed = command.jobs, command.config, list(enumerate(command.jobs)), None
+    with ExitStack() as stack:
+        stack.enter_context(_explained(config.hydra.overrides.task))
+        if stored is not None:  # before the folder is touched
+            left, resumed = unfinished_jobs(stored.folder, jobs), stored.folder
+        subdirs = [job.subdir for job in jobs]
+        folder = stack.enter_context(command_folder(config, "hydra.sweep.dir", resumed, subdirs))
         try:
             if left:
                 start_multirun(opened, config, job, left)
