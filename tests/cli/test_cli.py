@@ -13,10 +13,9 @@ import pytest
 from ppo_lab import load_policy
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.tracking import read_metrics
-from tests.helpers.commands import ppo_lab
+from tests.helpers.commands import ppo_lab, start
 
 QUICK = ["network=tiny", "total_steps=4096"]
-ENDLESS = ["network=tiny", "compile=never", "total_steps=100000000"]
 
 
 @pytest.fixture(scope="module")
@@ -201,29 +200,32 @@ def test_what_is_wrong_with_one_job_is_told_and_does_not_stop_a_grid(tmp_path):
     assert "Traceback" not in (path / "job_0" / "log").read_text()  # the reason names the line
 
 
-def test_sigterm_closes_the_run_and_says_so(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ppo_lab", *ENDLESS],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def stopped(folder, metrics, number, *arguments):
+    """Send a signal to a command once there are two rows of ``metrics``; return what it showed."""
+    process = start(folder, "network=tiny", "compile=never", "tracking=local", *arguments)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(tmp_path.glob("outputs/runs/*/metrics.jsonl")):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode == 143
+    while not any(path.read_text().count("\n") > 1 for path in folder.glob(metrics)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    shown, told = process.communicate(timeout=30)
+    assert "Traceback" not in told
+    return process.returncode, shown
+
+
+def test_sigterm_ends_the_run_with_a_checkpoint_and_says_so(tmp_path):
+    metrics = "outputs/runs/*/metrics.jsonl"
+    status, shown = stopped(tmp_path, metrics, signal.SIGTERM, "total_steps=100000000")
+    assert status == 75
+    assert "interrupted" in shown
     (summary,) = tmp_path.glob("outputs/runs/*/summary.json")
     assert json.loads(summary.read_text())["status"] == "interrupted"
 
 
 def test_two_starts_in_one_second_do_not_share_a_folder(tmp_path):
-    arguments = [sys.executable, "-m", "ppo_lab", "network=tiny", "total_steps=1024",
-                 "tracking=local", "hydra.run.dir=${unused_dir:outputs/runs/same}"]  # fmt: skip
-    quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    started = [subprocess.Popen(arguments, **quiet) for _ in range(2)]
+    words = ["network=tiny", "total_steps=1024", "tracking=local",
+             "hydra.run.dir=${unused_dir:outputs/runs/same}"]  # fmt: skip
+    started = [start(tmp_path, *words) for _ in range(2)]
     assert [process.wait(timeout=60) for process in started] == [0, 0]
     assert {p.name for p in (tmp_path / "outputs" / "runs").iterdir()} == {"same", "same-2"}
 
@@ -245,19 +247,9 @@ def test_a_folder_that_holds_a_run_is_not_written_into(run, tmp_path):
 
 
 def test_ctrl_c_in_a_grid_shows_what_there_is(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ppo_lab", *ENDLESS[:2], "total_steps=2048,100000000",
-         "tracking=local", "-m"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(
-        tmp_path.glob("outputs/grids/*/1/metrics.jsonl")
-    ):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    shown, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
+    jobs = "total_steps=2048,100000000"
+    status, shown = stopped(tmp_path, "outputs/grids/*/1/metrics.jsonl", signal.SIGINT, jobs, "-m")
+    assert status == 75
     assert "finished" in shown
     assert "interrupted" in shown
 
