@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -60,6 +59,8 @@ from ppo_lab.utils.paths import CONF_DIR
 from ppo_lab.utils.redaction import mask_output
 
 __all__ = ["main"]
+
+_CHECKED_EVERY = 250  # jobs: some seconds
 
 
 def job(
@@ -204,28 +205,18 @@ def _check(opened: Hydra, arguments: Namespace, stored: Stored | None) -> Comman
             is_multirun=arguments.multirun,
             config_name=arguments.config_name,
             check_study=_check_study,
-            progress=_Progress(),
+            progress=_show_checked,
         )
         if stored is not None and not command.is_multirun:
             stored.check(command.jobs[0].config)
         return command
 
 
-class _Progress:
-    """Prints to stderr how many jobs of a large grid have been checked."""
-
-    _INTERVAL_S = 2.0
-    _FEW = 100  # jobs, of which nothing is said
-
-    def __init__(self) -> None:
-        self._shown_s = time.monotonic()
-
-    def __call__(self, num_checked: int, num_jobs: int) -> None:
-        """Print a line now and then."""
-        if num_jobs > self._FEW and time.monotonic() - self._shown_s > self._INTERVAL_S:
-            self._shown_s = time.monotonic()
-            line = f"checked {num_checked:,} of {num_jobs:,} jobs"
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - the command's output
+def _show_checked(num_checked: int, num_jobs: int) -> None:
+    """Tell how many jobs of a large grid have been checked."""
+    if num_checked % _CHECKED_EVERY == 0:
+        line = f"checked {num_checked:,} of {num_jobs:,} jobs"
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - the command's output
 
 
 def _check_study(command: DictConfig, loader: ConfigLoader) -> None:
