@@ -108,16 +108,12 @@ REFUSED = [
 # Of other steps than the composition of a run.
 REFUSED_COMMANDS = [
     ("epsilon=0.1,0.2", "epsilon=0.1,0.2", "add -m"),
-    ("env=cartpole,acrobot", "env=cartpole,acrobot", "add -m"),
     ("epsilon", "epsilon", "key=value"),
     ("epsilon=[1", "epsilon=[1", "cannot be read"),
     ("=3", "=3", "names no key"),
     ("hydra.foo=1", "hydra.foo=1", "no such key"),
     ("env=lunarlander env.kwargs={continuous:true}", "env.kwargs", "+env.kwargs"),
     ("network=null", "network=null", "must be one of huge, large"),
-    ("env=null", "env=null", "must be one of acrobot"),
-    ("memory=null", "memory=null", "must be one of auto"),
-    ("tracking=null", "tracking=null", "must be one of local"),
     ("hydra.job.chdir=true", "hydra.job.chdir=true", "must be false"),
     ("hydra.output_subdir=../..", "hydra.output_subdir=../..", "without .."),
     ("study.num_trials=5", "study.num_trials=5", "add study=default"),
@@ -131,13 +127,11 @@ REFUSED_GRIDS = [
     ("epsilon=0.1,0.2 memory=co_resident,nope", "memory=nope", "co_resident"),
     ("epsilon=interval(0,1)", "epsilon=interval(0,1)", "belongs to a study"),
     ("epsilon=interval(0.1,none)", "epsilon=interval(0.1,none)", "cannot hold none"),
-    ("num_minibatches=4,3", "num_minibatches=3", "must divide"),
     ("env=cartpole,pendulum num_envs=8,0", "num_envs=0", ">= 1"),
     ("seed=range(0,10,0)", "seed=range(0,10,0)", "a step other than 0"),
     ("seed=range(1,inf)", "seed=range(1,inf)", "finite ends"),
     ("seed=range(5,1)", "seed=range(5,1)", "holds no value"),
     ("seed=range(1,100000000)", "seed=range(1,100000000)", "99,999,999 values; at most 10,000"),
-    ("lr=range(0.1,0.2,1e-12)", "lr=range(0.1,0.2,1e-12)", "at most 10,000"),
     (
         "seed=range(0,2000) gamma=0.9,0.91,0.92,0.93,0.94,0.95",
         "seed=range(0,2000)",
@@ -145,7 +139,6 @@ REFUSED_GRIDS = [
     ),
     ("network=glob(nothing*)", "network=glob(nothing*)", "holds no value"),
     ("seed=1,2 hydra.sweep.subdir=../../../x", "hydra.sweep.subdir=../../../x", "without .."),
-    ("seed=1,2 hydra.sweep.subdir=/tmp/x", "hydra.sweep.subdir=/tmp/x", "not absolute"),
     ("seed=1,2 hydra.sweep.subdir=.", "hydra.sweep.subdir=.", "must be a folder below"),
     (
         "seed=1,2 gamma=0.9,0.8 hydra.sweep.subdir=s${seed}",
@@ -343,12 +336,8 @@ def test_a_key_of_the_sweep_that_is_fixed_leaves_the_search_and_this_is_said(hyd
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["epsilon=-1"], ["epsilon=0.1,-1", "-m"], ["network=null"], ["seed=range(5,1)", "-m"],
-        ["name=${unused_dir:outputs/runs/x}"], ["study.num_trials=5"], ["epslon=0.1"],
-    ],
-)  # fmt: skip
+    "arguments", [["epslon=0.1"], ["epsilon=0.1,-1", "-m"], ["name=${unused_dir:outputs/runs/x}"]]
+)
 def test_the_command_exits_with_2_and_leaves_nothing_behind(tmp_path, arguments):
     done = ppo_lab(tmp_path, *arguments)
     assert done.returncode == 2
