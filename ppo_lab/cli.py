@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -40,33 +39,28 @@ from ppo_lab.config.run import Config
 from ppo_lab.forecast.budget import over_budget, resolve_memory
 from ppo_lab.forecast.tables import forecast_json, forecast_table, forecasts_table
 from ppo_lab.grids.results import grid_summaries
-from ppo_lab.grids.resume import Stored, fork_run, split_stored, unfinished_jobs
-from ppo_lab.grids.start import (
-    new_folder,
-    start_grid,
-    start_run,
-    start_study,
-    stored_folder,
-)
+from ppo_lab.grids.resume import Stored, split_stored, unfinished_jobs
+from ppo_lab.grids.start import command_folder, start_multirun, start_run
 from ppo_lab.runner.exit_status import EXIT_FAILED, EXIT_REFUSED, exit_status, interrupt_status
 from ppo_lab.runner.group import RunGroup
+from ppo_lab.runner.resume import fork_run
 from ppo_lab.runner.run import RunOutput, Status, run_group
 from ppo_lab.runner.signals import Interrupted
-from ppo_lab.runner.unfinished import unfinished_summary
+from ppo_lab.runner.stored import stored_summary
 from ppo_lab.tracking import (
     TrackingMode,
     grid_table,
     places,
-    read_summary,
     reasons,
     summary_panel,
 )
-from ppo_lab.tracking.local import SUMMARY_FILE
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 from ppo_lab.utils.redaction import mask_output
 
 __all__ = ["main"]
+
+_CHECKED_EVERY = 250  # jobs: some seconds
 
 
 def job(
@@ -122,7 +116,7 @@ def _run(opened: Hydra, command: Command, stored: Stored | None) -> None:
         return
     _check_budgets([resolve_memory(job.config) for job in jobs])
     if not jobs:
-        start_study(opened, command.config, job)
+        start_multirun(opened, command.config, job)
     elif command.is_multirun:
         _run_grid(opened, command, stored)
     else:
@@ -130,39 +124,36 @@ def _run(opened: Hydra, command: Command, stored: Stored | None) -> None:
 
 
 def _run_alone(opened: Hydra, command: Command, stored: Stored | None) -> None:
-    (checked,), config, task = command.jobs, command.config, job
-    with ExitStack() as stack:
-        stack.enter_context(_explained(config.hydra.overrides.task))
-        if stored is None or stored.key == "fork":
-            folder = stack.enter_context(new_folder(config, "hydra.run.dir"))
-        else:
-            folder = stack.enter_context(stored_folder(config, "hydra.run.dir", stored.folder))
-            task = functools.partial(job, group=stored.group)
-        if stored is not None and stored.key == "fork":
+    (checked,), config, task, resumed = command.jobs, command.config, job, None
+    if stored is not None and stored.key == "resume":
+        task, resumed = functools.partial(job, group=stored.group), stored.folder
+    with (
+        _explained(config.hydra.overrides.task),
+        command_folder(config, "hydra.run.dir", resumed) as folder,
+    ):
+        if stored is not None and resumed is None:
             fork_run(stored.folder, folder, checked.config)
             task = functools.partial(job, notes={"forked_from": str(stored.folder)})
         try:
             summary = start_run(opened, config, task)
         except KeyboardInterrupt:
-            _show_run(folder, _read_run(folder))
+            _show_run(folder, stored_summary(folder))
             raise
     _show_run(folder, summary)  # its file may not be there: the disk was full
     sys.exit(exit_status(summary))
 
 
 def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
-    jobs, config, key = command.jobs, command.config, "hydra.sweep.dir"
+    jobs, config, left, resumed = command.jobs, command.config, list(enumerate(command.jobs)), None
     with ExitStack() as stack:
         stack.enter_context(_explained(config.hydra.overrides.task))
-        if stored is None:
-            folders = new_folder(config, key, [job.subdir for job in jobs])
-            folder, left = stack.enter_context(folders), list(enumerate(jobs))
-        else:
-            folder = stack.enter_context(stored_folder(config, key, stored.folder))
-            left = unfinished_jobs(folder, jobs)
+        if stored is not None:  # before the folder is touched
+            left, resumed = unfinished_jobs(stored.folder, jobs), stored.folder
+        subdirs = [job.subdir for job in jobs]
+        folder = stack.enter_context(command_folder(config, "hydra.sweep.dir", resumed, subdirs))
         try:
             if left:
-                start_grid(opened, config, left, job)
+                start_multirun(opened, config, job, left)
         finally:
             summaries = _show_grid(folder, jobs)
     if any(summary["status"] != Status.finished.value for summary in summaries):
@@ -214,28 +205,18 @@ def _check(opened: Hydra, arguments: Namespace, stored: Stored | None) -> Comman
             is_multirun=arguments.multirun,
             config_name=arguments.config_name,
             check_study=_check_study,
-            progress=_Progress(),
+            progress=_show_checked,
         )
         if stored is not None and not command.is_multirun:
             stored.check(command.jobs[0].config)
         return command
 
 
-class _Progress:
-    """Prints to stderr how many jobs of a large grid have been checked."""
-
-    _INTERVAL_S = 2.0
-    _FEW = 100  # jobs, of which nothing is said
-
-    def __init__(self) -> None:
-        self._shown_s = time.monotonic()
-
-    def __call__(self, num_checked: int, num_jobs: int) -> None:
-        """Print a line now and then."""
-        if num_jobs > self._FEW and time.monotonic() - self._shown_s > self._INTERVAL_S:
-            self._shown_s = time.monotonic()
-            line = f"checked {num_checked:,} of {num_jobs:,} jobs"
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - the command's output
+def _show_checked(num_checked: int, num_jobs: int) -> None:
+    """Tell how many jobs of a large grid have been checked."""
+    if num_checked % _CHECKED_EVERY == 0:
+        line = f"checked {num_checked:,} of {num_jobs:,} jobs"
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - the command's output
 
 
 def _check_study(command: DictConfig, loader: ConfigLoader) -> None:
@@ -277,13 +258,6 @@ def _refuse(message: str) -> NoReturn:
 def _print_lines(lines: str, style: str = "") -> None:
     if lines:
         Console().print(lines, style=style, soft_wrap=True, highlight=False, markup=False)
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    try:
-        return read_summary(folder / SUMMARY_FILE)
-    except (OSError, ValueError):
-        return unfinished_summary(folder)
 
 
 def _show_run(folder: Path, summary: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ppo_lab.utils.errors import ConfigError, check_number
+from ppo_lab.config.checks import check_whole
+from ppo_lab.utils.errors import check_number
 
 __all__ = ["CheckpointConfig"]
 
@@ -23,9 +24,7 @@ class CheckpointConfig:
     def check(self) -> None:
         """Raise ``ConfigError`` for a value that cannot be used."""
         check_number("checkpoint.every_s", self.every_s, at_least=0.0)
-        steps = self.boundary_steps
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ConfigError("checkpoint.boundary_steps", steps, "must be a whole number >= 1")
+        check_whole("checkpoint.boundary_steps", self.boundary_steps)
 
     def is_boundary(self, iteration: int, num_rows: int) -> bool:
         """Return whether a boundary lies in ``iteration``, counted from 1, of ``num_rows`` steps.
@@ -34,6 +33,5 @@ class CheckpointConfig:
             >>> [CheckpointConfig(boundary_steps=5).is_boundary(i, 2) for i in range(1, 6)]
             [False, False, True, False, True]
         """
-        return iteration * num_rows // self.boundary_steps > (iteration - 1) * num_rows // (
-            self.boundary_steps
-        )
+        before, after = ((i * num_rows) // self.boundary_steps for i in (iteration - 1, iteration))
+        return after > before

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_loader import ConfigLoader
@@ -25,7 +24,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from ppo_lab.config.composer import Composer, open_hydra, parse
+from ppo_lab.config.composer import Composer, open_hydra, parse, without_hydra
 from ppo_lab.config.foreign import CheckedFileSource, check_file
 from ppo_lab.config.grid import check_dimensions, check_folders, expand
 from ppo_lab.config.hydra_part import check_hydra_part
@@ -34,7 +33,7 @@ from ppo_lab.config.study import CommandConfig, StudyConfig, refuse_renamed
 from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.networks import NETWORKS
 from ppo_lab.utils.errors import REDACTED, ConfigError, did_you_mean
-from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
+from ppo_lab.utils.paths import SWEEPS_DIR
 from ppo_lab.utils.redaction import mask
 
 __all__ = [
@@ -153,9 +152,9 @@ def _values(cfg: DictConfig, keys: Iterable[str]) -> dict[str, Any]:
 def check_jobs(
     overrides: Sequence[str],
     *,
-    is_multirun: bool,
-    config_dir: str | None,
-    config_name: str | None,
+    is_multirun: bool = False,
+    config_dir: str | None = None,
+    config_name: str | None = None,
     check_study: Callable[[DictConfig, ConfigLoader], None] | None = None,
 ) -> list[Job]:
     """Return every job of a command, composed and checked; see ``check_command``."""
@@ -191,13 +190,8 @@ def check_command(
 ) -> Command:
     """Return a command with every job, composed and checked. Creates nothing.
 
-    Args:
-        hydra: From ``open_hydra``.
-        overrides: As typed, such as ``epsilon=0.1``.
-        is_multirun: Whether ``-m`` was given.
-        config_name: Primary config, ``config`` by default.
-        check_study: Called in place of composing jobs if the command is a study.
-        progress: Called with the number of jobs checked so far, and of all jobs.
+    ``check_study`` is called in place of composing jobs if the command is a study; ``progress``
+    with the number of jobs checked so far, and of all jobs.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -308,8 +302,9 @@ class _JobLoader:
 @functools.cache
 def known_keys() -> frozenset[str]:
     """Return every key of the default config and of a study, dotted."""
-    with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-        values: Any = OmegaConf.to_container(compose("config"))
+    with open_hydra() as hydra:
+        default = hydra.compose_config("config", overrides=[], run_mode=RunMode.RUN)
+    values: Any = OmegaConf.to_container(without_hydra(default))
     study = {f"study.{field.name}" for field in dataclasses.fields(StudyConfig)}
     return frozenset(nested_keys(values)) | study
 

@@ -7,8 +7,9 @@ checked before Hydra reads them, and what they made of Hydra's own part afterwar
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,13 @@ def read_plain(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or is too large.
     """
-    if _root(path) is None:
-        return {}
+    _read_nodes(path)
     try:
-        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] | None = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:  # a tag that makes objects, a date without a day
-        raise ConfigError("config file", path, f"cannot be read: {_one_line(error)}") from None
-    return values
+        told = " ".join(str(error).split())
+        raise ConfigError("config file", path, f"cannot be read: {told}") from None
+    return values or {}
 
 
 def check_file(path: Path) -> None:
@@ -74,10 +75,9 @@ def check_file(path: Path) -> None:
     real = path.resolve()
     if real.is_relative_to(CONF_DIR) or real.is_relative_to(SWEEPS_DIR):
         return
-    if (root := _root(path)) is None:
-        return
-    _check_renamed(path, root)
-    for node in _nodes(root, set()):
+    nodes = _read_nodes(path)
+    _check_renamed(path, nodes)
+    for node in nodes:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 _check_key(path, str(key.value), value)
@@ -85,58 +85,38 @@ def check_file(path: Path) -> None:
             _check_interpolations(path, node.value)
 
 
-def _root(path: Path) -> yaml.MappingNode | None:
-    """Return the root of a YAML file whose size is bounded; None for an empty one."""
+def _read_nodes(path: Path) -> list[yaml.Node]:
+    """Return the nodes of a YAML file from the root down, each alias replaced by what it names.
+
+    Raises:
+        ConfigError: it cannot be read, or is larger or deeper than a config needs to be.
+    """
     if not path.is_file() or path.stat().st_size > _MOST_BYTES:
         allowed = f"must be a file of at most {_MOST_BYTES // 1024} kB"
         raise ConfigError("config file", path, allowed)
     try:
-        root = _parse(path, path.read_text(encoding="utf-8"))
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        nodes = list(itertools.islice(_below(root), _MOST_NODES + 1)) if root else []
+    except RecursionError:
+        raise ConfigError("config file", path, f"must nest at most {_MOST_DEPTH} deep") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("config file", path, f"cannot be read: {_one_line(error)}") from None
-    if root is not None and not isinstance(root, yaml.MappingNode):
+        told = " ".join(str(error).split())
+        raise ConfigError("config file", path, f"cannot be read: {told}") from None
+    if nodes and not isinstance(root, yaml.MappingNode):
         raise ConfigError("config file", path, "must hold keys and values")
-    if root is not None and _expanded_size(root, {}) > _MOST_NODES:
+    if len(nodes) > _MOST_NODES:
         raise ConfigError("config file", path, f"must hold at most {_MOST_NODES:,} values")
-    return root
+    return nodes
 
 
-def _parse(path: Path, text: str) -> yaml.Node | None:
-    """Return the root of the document, once it is known not to nest too deep to be composed."""
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > _MOST_DEPTH:
-            raise ConfigError("config file", path, f"must nest at most {_MOST_DEPTH} deep")
-    root: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
-    return root
-
-
-def _children(node: yaml.Node) -> list[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        return [child for pair in node.value for child in pair]
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
-
-
-def _expanded_size(node: yaml.Node, seen: dict[int, int]) -> int:
-    """Return the number of nodes with every alias replaced by what it names."""
-    if seen.get(id(node)) == 0:  # within itself
-        return _MOST_NODES + 1
-    if id(node) not in seen:
-        seen[id(node)] = 0
-        seen[id(node)] = 1 + sum(_expanded_size(child, seen) for child in _children(node))
-    return seen[id(node)]
-
-
-def _nodes(node: yaml.Node, seen: set[int]) -> Iterator[yaml.Node]:
-    if id(node) not in seen:
-        seen.add(id(node))
-        yield node
-        for child in _children(node):
-            yield from _nodes(child, seen)
+def _below(node: yaml.Node, depth: int = 0) -> Iterator[yaml.Node]:
+    """Yield a node and all below; raise ``RecursionError``, as PyYAML does, if they nest deep."""
+    yield node
+    children = node.value if isinstance(node, yaml.CollectionNode) else []
+    if children and depth == _MOST_DEPTH:
+        raise RecursionError
+    for child in itertools.chain(*children) if isinstance(node, yaml.MappingNode) else children:
+        yield from _below(child, depth + 1)
 
 
 def _check_key(path: Path, key: str, value: yaml.Node) -> None:
@@ -165,12 +145,8 @@ def _check_interpolations(path: Path, text: str) -> None:
             raise ConfigError(f"{path}: environment variable", argument, allowed)
 
 
-def _check_renamed(path: Path, root: yaml.MappingNode) -> None:
-    for key, value in root.value:
+def _check_renamed(path: Path, nodes: Sequence[yaml.Node]) -> None:
+    for key, value in nodes[0].value if nodes else ():
         if key.value == "study" and isinstance(value, yaml.MappingNode):
             keys = {f"study.{below.value}": "..." for below, _ in value.value}
             refuse_renamed(keys, f"{path}: ")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

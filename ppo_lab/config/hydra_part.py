@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ppo_lab.config.checks import leaves
 from ppo_lab.config.composer import open_hydra, parse
 from ppo_lab.config.grid import check_inside
 from ppo_lab.utils.errors import REDACTED, ConfigError
@@ -67,8 +68,7 @@ def is_of_file(key: str) -> bool:
 
 
 def _is_foreign(source: Any) -> bool:  # noqa: ANN401 - Hydra's ConfigSourceInfo
-    is_ours = source.provider in ("hydra", "schema") or source.path == str(CONF_DIR)
-    return not is_ours
+    return source.provider not in ("hydra", "schema") and source.path != str(CONF_DIR)
 
 
 def _check_origins(command: DictConfig, overrides: Sequence[Override]) -> None:
@@ -85,8 +85,8 @@ def _check_origins(command: DictConfig, overrides: Sequence[Override]) -> None:
             run_mode=RunMode.MULTIRUN,
             validate_sweep_overrides=False,
         )
-    expected = dict(_leaves(reference.hydra)) | _launcher(command.hydra.launcher)
-    for key, value in _leaves(command.hydra):
+    expected = _leaves(reference.hydra) | _launcher(command.hydra.launcher)
+    for key, value in _leaves(command.hydra).items():
         if f"hydra.{key}" in of_launcher or (key in expected and expected[key] == value):
             continue
         if not is_of_file(key):
@@ -112,17 +112,10 @@ def _launcher(launcher: DictConfig) -> dict[str, Any]:
     for stored in groups["launcher"].values():
         node = OmegaConf.create(stored.node)
         if isinstance(node, DictConfig) and node.get("_target_") == launcher.get("_target_"):
-            return {f"launcher.{key}": value for key, value in _leaves(node)}
+            return _leaves(node, "launcher.")
     return {}
 
 
-def _leaves(node: DictConfig) -> Iterator[tuple[str, Any]]:
-    yield from _flat(OmegaConf.to_container(node, resolve=False), "")
-
-
-def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - any nesting
-    if isinstance(value, dict) and value:
-        for name, child in value.items():
-            yield from _flat(child, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value
+def _leaves(node: DictConfig, prefix: str = "") -> dict[str, Any]:
+    values: Any = OmegaConf.to_container(node, resolve=False)
+    return dict(leaves(values, prefix))

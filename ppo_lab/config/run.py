@@ -168,8 +168,10 @@ class Config:
         check_whole("num_threads", self.num_threads, at_most=_MOST_THREADS, auto=True)
         if self.compile is Compile.always and (obstacle := self.compile_obstacle):
             raise ConfigError("compile", self.compile.value, f"cannot be had with {obstacle}")
-        if not self.forecast:  # a forecast needs no device
-            self._check_device()
+        # A forecast needs no device.
+        if not self.forecast and self.torch_device.type != "cuda" and self.vram_limit_gib:
+            allowed = "emulates a smaller card: it needs device=cuda"
+            raise ConfigError("vram_limit_gib", self.vram_limit_gib, allowed)
         self.network.check()
         self.memory.check(self.num_rows // self.num_minibatches)
         if self.separate_grad_clip and self.memory.shares_trunk:
@@ -198,11 +200,6 @@ class Config:
         if self.epsilon_high is not None and self.epsilon_high < self.epsilon:
             allowed = f"must be at least epsilon={self.epsilon:g}; lower epsilon instead"
             raise ConfigError("epsilon_high", self.epsilon_high, allowed)
-
-    def _check_device(self) -> None:
-        if self.torch_device.type != "cuda" and self.vram_limit_gib is not None:
-            allowed = "emulates a smaller card: it needs device=cuda"
-            raise ConfigError("vram_limit_gib", self.vram_limit_gib, allowed)
 
     def _check_secrets(self) -> None:
         """Refuse keys that look like credentials: the config is written to files and to W&B."""

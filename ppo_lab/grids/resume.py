@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +14,11 @@ from ppo_lab.config.foreign import read_plain
 from ppo_lab.config.hydra_part import is_of_file
 from ppo_lab.config.run import Config
 from ppo_lab.runner.resume import check_resume
-from ppo_lab.runner.same_run import comparable
-from ppo_lab.tracking import cut_metrics, read_summary
-from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
-from ppo_lab.training.checkpoint import load_checkpoint, save_checkpoint
+from ppo_lab.runner.stored import stored_summary
+from ppo_lab.training.checkpoint import load_checkpoint
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = ["Stored", "fork_run", "split_stored", "unfinished_jobs"]
+__all__ = ["Stored", "split_stored", "unfinished_jobs"]
 
 _LOG = logging.getLogger(__name__)
 _KEYS = ("resume", "fork")
@@ -51,7 +47,7 @@ class Stored:
                 raise ConfigError("fork", self.folder, "holds no checkpoint that can be read")
             return
         check_resume(self.folder, config)
-        summary = _summary(self.folder)
+        summary = stored_summary(self.folder)
         is_whole = int(summary.get("env_steps") or 0) >= config.num_iterations * config.num_rows
         if summary.get("status") in _DONE and is_whole:
             allowed = f"the run has {summary['status']}; a larger total_steps= goes on with it"
@@ -139,39 +135,14 @@ def unfinished_jobs(folder: Path, jobs: Sequence[Job]) -> list[tuple[int, Job]]:
     left = []
     for number, job in enumerate(jobs):
         run = folder / job.subdir
-        before = _overrides_of(run)
-        if before is not None and before != list(job.overrides):
+        summary = stored_summary(run)
+        before = summary.get("overrides") or list(job.overrides)
+        if before != list(job.overrides):
             allowed = f"job {number} is {' '.join(before)} there, and {' '.join(job.overrides)} now"
             raise ConfigError("resume", folder, allowed)
-        if _summary(run).get("status") in _DONE:
+        if summary.get("status") in _DONE:
             continue
         if load_checkpoint(run) is not None:
             check_resume(run, job.config)
         left.append((number, job))
     return left
-
-
-def _overrides_of(run: Path) -> list[str] | None:
-    summary = _summary(run)
-    return list(summary["overrides"]) if summary.get("overrides") else None
-
-
-def _summary(run: Path) -> dict[str, Any]:
-    try:
-        return read_summary(run / SUMMARY_FILE)
-    except (OSError, ValueError):
-        return {}
-
-
-def fork_run(source: Path, folder: Path, config: Config) -> None:
-    """Make the newest checkpoint of ``source`` the first of the run of ``config`` in ``folder``.
-
-    The fork has the curve up to there, and is another run in trackers.
-    """
-    found = load_checkpoint(source)
-    assert found is not None, "checked"
-    shutil.copyfile(source / METRICS_FILE, folder / METRICS_FILE)
-    cut_metrics(folder, found.manifest["metrics_bytes"])
-    run_id = f"{found.manifest['run_id'][:55]}-{secrets.token_hex(4)}"
-    own = {"run_id": run_id, "settings": comparable(config), "num_resumes": 0}
-    save_checkpoint(folder, found.state, found.manifest | own)

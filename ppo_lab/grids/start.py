@@ -19,7 +19,7 @@ from ppo_lab.runner.lock import lock_run_folder
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = ["Jobs", "new_folder", "start_grid", "start_run", "start_study", "stored_folder"]
+__all__ = ["Jobs", "command_folder", "start_multirun", "start_run"]
 
 _OF_RUN = (METRICS_FILE, SUMMARY_FILE, "checkpoints")
 Task = Callable[[DictConfig], Any]
@@ -57,19 +57,10 @@ def start_run(hydra: Hydra, config: DictConfig, task: Task) -> Any:  # noqa: ANN
     return ended.return_value  # raises what the job raised
 
 
-def start_grid(
-    hydra: Hydra, config: DictConfig, jobs: Sequence[tuple[int, Job]], task: Task
+def start_multirun(
+    hydra: Hydra, config: DictConfig, task: Task, jobs: Sequence[tuple[int, Job]] = ()
 ) -> None:
-    """Run ``jobs``, each with its number, in a folder that is locked."""
-    _multirun(hydra, config, task, Jobs((number, job.overrides) for number, job in jobs))
-
-
-def start_study(hydra: Hydra, config: DictConfig, task: Task) -> None:
-    """Run a study, whose sweeper makes its own folder."""
-    _multirun(hydra, config, task, Jobs())
-
-
-def _multirun(hydra: Hydra, config: DictConfig, task: Task, jobs: Jobs) -> None:
+    """Run the ``jobs`` of a grid, each with its number, or the command's study."""
     config.hydra.mode = RunMode.MULTIRUN
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     callbacks = Callbacks(config)
@@ -80,29 +71,28 @@ def _multirun(hydra: Hydra, config: DictConfig, task: Task, jobs: Jobs) -> None:
         hydra_context=HydraContext(hydra.config_loader, callbacks),
         task_function=task,
     )
-    sweeper.sweep(jobs)  # type: ignore[arg-type]
+    arguments = Jobs((number, job.overrides) for number, job in jobs)
+    sweeper.sweep(arguments)  # type: ignore[arg-type]
     callbacks.on_multirun_end(config=config, config_name=name)
 
 
 @contextmanager
-def new_folder(config: DictConfig, key: str, subdirs: Sequence[str] = ("",)) -> Iterator[Path]:
-    """Lock the command's folder ``key`` inside; it is made if it is an unused one.
+def command_folder(
+    config: DictConfig, key: str, stored: Path | None, subdirs: Sequence[str] = ("",)
+) -> Iterator[Path]:
+    """Lock the command's folder ``key`` inside: ``stored``, or a new one, which is made.
 
     Raises:
-        ConfigError: a run is in it or in one of its ``subdirs``, or another process has the lock.
+        ConfigError: a run is in a new one, in one of its ``subdirs``, or another process has it.
     """
-    folder = make_folder(config, key)
-    _refuse_used(key, folder, subdirs)  # nothing is written there if it is
+    if stored is not None:
+        OmegaConf.update(config, key, str(stored).replace("${", r"\${"))
+    folder, is_new = make_folder(config, key), stored is None
+    if is_new:
+        _refuse_used(key, folder, subdirs)  # nothing is written there if it is
     with lock_run_folder(folder):
-        _refuse_used(key, folder, subdirs)  # by another command meanwhile
-        yield folder
-
-
-@contextmanager
-def stored_folder(config: DictConfig, key: str, folder: Path) -> Iterator[Path]:
-    """Make ``folder`` the command's folder ``key``, and lock it inside."""
-    OmegaConf.update(config, key, str(folder).replace("${", r"\${"))
-    with lock_run_folder(make_folder(config, key)):
+        if is_new:
+            _refuse_used(key, folder, subdirs)  # by another command meanwhile
         yield folder
 
 

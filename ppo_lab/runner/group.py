@@ -19,6 +19,7 @@ from ppo_lab.tracking import Progress
 from ppo_lab.training.checkpoint import Checkpoint, load_checkpoint
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.crash_points import crash_point
+from ppo_lab.utils.errors import EnvironmentFault
 
 __all__ = ["RunGroup", "newest_common"]
 
@@ -127,18 +128,17 @@ class RunGroup:
     def fail(self, error: BaseException) -> None:
         """Log ``error``, free its memory, and finish as ``failed`` or ``out_of_memory``."""
         is_full, reason = is_out_of_memory(error), one_line(error)
-        if is_full:
-            log.debug("out of memory", exc_info=error)  # the line below says more than the frames
-        else:
-            log.error("the run failed", exc_info=error)
+        is_explained = is_full or isinstance(error, EnvironmentFault)  # better than by the frames
+        log.log(logging.DEBUG if is_explained else logging.ERROR, "the run failed", exc_info=error)
         config = self.configs[0]
         try:
             release_memory(config.torch_device, error)
             if is_full and self.recorders:
                 reason = out_of_memory_line(config, error, self.recorders[0].summary)
-                log.error(reason)
         except Exception:  # such as CUDA's, which fails from its first error on
             log.exception("the memory of the failed run could not be released")
+        if is_explained:
+            log.error(reason)
         status = Status.out_of_memory if is_full else Status.failed
         if len(self.recorders) == len(self.configs):
             self.end(status, reason, error)

@@ -12,10 +12,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar
 
 from ppo_lab.utils.errors import ConfigError
@@ -28,7 +26,6 @@ LOCK_FILE = "run.lock"
 _RETRY_S, _PAUSE_S = 0.3, 0.05
 """A reader that looks whether the lock is free holds it for an instant."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-_NO_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 class RunLock:
@@ -39,38 +36,28 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         """Lock ``folder``; see ``lock_run_folder``."""
         self._path, self._count = folder / LOCK_FILE, 0
-        self._file: int | None = None
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file: int | None = file
         self.is_enforced = True
         """Whether the kernel holds it; without it a second start sees our process id only."""
         try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            if not _wait(lambda: self._try(fcntl.LOCK_EX)):
-                self._close()
-                raise _refusal(folder, holder_of(folder) or {})
+            is_ours = _lock(file)
         except OSError as error:
-            if error.errno not in (*_NO_LOCKS, *_NO_FILES):
+            if error.errno not in _NO_LOCKS:
                 raise
-            self.is_enforced = False
-            if (holder := holder_of(folder)) is not None:
-                self._close()
-                raise _refusal(folder, holder) from error
-            log.warning("%s: cannot be locked (%s); start no second run in it", folder, error)
-        self._note()
-
-    def _try(self, kind: int) -> bool:
-        assert self._file is not None
-        return _flock(self._file, kind)
-
-    def _note(self) -> None:
-        """Write who holds the lock, for the message that refuses another."""
+            self.is_enforced, is_ours = False, holder_of(folder) is None
+            if is_ours:
+                log.warning("%s: cannot be locked (%s); start no second run in it", folder, error)
+        if not is_ours:
+            self._close()
+            holder = {"pid": "?", "host": "?", "start": "?"} | (holder_of(folder) or {})
+            who = "process {pid} on {host} since {start}".format_map(holder)
+            allowed = f"a run is training in it: {who}; choose another folder"
+            raise ConfigError("folder", folder, allowed)
         start = datetime.now().astimezone().isoformat(timespec="seconds")
         note = {"pid": os.getpid(), "host": socket.gethostname(), "start": start}
-        text = json.dumps(note | {"is_enforced": self.is_enforced}) + "\n"
-        if self._file is None:
-            self._path.write_text(text)
-            return
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, text.encode(), 0)
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(note | {"is_enforced": self.is_enforced}).encode(), 0)
 
     def release(self) -> None:
         """Release the lock, once for every time that it was taken; the file stays."""
@@ -78,10 +65,10 @@ class RunLock:
         if self._count > 0:
             return
         RunLock._held.pop(self._path.parent, None)
-        if self.is_enforced and self._file is not None:
-            fcntl.flock(self._file, fcntl.LOCK_UN)  # also for a child forked just now
         if not self.is_enforced:
             self._path.unlink(missing_ok=True)
+        elif self._file is not None:
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # also for a child forked just now
         self._close()
 
     def _close(self) -> None:
@@ -92,12 +79,7 @@ class RunLock:
     def __enter__(self) -> RunLock:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
 
@@ -120,25 +102,19 @@ def lock_run_folder(folder: Path) -> RunLock:
 def holder_of(folder: Path) -> dict[str, Any] | None:
     """Return pid, host and start of the process that trains in ``folder``; None if none does."""
     try:
-        file = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        opened = (folder / LOCK_FILE).open("rb")
     except OSError:
         return None
-    try:
-        is_free = _is_free(file)
-        note = _parsed(os.pread(file, 4096, 0))
-    finally:
-        os.close(file)
+    with opened as file:
+        try:
+            is_free = _flock(file.fileno(), fcntl.LOCK_SH)
+        except OSError:  # no locks here: the note decides
+            is_free = True
+        note = _parsed(file.read(4096))
     if not is_free:
         return note
     is_here = note.get("host") == socket.gethostname() and not note.get("is_enforced", True)
     return note if is_here and _is_alive(note.get("pid")) else None
-
-
-def _is_free(file: int) -> bool:
-    try:
-        return _flock(file, fcntl.LOCK_SH)
-    except OSError:  # no locks here: the note decides
-        return True
 
 
 def _flock(file: int, kind: int) -> bool:
@@ -150,9 +126,9 @@ def _flock(file: int, kind: int) -> bool:
     return True
 
 
-def _wait(succeeds: Callable[[], bool]) -> bool:
+def _lock(file: int) -> bool:
     deadline_s = time.monotonic() + _RETRY_S
-    while not succeeds():
+    while not _flock(file, fcntl.LOCK_EX):
         if time.monotonic() > deadline_s:
             return False
         time.sleep(_PAUSE_S)
@@ -175,13 +151,6 @@ def _is_alive(pid: object) -> bool:
     except OSError as error:
         return error.errno == errno.EPERM
     return True
-
-
-def _refusal(folder: Path, holder: dict[str, Any]) -> ConfigError:
-    who = "process {pid} on {host} since {start}".format_map(
-        {"pid": "?", "host": "?", "start": "?"} | holder
-    )
-    return ConfigError("folder", folder, f"a run is training in it: {who}; choose another folder")
 
 
 def _forget() -> None:

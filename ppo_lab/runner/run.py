@@ -19,15 +19,14 @@ def run_in_folder(
     folder: Path,
     *,
     overrides: Sequence[str],
-    group: str | None = None,
     resumes: bool = False,
 ) -> dict[str, Any]:
     """Train a checked config alone and return its summary; see ``run_group``.
 
     ``folder`` exists and holds no run, or one that ``resumes`` from its newest checkpoint if it has
-    one (``check_resume`` says whether the config may); ``group`` is the grid that it belongs to.
+    one; ``check_resume`` says whether the config may.
     """
-    output = RunOutput(folder, overrides, group, resumes=resumes)
+    output = RunOutput(folder, overrides, resumes=resumes)
     (summary,) = run_group(RunGroup([config], [output]))
     return summary
 

@@ -19,7 +19,7 @@ from ppo_lab.config.run import Config
 from ppo_lab.forecast.summary import device_section, forecast_section, memory_section
 from ppo_lab.networks import ActorCritic
 from ppo_lab.runner.lock import lock_run_folder
-from ppo_lab.runner.same_run import comparable
+from ppo_lab.runner.resume import comparable
 from ppo_lab.tracking import Progress, RunInfo, Tracker, cut_metrics
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.training.checkpoint import (
@@ -114,7 +114,10 @@ class RunRecorder:
         if checkpoint is not None:
             self.earlier = checkpoint.manifest
             output = replace(output, run_id=self.earlier["run_id"])
-            self.summary["resumed"] = self._resumed()
+            num_times = self.earlier.get("num_resumes", 0) + 1
+            self.summary["resumed"] = {
+                "iteration": self.earlier["iteration"], "num_times": num_times
+            }  # fmt: skip
             self.summary["checkpoint"] = str(checkpoint.folder)
         elif attempt > 1 and output.run_id is not None:
             output = replace(output, run_id=f"{output.run_id}-{attempt}")
@@ -123,10 +126,6 @@ class RunRecorder:
         self.tracker.start(info)
         if self.output.has_forecast or self.config.is_profiled:
             self.summary["memory"]["forecast"] = forecast_section(self.config)
-
-    def _resumed(self) -> dict[str, int]:
-        num_times = self.earlier.get("num_resumes", 0) + 1
-        return {"iteration": self.earlier["iteration"], "num_times": num_times}
 
     def _cut_records(self, checkpoint: Checkpoint | None) -> None:
         """Remove what an earlier attempt recorded after ``checkpoint``, or all of it."""
@@ -160,7 +159,7 @@ class RunRecorder:
             log.exception("the run in %s could not be recorded", self.output.folder)
             self.end(Status.failed, one_line(error), error)
 
-    def end(self, status: Status, reason: str, error: BaseException | None = None) -> None:
+    def end(self, status: Status, reason: str | None, error: BaseException | None = None) -> None:
         """Set the status; ``error`` is what the run failed with."""
         self.summary.update(status=status.value, reason=reason)
         if error is not None:
@@ -169,13 +168,12 @@ class RunRecorder:
     def conclude(self, trainer: Trainer, lane: int, stopped: str | None) -> None:
         """Set the status, and save the run unless it diverged; ``stopped`` is why if pruned."""
         diverged = trainer.history(lane).diverged
-        if diverged is None:
-            self.save_checkpoint(trainer, lane)
-            self.save_policy(trainer, lane)
-            status = Status.finished if stopped is None else Status.pruned
-        else:
-            status = Status.diverged
-        self.summary.update(status=status.value, reason=diverged or stopped)
+        if diverged is not None:
+            self.end(Status.diverged, diverged)
+            return
+        self.save_checkpoint(trainer, lane)
+        self.save_policy(trainer, lane)
+        self.end(Status.finished if stopped is None else Status.pruned, stopped)
 
     def save_policy(self, trainer: Trainer, lane: int) -> None:
         """Save the policy as it is."""

@@ -17,7 +17,7 @@ from ppo_lab.runner.run_record import RunOutput
 __all__ = [
     "Cancel", "Decision", "Exited", "Task", "TrialProgress", "TrialReport", "WorkerEvent",
     "WorkerPool",
-]  # fmt: skip  # fmt: skip
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

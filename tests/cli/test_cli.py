@@ -14,7 +14,6 @@ from ppo_lab.tracking import read_metrics
 from tests.helpers.commands import ppo_lab, start
 
 QUICK = ["network=tiny", "total_steps=4096"]
-ENDLESS = ["network=tiny", "compile=never", "total_steps=100000000"]
 
 
 def wait_for(folder, pattern):
@@ -178,60 +177,57 @@ def test_a_report_draws_a_grid(grid, tmp_path):
     assert ppo_lab(tmp_path, str(tmp_path / "no"), module="ppo_lab.report").returncode == 2
 
 
-def test_one_failing_job_does_not_stop_a_grid(tmp_path):
-    # An environment that raises in its 10th step when its seed says so.
-    (tmp_path / "fragile.py").write_text(
-        "import gymnasium as gym\n"
-        "import numpy as np\n"
-        "class Fragile(gym.Env):\n"
-        "    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)\n"
-        "    action_space = gym.spaces.Discrete(2)\n"
-        "    def __init__(self, breaks=False):\n"
-        "        self.breaks, self.steps = breaks, 0\n"
-        "    def reset(self, *, seed=None, options=None):\n"
-        "        return np.zeros(2, np.float32), {}\n"
-        "    def step(self, action):\n"
-        "        self.steps += 1\n"
-        "        if self.breaks and self.steps == 10:\n"
-        "            raise RuntimeError('the pole caught fire')\n"
-        "        return np.zeros(2, np.float32), 1.0, self.steps % 50 == 0, False, {}\n"
-        "gym.register('Fragile-v0', Fragile)\n"
-    )
+def test_what_is_wrong_with_one_job_is_told_and_does_not_stop_a_grid(tmp_path):
     done = ppo_lab(
-        tmp_path,
-        "env=gymnasium",
-        "env.id=fragile:Fragile-v0",
-        "+env.kwargs.breaks=true,false",
-        "total_steps=2048",
-        "network=tiny",
-        "tracking=local",
-        "-m",
-    )
+        tmp_path, "env=gymnasium", "env.id=tests.helpers.faulty_env:Faulty-v0", "num_envs=2",
+        "+env.kwargs.num_envs=2", "+env.kwargs.fault=error,'nan reward','error in close'",
+        "total_steps=512", "network=tiny", "tracking=local",
+        "hydra.sweep.subdir=job_${hydra.job.num}", "-m",
+    )  # fmt: skip
     assert done.returncode == 1
-    assert "the pole caught fire" in done.stdout
     (path,) = (tmp_path / "outputs" / "grids").iterdir()
-    statuses = [json.loads((path / str(i) / "summary.json").read_text())["status"] for i in (0, 1)]
-    assert statuses == ["failed", "finished"]
-    assert "Traceback" in (path / "0" / "log").read_text()
+    failed, nan, close = (
+        json.loads((path / f"job_{i}" / "summary.json").read_text()) for i in range(3)
+    )
+    assert (failed["status"], failed["error"]) == ("failed", "EnvironmentFault")
+    assert re.search(r"simulator hung up \(.*tests/helpers/faulty_env.py:\d+", failed["reason"])
+    assert f"job 0 failed: {failed['reason']}" in done.stdout
+    assert nan["status"] == "diverged"
+    assert nan["reason"].startswith("the reward is nan in the rollout (step 4 of 128")
+    assert not (path / "job_1" / "checkpoint").exists()  # a policy of NaNs is no policy
+    assert "job 1 diverged: " in done.stdout
+    assert close["status"] == "finished"
+    assert "no such process" in (path / "job_2" / "log").read_text()
+    assert "Traceback" not in (path / "job_0" / "log").read_text()  # the reason names the line
 
 
-def test_sigterm_closes_the_run_and_says_so(tmp_path):
-    process = start(tmp_path, *ENDLESS)
-    wait_for(tmp_path, "outputs/runs/*/metrics.jsonl")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode == 143
+def stopped(folder, metrics, number, *arguments):
+    """Send a signal to a command once there are two rows of ``metrics``; return what it showed."""
+    process = start(folder, "network=tiny", "compile=never", "tracking=local", *arguments)
+    deadline = time.monotonic() + 60
+    while not any(path.read_text().count("\n") > 1 for path in folder.glob(metrics)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    shown, told = process.communicate(timeout=30)
+    assert "Traceback" not in told
+    return process.returncode, shown
+
+
+def test_sigterm_ends_the_run_with_a_checkpoint_and_says_so(tmp_path):
+    metrics = "outputs/runs/*/metrics.jsonl"
+    status, shown = stopped(tmp_path, metrics, signal.SIGTERM, "total_steps=100000000")
+    assert status == 75
+    assert "interrupted" in shown
     (summary,) = tmp_path.glob("outputs/runs/*/summary.json")
     assert json.loads(summary.read_text())["status"] == "interrupted"
 
 
 def test_two_starts_in_one_second_do_not_share_a_folder(tmp_path):
-    arguments = ["network=tiny", "total_steps=1024", "tracking=local",
-                 "hydra.run.dir=${unused_dir:outputs/runs/same}"]  # fmt: skip
-    started = [start(tmp_path, *arguments) for _ in range(2)]
-    for process in started:
-        process.communicate(timeout=60)
-    assert [process.returncode for process in started] == [0, 0]
+    words = ["network=tiny", "total_steps=1024", "tracking=local",
+             "hydra.run.dir=${unused_dir:outputs/runs/same}"]  # fmt: skip
+    started = [start(tmp_path, *words) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in started] == [0, 0]
     assert {p.name for p in (tmp_path / "outputs" / "runs").iterdir()} == {"same", "same-2"}
 
 
@@ -251,53 +247,10 @@ def test_a_folder_that_holds_a_run_is_not_written_into(run, tmp_path):
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
-WEIRD = """
-import gymnasium as gym
-import numpy as np
-
-class Weird(gym.Env):
-    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
-    action_space = gym.spaces.Discrete(2)
-    def __init__(self, fault=""):
-        self.fault, self.steps = fault, 0
-    def reset(self, *, seed=None, options=None):
-        return np.zeros(2, np.float32), {}
-    def step(self, action):
-        self.steps += 1
-        reward = float("nan") if self.fault == "reward" else 1.0
-        return np.zeros(2, np.float32), reward, self.steps % 50 == 0, False, {}
-    def close(self):
-        if self.fault == "close" and self.steps:
-            raise RuntimeError("will not close")
-
-gym.register("Weird-v0", Weird)
-"""
-
-
-def test_a_nan_reward_is_named_with_its_place_and_a_failing_close_is_only_logged(tmp_path):
-    (tmp_path / "weird.py").write_text(WEIRD)
-    done = ppo_lab(
-        tmp_path, "env=gymnasium", "env.id=weird:Weird-v0", "+env.kwargs.fault=reward,close",
-        "total_steps=2048", "network=tiny", "tracking=local",
-        "hydra.sweep.subdir=job_${hydra.job.num}", "-m",
-    )  # fmt: skip
-    assert done.returncode == 1
-    (grid_path,) = (tmp_path / "outputs" / "grids").iterdir()
-    nan, close = (json.loads((grid_path / f"job_{i}" / "summary.json").read_text()) for i in (0, 1))
-    assert nan["status"] == "diverged"
-    assert nan["reason"].startswith("the reward is nan in the rollout (step 1 of 128")
-    assert not (grid_path / "job_0" / "checkpoint").exists()  # a policy of NaNs is no policy
-    assert close["status"] == "finished"
-    assert "will not close" in (grid_path / "job_1" / "log").read_text()
-    assert "job 0 diverged: " in done.stdout
-
-
 def test_ctrl_c_in_a_grid_shows_what_there_is(tmp_path):
-    process = start(tmp_path, *ENDLESS[:2], "total_steps=2048,100000000", "tracking=local", "-m")
-    wait_for(tmp_path, "outputs/grids/*/1/metrics.jsonl")
-    process.send_signal(signal.SIGINT)
-    shown, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
+    jobs = "total_steps=2048,100000000"
+    status, shown = stopped(tmp_path, "outputs/grids/*/1/metrics.jsonl", signal.SIGINT, jobs, "-m")
+    assert status == 75
     assert "finished" in shown
     assert "interrupted" in shown
 
@@ -311,7 +264,7 @@ def test_outputs_that_is_no_folder_is_refused(tmp_path):
 
 def test_another_environment_does_not_inherit_the_score_range():
     register()
-    (job,) = check_jobs(["env.id=Acrobot-v1"], is_multirun=False, config_dir=None, config_name=None)
+    (job,) = check_jobs(["env.id=Acrobot-v1"])
     assert job.config.env.score_range() is None
-    (job,) = check_jobs(["env=acrobot"], is_multirun=False, config_dir=None, config_name=None)
+    (job,) = check_jobs(["env=acrobot"])
     assert job.config.env.score_range() is not None

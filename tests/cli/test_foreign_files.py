@@ -32,7 +32,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     register()
     folder = tmp_path_factory.mktemp("run")
     command = ["env=cartpole", "network=tiny", "num_envs=2", "num_steps=4"]
-    (job,) = check_jobs(command, is_multirun=False, config_dir=None, config_name=None)
+    (job,) = check_jobs(command)
     trainer = Trainer([job.config])
     save_policy(folder, job.config, trainer.model, {}, spec=trainer.spec)
     (folder / ".hydra").mkdir()

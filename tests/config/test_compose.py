@@ -6,9 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ppo_lab.config.compose import check_jobs, register
+from ppo_lab.config.compose import register
 from ppo_lab.config.composer import Composer, GridLoader
-from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 
 
@@ -83,12 +82,3 @@ def test_one_job_does_not_see_what_another_was_given(hydra):
     plain = composer.run()
     assert plain.network == hydra.compose(hydra.command, []).network
     assert plain.epsilon == 0.2
-
-
-def test_a_value_that_cannot_be_is_refused_as_ever():
-    register()
-    with pytest.raises(ConfigError, match=r"^num_minibatches=3"):
-        check_jobs(
-            ["num_minibatches=4,3", "tracking=local"],
-            is_multirun=True, config_dir=None, config_name=None,
-        )  # fmt: skip

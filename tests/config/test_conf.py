@@ -4,14 +4,14 @@ import dataclasses
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 
-from ppo_lab.config.compose import check_jobs, load, register
+from ppo_lab.config.compose import check_jobs, load
 from ppo_lab.config.lanes import LANE_KEYS
 from ppo_lab.config.run import Config
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.networks import NETWORKS
 from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
+from tests.helpers.trainers import default_composer
 
 GROUPS = ("env", "network", "memory", "tracking")
 OPTIONS = [
@@ -20,9 +20,7 @@ OPTIONS = [
 
 
 def composed(*overrides: str) -> Config:
-    register()
-    with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-        return load(compose("config", overrides=list(overrides)))
+    return load(default_composer().run(overrides))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -83,19 +81,9 @@ def test_lane_keys_are_keys():
 
 
 def test_a_grid_expands_as_hydra_will_run_it():
-    register()
-    jobs = check_jobs(
-        ["epsilon=0.1,none", "seed=range(1,3)", "network=tiny"],
-        is_multirun=True,
-        config_dir=None,
-        config_name=None,
-    )
-    assert [(job.config.epsilon, job.config.seed) for job in jobs] == [
-        (0.1, 1),
-        (0.1, 2),
-        (None, 1),
-        (None, 2),
-    ]
+    jobs = check_jobs(["epsilon=0.1,none", "seed=range(1,3)", "network=tiny"], is_multirun=True)
+    found = [(job.config.epsilon, job.config.seed) for job in jobs]
+    assert found == [(0.1, 1), (0.1, 2), (None, 1), (None, 2)]
 
 
 def test_a_folder_of_the_users_own_yaml_is_searched(tmp_path):
@@ -103,10 +91,7 @@ def test_a_folder_of_the_users_own_yaml_is_searched(tmp_path):
     (tmp_path / "network" / "mine.yaml").write_text(
         "defaults:\n  - schema/mlp@_here_\n  - _self_\nhidden: [5]\n"
     )
-    register()
-    (job,) = check_jobs(
-        ["network=mine"], is_multirun=False, config_dir=str(tmp_path), config_name=None
-    )
+    (job,) = check_jobs(["network=mine"], config_dir=str(tmp_path))
     assert job.config.network.hidden == [5]
 
 
@@ -117,8 +102,7 @@ def test_yaml_lives_beside_the_package_in_a_checkout():
 
 def test_a_primary_config_of_the_users_own_may_build_on_ours(tmp_path):
     (tmp_path / "mine.yaml").write_text("defaults:\n  - config\n  - _self_\nepsilon: 0.3\n")
-    register()
-    (job,) = check_jobs([], is_multirun=False, config_dir=str(tmp_path), config_name="mine")
+    (job,) = check_jobs([], config_dir=str(tmp_path), config_name="mine")
     assert job.config.epsilon == 0.3
 
 
@@ -127,11 +111,6 @@ def test_a_searchpath_holds_for_every_job_of_a_grid(tmp_path):
     (tmp_path / "network" / "mine.yaml").write_text(
         "defaults:\n  - schema/mlp@_here_\n  - _self_\nhidden: [5]\n"
     )
-    register()
-    jobs = check_jobs(
-        [f"hydra.searchpath=[file://{tmp_path}]", "network=mine,tiny"],
-        is_multirun=True,
-        config_dir=None,
-        config_name=None,
-    )
+    words = [f"hydra.searchpath=[file://{tmp_path}]", "network=mine,tiny"]
+    jobs = check_jobs(words, is_multirun=True)
     assert [job.config.network.hidden for job in jobs] == [[5], [64, 64]]

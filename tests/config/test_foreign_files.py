@@ -61,7 +61,7 @@ MALICIOUS = {
     "resolver-decode": ("tracking: {notes: \"${oc.decode:'1'}\"}", "oc.decode"),
     "python-tag": ("name: !!python/object/apply:os.system ['touch canary']", "cannot be read"),
     "alias-bomb": (BOMB, "at most 20,000 values"),
-    "alias-itself": ("a: &a [*a]", "at most 20,000 values"),
+    "alias-itself": ("a: &a [*a]", "nest at most 32 deep"),
     "deep": ("a: " + "[" * 5000 + "]" * 5000, "nest at most 32 deep"),
     "long": ("name: " + "x" * 200_000, "at most 128 kB"),
     "binary": ("name: \x00\x01", "cannot be read"),

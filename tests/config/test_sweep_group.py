@@ -32,8 +32,8 @@ def own_sweeps(tmp_path, monkeypatch):
     register()
 
 
-def jobs_of(*overrides, config_dir=None, is_multirun=False):
-    return check_jobs(overrides, is_multirun=is_multirun, config_dir=config_dir, config_name=None)
+def jobs_of(*overrides):
+    return check_jobs(overrides)
 
 
 def test_a_shipped_sweep_is_a_grid_over_its_parameters(own_sweeps):

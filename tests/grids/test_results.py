@@ -10,7 +10,7 @@ from ppo_lab.tracking.tables import override_values, varying_keys
 
 def jobs_of(*overrides) -> list[Job]:
     register()
-    return check_jobs(overrides, is_multirun=True, config_dir=None, config_name=None)
+    return check_jobs(overrides, is_multirun=True)
 
 
 def test_every_job_has_a_row_also_one_that_died_or_never_began(tmp_path):

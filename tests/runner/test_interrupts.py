@@ -14,7 +14,7 @@ from ppo_lab.runner import run_record
 from ppo_lab.runner.exit_status import exit_status, interrupt_status
 from ppo_lab.runner.group import newest_common
 from ppo_lab.runner.pace import CheckpointPace
-from ppo_lab.runner.resume import check_resume, resume_run
+from ppo_lab.runner.resume import check_resume
 from ppo_lab.runner.run import run_group, run_in_folder
 from ppo_lab.runner.signals import Interrupted
 from ppo_lab.tracking import read_metrics, read_summary
@@ -36,6 +36,10 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 def start(folder, config=BASE):
     folder.mkdir()
     return run_in_folder(config, folder, overrides=[])
+
+
+def go_on(folder, config=BASE):
+    return run_in_folder(config, folder, overrides=[], resumes=True)
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def test_a_signal_is_granted_after_the_iteration_with_a_checkpoint(number, tmp_p
     assert Path(summary["checkpoint"]) == tmp_path / "a" / "checkpoints" / "3"
     assert (tmp_path / "a" / "checkpoint" / "policy.json").is_file()
     assert signal.getsignal(number) == before
-    summary = resume_run(tmp_path / "a", BASE)
+    summary = go_on(tmp_path / "a")
     assert (summary["status"], summary["resumed"]) == ("finished", {"iteration": 3, "num_times": 1})
     iterations = [row["iteration"] for row in read_metrics(tmp_path / "a" / "metrics.jsonl")]
     assert iterations == list(range(1, 13))
@@ -106,14 +110,16 @@ def test_runs_go_on_from_the_newest_iteration_that_all_of_them_have(tmp_path):
         for iteration in iterations:
             changes = {"seed": seed, "total_steps": 32 * iteration, "checkpoint": AT_THE_END}
             config = dataclasses.replace(BASE, **changes)
-            run_in_folder(config, tmp_path / str(seed), overrides=[], resumes=True)
+            go_on(tmp_path / str(seed), config)
     folders = [tmp_path / "1", tmp_path / "2"]
     assert [found.state.numbers["iteration"] for found in newest_common(folders)] == [4, 4]
     (tmp_path / "3").mkdir()
     assert newest_common([*folders, tmp_path / "3"]) == ()
 
 
-def test_a_fault_of_the_environment_leaves_the_policy_of_the_last_update(tmp_path, monkeypatch):
+def test_a_fault_of_the_environment_is_one_line_and_leaves_the_policy_of_the_last_update(
+    tmp_path, monkeypatch, caplog
+):
     collect = Trainer.collect
 
     def breaks(trainer):
@@ -124,6 +130,8 @@ def test_a_fault_of_the_environment_leaves_the_policy_of_the_last_update(tmp_pat
     monkeypatch.setattr(Trainer, "collect", breaks)
     summary = start(tmp_path / "a")
     assert (summary["status"], exit_status(summary)) == ("failed", 5)
+    told = [record for record in caplog.records if record.levelname != "DEBUG"]
+    assert [(record.message, record.exc_info) for record in told] == [(summary["reason"], None)]
     assert (tmp_path / "a" / "checkpoint" / "policy.json").is_file()
     assert Path(summary["checkpoint"]).parent == tmp_path / "a" / "checkpoints"
 
@@ -152,10 +160,11 @@ def test_a_run_goes_on_with_the_config_that_it_began_with(changes, refused, tmp_
     start(tmp_path / "a")
     changed = dataclasses.replace(BASE, **changes)
     if refused is None:
-        assert resume_run(tmp_path / "a", changed)["env_steps"] == 512
+        check_resume(tmp_path / "a", changed)
+        assert go_on(tmp_path / "a", changed)["env_steps"] == 512
         return
     with pytest.raises(ConfigError, match=f"another config: {refused};"):
-        resume_run(tmp_path / "a", changed)
+        check_resume(tmp_path / "a", changed)
 
 
 def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path):

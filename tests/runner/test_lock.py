@@ -12,7 +12,7 @@ import pytest
 
 from ppo_lab.runner import lock as locking
 from ppo_lab.runner.lock import LOCK_FILE, holder_of, lock_run_folder
-from ppo_lab.runner.unfinished import unfinished_summary
+from ppo_lab.runner.stored import stored_summary
 from ppo_lab.utils.errors import ConfigError
 
 # Tries to lock a folder together with others, says what it was told, and ends with its input.
@@ -56,11 +56,11 @@ def test_exactly_one_of_eight_simultaneous_starts_wins_and_the_others_name_it(co
     who = f"process {winner.pid} on {socket.gethostname()} since 2"
     assert [who in told for told in refusals] == [True] * 7
     assert holder_of(folder)["pid"] == winner.pid
-    assert unfinished_summary(folder)["status"] == "running"
+    assert stored_summary(folder)["status"] == "running"
     winner.kill()
     winner.wait()
     assert holder_of(folder) is None
-    assert unfinished_summary(folder)["status"] == "died"
+    assert stored_summary(folder)["status"] == "died"
     lock_run_folder(folder).release()  # free again
 
 
@@ -103,6 +103,6 @@ def test_a_file_system_without_locks_is_named_and_a_live_process_is_refused(
 def test_a_killed_run_with_a_checkpoint_reads_as_interrupted(tmp_path):
     (tmp_path / "checkpoints" / "12").mkdir(parents=True)
     (tmp_path / "checkpoints" / "12" / "manifest.json").write_text("{}")
-    found = unfinished_summary(tmp_path)
+    found = stored_summary(tmp_path)
     assert found["status"] == "interrupted"
     assert "iteration 12" in found["reason"]

@@ -4,19 +4,16 @@ import dataclasses
 
 import pytest
 
-from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.run import RunOutput, run_group, run_in_folder
 from ppo_lab.tracking import read_metrics, read_summary
+from tests.helpers.trainers import config as config_of
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    register()
-    overrides = ["network=tiny", "total_steps=4096", "tracking=local", "tracking.terminal=none"]
-    (job,) = check_jobs(overrides, is_multirun=False, config_dir=None, config_name=None)
-    return job.config
+    return config_of("total_steps=4096", "tracking.terminal=none")
 
 
 def folder(path):

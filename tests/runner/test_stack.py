@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.run import RunOutput, run_in_folder
 from ppo_lab.runner.stack import LaneUtilization, Stack
 from ppo_lab.tracking import read_metrics, read_summary
 from ppo_lab.training.trainer import Trainer
+from tests.helpers.trainers import config as config_of
 
 QUICK = (
     *("network=tiny", "num_envs=2", "num_steps=32", "num_epochs=1", "total_steps=256"),
@@ -22,9 +22,7 @@ QUICK = (
 @pytest.fixture
 def base(tmp_path, monkeypatch) -> Config:
     monkeypatch.chdir(tmp_path)
-    register()
-    (job,) = check_jobs(QUICK, is_multirun=False, config_dir=None, config_name=None)
-    return job.config
+    return config_of(*QUICK)
 
 
 def group_of(folder, *configs, **options):
@@ -150,10 +148,8 @@ def test_another_program_waits_until_the_lanes_are_free(base, tmp_path):
 
 
 def test_a_strategy_of_one_lane_trains_its_runs_one_after_the_other(base, tmp_path):
-    (job,) = check_jobs(
-        [*QUICK, "memory=offloaded_optimizer"], is_multirun=False, config_dir=None, config_name=None
-    )
-    configs = [dataclasses.replace(job.config, seed=seed) for seed in (1, 2)]
+    alone = config_of(*QUICK, "memory=offloaded_optimizer")
+    configs = [dataclasses.replace(alone, seed=seed) for seed in (1, 2)]
     summaries = train(Stack(4), [group_of(tmp_path, config) for config in configs])
     assert [summary["status"] for summary in summaries] == ["finished", "finished"]
     assert "stack" not in summaries[0]
