@@ -38,4 +38,7 @@ def expects_study(words: Sequence[str]) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # while the imports ran: nothing has begun
+        sys.exit(130)
