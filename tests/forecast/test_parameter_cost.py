@@ -105,8 +105,8 @@ def test_a_checkpointed_network_keeps_the_ends_of_segments_and_the_last_one_whol
     Most is held as the critic's layers 1 to 4 are computed again: four more outputs, and the
     gradient of the last one and of what went into it.
     """
-    rows = 512 * 128 // 4
-    overrides = ("network=huge", "num_envs=512", "num_minibatches=4")
+    rows = 128 * 128
+    overrides = ("network=huge", "num_envs=128", "num_epochs=1", "num_minibatches=1")
     found = activations(*overrides, "memory.checkpoint_activations=true")
     assert found == pytest.approx(4 * rows * 8192 * (6 + 4 + 2), rel=0.005)
 
@@ -115,7 +115,7 @@ def test_micro_batches_divide_activations_and_nothing_else():
     whole, parts = (
         dry_run(
             config(
-                *("network=large", "num_envs=256", "num_minibatches=4"),
+                *("network=large", "num_envs=256", "num_epochs=1", "num_minibatches=4"),
                 f"memory.num_micro_batches={n}",
             )
         ).peak.by_category()

@@ -15,7 +15,7 @@ from tests.helpers.engine import FormulaPool, ended
 from tests.helpers.postgres_server import why_not
 from tests.helpers.studies import plan_of, trials_of
 
-AWAY_S = 3.0
+AWAY_S = 1.5
 DOWN = make_url("postgresql+psycopg://lab@127.0.0.1:1/lab")
 
 
