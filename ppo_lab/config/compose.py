@@ -43,6 +43,8 @@ __all__ = [
 
 SWEEP_FILES: dict[str, Path] = {}
 """The file of each option of ``sweep=``."""
+_NAMED_SECRET = re.compile(r"(?i)(\w*(?:api_?key|token|secret|password))[=:](?!\s*['\"]?\$\{)")
+"""A value that is written out under a name that sounds secret."""
 _MAY_BE_SECRET = re.compile(r"(?i)://|@|key|token|secret|pass|[\w-]{20,}")
 
 
@@ -204,6 +206,7 @@ def check_command(
         check_study(command, loader)
         _refuse_credentials(overrides)
         return Command(command, [])
+    _refuse_credentials(overrides)
     launcher = command.hydra.launcher
     if str(launcher.get("_target_")).startswith("hydra_plugins.ppo_lab_launcher."):
         for key in ("num_workers", "max_lanes"):
@@ -216,7 +219,6 @@ def check_command(
     if not is_grid and not any(parse(override).is_sweep_override() for override in overrides):
         HydraConfig.instance().cfg = command  # type: ignore[assignment]
         alone = Job(tuple(overrides), load(command), is_multirun=False)
-        _refuse_credentials(overrides)
         return Command(command, [alone])
     batches = expand(loader, command, overrides) if is_grid else [tuple(overrides)]
     loads, jobs = _JobLoader(Composer(loader, command)), list[Job]()
@@ -226,7 +228,6 @@ def check_command(
             progress(len(jobs), len(batches))
     if is_grid:
         check_folders([job.subdir for job in jobs])
-    _refuse_credentials(overrides)
     return Command(command, jobs)
 
 
@@ -262,8 +263,11 @@ def compose_command(
 def _refuse_credentials(overrides: Sequence[str]) -> None:
     """Raise ``ConfigError`` for a password or token in an override, which Hydra writes to files."""
     for text in overrides:
-        if _MAY_BE_SECRET.search(text) and mask(text) != text:
-            key = text.lstrip("+~").partition("=")[0]
+        key, _, value = text.lstrip("+~").partition("=")
+        named = _NAMED_SECRET.search(f"{key}={value}")
+        if named or (_MAY_BE_SECRET.search(text) and mask(text) != text):
+            if named and named[1] not in key:
+                key = f"{key}.{named[1]}"
             allowed = "holds a password or token, and commands are saved; use ${oc.env:NAME}"
             raise ConfigError(key, REDACTED, allowed)
 

@@ -32,7 +32,7 @@ from ppo_lab.networks import NetworkConfig
 from ppo_lab.ppo.update import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
 from ppo_lab.utils.cores import idle_cores
-from ppo_lab.utils.errors import REDACTED, ConfigError, check_number
+from ppo_lab.utils.errors import ConfigError, check_number
 from ppo_lab.utils.json_files import to_jsonable
 
 __all__ = [
@@ -164,7 +164,6 @@ class Config:
         if not re.fullmatch(r"[A-Za-z0-9._=-]{1,64}", self.name):
             raise ConfigError("name", self.name, "must be 1 to 64 letters, digits, or any of ._=-")
         self._check_sizes()
-        self._check_secrets()
         check_whole("num_threads", self.num_threads, at_most=_MOST_THREADS, auto=True)
         if self.compile is Compile.always and (obstacle := self.compile_obstacle):
             raise ConfigError("compile", self.compile.value, f"cannot be had with {obstacle}")
@@ -200,13 +199,6 @@ class Config:
         if self.epsilon_high is not None and self.epsilon_high < self.epsilon:
             allowed = f"must be at least epsilon={self.epsilon:g}; lower epsilon instead"
             raise ConfigError("epsilon_high", self.epsilon_high, allowed)
-
-    def _check_secrets(self) -> None:
-        """Refuse keys that look like credentials: the config is written to files and to W&B."""
-        for key in nested_keys(self.env.kwargs):
-            if re.search(r"(?i)(api_?key|token|secret|password)$", key):
-                why = "looks like a secret, and configs are saved as plain text"
-                raise ConfigError(f"env.kwargs.{key}", REDACTED, f"{why}; use the environment")
 
     def check_env(self) -> EnvSpec:
         """Return the environment's spaces; raise ``ConfigError`` if it cannot be used."""

@@ -121,7 +121,8 @@ class RunRecorder:
             self.summary["checkpoint"] = str(checkpoint.folder)
         elif attempt > 1 and output.run_id is not None:
             output = replace(output, run_id=f"{output.run_id}-{attempt}")
-        info = _run_info(self.config, output)
+        resumed_at = self.earlier.get("iteration", 0)
+        info = replace(_run_info(self.config, output), resumed_at=resumed_at)
         self._run_id = info.id
         self.tracker.start(info)
         if self.output.has_forecast or self.config.is_profiled:

@@ -26,6 +26,7 @@ from tests.runner.test_stack import group_of
 
 BASE = config_of(*SIZES)
 AT_THE_END = dataclasses.replace(BASE.checkpoint, every_s=0.0)
+AT_THE_END_CONFIG = dataclasses.replace(BASE, checkpoint=AT_THE_END)
 
 
 @pytest.fixture(autouse=True)
@@ -210,3 +211,17 @@ def test_checkpoints_take_two_percent_of_the_time_at_most(monkeypatch):
         now_s[0] += 3.0  # on a slow disk
     assert [after(149.0), after(1.0)] == [False, True]
     assert not never.is_due
+
+
+def test_trackers_learn_at_which_iteration_a_run_goes_on(tmp_path, monkeypatch):
+    infos, begin = [], run_record.Tracker.start
+    monkeypatch.setattr(
+        run_record.Tracker, "start", lambda own, info: (infos.append(info), begin(own, info))
+    )
+    longer = dataclasses.replace(AT_THE_END_CONFIG, total_steps=2 * BASE.total_steps)
+    (tmp_path / "run").mkdir()
+    run_in_folder(AT_THE_END_CONFIG, tmp_path / "run", overrides=[])
+    run_in_folder(longer, tmp_path / "run", overrides=[], resumes=True)
+    new, resumed = infos
+    assert (new.resumed_at, resumed.resumed_at) == (0, BASE.num_iterations)
+    assert resumed.id == new.id

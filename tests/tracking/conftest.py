@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.commands import ppo_lab
 from tests.helpers.wandb_processes import PROGRAM, Outcome, clean_environment
 
 
