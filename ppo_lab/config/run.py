@@ -167,10 +167,7 @@ class Config:
         check_whole("num_threads", self.num_threads, at_most=_MOST_THREADS, auto=True)
         if self.compile is Compile.always and (obstacle := self.compile_obstacle):
             raise ConfigError("compile", self.compile.value, f"cannot be had with {obstacle}")
-        # A forecast needs no device.
-        if not self.forecast and self.torch_device.type != "cuda" and self.vram_limit_gib:
-            allowed = "emulates a smaller card: it needs device=cuda"
-            raise ConfigError("vram_limit_gib", self.vram_limit_gib, allowed)
+        self._check_device()
         self.network.check()
         self.memory.check(self.num_rows // self.num_minibatches)
         if self.separate_grad_clip and self.memory.shares_trunk:
@@ -178,6 +175,12 @@ class Config:
             raise ConfigError("separate_grad_clip", self.separate_grad_clip, allowed)
         self.tracking.check()
         self.checkpoint.check()
+
+    def _check_device(self) -> None:
+        # A forecast needs no device.
+        if not self.forecast and self.torch_device.type != "cuda" and self.vram_limit_gib:
+            allowed = "emulates a smaller card: it needs device=cuda"
+            raise ConfigError("vram_limit_gib", self.vram_limit_gib, allowed)
 
     def _check_sizes(self) -> None:
         if self.num_rows > _MOST_ROWS:
