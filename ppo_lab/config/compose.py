@@ -43,8 +43,6 @@ __all__ = [
 
 SWEEP_FILES: dict[str, Path] = {}
 """The file of each option of ``sweep=``."""
-_NAMED_SECRET = re.compile(r"(?i)(\w*(?:api_?key|token|secret|password))[=:](?!\s*['\"]?\$\{)")
-"""A value that is written out under a name that sounds secret."""
 _MAY_BE_SECRET = re.compile(r"(?i)://|@|key|token|secret|pass|[\w-]{20,}")
 
 
@@ -263,11 +261,8 @@ def compose_command(
 def _refuse_credentials(overrides: Sequence[str]) -> None:
     """Raise ``ConfigError`` for a password or token in an override, which Hydra writes to files."""
     for text in overrides:
-        key, _, value = text.lstrip("+~").partition("=")
-        named = _NAMED_SECRET.search(f"{key}={value}")
-        if named or (_MAY_BE_SECRET.search(text) and mask(text) != text):
-            if named and named[1] not in key:
-                key = f"{key}.{named[1]}"
+        if _MAY_BE_SECRET.search(text) and mask(text) != text:
+            key = text.lstrip("+~").partition("=")[0]
             allowed = "holds a password or token, and commands are saved; use ${oc.env:NAME}"
             raise ConfigError(key, REDACTED, allowed)
 

@@ -37,8 +37,9 @@ _TOKEN = re.compile(
     r"\b(?:(?:wandb_v\d+|hf|gh[opsur]|github_pat|npm)_|glpat-|xox[a-z]-|[sp]k-|pypi-|AKIA|ASIA|AIza)"
     r"[\w-]{8,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*|(?i:\bbearer )\S{8,}"
 )
+# A reference to a variable is not its value, and a stored command needs it again.
 _ASSIGNED = re.compile(
-    rf"""({_BEGIN}{_SECRET}["']?\s*[=:]\s*)(?!\.\.\.|(?i:none|null)\b)"""
+    rf"""({_BEGIN}{_SECRET}["']?\s*[=:]\s*)(?!\.\.\.|["']?\$\{{|(?i:none|null)\b)"""
     r"""("[^"]*"|'[^']*'|[^\s"',;&{}()\[\]]+)"""
 )
 _SHORTEST = 6  # characters of a variable's value that is looked for everywhere

@@ -11,8 +11,8 @@ class Leaky(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
 
-    def __init__(self, dsn, login, url):
-        self.words, self.steps = (dsn, login, url), 0
+    def __init__(self, dsn, login, url, api_token):
+        self.words, self.steps = (dsn, login, url, api_token), 0
 
     def reset(self, *, seed=None, options=None):
         return np.zeros(2, np.float32), {}
@@ -38,6 +38,7 @@ def test_none_of_six_planted_secrets_is_found_anywhere(tmp_path):
         "+env.kwargs.dsn=${oc.env:MY_DSN}",
         "+env.kwargs.url=${oc.env:MY_URL}",
         "+env.kwargs.login=${oc.env:MY_PASSWORD}",
+        "+env.kwargs.api_token=${oc.env:MY_PASSWORD}",
         "tracking.notes=${oc.env:MY_NOTES}",
         *("network=tiny", "num_envs=2", "num_steps=16", "total_steps=640"),
         MY_DSN="postgresql://me:argument-canary@host/db",

@@ -47,7 +47,8 @@ def test_secrets_are_masked(text):
         "no W&B key (WANDB_API_KEY or `wandb login`): tracking offline",
         "a commit 0123456789abcdef0123456789abcdef01234567",
         "memory=offloaded_optimizer, risk-taking, disk-offloaded",
-        "env.kwargs.token=...: looks like a secret",
+        "env.kwargs.token=...: holds a password or token",
+        "env.kwargs.token=${oc.env:MY_TOKEN}, api_key: '${oc.env:MY_KEY}'",
     ],
 )
 def test_everything_else_stays(text):
