@@ -8,7 +8,7 @@ from typing import Any
 
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = ["check_fits", "check_whole", "leaves", "nested_keys"]
+__all__ = ["check_fits", "check_whole", "nested_keys"]
 
 
 def check_whole(
@@ -30,15 +30,6 @@ def nested_keys(values: Mapping[Any, Any]) -> Iterator[str]:
         yield str(key)
         if isinstance(value, dict):
             yield from (f"{key}.{below}" for below in nested_keys(value))
-
-
-def leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested dictionaries, each with its dotted key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def check_fits(key: str, value: object, num_bytes: int) -> None:

@@ -24,11 +24,12 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from ppo_lab.config.checks import check_whole, nested_keys
 from ppo_lab.config.composer import Composer, open_hydra, parse, without_hydra
 from ppo_lab.config.foreign import CheckedFileSource, check_file
 from ppo_lab.config.grid import check_dimensions, check_folders, expand
 from ppo_lab.config.hydra_part import check_hydra_part
-from ppo_lab.config.run import Config, check_whole, nested_keys
+from ppo_lab.config.run import Config
 from ppo_lab.config.study import CommandConfig, StudyConfig, refuse_renamed
 from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.networks import NETWORKS

@@ -13,13 +13,13 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ppo_lab.config.checks import leaves
 from ppo_lab.config.composer import open_hydra, parse
 from ppo_lab.config.grid import check_inside
 from ppo_lab.utils.errors import REDACTED, ConfigError
+from ppo_lab.utils.json_files import flat
 from ppo_lab.utils.paths import CONF_DIR
 
-__all__ = ["check_hydra_part", "is_of_file", "sounds_secret"]
+__all__ = ["check_hydra_part", "is_of_file"]
 
 _SWEEPERS = (
     "hydra_plugins.ppo_lab_launcher.GridSweeper",
@@ -45,7 +45,7 @@ def check_hydra_part(command: DictConfig, overrides: Sequence[str]) -> None:
         allowed = "a run stays in the folder where it was started; must be false"
         raise ConfigError("hydra.job.chdir", "true", allowed)
     for name in hydra.job.env_set:  # what env_copy names included
-        if sounds_secret(str(name)):
+        if _sounds_secret(str(name)):
             allowed = "sounds secret, and configs are saved; set it before the command"
             raise ConfigError(f"hydra.job.env_set.{name}", REDACTED, allowed)
     if hydra.output_subdir is not None:
@@ -57,7 +57,7 @@ def check_hydra_part(command: DictConfig, overrides: Sequence[str]) -> None:
         _check_origins(command, [parse(text) for text in overrides])
 
 
-def sounds_secret(name: str) -> bool:
+def _sounds_secret(name: str) -> bool:
     """Return whether an environment variable's name says that its value is secret."""
     return _SECRET.search(name) is not None
 
@@ -118,4 +118,4 @@ def _launcher(launcher: DictConfig) -> dict[str, Any]:
 
 def _leaves(node: DictConfig, prefix: str = "") -> dict[str, Any]:
     values: Any = OmegaConf.to_container(node, resolve=False)
-    return dict(leaves(values, prefix))
+    return dict(flat(values, prefix))

@@ -15,7 +15,7 @@ import torch
 from omegaconf import MISSING
 
 from ppo_lab.config.checkpoint import CheckpointConfig
-from ppo_lab.config.checks import check_fits, check_whole, nested_keys
+from ppo_lab.config.checks import check_fits, check_whole
 from ppo_lab.config.choices import (
     Compile,
     Dtype,
@@ -35,9 +35,7 @@ from ppo_lab.utils.cores import idle_cores
 from ppo_lab.utils.errors import ConfigError, check_number
 from ppo_lab.utils.json_files import to_jsonable
 
-__all__ = [
-    "Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule", "check_whole",
-    "nested_keys"]  # fmt: skip
+__all__ = ["Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule"]
 
 
 _MOST = {

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from ppo_lab.config.run import Config, check_whole
+from ppo_lab.config.checks import check_whole
+from ppo_lab.config.run import Config
 from ppo_lab.utils.errors import ConfigError
 
 __all__ = [

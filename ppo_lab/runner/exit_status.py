@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ppo_lab.envs.time_limit import EXIT_STATUS
+
 __all__ = [
     "EXIT_DIVERGED", "EXIT_ENVIRONMENT", "EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OUT_OF_MEMORY",
     "EXIT_REFUSED", "EXIT_RESUMABLE", "exit_status", "interrupt_status",
 ]  # fmt: skip
 
-EXIT_FAILED, EXIT_REFUSED, EXIT_OUT_OF_MEMORY, EXIT_DIVERGED, EXIT_ENVIRONMENT = 1, 2, 3, 4, 5
+EXIT_FAILED, EXIT_REFUSED, EXIT_OUT_OF_MEMORY, EXIT_DIVERGED = 1, 2, 3, 4
+EXIT_ENVIRONMENT = EXIT_STATUS
 EXIT_RESUMABLE = 75
 """EX_TEMPFAIL: a checkpoint was written, and the run goes on from it."""
 EXIT_INTERRUPTED = 130

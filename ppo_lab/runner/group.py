@@ -161,6 +161,8 @@ def newest_common(folders: Sequence[Path]) -> Sequence[Checkpoint]:
         if len(checkpoints) < len(folders):
             return ()
         if len(iterations) == 1:
+            for checkpoint in checkpoints:
+                checkpoint.warn()
             return checkpoints
         at_most = min(iterations)
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.config.checks import leaves
 from ppo_lab.config.run import Config
 from ppo_lab.tracking import cut_metrics
 from ppo_lab.tracking.local import METRICS_FILE
 from ppo_lab.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.json_files import flat
 from ppo_lab.utils.redaction import mask_values
 
 __all__ = ["check_resume", "comparable", "copy_run", "fork_run"]
@@ -52,7 +52,7 @@ def _changed_keys(
 
     ``total_steps`` may grow; ``cuda:1`` may become ``cuda:0``, but not ``cpu``.
     """
-    before, after = dict(leaves(stored)), dict(leaves(current))
+    before, after = dict(flat(stored)), dict(flat(current))
     changed = {}
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
@@ -81,6 +81,7 @@ def fork_run(source: Path, folder: Path, config: Config) -> None:
     """
     found = load_checkpoint(source)
     assert found is not None, "checked"
+    found.warn()
     _copy_metrics(source, folder, found)
     run_id = f"{found.manifest['run_id'][:55]}-{secrets.token_hex(4)}"
     own = {"run_id": run_id, "settings": comparable(config), "num_resumes": 0}

@@ -6,13 +6,13 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from ppo_lab.runner.exit_status import EXIT_RESUMABLE
 
-__all__ = ["Interrupted", "StopSignals"]
+__all__ = ["Interrupted", "StopSignals", "handling"]
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,19 @@ class Interrupted(KeyboardInterrupt):
         """Describe the end by signal ``number``, after which the run can go on if resumable."""
         super().__init__(signal.Signals(number).name)
         self.exit_status = EXIT_RESUMABLE if is_resumable else 128 + number
+
+
+@contextmanager
+def handling(
+    numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]
+) -> Iterator[None]:
+    """Let ``handler`` handle signals inside."""
+    before = [(number, signal.signal(number, handler)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, earlier in before:
+            signal.signal(number, earlier)
 
 
 class StopSignals:
@@ -50,12 +63,8 @@ class StopSignals:
             return
         # A worker ignores Ctrl-C: its scheduler decides what that means.
         handled = [number for number in _NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
-        before = [(number, signal.signal(number, self._note)) for number in handled]
-        try:
+        with handling(handled, self._note):
             yield
-        finally:
-            for number, handler in before:
-                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         name = signal.Signals(number).name

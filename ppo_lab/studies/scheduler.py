@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
 from types import FrameType
 
 from ppo_lab.runner.result import Result, read_result
 from ppo_lab.runner.run_record import RunOutput
+from ppo_lab.runner.signals import handling
 from ppo_lab.studies.display.log_lines import print_line
 from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.trial_table import TrialSummary
@@ -57,16 +57,9 @@ class InterruptHandler:
         """Whether running trials should be stopped now."""
         return self._level > 1
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Handle both signals within the block."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = [(number, signal.signal(number, self._handle)) for number in numbers]
-        try:
-            yield
-        finally:
-            for number, handler in before:
-                signal.signal(number, handler)
+    def installed(self) -> AbstractContextManager[None]:
+        """Return a context in which both signals are handled."""
+        return handling((signal.SIGINT, signal.SIGTERM), self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         is_term = number == signal.SIGTERM

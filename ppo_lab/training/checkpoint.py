@@ -7,7 +7,6 @@ the SHA-256 of both files and of itself: a bit changed anywhere is noticed. Noth
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -20,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -63,11 +61,16 @@ class Checkpoint:
     skipped: tuple[str, ...] = ()
     """Newer ones that were passed over, each with the reason."""
 
+    def warn(self) -> None:
+        """Log what was passed over."""
+        for reason in self.skipped:
+            _LOG.warning("%s: passed over %s", self.folder.parent, reason)
+
 
 def describe_run(config: Config, state: LaneState, **more: object) -> dict[str, Any]:
     """Return a manifest: where the run is, and what its numbers depend on.
 
-    The config itself is left out, as it may contain an address with a password. ``more`` is added.
+    Of the config only a digest, which no password can be read from. ``more`` is added.
     """
     as_json = json.dumps(config.as_dict(), sort_keys=True)
     iteration = state.numbers["iteration"]
@@ -75,17 +78,12 @@ def describe_run(config: Config, state: LaneState, **more: object) -> dict[str, 
         "iteration": iteration,
         "env_steps": iteration * config.num_rows,
         "config_sha256": hashlib.sha256(as_json.encode()).hexdigest(),
-        **_facts(config.torch_device),
+        "versions": versions(),
+        "machine": machine(config.torch_device),
         "is_compiled": state.numbers["is_compiled"],
         "env_mode": state.numbers["env_mode"],
         **more,
     }
-
-
-@functools.cache
-def _facts(device: torch.device) -> dict[str, Any]:
-    """Return what a process need not look up again."""
-    return {"versions": versions(), "machine": machine(device)}
 
 
 def save_checkpoint(run_folder: Path, state: LaneState, manifest: Mapping[str, Any]) -> Path:
@@ -137,9 +135,10 @@ def load_checkpoint(run_folder: Path, *, at_most: int | None = None) -> Checkpoi
         except (OSError, ValueError, SafetensorError, RecursionError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             skipped.append(f"checkpoint {iteration}: {reason}")
-            _LOG.warning("%s: passed over, %s", folder, reason)
         else:
             return Checkpoint(state, manifest, folder, tuple(skipped))
+    for reason in skipped:  # else whoever goes on from the checkpoint says it, once
+        _LOG.warning("%s: %s", every, reason)
     return None
 
 

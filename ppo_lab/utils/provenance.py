@@ -27,6 +27,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def machine(device: torch.device) -> dict[str, str]:
     """Return device and platform, without the host's name."""
     found = {"device": str(device), "platform": platform.system() + "-" + platform.machine()}

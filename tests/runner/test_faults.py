@@ -109,33 +109,33 @@ def test_an_error_of_whoever_waits_for_a_run_costs_the_others_nothing(tmp_path, 
     assert "nobody there" in caplog.text
 
 
-def test_the_lane_whose_environment_is_at_fault_fails_alone(tmp_path, monkeypatch):
-    attempts = []
+def fail_in_collect(monkeypatch, error, iteration=0):
+    """Raise ``error(lane)`` while the run with seed 2 collects; return how many lanes trained."""
+    original, attempts = Trainer.collect, []
 
     def collect(trainer):
         attempts.append(len(trainer.live_lanes))
         for lane in trainer.live_lanes:
-            if trainer.configs[lane].seed == 2 and trainer.iteration == 1:
-                raise EnvironmentFault("environment 5, step 80: reward is 'a lot'", lane)
+            if trainer.configs[lane].seed == 2 and trainer.iteration == iteration:
+                raise error(lane)
         return original(trainer)
 
-    original = Trainer.collect
     monkeypatch.setattr(Trainer, "collect", collect)
+    return attempts
+
+
+def test_the_lane_whose_environment_is_at_fault_fails_alone(tmp_path, monkeypatch):
+    told = "environment 5, step 80: reward is 'a lot'"
+    attempts = fail_in_collect(monkeypatch, lambda lane: EnvironmentFault(told, lane), iteration=1)
     summaries = train(Stack(4), runs(tmp_path))
     assert statuses(summaries) == ["finished", "failed", "finished", "finished"]
-    assert summaries[1]["reason"] == "environment 5, step 80: reward is 'a lot'"
+    assert summaries[1]["reason"] == told
     assert exit_status(summaries[1]) == 5
     assert attempts == [4, 4, 3, 3, 3, 3]  # the others together, not in halves
 
 
 def test_sys_exit_in_an_environment_is_a_failure_of_its_run(tmp_path, monkeypatch):
-    def collect(trainer):
-        if any(trainer.configs[lane].seed == 2 for lane in trainer.live_lanes):
-            raise SystemExit(3)
-        return original(trainer)
-
-    original = Trainer.collect
-    monkeypatch.setattr(Trainer, "collect", collect)
+    fail_in_collect(monkeypatch, lambda _: SystemExit(3))
     summaries = train(Stack(2), runs(tmp_path))
     assert statuses(summaries) == ["finished", "failed", "finished", "finished"]
     assert summaries[1]["reason"] == "sys.exit(3) was called"
