@@ -92,7 +92,7 @@ def measure(name: str, num_threads: int) -> Speed:
             trainer.iterate()
     num_iterations = len(ends_s) - _NUM_WARM_UP
     num_gradient_steps = num_iterations * config.num_epochs * config.num_minibatches
-    parameters = 2 * config.network.num_trunk_parameters(trainer.spec.observation_size)
+    parameters = 2 * config.network.num_trunk_parameters(trainer.spec)
     return Speed(
         1000.0 * sum(update_s[_NUM_WARM_UP:]) / num_gradient_steps,
         num_iterations * num_rows / (ends_s[-1] - ends_s[_NUM_WARM_UP - 1]),

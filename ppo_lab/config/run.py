@@ -204,7 +204,8 @@ class Config:
     def check_env(self) -> EnvSpec:
         """Return the environment's spaces; raise ``ConfigError`` if it cannot be used."""
         spec = self.env.check()
-        num_parameters = self.network.num_trunk_parameters(spec.observation_size)
+        self.network.check_env(spec)
+        num_parameters = self.network.num_trunk_parameters(spec)
         if num_parameters > _MOST_PARAMETERS:
             allowed = f"a network of {num_parameters:,} parameters; at most {_MOST_PARAMETERS:,}"
             raise ConfigError("network", "...", allowed)
@@ -313,7 +314,7 @@ class Config:
         if self.num_threads != "auto":
             return int(self.num_threads)
         num_trunks = 1 if self.memory.shares_trunk else 2
-        parameters = num_trunks * self.network.num_trunk_parameters(spec.observation_size)
+        parameters = num_trunks * self.network.num_trunk_parameters(spec)
         flop = 6 * parameters * self.num_rows / self.num_minibatches
         if flop < 2e9:
             return 1

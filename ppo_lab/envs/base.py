@@ -43,6 +43,8 @@ class EnvSpec:
     observation_size: int  # O, after flattening
     actions: DiscreteActions | ContinuousActions
     observation_shape: tuple[int, ...] | None = None  # the environment's own; None for (O,)
+    num_tokens: int | None = None  # observations are int64 tokens below this; None for numbers
+    max_episode_steps: int | None = None  # the most steps of an episode, if it is known
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,6 +91,22 @@ class Env(ABC):
 
         If it goes on with the same run, its running statistics stay.
         """
+
+    def begin_episodes(self, keys: Tensor, group_size: int) -> Tensor:
+        """Restart every episode; return the first observations (L, N, O).
+
+        Each ``group_size`` consecutive environments of a lane start from the same state, which
+        depends on the lane's random key (L,) and the number of the group only. Running statistics
+        stay.
+        """
+        raise NotImplementedError
+
+    def given_actions(self, actions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the actions to take in place of the sampled ones, and where they are given.
+
+        The tokens of a prompt are given, (L, N) bool; None where all actions are the policy's.
+        """
+        return actions, None
 
     @property
     def state_mode(self) -> Literal["exact", "boundary"]:

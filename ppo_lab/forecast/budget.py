@@ -220,14 +220,14 @@ def _smaller_network(config: Config) -> tuple[str, MlpConfig] | None:
     """Return the largest named network that is smaller than this one; None if there is none."""
     if not isinstance(config.network, MlpConfig):
         return None
-    size = config.check_env().observation_size
-    limit = config.network.num_trunk_parameters(size)
+    spec = config.check_env()
+    limit = config.network.num_trunk_parameters(spec)
     smaller: list[tuple[int, str, MlpConfig]] = []
     for path in sorted((CONF_DIR / "network").glob("*.yaml")):
         named = OmegaConf.to_container(OmegaConf.load(path))
         if isinstance(named, dict) and "hidden" in named:
             network = dataclasses.replace(config.network, hidden=named["hidden"])
-            if (count := network.num_trunk_parameters(size)) < limit:
+            if (count := network.num_trunk_parameters(spec)) < limit:
                 smaller.append((count, path.stem, network))
     return max(smaller, key=lambda entry: entry[0])[1:] if smaller else None
 

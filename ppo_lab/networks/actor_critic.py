@@ -54,10 +54,10 @@ class ActorCritic(nn.Module):
         self.distribution: Distribution = distribution_for(spec.actions)
         self.shares_trunk = shares_trunk
         self._compute_dtype = compute_dtype
-        self.actor = network.build_trunk(spec.observation_size, initializer)
+        self.actor = network.build_trunk(spec, initializer)
         self.critic = self.actor
         if not shares_trunk:
-            self.critic = network.build_trunk(spec.observation_size, initializer)
+            self.critic = network.build_trunk(spec, initializer)
         for trunk in (self.actor, self.critic):
             trunk.checkpoints_activations = checkpoints_activations
         size = self.distribution.num_parameters // (2 if self.distribution.has_free_std else 1)

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ppo_lab.envs.base import EnvSpec
 from ppo_lab.networks.layers import Initializer, LaneLinear
+from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["Initialization", "NetworkConfig", "Trunk"]
 
@@ -81,13 +83,19 @@ class NetworkConfig(ABC):
         return LaneLinear(initializer.uniform(num_inputs, num_outputs))
 
     @abstractmethod
-    def build_trunk(self, observation_size: int, initializer: Initializer) -> Trunk:
-        """Build a trunk for O = ``observation_size`` with weights from ``initializer``."""
+    def build_trunk(self, spec: EnvSpec, initializer: Initializer) -> Trunk:
+        """Build a trunk for the observations of ``spec`` with weights from ``initializer``."""
 
     @abstractmethod
     def check(self) -> None:
         """Raise ``ConfigError`` if no network can be built from the options."""
 
+    def check_env(self, spec: EnvSpec) -> None:
+        """Raise ``ConfigError`` if a trunk cannot read the observations of ``spec``."""
+        if spec.num_tokens is not None:
+            allowed = "reads numbers, not tokens: choose a transformer, such as network=gpt_tiny"
+            raise ConfigError("network", type(self).__name__, allowed)
+
     @abstractmethod
-    def num_trunk_parameters(self, observation_size: int) -> int:
+    def num_trunk_parameters(self, spec: EnvSpec) -> int:
         """Return the number of parameters of one lane's trunk, without building it."""

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ppo_lab.envs.base import EnvSpec
 from ppo_lab.networks.base import NetworkConfig, Trunk
 from ppo_lab.networks.layers import Initializer, LaneLinear, quick_tanh
 from ppo_lab.utils.errors import ConfigError
@@ -52,7 +53,9 @@ class MlpConfig(NetworkConfig):
     """Options of a multilayer perceptron.
 
     Example:
-        >>> MlpConfig(hidden=[64, 64]).num_trunk_parameters(4)  # (4 + 1) * 64 + (64 + 1) * 64
+        >>> from ppo_lab.envs.base import DiscreteActions
+        >>> spec = EnvSpec(4, DiscreteActions(2))
+        >>> MlpConfig(hidden=[64, 64]).num_trunk_parameters(spec)  # (4 + 1) * 64 + (64 + 1) * 64
         4480
     """
 
@@ -68,13 +71,13 @@ class MlpConfig(NetworkConfig):
             allowed = "must be a list of one or more widths >= 1"
             raise ConfigError("network.hidden", self.hidden, allowed)
 
-    def build_trunk(self, observation_size: int, initializer: Initializer) -> Mlp:
+    def build_trunk(self, spec: EnvSpec, initializer: Initializer) -> Mlp:
         """Return the trunk: one layer per hidden width, with new weights."""
-        sizes = pairwise([observation_size, *self.hidden])
+        sizes = pairwise([spec.observation_size, *self.hidden])
         layers = [self.linear(initializer, *size, gain=math.sqrt(2.0)) for size in sizes]
         return Mlp(layers, self.activation)
 
-    def num_trunk_parameters(self, observation_size: int) -> int:
+    def num_trunk_parameters(self, spec: EnvSpec) -> int:
         """Return the number of weights and biases."""
-        sizes = pairwise([observation_size, *self.hidden])
+        sizes = pairwise([spec.observation_size, *self.hidden])
         return sum((num_inputs + 1) * num_outputs for num_inputs, num_outputs in sizes)

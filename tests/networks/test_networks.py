@@ -123,7 +123,9 @@ def test_a_lane_linear_is_each_lanes_own_affine_map():
 
 @pytest.mark.parametrize("activation", Activation)
 def test_an_mlp_is_linear_layers_each_followed_by_its_activation(activation):
-    trunk = MlpConfig(hidden=[8, 5], activation=activation).build_trunk(4, initializer())
+    trunk = MlpConfig(hidden=[8, 5], activation=activation).build_trunk(
+        EnvSpec(4, DiscreteActions(2)), initializer()
+    )
     x = torch.randn(1, 7, 4, generator=torch.Generator().manual_seed(0))
     function = {Activation.tanh: torch.tanh, Activation.relu: torch.relu}[activation]
     expected = x[0]
@@ -168,14 +170,19 @@ def test_every_yamls_parameter_count_is_what_it_says_without_memory_for_it(name,
     model = build(spec, network, seeds=(1,), device="meta")  # shapes only: huge fits too
     for trunk in (model.actor, model.critic):
         counted = sum(p.numel() for p in trunk.parameters())
-        assert counted == network.num_trunk_parameters(observation_size)
+        assert counted == network.num_trunk_parameters(spec)
     assert all(p.is_meta for p in model.parameters())
 
 
 def test_tiny_and_small_have_the_parameters_counted_by_hand():
     # CartPole's 4 observations: 5 * 64 + 65 * 64 = 4480; 5 * 256 + 257 * 256 = 67072.
-    assert config("network=tiny").network.num_trunk_parameters(4) == 4480
-    assert config("network=small").network.num_trunk_parameters(4) == 67072
+    assert (
+        config("network=tiny").network.num_trunk_parameters(EnvSpec(4, DiscreteActions(2))) == 4480
+    )
+    assert (
+        config("network=small").network.num_trunk_parameters(EnvSpec(4, DiscreteActions(2)))
+        == 67072
+    )
 
 
 @pytest.mark.parametrize("hidden", [[], [0], [64, -1]])
