@@ -112,14 +112,19 @@ class Collector:
         policy_parameters = self.model.policy(observations)
         return policy_parameters, self.model.distribution.sample(policy_parameters, noise)
 
-    def evaluate_rollout(self, columns: RolloutColumns) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate_rollout(
+        self, columns: RolloutColumns
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return log probabilities, values and next values of all rows, (T, L, N).
 
+        Without a critic there are no values.
         Acting does not need the critic, so it runs afterwards in few large forward passes.
         """
-        log_prob = self.model.distribution.log_prob
+        log_probs = self.model.distribution.log_prob(columns.policy_parameters, columns.actions)
+        if self.model.critic is None:
+            return log_probs, None, None
         return (
-            log_prob(columns.policy_parameters, columns.actions),
+            log_probs,
             self._values(columns.observations),
             self._values(columns.last_observations),
         )
@@ -145,7 +150,7 @@ class Collector:
     def _values(self, observations: Tensor) -> Tensor:
         """Return the critic's (T, L, N) for (T, L, N, O)."""
         rows = observations.transpose(0, 1).flatten(1, 2)  # (L, T * N, O)
-        values = self.plan.in_passes(self.model.values, rows)
+        (values,) = self.plan.in_passes(lambda inputs, _: [self.model.values(inputs)], rows)
         return values.unflatten(1, (len(observations), -1)).transpose(0, 1)
 
 
