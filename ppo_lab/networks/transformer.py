@@ -62,15 +62,13 @@ class _Block(nn.Module):
         """Return the output (L, R, F) for ``x`` (L, R, F); ``shape`` is (T, H, D)."""
         # Not layer(x): the overhead of Module.__call__ equals a small matrix product.
         heads = self.attend.forward(_norm(x)).view(-1, shape[0], 3, *shape[1:])  # (L*B, T, 3, H, D)
-        queries_keys, values = heads[:, :, :2], heads[:, :, 2]
+        queries, keys, values = (part.transpose(1, 2) for part in heads.unbind(2))  # (L*B, H, T, D)
         if rotation is not None:
-            queries_keys = _rotate(queries_keys, rotation)
-        queries, keys = queries_keys.unbind(2)
-        mixed = _attention(
-            queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), past
-        )
+            queries, keys = _rotate(queries, rotation), _rotate(keys, rotation)
+        mixed = _attention(queries, keys, values, past)
         x = x + self.mix.forward(mixed.transpose(1, 2).reshape(x.shape))
-        hidden = functional.gelu(self.expand.forward(_norm(x)), approximate="tanh")
+        # The exact GELU (arXiv:1606.08415, eq. 2): on a CPU twice as fast as GPT-2's tanh form.
+        hidden = functional.gelu(self.expand.forward(_norm(x)))
         return x + self.reduce.forward(hidden)
 
 
@@ -104,9 +102,9 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor, past: _Past | None
 
 
 def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn each pair of numbers of ``x`` (L*B, T, 2, H, D) by its step's angle.
+    """Turn each pair of numbers of ``x`` (L*B, H, T, D) by its step's angle.
 
-    ``rotation`` (2, T, 1, 1, D/2) holds cosines and sines (arXiv:2104.09864, eq. 34, with the pairs
+    ``rotation`` (2, T, D/2) holds cosines and sines (arXiv:2104.09864, eq. 34, with the pairs
     (i, i + D/2)), so that a query and a key multiply to a function of their distance.
     """
     cosine, sine = rotation
@@ -187,11 +185,11 @@ class Transformer(SequenceTrunk):
         return rows.view(x.shape)
 
     def _rotation(self, begin: int, num_steps: int) -> Tensor:
-        """Return cosines and sines (2, T, 1, 1, D/2) of step * base^(-2 i / D)."""
+        """Return cosines and sines (2, T, D/2) of step * base^(-2 i / D)."""
         weight = self.embedding.weight
         arange = partial(torch.arange, device=weight.device, dtype=weight.dtype)
         exponents = arange(0, self.head_size, 2) / self.head_size
-        steps = arange(begin, begin + num_steps).view(-1, 1, 1, 1)
+        steps = arange(begin, begin + num_steps).view(-1, 1)
         angles = steps * torch.exp(exponents * -math.log(_ROTARY_BASE))
         return torch.stack((angles.cos(), angles.sin()))
 
