@@ -20,7 +20,9 @@ from ppo_lab.envs.base import EnvSpec
 from ppo_lab.networks.layers import Initializer, LaneLinear
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = ["Initialization", "NetworkConfig", "Trunk"]
+__all__ = ["NORMAL_STD", "Initialization", "NetworkConfig", "Trunk"]
+
+NORMAL_STD = 0.02  # of GPT-2's weights, github.com/openai/gpt-2, src/model.py
 
 
 class Initialization(Enum):
@@ -28,6 +30,7 @@ class Initialization(Enum):
 
     orthogonal = "orthogonal"
     default = "default"
+    normal = "normal"
 
 
 class Trunk(nn.Module, ABC):
@@ -72,14 +75,17 @@ class NetworkConfig(ABC):
 
     init: Initialization = Initialization.orthogonal
     """orthogonal: gain sqrt(2) in the trunk, 0.01 on the policy head, 1 on the value head, biases
-    0 ("The 37 implementation details", core detail 2); default: torch's uniform initialisation."""
+    0 ("The 37 implementation details", core detail 2); default: torch's uniform initialisation;
+    normal: deviation 0.02 times 0.01 on the policy head, biases 0, as in transformers."""
 
     def linear(
         self, initializer: Initializer, num_inputs: int, num_outputs: int, *, gain: float
     ) -> LaneLinear:
-        """Return a layer with new weights; ``gain`` applies to orthogonal ones."""
+        """Return a layer with new weights; ``gain`` does not apply to uniform ones."""
         if self.init is Initialization.orthogonal:
             return LaneLinear(initializer.orthogonal(num_inputs, num_outputs, gain))
+        if self.init is Initialization.normal:
+            return LaneLinear(initializer.normal(num_inputs, num_outputs, gain * NORMAL_STD))
         return LaneLinear(initializer.uniform(num_inputs, num_outputs))
 
     @abstractmethod

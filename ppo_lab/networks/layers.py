@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ppo_lab.utils import rng
 from ppo_lab.utils.tracing import is_tracing
 
-__all__ = ["Initializer", "LaneLinear", "quick_tanh"]
+__all__ = ["Initializer", "LaneEmbedding", "LaneLinear", "quick_tanh"]
 
 # 512 rows of 64: from this size on, torch.tanh costs more than a Python autograd function.
 _MIN_NUMBERS = 1 << 15
+
+_NUMBERS_AT_ONCE = 1 << 24  # drawn: their 64 random bits take 128 MiB
 
 
 class _QuickTanh(torch.autograd.Function):
@@ -78,6 +81,15 @@ class Initializer:
         bound = 1.0 / math.sqrt(num_inputs)
         return ((2.0 * u - 1.0) * bound).unflatten(-1, (num_inputs, num_outputs)).to(self.dtype)
 
+    def normal(self, num_inputs: int, num_outputs: int, std: float) -> Tensor:
+        """Return (L, I, O) normal with mean 0 and deviation ``std``, drawn in pieces."""
+        keys, count = next(self._layer_keys), num_inputs * num_outputs
+        weight = keys.new_empty(self.num_lanes, count, dtype=self.dtype)
+        for start in range(0, count, _NUMBERS_AT_ONCE):
+            piece = weight[:, start : start + _NUMBERS_AT_ONCE]
+            piece.copy_(rng.normal(keys, piece.shape[1], start)).mul_(std)
+        return weight.unflatten(-1, (num_inputs, num_outputs))
+
 
 class LaneLinear(nn.Module):
     """Maps (L, B, I) to (L, B, O) by y = x W + b, with each lane's own W and b."""
@@ -94,3 +106,22 @@ class LaneLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return y (L, B, O) for ``x`` (L, B, I)."""
         return torch.baddbmm(self.bias, x, self.weight)
+
+
+class LaneEmbedding(nn.Module):
+    """Maps tokens (L, …) to vectors (L, …, O), with each lane's own table of V vectors."""
+
+    weight: nn.Parameter  # (L, V, O)
+
+    def __init__(self, weight: Tensor) -> None:
+        """Use initial vectors (L, V, O)."""
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the vectors of int64 ``tokens``."""
+        num_lanes, num_tokens, _ = self.weight.shape
+        if num_lanes > 1:
+            first = torch.arange(0, num_lanes * num_tokens, num_tokens, device=tokens.device)
+            tokens = tokens + first.view(-1, *[1] * (tokens.dim() - 1))
+        return functional.embedding(tokens, self.weight.flatten(0, 1))
