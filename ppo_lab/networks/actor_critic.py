@@ -148,6 +148,17 @@ class ActorCritic(nn.Module):
             assert memory is not None
             return self._policy_of(features.flatten(1, 2)), memory
 
+    def empty_memories(self, num_sequences: int, num_steps: int) -> tuple[Memory, Memory | None]:
+        """Return what actor and critic remember before an episode's first step.
+
+        ``num_sequences`` per lane, to which ``num_steps`` will be added. A critic without a trunk
+        of its own has none.
+        """
+        actor = cast(SequenceTrunk, self.actor).empty_memory(num_sequences, num_steps)
+        if self.shares_trunk or self.critic is None:
+            return actor, None
+        return actor, cast(SequenceTrunk, self.critic).empty_memory(num_sequences, num_steps)
+
     def values_and_next(
         self, inputs: Sequences, last_observations: Tensor
     ) -> tuple[Tensor, Tensor, Memory]:

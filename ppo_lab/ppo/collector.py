@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ppo_lab.devices.placement import copy_exactly
-from ppo_lab.envs.base import Env
+from ppo_lab.envs.base import Env, Step
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.rollout import ObservationStore, Rollout
 from ppo_lab.ppo.update import UpdatePlan
 
-__all__ = ["MAX_BUFFERED_STEPS", "Act", "Collector", "RolloutColumns"]
+__all__ = ["MAX_BUFFERED_STEPS", "Act", "Collector", "RolloutColumns", "StepWriter"]
 
 MAX_BUFFERED_STEPS = 32
 """Most steps that are buffered before they are written; more hardly make a write cheaper."""
@@ -134,18 +134,23 @@ class Collector:
         """Take T steps with ``noise`` (L, T, N, …); see ``Steps``."""
         observations = self._observations
         act = self.compiled_act or self.act
-        writer: _StepWriter | None = None
+        writer: StepWriter | None = None
         for step_noise in noise.unbind(1)[: self.num_dry_steps]:
             policy_parameters, actions = act(observations, step_noise)
-            begin_s = time.perf_counter()
-            step = self.env.step(actions)
-            self.env_s += time.perf_counter() - begin_s
+            step = self.step_env(actions)
             row = RolloutColumns(observations, policy_parameters, actions, *step[1:])
-            writer = writer or _StepWriter(self._num_steps, row, self.plan.store)
+            writer = writer or StepWriter(self._num_steps, row, self.plan.store)
             writer.append(row)
             observations = step.observations
         assert writer is not None
         return observations, writer.close()
+
+    def step_env(self, actions: Tensor) -> Step:
+        """Step the environments, and count the time."""
+        begin_s = time.perf_counter()
+        step = self.env.step(actions)
+        self.env_s += time.perf_counter() - begin_s
+        return step
 
     def _values(self, observations: Tensor) -> Tensor:
         """Return the critic's (T, L, N) for (T, L, N, O)."""
@@ -154,14 +159,25 @@ class Collector:
         return values.unflatten(1, (len(observations), -1)).transpose(0, 1)
 
 
-class _StepWriter:
+class StepWriter:
     """Writes steps into preallocated columns (L, T, …), a block of at most 1 MiB at a time.
 
     One write per step would take 8 % of an iteration of CartPole.
     """
 
-    def __init__(self, num_steps: int, row: RolloutColumns, store: ObservationStore) -> None:
-        """Allocate columns for ``num_steps`` like ``row``, whose tensors are (L, …)."""
+    def __init__(
+        self,
+        num_steps: int,
+        row: RolloutColumns,
+        store: ObservationStore,
+        *,
+        is_padded: bool = False,
+    ) -> None:
+        """Allocate columns for ``num_steps`` like ``row``, whose tensors are (L, …).
+
+        ``is_padded``: fewer steps may be appended; the others will be 0.
+        """
+        self._is_padded = is_padded
         on_device, observations = ObservationStore(), ("observations", "last_observations")
         self._stores = [store if name in observations else on_device for name in row._fields]
         with torch.inference_mode(False):  # autograd refuses inference tensors
@@ -178,9 +194,11 @@ class _StepWriter:
             self._write()
 
     def close(self) -> RolloutColumns:
-        """Return the columns (T, L, …), complete."""
+        """Return the columns (T, L, …), complete; steps that were not appended are 0."""
         if self._buffer:
             self._write()
+        for column in self._columns if self._is_padded else ():
+            column[:, self._begin :].zero_()
         self._stores[0].synchronize()
         return RolloutColumns(*(column.transpose(0, 1) for column in self._columns))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.networks.sequences import Memory, Sequences
 from ppo_lab.ppo.advantages import Advantages
-from ppo_lab.ppo.losses import Aggregation, row_weights
+from ppo_lab.ppo.row_weights import Aggregation, row_weights
 
 __all__ = [
     "Batch",

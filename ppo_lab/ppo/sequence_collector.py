@@ -110,6 +110,7 @@ class SequenceCollector(Collector):
         probabilities (T, L, N, 1): logits of many tokens would fill the memory.
         """
         observations, starts, memory = self._observations, self._starts, self._actor_memory
+        is_whole = self._group_size is not None
         if self.model.reads_sequences and memory is None:
             memory, _ = self.model.empty_memories(self.env.num_envs, self._num_steps)
         is_over = torch.zeros_like(starts)
@@ -120,12 +121,12 @@ class SequenceCollector(Collector):
             actions, given = self.env.given_actions(sampled)
             if given is not None:
                 given_steps.append(given)
-            step = self._step(actions)
+            step = self.step_env(actions)
             row = RolloutColumns(observations, policy, actions, *step[1:])
-            writer = writer or StepWriter(self._num_steps, row, self.plan.store)
+            writer = writer or StepWriter(self._num_steps, row, self.plan.store, is_padded=is_whole)
             writer.append(row)
             observations, starts = step.observations, step.terminated | step.truncated
-            if self._group_size is not None:
+            if is_whole:
                 is_over |= starts
                 if self.num_dry_steps is None and bool(is_over.all()):
                     break

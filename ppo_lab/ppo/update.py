@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,15 +20,16 @@ from ppo_lab.networks.sequences import Sequences
 from ppo_lab.ppo.adam import LaneOptimizer, TrainTarget
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics, UpdateLog, UpdateStep, apply_target_kl
 from ppo_lab.ppo.losses import (
-    Aggregation,
     ClipRange,
     PolicyLoss,
-    mean_over_rows,
+    cispo,
+    clipped_surrogate,
+    gspo,
     normalize_advantages,
-    scale_weights,
     value_loss,
 )
 from ppo_lab.ppo.rollout import Batch, ObservationStore, RolloutRows, SequenceContext, minibatches
+from ppo_lab.ppo.row_weights import Aggregation, rows_mean, scale_weights
 
 __all__ = ["AdvantageNormalization", "LaneHyperparameters", "UpdateLoss", "UpdatePlan", "update"]
 
@@ -107,6 +108,12 @@ class UpdatePlan:
         if self.normalization is not over:
             return advantages
         return normalize_advantages(advantages, live=live)
+
+    def policy_objective(self, *args: Any) -> Tensor:  # noqa: ANN401 - those of the losses
+        """Return the policy's loss (L,); the arguments are those of ``clipped_surrogate``."""
+        if self.policy_loss is PolicyLoss.gspo:
+            return gspo(*args, num_steps=self.num_sequence_steps)
+        return cispo(*args) if self.policy_loss is PolicyLoss.cispo else clipped_surrogate(*args)
 
     def prepare(self, rows: RolloutRows) -> RolloutRows:
         """Return ``rows`` with advantages normalized over the rollout if the plan says so."""
@@ -196,15 +203,9 @@ class UpdateLoss:
         losses: list[Tensor] = []
         if new.log_probs is not None and new.entropies is not None:
             log_ratio = new.log_probs - batch.log_probs
-            entropy = mean_over_rows(new.entropies, weights)
-            policy_loss = self.plan.policy_loss.function(
-                log_ratio,
-                step.advantages,
-                of_lane.clip,
-                of_lane.dual_clip,
-                weights=weights,
-                live=batch.live,
-                num_steps=self.plan.num_sequence_steps,
+            entropy = rows_mean(new.entropies, weights)
+            policy_loss = self.plan.policy_objective(
+                log_ratio, step.advantages, of_lane.clip, of_lane.dual_clip, weights
             )
             step.log_ratios.copy_(log_ratio.detach())
             step.policy_loss.add_(policy_loss.detach(), alpha=share)
