@@ -25,6 +25,7 @@ __all__ = [
     "gspo",
     "normalize_advantages",
     "sequence_log_ratio",
+    "standard_deviation",
     "value_loss",
 ]
 
@@ -186,12 +187,28 @@ def normalize_advantages(advantages: Tensor, live: Tensor | None = None) -> Tens
             return advantages
         std, mean = torch.std_mean(advantages, -1, keepdim=True)
         return (advantages - mean) / (std + 1e-8)
-    advantages = advantages.masked_fill(~live, 0.0)
+    centered, num_live = _centered(advantages, live)
+    std = standard_deviation(advantages, live).unsqueeze(-1)
+    alone = advantages.masked_fill(~live, 0.0)
+    return torch.where(num_live == 1, alone, centered / (std + 1e-8))
+
+
+def standard_deviation(x: Tensor, live: Tensor | None = None) -> Tensor:
+    """Return the unbiased standard deviation (L,) of ``x`` (L, B), 0 for a single row.
+
+    With ``live`` (L, B) bool, that of the live rows.
+    """
+    if live is None:
+        return x.std(-1, correction=int(x.shape[-1] > 1))
+    centered, num_live = _centered(x, live)
+    return (centered.square().sum(-1) / (num_live.squeeze(-1) - 1).clamp(min=1)).sqrt()
+
+
+def _centered(x: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``x`` (L, B) less the mean of its live rows, 0 where dead, and their number (L, 1)."""
     num_live = live.sum(-1, keepdim=True)
-    mean = advantages.sum(-1, keepdim=True) / num_live.clamp(min=1)
-    centered = (advantages - mean).masked_fill(~live, 0.0)
-    std = (centered.square().sum(-1, keepdim=True) / (num_live - 1).clamp(min=1)).sqrt()
-    return torch.where(num_live == 1, advantages, centered / (std + 1e-8))
+    mean = x.masked_fill(~live, 0.0).sum(-1, keepdim=True) / num_live.clamp(min=1)
+    return (x - mean).masked_fill(~live, 0.0), num_live
 
 
 def approx_kl_k3(log_ratio: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -79,6 +79,6 @@ def scale_weights(weights: Tensor, aggregation: Aggregation) -> Tensor:
     return weights / mean.masked_fill(mean == 0.0, 1.0)
 
 
-def live_weights(live: Tensor | None) -> Tensor | None:
-    """Return equal weights of mean 1 for the rows that are ``live`` (…, B); None if all are."""
-    return None if live is None else scale_weights(live.float(), Aggregation.token_mean)
+def live_weights(live: Tensor) -> Tensor:
+    """Return equal weights of mean 1 (…, B) for the rows that are ``live`` (…, B) bool."""
+    return scale_weights(live.float(), Aggregation.token_mean)

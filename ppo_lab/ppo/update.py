@@ -109,6 +109,11 @@ class UpdatePlan:
             return advantages
         return normalize_advantages(advantages, live=live)
 
+    @property
+    def clipped_steps(self) -> int:
+        """Rows whose common ratio is clipped: those of a sequence with GSPO."""
+        return self.num_sequence_steps if self.policy_loss is PolicyLoss.gspo else 1
+
     def policy_objective(self, *args: Any) -> Tensor:  # noqa: ANN401 - those of the losses
         """Return the policy's loss (L,); the arguments are those of ``clipped_surrogate``."""
         if self.policy_loss is PolicyLoss.gspo:
@@ -126,12 +131,9 @@ class UpdatePlan:
         Both depend on the whole minibatch, so this comes before it is split.
         """
         over = AdvantageNormalization.minibatch
-        step.advantages.copy_(self.normalize(batch.advantages, over, batch.live))
+        step.begin(self.normalize(batch.advantages, over, batch.live), batch.live)
         if batch.weights is None:
             return batch
-        assert batch.live is not None
-        assert step.live is not None
-        step.live.copy_(batch.live)
         return batch._replace(weights=scale_weights(batch.weights, self.aggregation))
 
 
@@ -177,7 +179,7 @@ def update(
             step.grad_norms.add_(norms)
             optimizer.zero_grad()
             previous = step
-    return log.means(hyperparameters.clip)
+    return log.means(hyperparameters.clip, clipped_steps=plan.clipped_steps)
 
 
 @dataclass(frozen=True)
@@ -204,12 +206,15 @@ class UpdateLoss:
         if new.log_probs is not None and new.entropies is not None:
             log_ratio = new.log_probs - batch.log_probs
             entropy = rows_mean(new.entropies, weights)
+            live_entropy = entropy.detach()
+            if weights is not None:
+                live_entropy = rows_mean(new.entropies.detach(), step.live_weights)
             policy_loss = self.plan.policy_objective(
                 log_ratio, step.advantages, of_lane.clip, of_lane.dual_clip, weights
             )
             step.log_ratios.copy_(log_ratio.detach())
             step.policy_loss.add_(policy_loss.detach(), alpha=share)
-            step.entropy.add_(entropy.detach(), alpha=share)
+            step.entropy.add_(live_entropy, alpha=share)
             losses.append(policy_loss - of_lane.entropy_coef * entropy)
         if new.values is not None:
             assert batch.values is not None

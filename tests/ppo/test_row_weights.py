@@ -126,7 +126,6 @@ def test_weights_of_a_minibatch_do_not_depend_on_the_other_rows_of_the_rollout()
 
 
 def test_equal_weights_of_live_rows_have_a_mean_of_one():
-    assert live_weights(None) is None
     weights = live_weights(torch.tensor([[True, False, True, False], [True] * 4]))
     assert weights.tolist() == [[2.0, 0.0, 2.0, 0.0], [1.0] * 4]
 
