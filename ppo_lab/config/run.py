@@ -24,15 +24,14 @@ from ppo_lab.config.choices import (
     Profile,
     Schedule,
 )
+from ppo_lab.config.hyperparameters import Hyperparameters
 from ppo_lab.devices.placement import Place
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.memory import MemoryStrategy
 from ppo_lab.networks import NetworkConfig
-from ppo_lab.ppo.baselines import AutoBaseline, Baseline, Gae, Grpo, PerStep
+from ppo_lab.ppo.baselines import AutoBaseline, Baseline, Gae, GroupBaseline, Grpo, PerStep
 from ppo_lab.ppo.losses import PolicyLoss
-from ppo_lab.ppo.row_weights import Aggregation
-from ppo_lab.ppo.update import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
 from ppo_lab.utils.cores import idle_cores
 from ppo_lab.utils.errors import ConfigError, check_number
@@ -50,7 +49,7 @@ _MOST_ROWS, _MOST_PARAMETERS, _MOST_THREADS = 10**9, 10**10, 1024
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(Hyperparameters):
     """One run: environment, network, memory strategy and PPO's hyperparameters."""
 
     env: EnvConfig = MISSING
@@ -65,69 +64,6 @@ class Config:
     """Seed of all random numbers of the run. Compare settings over five seeds or more."""
     total_steps: int = 100_000
     """Environment steps, rounded down to whole iterations."""
-
-    epsilon: Any = 0.2
-    """Half-width of the clip of the probability ratio to [1 - epsilon, 1 + epsilon]. 0.1 to 0.3 is
-    usual; larger learns faster but is less stable; none does not clip."""
-    epsilon_high: Any = None
-    """Upper half-width, if different (clip-higher, arXiv:2503.14476: 0.28 with epsilon 0.2)."""
-    epsilon_schedule: Schedule = Schedule.constant
-    """linear anneals epsilon to 0 over the run, as in PPO's Atari settings."""
-    dual_clip: Any = None
-    """Dual clip c > 1: bounds the objective of actions with negative advantage A below by c * A
-    (arXiv:1912.09729, c = 3); none for PPO's own objective."""
-    policy_loss: PolicyLoss = PolicyLoss.clip
-    """clip: PPO's. gspo: ratios of whole sequences (needs whole episodes). cispo: the policy gradient
-    with clipped weights, which cuts no gradient."""
-    aggregation: Aggregation = Aggregation.token_mean
-    """How steps of whole episodes are averaged: token_mean, all alike; sequence_mean, each episode
-    alike (GRPO); sequence_sum, divided by the most steps (Dr. GRPO)."""
-    value_epsilon: Any = None
-    """Half-width of the clip of the value loss; none (off) performs better (arXiv:2006.05990)."""
-    target_kl: Any = None
-    """KL limit in nats: an update ends once the k3 estimate of a minibatch exceeds 1.5 times this.
-    0.01 to 0.03 is usual; none never stops."""
-
-    lr: float = 3e-4
-    """Adam's learning rate, 1e-4 to 1e-3; larger needs a smaller epsilon or fewer epochs."""
-    lr_schedule: Schedule = Schedule.constant
-    """linear: from lr in the first update to lr / n in the last of n (CleanRL; SB3 ends at 0)."""
-    adam_eps: float = 1e-5
-    """Term added to the root of Adam's second moment; 1e-5 is usual for PPO, 1e-8 in torch."""
-    max_grad_norm: Any = 0.5
-    """Limit of the global gradient norm, over actor and critic together; none does not clip."""
-    separate_grad_clip: bool = False
-    """Clip the gradients of actor and critic separately: a large value loss then does not shrink
-    the policy's step. Always so with memory=parked, which never holds both gradients."""
-
-    gamma: float = 0.99
-    """Discount factor, in [0, 1]."""
-    gae_lambda: float = 0.95
-    """GAE's lambda, in [0, 1]: 0 is one-step TD (more bias), 1 Monte Carlo (more variance)."""
-    gae_lambda_policy: Any = None
-    """GAE's lambda for the policy's advantages, if different (decoupled GAE of VC-PPO and VAPO,
-    arXiv:2503.01491, arXiv:2504.05118)."""
-    gae_lambda_value: Any = None
-    """GAE's lambda for the critic's targets, if different; 1 for language in these papers."""
-    bootstrap_truncated: bool = True
-    """Bootstrap from the last observation's value when a time limit ends an episode; false treats
-    a time limit as a termination."""
-
-    num_envs: int = 8
-    """Environments stepped in parallel."""
-    num_steps: int = 128
-    """Steps of each environment per iteration. Whole episodes (memory=critic_free) have up to
-    env.max_episode_steps instead."""
-    num_epochs: int = 4
-    """Passes over each rollout; more learns faster per step but moves further off-policy."""
-    num_minibatches: int = 4
-    """Gradient steps per epoch; must divide num_envs * num_steps."""
-    advantage_normalization: AdvantageNormalization = AdvantageNormalization.minibatch
-    """Rows over which advantages are normalized: each minibatch, the whole rollout, or none."""
-    entropy_coef: float = 0.0
-    """Coefficient of the entropy bonus, 0 to 0.02."""
-    value_coef: float = 0.5
-    """Coefficient of the value loss, half a mean squared error (as CleanRL; SB3's has no half)."""
 
     device: str = "auto"
     """auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N."""
@@ -158,22 +94,10 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check and convert every value."""
-        for key in (
-            *("epsilon", "epsilon_high", "value_epsilon", "target_kl", "max_grad_norm"),
-            *("vram_budget_gib", "vram_limit_gib"),
-        ):
+        self.check_numbers()
+        for key in ("vram_budget_gib", "vram_limit_gib"):
             if (key, getattr(self, key)) != ("vram_budget_gib", "auto"):
                 setattr(self, key, check_number(key, getattr(self, key), above=0.0, off=True))
-        self.dual_clip = check_number("dual_clip", self.dual_clip, above=1.0, off=True)
-        for key in ("lr", "adam_eps"):
-            check_number(key, getattr(self, key), above=0.0)
-        for key in ("gamma", "gae_lambda"):
-            check_number(key, getattr(self, key), at_least=0.0, at_most=1.0)
-        for key in ("gae_lambda_policy", "gae_lambda_value"):
-            value = check_number(key, getattr(self, key), at_least=0.0, at_most=1.0, off=True)
-            setattr(self, key, value)
-        for key in ("entropy_coef", "value_coef"):
-            check_number(key, getattr(self, key), at_least=0.0)
         for key, most in _MOST.items():
             check_whole(key, getattr(self, key), at_most=most)
         if not 0 <= self.seed < 2**63:
@@ -200,8 +124,9 @@ class Config:
             without = Grpo() if self.env.whole_episodes else PerStep()
             self.baseline = Gae() if self.memory.has_critic else without
         if self.baseline.needs_critic is not self.memory.has_critic:
-            allowed = f"memory={self.memory.name} has {'a' if self.memory.has_critic else 'no'} critic"
-            raise ConfigError("baseline", self.baseline.name, f"{allowed}; baseline=auto suits it")
+            has = "has a critic" if self.memory.has_critic else "has no critic"
+            allowed = f"memory={self.memory.name} {has}; baseline=auto suits it"
+            raise ConfigError("baseline", self.baseline.name, allowed)
         self.baseline.check(self.num_envs)
         if self.whole_episodes:
             return
@@ -225,7 +150,8 @@ class Config:
             near = min(self.num_minibatches, self.num_units)
             outwards = (number for off in range(near) for number in (near - off, near + off))
             nearest = next(number for number in outwards if self.num_units % number == 0)
-            product = f"num_envs * num_steps = {self.num_envs} * {self.rollout_steps} = {self.num_rows}"
+            numbers = f"{self.num_envs} * {self.rollout_steps} = {self.num_rows}"
+            product = f"num_envs * num_steps = {numbers}"
             if self.keeps_sequences:
                 product = f"num_envs = {self.num_envs}, as sequences stay whole"
             allowed = f"must divide {product}; nearest that does: {nearest}"
@@ -233,12 +159,6 @@ class Config:
         if self.total_steps < self.num_rows and not self.whole_episodes:
             allowed = f"must be at least one rollout, num_envs * num_steps = {self.num_rows}"
             raise ConfigError("total_steps", self.total_steps, allowed)
-        if self.epsilon is None and self.epsilon_high is not None:
-            allowed = "has no effect with epsilon=none; leave it out"
-            raise ConfigError("epsilon_high", self.epsilon_high, allowed)
-        if self.epsilon_high is not None and self.epsilon_high < self.epsilon:
-            allowed = f"must be at least epsilon={self.epsilon:g}; lower epsilon instead"
-            raise ConfigError("epsilon_high", self.epsilon_high, allowed)
 
     def check_env(self) -> EnvSpec:
         """Return the environment's spaces; raise ``ConfigError`` if it cannot be used."""
@@ -266,8 +186,13 @@ class Config:
         return self.network.reads_sequences or self.policy_loss is PolicyLoss.gspo
 
     @property
+    def group_size(self) -> int:
+        """Environments whose whole episodes begin alike."""
+        return self.baseline.group_size if isinstance(self.baseline, GroupBaseline) else 1
+
+    @property
     def rollout_steps(self) -> int:
-        """T, steps of one rollout: of whole episodes outside of texts the most that one may have."""
+        """T, steps of one rollout: whole episodes, but for texts, have room for the longest."""
         if self.whole_episodes and not self.env.whole_episodes:
             return self.env.episode_limit()
         return self.num_steps
@@ -284,7 +209,7 @@ class Config:
 
     @property
     def num_iterations(self) -> int:
-        """Iterations of the run: rollout and update. Of whole episodes, which end early, at least."""
+        """Iterations of the run: rollout and update. Of whole episodes, at least so many."""
         return max(self.total_steps // self.num_rows, 1)
 
     @property
@@ -298,11 +223,6 @@ class Config:
     def clips_separately(self) -> bool:
         """Whether the gradients of actor and critic are clipped separately."""
         return self.separate_grad_clip or self.memory.always_clips_separately
-
-    @property
-    def epsilon_label(self) -> str:
-        """Epsilon as text: ``none`` where it is off."""
-        return "none" if self.epsilon is None else f"{self.epsilon:g}"
 
     @property
     def torch_device(self) -> torch.device:

@@ -15,7 +15,13 @@ from ppo_lab.envs import NATIVE_ENVS
 from ppo_lab.envs.base import Env, EnvSpec
 from ppo_lab.envs.dry_env import DryEnv
 from ppo_lab.envs.gymnasium_env import GymnasiumEnv
-from ppo_lab.envs.gymnasium_spec import check_gymnasium, imports_module, known_limit, known_spec, remember_spec
+from ppo_lab.envs.gymnasium_spec import (
+    check_gymnasium,
+    imports_module,
+    known_limit,
+    known_spec,
+    remember_spec,
+)
 from ppo_lab.envs.normalized import NormalizedEnv
 from ppo_lab.utils.errors import ConfigError, check_number
 

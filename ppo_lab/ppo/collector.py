@@ -107,8 +107,7 @@ class Collector:
         self._observations, columns = (self.compiled_steps or self._step_by_step)(noise)
         self.columns = columns if self.keeps_columns else None
         values = (self.compiled_values or self.evaluate_rollout)(columns)
-        observations, _, actions, *rewards_and_ends, _ = columns
-        return Rollout(observations, actions, *values, *rewards_and_ends)
+        return Rollout(columns.observations, columns.actions, *values, *columns[3:7])
 
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return policy parameters (L, N, P) and actions sampled with ``noise`` (L, N, …)."""

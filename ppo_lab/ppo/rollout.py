@@ -8,7 +8,7 @@ R = T * N rows per lane, B = minibatch rows per lane. Actions are int64 (T, L, N
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,7 +88,8 @@ class RolloutRows(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> RolloutRows:
         """Return all columns after ``function``; for policies that do not read sequences."""
-        return RolloutRows(*(None if column is None else function(column) for column in self))  # type: ignore[arg-type]
+        columns: tuple[Any, ...] = self
+        return RolloutRows._make(None if column is None else function(column) for column in columns)
 
 
 class Batch(NamedTuple):
@@ -114,9 +115,9 @@ class Batch(NamedTuple):
         def part(tensor: Tensor) -> Tensor:
             return tensor.chunk(num_parts, 1)[number]
 
-        *columns, context = self
-        parts = [None if column is None else part(column) for column in columns]
-        return Batch(*parts, context and context.select(part, part))  # type: ignore[arg-type]
+        context = self.sequences and self.sequences.select(part, part)
+        columns = (None if column is None else part(column) for column in self[:-1])
+        return Batch._make([*columns, context])
 
 
 def lane_rows(
@@ -127,14 +128,15 @@ def lane_rows(
     The rows of an environment follow each other if not all are live or the policy reads sequences.
     """
     # (T, L, N, …), in the order of ``RolloutRows``
-    columns = [*rollout[:4], *advantages, rollout.live]
-    order = (0, 1) if rollout.live is None and rollout.sequences is None else (1, 0)
+    columns: list[Any] = [*rollout[:4], *advantages, rollout.live]
+    is_by_env = rollout.live is not None or rollout.sequences is not None
 
     def merge(column: Tensor) -> Tensor:
         by_lane = column.transpose(0, 1)
-        return (by_lane if order == (0, 1) else by_lane.transpose(1, 2)).flatten(1, 2)
+        return (by_lane.transpose(1, 2) if is_by_env else by_lane).flatten(1, 2)
 
-    rows = RolloutRows(*(None if column is None else merge(column) for column in columns))  # type: ignore[arg-type]
+    merged = [None if column is None else merge(column) for column in columns]
+    rows = RolloutRows._make([*merged, None, None])
     if rows.live is None:
         return rows._replace(sequences=rollout.sequences)
     weights = row_weights(rows.live, len(rollout.rewards), aggregation)
@@ -150,15 +152,16 @@ def minibatches(
     """
     num_lanes, num_rows = permutations.shape[1:]
     first_row = torch.arange(num_lanes, device=permutations.device).unsqueeze(-1) * num_rows
-    columns = [None if tensor is None else tensor.flatten(0, 1) for tensor in rows[1:8]]
+    columns = [None if tensor is None else tensor.flatten(0, 1) for tensor in rows[1:-1]]
     context = rows.sequences and rows.sequences.select(_merge_lanes, _merge_lanes)
     for order in permutations.unbind(0):
         index = order + first_row  # (L, R), counted through all lanes
         parts = index.chunk(num_minibatches, -1)  # (L, B)
         kept_parts = store.index_to_store(index).chunk(num_minibatches, -1)
         for part, kept_part in zip(parts, kept_parts):
-            chosen = [None if t is None else _choose(t, part) for t in columns]
-            yield Batch(kept_part, *chosen, context and _choose_sequences(context, part))  # type: ignore[arg-type]
+            chosen = (None if t is None else _choose(t, part) for t in columns)
+            of_part = context and _choose_sequences(context, part)
+            yield Batch._make([kept_part, *chosen, of_part])
 
 
 def _merge_lanes(tensor: Tensor) -> Tensor:

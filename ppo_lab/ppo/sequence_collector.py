@@ -93,10 +93,11 @@ class SequenceCollector(Collector):
         if self.model.reads_sequences:
             flat = None if self._group_size is not None else _by_env(starts)
             context = SequenceContext(self._num_steps, flat, memory, self._critic_memory)
-        values = self._evaluate(columns, context)
-        observations, policy, actions, *rewards_and_ends, _ = columns
+        policy = columns.policy_parameters
         log_probs = policy.squeeze(-1) if context else self._log_probs(columns)
-        return Rollout(observations, actions, log_probs, *values, *rewards_and_ends, live, context)
+        given_columns = columns.observations, columns.actions, log_probs
+        values = self._evaluate(columns, context)
+        return Rollout(*given_columns, *values, *columns[3:7], live=live, sequences=context)
 
     @torch.inference_mode()
     def _take_steps(self, noise: Tensor) -> tuple[Tensor, RolloutColumns, Tensor | None]:
@@ -156,7 +157,8 @@ class SequenceCollector(Collector):
         is_first = ended.cumsum(0) - ended.long() == 0  # (T, L, N) no end before this step
         live = is_first if given is None else is_first & ~given
         rewards, env_rewards = (
-            rewards.masked_fill(~is_first, 0.0) for rewards in (columns.rewards, columns.env_rewards)
+            rewards.masked_fill(~is_first, 0.0)
+            for rewards in (columns.rewards, columns.env_rewards)
         )
         final = self.env.final_rewards()
         if final is not None:

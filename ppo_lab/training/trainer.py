@@ -128,7 +128,7 @@ class Trainer:
         config, parts = self.config, (self.env, self.model)
         if not (config.whole_episodes or config.network.reads_sequences):
             return Collector(*parts, config.num_steps, self.plan)
-        group_size = config.baseline.group_size if config.whole_episodes else None
+        group_size = config.group_size if config.whole_episodes else None
         return SequenceCollector(*parts, config.rollout_steps, self.plan, group_size)
 
     def iterate(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import logging
-import math
 import os
 import select
 import time
