@@ -153,6 +153,16 @@ class NativeEnv(Env):
         self._state[lane] = self._starts[0][lane]
         return self.observe(self._state)
 
+    def begin_episodes(self, keys: Tensor, group_size: int) -> Tensor:
+        """See ``Env.begin_episodes``."""
+        self._keys.copy_(keys)
+        self._births.fill_(self._clock)
+        self._deadlines = torch.full_like(self._deadlines, self._clock + self._limit)
+        self._draw_starts(self._clock)
+        firsts = torch.arange(self.num_envs, device=self.device) // group_size * group_size
+        self._state = self._starts[0][:, firsts]
+        return self.observe(self._state)
+
     @property
     def state_mode(self) -> Literal["exact"]:
         """See ``Env.state_mode``."""
