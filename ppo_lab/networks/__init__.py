@@ -5,10 +5,14 @@ from ppo_lab.networks.base import NetworkConfig
 from ppo_lab.networks.distributions import Distribution, distribution_for
 from ppo_lab.networks.layers import Initializer
 from ppo_lab.networks.mlp import MlpConfig
+from ppo_lab.networks.recurrent import RecurrentConfig
 
 __all__ = [
     "NETWORKS", "ActorCritic", "Distribution", "Initializer", "MlpConfig", "NetworkConfig",
-    "PolicyAndValues", "distribution_for"]  # fmt: skip
+    "PolicyAndValues", "RecurrentConfig", "distribution_for"]  # fmt: skip
 
 # Config classes by name. A new kind of network is one line here, one module and one YAML.
-NETWORKS: dict[str, type[NetworkConfig]] = {"mlp": MlpConfig}
+NETWORKS: dict[str, type[NetworkConfig]] = {
+    "mlp": MlpConfig,
+    "recurrent": RecurrentConfig,
+}
