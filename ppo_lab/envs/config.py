@@ -126,6 +126,9 @@ class EnvConfig:
             raise ConfigError("env.max_episode_steps", self.max_episode_steps, allowed)
         check_number("env.timeout_s", self.timeout_s, above=0.0, off=True)
         if self.resolved_backend() is Backend.gymnasium:
+            if self.id in NATIVE_ENVS and NATIVE_ENVS[self.id].only_native:
+                allowed = f"{self.id} is not in Gymnasium: choose torch, without env.kwargs"
+                raise ConfigError("env.backend", Backend.gymnasium.value, allowed)
             return check_gymnasium(
                 self.id, self.kwargs, native_ids=NATIVE_ENVS, timeout_s=self.timeout_s
             )

@@ -40,6 +40,7 @@ class NativeEnv(Env):
     shortest_episode: ClassVar[int]  # a lower bound in steps; 1 is always correct
     start_low: ClassVar[tuple[float, ...]]  # (S,)
     start_high: ClassVar[tuple[float, ...]]  # (S,)
+    only_native: ClassVar[bool] = False  # Gymnasium has no environment of this id
 
     def __init__(
         self,

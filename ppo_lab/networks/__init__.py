@@ -5,11 +5,15 @@ from ppo_lab.networks.base import NetworkConfig
 from ppo_lab.networks.distributions import Distribution, distribution_for
 from ppo_lab.networks.layers import Initializer
 from ppo_lab.networks.mlp import MlpConfig
+from ppo_lab.networks.recurrent import RecurrentConfig
 from ppo_lab.networks.transformer import TransformerConfig
 
 __all__ = [
     "NETWORKS", "ActorCritic", "Distribution", "Evaluation", "Initializer", "MlpConfig",
-    "NetworkConfig", "PolicyAndValues", "TransformerConfig", "distribution_for"]  # fmt: skip
+    "NetworkConfig", "PolicyAndValues", "RecurrentConfig", "TransformerConfig",
+    "distribution_for"]  # fmt: skip
 
 # Config classes by name. A new kind of network is one line here, one module and one YAML.
-NETWORKS: dict[str, type[NetworkConfig]] = {"mlp": MlpConfig, "transformer": TransformerConfig}
+NETWORKS: dict[str, type[NetworkConfig]] = {
+    "mlp": MlpConfig, "recurrent": RecurrentConfig, "transformer": TransformerConfig,
+}  # fmt: skip
