@@ -29,6 +29,9 @@ from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.memory import MemoryStrategy
 from ppo_lab.networks import NetworkConfig
+from ppo_lab.ppo.baselines import AutoBaseline, Baseline, Gae, Grpo, PerStep
+from ppo_lab.ppo.losses import PolicyLoss
+from ppo_lab.ppo.row_weights import Aggregation
 from ppo_lab.ppo.update import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
 from ppo_lab.utils.cores import idle_cores
@@ -54,6 +57,7 @@ class Config:
     network: NetworkConfig = MISSING
     memory: MemoryStrategy = MISSING
     tracking: TrackingConfig = MISSING
+    baseline: Baseline = MISSING
 
     name: str = "run"
     """Suffix of the run folder's name; letters, digits and ``._=-``."""
@@ -72,6 +76,12 @@ class Config:
     dual_clip: Any = None
     """Dual clip c > 1: bounds the objective of actions with negative advantage A below by c * A
     (arXiv:1912.09729, c = 3); none for PPO's own objective."""
+    policy_loss: PolicyLoss = PolicyLoss.clip
+    """clip: PPO's. gspo: ratios of whole sequences (needs whole episodes). cispo: the policy gradient
+    with clipped weights, which cuts no gradient."""
+    aggregation: Aggregation = Aggregation.token_mean
+    """How steps of whole episodes are averaged: token_mean, all alike; sequence_mean, each episode
+    alike (GRPO); sequence_sum, divided by the most steps (Dr. GRPO)."""
     value_epsilon: Any = None
     """Half-width of the clip of the value loss; none (off) performs better (arXiv:2006.05990)."""
     target_kl: Any = None
@@ -94,6 +104,11 @@ class Config:
     """Discount factor, in [0, 1]."""
     gae_lambda: float = 0.95
     """GAE's lambda, in [0, 1]: 0 is one-step TD (more bias), 1 Monte Carlo (more variance)."""
+    gae_lambda_policy: Any = None
+    """GAE's lambda for the policy's advantages, if different (decoupled GAE of VC-PPO and VAPO,
+    arXiv:2503.01491, arXiv:2504.05118)."""
+    gae_lambda_value: Any = None
+    """GAE's lambda for the critic's targets, if different; 1 for language in these papers."""
     bootstrap_truncated: bool = True
     """Bootstrap from the last observation's value when a time limit ends an episode; false treats
     a time limit as a termination."""
@@ -101,7 +116,8 @@ class Config:
     num_envs: int = 8
     """Environments stepped in parallel."""
     num_steps: int = 128
-    """Steps of each environment per iteration."""
+    """Steps of each environment per iteration. Whole episodes (memory=critic_free) have up to
+    env.max_episode_steps instead."""
     num_epochs: int = 4
     """Passes over each rollout; more learns faster per step but moves further off-policy."""
     num_minibatches: int = 4
@@ -153,6 +169,9 @@ class Config:
             check_number(key, getattr(self, key), above=0.0)
         for key in ("gamma", "gae_lambda"):
             check_number(key, getattr(self, key), at_least=0.0, at_most=1.0)
+        for key in ("gae_lambda_policy", "gae_lambda_value"):
+            value = check_number(key, getattr(self, key), at_least=0.0, at_most=1.0, off=True)
+            setattr(self, key, value)
         for key in ("entropy_coef", "value_coef"):
             check_number(key, getattr(self, key), at_least=0.0)
         for key, most in _MOST.items():
@@ -161,18 +180,36 @@ class Config:
             raise ConfigError("seed", self.seed, "must be a whole number from 0 to 2^63 - 1")
         if not re.fullmatch(r"[A-Za-z0-9._=-]{1,64}", self.name):
             raise ConfigError("name", self.name, "must be 1 to 64 letters, digits, or any of ._=-")
+        self._check_objective()
         self._check_sizes()
         check_whole("num_threads", self.num_threads, at_most=_MOST_THREADS, auto=True)
         if self.compile is Compile.always and (obstacle := self.compile_obstacle):
             raise ConfigError("compile", self.compile.value, f"cannot be had with {obstacle}")
         self._check_device()
         self.network.check()
-        self.memory.check(self.num_rows // self.num_minibatches)
-        if self.separate_grad_clip and self.memory.shares_trunk:
-            allowed = f"has no effect with memory={self.memory.name}: the trunk has one gradient"
+        per_minibatch = self.num_units // self.num_minibatches
+        self.memory.check(per_minibatch, "sequences" if self.keeps_sequences else "rows")
+        if self.separate_grad_clip and (self.memory.shares_trunk or not self.memory.has_critic):
+            allowed = f"has no effect with memory={self.memory.name}: there is one gradient"
             raise ConfigError("separate_grad_clip", self.separate_grad_clip, allowed)
         self.tracking.check()
         self.checkpoint.check()
+
+    def _check_objective(self) -> None:
+        if isinstance(self.baseline, AutoBaseline):
+            without = Grpo() if self.env.whole_episodes else PerStep()
+            self.baseline = Gae() if self.memory.has_critic else without
+        if self.baseline.needs_critic is not self.memory.has_critic:
+            allowed = f"memory={self.memory.name} has {'a' if self.memory.has_critic else 'no'} critic"
+            raise ConfigError("baseline", self.baseline.name, f"{allowed}; baseline=auto suits it")
+        self.baseline.check(self.num_envs)
+        if self.whole_episodes:
+            return
+        for key in ("policy_loss", "aggregation"):
+            value, usual = getattr(self, key), getattr(type(self), key)
+            if value is not usual and value is not PolicyLoss.cispo:
+                allowed = "needs whole episodes: memory=critic_free, or texts"
+                raise ConfigError(key, value.value, allowed)
 
     def _check_device(self) -> None:
         # A forecast needs no device.
@@ -184,14 +221,16 @@ class Config:
         if self.num_rows > _MOST_ROWS:
             allowed = f"with num_steps={self.num_steps} a rollout of {self.num_rows:,} rows"
             raise ConfigError("num_envs", self.num_envs, f"{allowed}; at most {_MOST_ROWS:,}")
-        if self.num_rows % self.num_minibatches:
-            near = min(self.num_minibatches, self.num_rows)
+        if self.num_units % self.num_minibatches:
+            near = min(self.num_minibatches, self.num_units)
             outwards = (number for off in range(near) for number in (near - off, near + off))
-            nearest = next(number for number in outwards if self.num_rows % number == 0)
-            product = f"{self.num_envs} * {self.num_steps} = {self.num_rows}"
-            allowed = f"must divide num_envs * num_steps = {product}; nearest that does: {nearest}"
+            nearest = next(number for number in outwards if self.num_units % number == 0)
+            product = f"num_envs * num_steps = {self.num_envs} * {self.rollout_steps} = {self.num_rows}"
+            if self.keeps_sequences:
+                product = f"num_envs = {self.num_envs}, as sequences stay whole"
+            allowed = f"must divide {product}; nearest that does: {nearest}"
             raise ConfigError("num_minibatches", self.num_minibatches, allowed)
-        if self.total_steps < self.num_rows:
+        if self.total_steps < self.num_rows and not self.whole_episodes:
             allowed = f"must be at least one rollout, num_envs * num_steps = {self.num_rows}"
             raise ConfigError("total_steps", self.total_steps, allowed)
         if self.epsilon is None and self.epsilon_high is not None:
@@ -204,27 +243,56 @@ class Config:
     def check_env(self) -> EnvSpec:
         """Return the environment's spaces; raise ``ConfigError`` if it cannot be used."""
         spec = self.env.check()
+        self.env.check_rollout(self.rollout_steps)
         self.network.check_env(spec)
         num_parameters = self.network.num_trunk_parameters(spec)
         if num_parameters > _MOST_PARAMETERS:
             allowed = f"a network of {num_parameters:,} parameters; at most {_MOST_PARAMETERS:,}"
             raise ConfigError("network", "...", allowed)
         if not (self.forecast or self.is_on_cuda):
-            num_trunks = 1 if self.memory.shares_trunk else 2
             # Weight, gradient and two moments; observations and at least six numbers a row.
-            check_fits("network", "...", 16 * num_trunks * num_parameters)
+            check_fits("network", "...", 16 * self.memory.num_trunks * num_parameters)
             check_fits("num_envs", self.num_envs, 4 * self.num_rows * (spec.observation_size + 6))
         return spec
 
     @property
+    def whole_episodes(self) -> bool:
+        """Whether each rollout is one episode per environment; then only live steps count."""
+        return self.env.whole_episodes or not self.memory.has_critic
+
+    @property
+    def keeps_sequences(self) -> bool:
+        """Whether minibatches consist of whole sequences, not of single steps."""
+        return self.network.reads_sequences or self.policy_loss is PolicyLoss.gspo
+
+    @property
+    def rollout_steps(self) -> int:
+        """T, steps of one rollout: of whole episodes outside of texts the most that one may have."""
+        if self.whole_episodes and not self.env.whole_episodes:
+            return self.env.episode_limit()
+        return self.num_steps
+
+    @property
     def num_rows(self) -> int:
-        """Environment steps of one rollout."""
-        return self.num_envs * self.num_steps
+        """Steps of one rollout; not all of them live if episodes are whole."""
+        return self.num_envs * self.rollout_steps
+
+    @property
+    def num_units(self) -> int:
+        """What minibatches are made of: the rows of a rollout, or its sequences."""
+        return self.num_envs if self.keeps_sequences else self.num_rows
 
     @property
     def num_iterations(self) -> int:
-        """Iterations of the run: rollout and update."""
-        return self.total_steps // self.num_rows
+        """Iterations of the run: rollout and update. Of whole episodes, which end early, at least."""
+        return max(self.total_steps // self.num_rows, 1)
+
+    @property
+    def num_counted_steps(self) -> int:
+        """Environment steps after which the run has ended; whole episodes may exceed them."""
+        if self.whole_episodes:
+            return self.total_steps
+        return self.num_iterations * self.num_rows
 
     @property
     def clips_separately(self) -> bool:
@@ -276,6 +344,8 @@ class Config:
         obstacles = {
             f"memory={memory.name}": memory.max_lanes is not None,
             "memory.rollout_place=host": memory.rollout_place is not Place.device,
+            "whole episodes": self.whole_episodes,
+            "a network that reads sequences": self.network.reads_sequences,
             "memory.num_micro_batches": memory.num_micro_batches > 1,
             "memory.checkpoint_activations=true": memory.checkpoint_activations,
             "dtype=bfloat16 on the CPU": self.dtype is Dtype.bfloat16 and not self.is_on_cuda,
@@ -313,8 +383,7 @@ class Config:
         """
         if self.num_threads != "auto":
             return int(self.num_threads)
-        num_trunks = 1 if self.memory.shares_trunk else 2
-        parameters = num_trunks * self.network.num_trunk_parameters(spec)
+        parameters = self.memory.num_trunks * self.network.num_trunk_parameters(spec)
         flop = 6 * parameters * self.num_rows / self.num_minibatches
         if flop < 2e9:
             return 1

@@ -15,7 +15,7 @@ from ppo_lab.envs import NATIVE_ENVS
 from ppo_lab.envs.base import Env, EnvSpec
 from ppo_lab.envs.dry_env import DryEnv
 from ppo_lab.envs.gymnasium_env import GymnasiumEnv
-from ppo_lab.envs.gymnasium_spec import check_gymnasium, imports_module, known_spec, remember_spec
+from ppo_lab.envs.gymnasium_spec import check_gymnasium, imports_module, known_limit, known_spec, remember_spec
 from ppo_lab.envs.normalized import NormalizedEnv
 from ppo_lab.utils.errors import ConfigError, check_number
 
@@ -90,6 +90,18 @@ class EnvConfig:
     def imported_module(self) -> str | None:
         """Return the user's module whose code runs when this is checked or built; or None."""
         return imports_module(self.id)
+
+    def episode_limit(self) -> int:
+        """Return the most steps of an episode; raise ``ConfigError`` if there is no limit."""
+        limit = self.max_episode_steps
+        if limit is None and self.resolved_backend() is Backend.torch and self.id in NATIVE_ENVS:
+            limit = NATIVE_ENVS[self.id].time_limit
+        elif limit is None:
+            limit = known_limit(self.id)
+        if limit is None:
+            allowed = f"{self.id} has no limit of its own, and rollouts of whole episodes need one"
+            raise ConfigError("env.max_episode_steps", None, allowed)
+        return limit
 
     def check_rollout(self, num_steps: int) -> None:
         """Raise ``ConfigError`` if no episode can be played in rollouts of ``num_steps``."""

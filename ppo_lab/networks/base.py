@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,9 @@ class Trunk(nn.Module, ABC):
 @dataclass(kw_only=True)
 class NetworkConfig(ABC):
     """Options of a kind of network, and the trunk they build."""
+
+    reads_sequences: ClassVar[bool] = False
+    """Whether the trunk is a ``SequenceTrunk``."""
 
     init: Initialization = Initialization.orthogonal
     """orthogonal: gain sqrt(2) in the trunk, 0.01 on the policy head, 1 on the value head, biases

@@ -206,6 +206,8 @@ class TransformerConfig(NetworkConfig):
         102080
     """
 
+    reads_sequences: ClassVar[bool] = True
+
     init: Initialization = Initialization.normal
     """normal: GPT-2's; see the other kinds at network=small."""
     depth: int = 2

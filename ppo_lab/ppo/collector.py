@@ -98,8 +98,11 @@ class Collector:
         self._observations = everyone
 
     @torch.no_grad()
-    def collect(self, noise: Tensor) -> Rollout:
-        """Return the next T steps; ``noise`` (L, T * N, …) determines every action."""
+    def collect(self, noise: Tensor, keys: Tensor) -> Rollout:  # noqa: ARG002 - of whole episodes
+        """Return the next T steps; ``noise`` (L, T * N, …) determines every action.
+
+        The random ``keys`` (L,) determine how whole episodes begin.
+        """
         noise = noise.unflatten(1, (self._num_steps, -1))
         self._observations, columns = (self.compiled_steps or self._step_by_step)(noise)
         self.columns = columns if self.keeps_columns else None

@@ -76,10 +76,7 @@ class SequenceCollector(Collector):
 
     @torch.no_grad()
     def collect(self, noise: Tensor, keys: Tensor) -> Rollout:
-        """Return the next T steps; ``noise`` (L, T * N, …) determines every action.
-
-        The random ``keys`` (L,) determine how whole episodes begin.
-        """
+        """See ``Collector.collect``."""
         noise = noise.unflatten(1, (self._num_steps, -1))
         if self._group_size is not None:
             self._observations = self.env.begin_episodes(keys, self._group_size)
