@@ -166,7 +166,7 @@ class Baseline:
 
 @dataclass(kw_only=True)
 class AutoBaseline(Baseline):
-    """Placeholder of ``baseline=auto``: gae with a critic, per_step without."""
+    """Placeholder of ``baseline=auto``, which the config replaces by what suits memory and task."""
 
     name: ClassVar[str] = "auto"
 
