@@ -134,7 +134,7 @@ class SequenceCollector(Collector):
         given = None
         if given_steps:
             missing = self._num_steps - len(given_steps)
-            given = torch.stack(given_steps + [given_steps[-1]] * missing)
+            given = torch.stack(given_steps + [torch.zeros_like(given_steps[0])] * missing)
         return observations, writer.close(), given
 
     def _sample(
