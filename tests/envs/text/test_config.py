@@ -1,6 +1,7 @@
 """TextConfig: wrong settings and their messages, the user's reward, and a foreign config's."""
 
 import io
+import json
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,8 @@ def test_a_text_environment_says_how_many_tokens_there_are():
     assert (spec.observation_size, spec.num_tokens) == (1, 41)
     assert spec.actions == DiscreteActions(41)
     assert TextConfig(task=TextTaskName.arithmetic).check().num_tokens == 15
-    assert TextConfig.whole_episodes and not EnvConfig.whole_episodes
+    assert TextConfig.whole_episodes
+    assert not EnvConfig.whole_episodes
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_a_rollout_must_have_room_for_the_longest_text(options, least):
 
 def test_a_rollout_must_have_room_for_the_longest_prompt(tmp_path):
     file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "%s"}' % " ".join(["the"] * 20))
+    file.write_text(json.dumps({"prompt": " ".join(["the"] * 20)}))
     config = TextConfig(task=PROMPTS, prompts=str(file))
     config.check_rollout(21)
     with pytest.raises(ConfigError, match="a prompt has 21 tokens"):
@@ -96,7 +98,7 @@ def test_play_asks_before_a_foreign_config_imports_a_reward(tmp_path, monkeypatc
     assert isinstance(config, TextConfig)
     assert config.imported_module() == "evil.module"
     monkeypatch.setattr("sys.stdin", io.StringIO("y"))  # no terminal, where a person could answer
-    with pytest.raises(ValueError, match="imports the Python module evil.module.*--trust"):
+    with pytest.raises(ValueError, match=r"imports the Python module evil\.module.*--trust"):
         _confirm_import(config, is_trusted=False)
     _confirm_import(config, is_trusted=True)
     _confirm_import(replace(config, reward=None), is_trusted=False)
