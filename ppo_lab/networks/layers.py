@@ -21,7 +21,7 @@ __all__ = ["Initializer", "LaneEmbedding", "LaneLinear", "quick_tanh"]
 # 512 rows of 64: from this size on, torch.tanh costs more than a Python autograd function.
 _MIN_NUMBERS = 1 << 15
 
-_NUMBERS_AT_ONCE = 1 << 24  # drawn: their 64 random bits take 128 MiB
+_NUMBERS_AT_ONCE = 1 << 26  # drawn: their 64 random bits take 512 MiB
 
 
 class _QuickTanh(torch.autograd.Function):

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
 from ppo_lab.networks import (
@@ -25,6 +26,7 @@ from ppo_lab.utils.tracing import tracing
 from tests.helpers.trainers import CPU, config, numbers_of, record_rows
 
 YAMLS = sorted(path.stem for path in (CONF_DIR / "network").glob("*.yaml"))
+TOKENS = EnvSpec(1, DiscreteActions(41), num_tokens=41)
 DISCRETE = EnvSpec(4, DiscreteActions(3))
 CONTINUOUS = EnvSpec(4, ContinuousActions(low=(-1.0, -2.0), high=(1.0, 2.0)))
 BOTH = pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
@@ -157,20 +159,49 @@ def test_groups_hold_every_parameter_once(spec, shares_trunk):
     assert ("trunk" in model.groups()) is shares_trunk
 
 
+def network_of(name):
+    """Return the network of a YAML file, which need not fit the default environment."""
+    options = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "network" / f"{name}.yaml"))
+    kind = options.pop("defaults")[0].removeprefix("schema/").removesuffix("@_here_")
+    schema = OmegaConf.structured(NETWORKS[kind])
+    return OmegaConf.to_object(OmegaConf.merge(schema, options))
+
+
+def takes(network, spec):
+    try:
+        network.check_env(spec)
+    except ConfigError:
+        return False
+    return True
+
+
+SPECS = (*(EnvSpec(size, DiscreteActions(2)) for size in (3, 17)), TOKENS)
+NETWORKS_AND_SPECS = [
+    pytest.param(network, spec, id=f"{name}-{spec.observation_size}")
+    for name, network in ((name, network_of(name)) for name in YAMLS)
+    for spec in SPECS
+    if takes(network, spec)
+]
+
+
 def test_every_kind_of_network_has_a_yaml():
-    kinds = {type(config(f"network={name}").network) for name in YAMLS}
+    kinds = {type(network_of(name)) for name in YAMLS}
     assert kinds == set(NETWORKS.values())
 
 
 @pytest.mark.parametrize("name", YAMLS)
-@pytest.mark.parametrize("observation_size", [3, 17])
-def test_every_yamls_parameter_count_is_what_it_says_without_memory_for_it(name, observation_size):
-    network = config(f"network={name}").network
-    spec = EnvSpec(observation_size, DiscreteActions(2))
-    model = build(spec, network, seeds=(1,), device="meta")  # shapes only: huge fits too
-    for trunk in (model.actor, model.critic):
-        counted = sum(p.numel() for p in trunk.parameters())
-        assert counted == network.num_trunk_parameters(spec)
+def test_every_yaml_is_a_network_for_numbers_or_for_tokens(name):
+    network = network_of(name)
+    network.check()
+    assert [takes(network, spec) for spec in SPECS] in ([True, True, False], [False, False, True])
+
+
+@pytest.mark.parametrize(("network", "spec"), NETWORKS_AND_SPECS)
+def test_every_yamls_parameter_count_is_what_it_says_without_memory_for_it(network, spec):
+    # Shapes only: huge fits too.
+    model = build(spec, network, seeds=(1,), device="meta", shares_trunk=True)
+    counted = sum(p.numel() for p in model.actor.parameters())
+    assert counted == network.num_trunk_parameters(spec)
     assert all(p.is_meta for p in model.parameters())
 
 
