@@ -8,7 +8,6 @@ import math
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ppo_lab.envs.base import DiscreteActions, EnvSpec
 from ppo_lab.networks import Initializer, TransformerConfig
@@ -17,6 +16,7 @@ from ppo_lab.networks.layers import LaneEmbedding
 from ppo_lab.networks.token_head import token_log_prob_and_entropy
 from ppo_lab.networks.transformer import Positions
 from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.torch_private import FakeTensorMode
 
 SPEC = EnvSpec(1, DiscreteActions(11), num_tokens=11)
 POSITIONS = pytest.mark.parametrize("positions", Positions, ids=[p.value for p in Positions])
@@ -72,7 +72,7 @@ def reference(trunk, sequences, num_heads):
 
     def turned(x):  # each pair (i, i + D/2) as a complex number, turned by step * 10000^(-2i/D)
         half = x.shape[-1] // 2
-        i, step = torch.arange(half), torch.arange(len(x)).unsqueeze(-1)
+        i, step = torch.arange(half).double(), torch.arange(len(x)).unsqueeze(-1)
         pairs = torch.complex(x[:, :half], x[:, half:])
         pairs = pairs * torch.exp(1j * step * 10_000.0 ** (-i / half))
         return torch.cat((pairs.real, pairs.imag), -1)
@@ -208,16 +208,16 @@ def test_a_token_is_each_lanes_own_row():
 
 @POSITIONS
 def test_a_trunk_builds_and_reads_without_memory_for_it(positions):
-    network = options(positions=positions, depth=3, width=4096, num_heads=32)
+    network = options(positions=positions, depth=3, width=1024, num_heads=8)
     with FakeTensorMode(), torch.no_grad():
         trunk = network.build_trunk(SPEC, initializer())
         trunk.checkpoints_activations = True
-        x = torch.zeros(1, 512, 9, 1, dtype=torch.int64)
+        x = torch.zeros(1, 5000, 9, 1, dtype=torch.int64)
         found, _ = trunk.read(x, None, None)
-        step, memory = trunk.read(x[:, :, :1], None, trunk.empty_memory(512, 9))
+        step, memory = trunk.read(x[:, :, :1], None, trunk.empty_memory(5000, 9))
         piece, memory = trunk.read(x[:, :, 1:], None, memory)
     assert (found.shape, step.shape, piece.shape) == tuple(
-        (1, 512, num_steps, 4096) for num_steps in (9, 1, 8)
+        (1, 5000, num_steps, 1024) for num_steps in (9, 1, 8)
     )
     assert memory.num_steps == 9
 
@@ -240,12 +240,11 @@ def test_weights_start_normal_with_outputs_of_blocks_scaled_down():
         trunk.positions: 0.02, block.attend: 0.02, block.expand: 0.02, block.mix: 0.005,
         block.reduce: 0.005}  # fmt: skip
     for layer, std in deviations.items():
-        assert layer.weight.std() == pytest.approx(std, rel=0.05)
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
         assert abs(layer.weight.mean()) < 0.05 * std
     assert not any(layer.bias.any() for layer in (block.attend, block.reduce))
-    assert network.linear(initializer(), 64, 1000, gain=0.01).weight.std() == pytest.approx(
-        0.0002, rel=0.05
-    )
+    head = network.linear(initializer(), 64, 1000, gain=0.01)
+    assert head.weight.std().item() == pytest.approx(0.0002, rel=0.05)
 
 
 def test_orthogonal_weights_of_blocks_have_their_gains():
@@ -293,27 +292,23 @@ def test_numbers_and_long_episodes_are_refused_and_others_taken():
 
 
 @POSITIONS
-def test_it_learns_which_token_follows_which_two(positions):
-    # The next token is the sum of the last two modulo 11: neither alone says anything about it.
-    sequences = tokens(num_sequences=121)[0, :, :, 0]
-    sequences[:, 0], sequences[:, 1] = torch.arange(121) // 11, torch.arange(121) % 11
-    for step in range(2, 9):
-        sequences[:, step] = (sequences[:, step - 1] + sequences[:, step - 2]) % 11
+def test_it_learns_to_repeat_the_token_before_the_last(positions):
+    # a b a b a b: the last token alone says nothing about the next.
+    pairs = torch.arange(121)
+    sequences = torch.stack((pairs // 11, pairs % 11) * 3, -1).view(1, 121, 6)
     network = options(width=32, positions=positions)
-    trunk, head = (
-        network.build_trunk(SPEC, initializer()),
-        network.linear(initializer(2), 32, 11, gain=0.01),
-    )
+    trunk = network.build_trunk(SPEC, initializer())
+    head = network.linear(initializer(2), 32, 11, gain=0.01)
     optimizer = torch.optim.Adam([*trunk.parameters(), *head.parameters()], lr=1e-2)
 
     def loss():
-        read = features(trunk, sequences[None, :, :-1, None])[:, :, 1:].flatten(1, 2)
-        log_prob, _ = token_log_prob_and_entropy(read, head, sequences[None, :, 2:].flatten(1))
+        read = features(trunk, sequences[:, :, :-1, None])[:, :, 1:].flatten(1, 2)
+        log_prob, _ = token_log_prob_and_entropy(read, head, sequences[:, :, 2:].flatten(1))
         return -log_prob.mean()
 
     assert loss().item() == pytest.approx(math.log(11), rel=0.01)
-    for _ in range(100):
+    for _ in range(40):
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
-    assert loss() < 0.1
+    assert loss().item() < 0.1
