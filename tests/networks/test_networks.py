@@ -16,13 +16,11 @@ from ppo_lab.networks import (
     distribution_for,
 )
 from ppo_lab.networks.base import Initialization
-from ppo_lab.networks.layers import LaneLinear, quick_tanh
 from ppo_lab.networks.mlp import Activation
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 from ppo_lab.utils.rng import Stream, lane_keys
-from ppo_lab.utils.tracing import tracing
 from tests.helpers.trainers import CPU, config, numbers_of, record_rows
 
 YAMLS = sorted(path.stem for path in (CONF_DIR / "network").glob("*.yaml"))
@@ -112,15 +110,6 @@ def test_every_layer_starts_from_numbers_of_its_own():
     model = build(DISCRETE, MlpConfig(hidden=[4, 4, 4]))
     weights = [layer.weight[0] for layer, _ in layers_and_gains(model)][:6]  # all 4 x 4
     assert len(torch.stack(weights).unique(dim=0)) == 6
-
-
-def test_a_lane_linear_is_each_lanes_own_affine_map():
-    weight = torch.tensor([[[1.0], [2.0]], [[10.0], [20.0]]])  # (L=2, I=2, O=1)
-    layer = LaneLinear(weight)
-    layer.bias.data[1] = 5.0
-    x = torch.tensor([[[1.0, 1.0]], [[1.0, 2.0]]])
-    # Lane 0: 1 + 2 = 3. Lane 1: 10 + 40 + 5 = 55.
-    assert layer(x).tolist() == [[[3.0]], [[55.0]]]
 
 
 @pytest.mark.parametrize("activation", Activation)
@@ -336,24 +325,3 @@ def test_a_lanes_noise_is_its_own(distribution):
     assert torch.equal(stacked[1:], distribution.noise(keys(2), 10, torch.float32))
     assert not torch.equal(stacked[0], stacked[1])
     assert distribution.noise(keys(1), 10, torch.float64).dtype is torch.float64
-
-
-def test_a_quick_tanh_and_its_gradient_are_those_of_tanh():
-    x = torch.linspace(-12.0, 12.0, 4 * 128 * 64).view(4, 128, 64).requires_grad_()
-    exact = x.detach().double().requires_grad_()
-    weights = torch.arange(4 * 128 * 64.0).cos().view_as(x)
-    y = quick_tanh(x)
-    assert y.grad_fn.name() == "_QuickTanhBackward"  # large enough
-    (y * weights).sum().backward()
-    (exact.tanh() * weights).sum().backward()
-    assert (y - exact.tanh()).abs().max() < 2e-7
-    assert (x.grad - exact.grad).abs().max() < 5e-7  # of 1 - y^2: twice the error of y
-    assert torch.equal(x, exact)  # as it was
-
-
-def test_only_many_numbers_in_float32_have_their_own_tanh():
-    x = torch.ones(4, 128, 64, requires_grad=True)
-    assert quick_tanh(x[:, :127]).grad_fn.name() == "TanhBackward0"
-    assert quick_tanh(x.bfloat16()).grad_fn.name() == "TanhBackward0"
-    with tracing():
-        assert quick_tanh(x).grad_fn.name() == "TanhBackward0"

@@ -12,7 +12,6 @@ import torch
 from ppo_lab.envs.base import DiscreteActions, EnvSpec
 from ppo_lab.networks import Initializer, TransformerConfig
 from ppo_lab.networks.base import Initialization
-from ppo_lab.networks.layers import LaneEmbedding
 from ppo_lab.networks.token_head import token_log_prob_and_entropy
 from ppo_lab.networks.transformer import Positions
 from ppo_lab.utils.errors import ConfigError
@@ -200,12 +199,6 @@ def test_recomputing_stores_one_output_per_block_and_all_of_the_last():
     assert num_stored() < 0.35 * plain  # one block of four, and the tokens
 
 
-def test_a_token_is_each_lanes_own_row():
-    # Lane 0 has rows 0, 1, 2 and lane 1 has rows 10, 20, 30.
-    embedding = LaneEmbedding(torch.tensor([[[0.0], [1.0], [2.0]], [[10.0], [20.0], [30.0]]]))
-    assert embedding(torch.tensor([[2, 0], [2, 1]])).tolist() == [[[2.0], [0.0]], [[30.0], [20.0]]]
-
-
 @POSITIONS
 def test_a_trunk_builds_and_reads_without_memory_for_it(positions):
     network = options(positions=positions, depth=3, width=1024, num_heads=8)
@@ -252,13 +245,6 @@ def test_orthogonal_weights_of_blocks_have_their_gains():
     block = network.build_trunk(SPEC, initializer()).blocks[0]
     product = block.mix.weight[0] @ block.mix.weight[0].T
     torch.testing.assert_close(product, torch.eye(16) / 4.0)  # (1 / sqrt(2 * 2))^2
-
-
-def test_numbers_drawn_in_pieces_are_those_drawn_at_once(monkeypatch):
-    whole = initializer(5, 6).normal(7, 9, 0.5)
-    monkeypatch.setattr("ppo_lab.networks.layers._NUMBERS_AT_ONCE", 10)
-    assert torch.equal(initializer(5, 6).normal(7, 9, 0.5), whole)
-    assert whole.shape == (2, 7, 9)
 
 
 @pytest.mark.parametrize(
