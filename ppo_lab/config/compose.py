@@ -81,6 +81,7 @@ def register() -> None:
     for key in ("space", "conditions", "sampler", "pruner"):
         OmegaConf.set_struct(study[key], False)  # free dictionaries: new keys need no +
     store.store(group="study", name="schema", node=study)
+    store.store(group="env/schema", name="text", node=TextConfig)
     for name, network in NETWORKS.items():
         store.store(group="network/schema", name=name, node=network)
     for name, strategy in {AutoMemory.name: AutoMemory, **STRATEGIES}.items():

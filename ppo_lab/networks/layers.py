@@ -5,6 +5,7 @@ Shapes: L = lanes, B = rows per lane, I = inputs, O = outputs.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +22,8 @@ __all__ = ["Initializer", "LaneEmbedding", "LaneLinear", "quick_tanh"]
 # 512 rows of 64: from this size on, torch.tanh costs more than a Python autograd function.
 _MIN_NUMBERS = 1 << 15
 
-_NUMBERS_AT_ONCE = 1 << 24  # drawn: their 64 random bits take 128 MiB
+_NUMBERS_AT_ONCE = 1 << 26  # drawn: their 64 random bits take 512 MiB
+_LAYERS_AT_ONCE = 64  # keys derived
 
 
 class _QuickTanh(torch.autograd.Function):
@@ -60,7 +62,7 @@ class Initializer:
         self.num_lanes = len(seeds)
         self.device, self.dtype = device, dtype
         keys = rng.lane_keys(seeds.to(device), rng.Stream.INIT)
-        self._layer_keys: Iterator[Tensor] = (rng.fold_in(keys, i) for i in range(1 << 30))
+        self._layer_keys = _keys_of_layers(keys)
 
     def orthogonal(self, num_inputs: int, num_outputs: int, gain: float) -> Tensor:
         """Return (L, I, O) with orthonormal rows or columns times ``gain`` (arXiv:1312.6120).
@@ -89,6 +91,13 @@ class Initializer:
             piece = weight[:, start : start + _NUMBERS_AT_ONCE]
             piece.copy_(rng.normal(keys, piece.shape[1], start)).mul_(std)
         return weight.unflatten(-1, (num_inputs, num_outputs))
+
+
+def _keys_of_layers(keys: Tensor) -> Iterator[Tensor]:
+    """Yield keys (L,) for one layer after the other, computed for many layers at once."""
+    for first in itertools.count(0, _LAYERS_AT_ONCE):
+        numbers = torch.arange(first, first + _LAYERS_AT_ONCE, device=keys.device)
+        yield from rng.fold_in(keys.unsqueeze(-1), numbers).unbind(-1)
 
 
 class LaneLinear(nn.Module):

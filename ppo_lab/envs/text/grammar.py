@@ -9,6 +9,7 @@ adjectives, which the parser sees and the reward does not.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ VERBS = ("greets", "watches", "helps", "paints", "carries", "visits")
 ADVERBS = ("today", "often", "slowly", "outside")
 
 _ADJECTIVES = (POSITIVE, NEGATIVE, NEUTRAL)
-_ADJECTIVE_SHARES = np.cumsum([2 / 9, 3 / 9, 4 / 9])  # friendly words are the rarest
+_ADJECTIVE_BOUNDS = (2 / 9, 5 / 9)  # of shares 2/9, 3/9, 4/9: friendly words are the rarest
 _PHRASE_ADJECTIVE, _SENTENCE_ADVERB = 0.6, 0.3  # probabilities
 _MOST_WORDS = 8  # besides the end
 _NUMBERS = 2 * 5 + 3  # drawn for a sentence: two phrases, verb, adverb
@@ -98,8 +99,7 @@ def _sentence(numbers: list[float]) -> str:
 
     def phrase() -> list[str]:
         determiner, noun = pick(DETERMINERS), pick(NOUNS)
-        kind = int(np.searchsorted(_ADJECTIVE_SHARES, next(draws), side="right"))
-        adjective = pick(_ADJECTIVES[min(kind, 2)])
+        adjective = pick(_ADJECTIVES[bisect(_ADJECTIVE_BOUNDS, next(draws))])
         has_adjective = next(draws) < _PHRASE_ADJECTIVE
         return [determiner, adjective, noun] if has_adjective else [determiner, noun]
 

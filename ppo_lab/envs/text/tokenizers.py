@@ -51,9 +51,11 @@ class WordTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         """See ``Tokenizer.encode``."""
         words = text.split() if self._separator else list(text)
-        if unknown := [word for word in words if word not in self._numbers]:
-            raise ValueError(f"unknown word {unknown[0]!r}; known are {' '.join(self._words[2:])}")
-        return [self.bos, *(self._numbers[word] for word in words)]
+        try:
+            return [self.bos, *map(self._numbers.__getitem__, words)]
+        except KeyError as error:
+            known = " ".join(self._words[2:])
+            raise ValueError(f"unknown word {error}; known are {known}") from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See ``Tokenizer.decode``; special tokens within a text are shown."""
