@@ -163,7 +163,7 @@ class Trainer:
 
     def advantages(self, rollout: Rollout) -> Advantages:
         """Return advantages and value targets, (T, L, N)."""
-        lanes, baseline = self._lanes, self.config.baseline
+        lanes, baseline = self._lanes, self.config.resolved_baseline
         if isinstance(baseline, GroupBaseline):
             assert rollout.live is not None
             values = baseline.advantages(rollout.rewards, rollout.live, lanes.gamma)

@@ -8,6 +8,7 @@ import torch
 
 from ppo_lab.ppo.diagnostics import ratio_edges
 from ppo_lab.ppo.rollout import lane_rows
+from ppo_lab.training.lane_progress import LaneProgress
 from ppo_lab.training.recorder import EpisodeTotals, Recorder
 from ppo_lab.training.trainer import Trainer
 from tests.helpers.trainers import PENDULUM, TWENTY_STEPS, config, lanes_of, train_to_end, weights
@@ -23,8 +24,15 @@ def iteration_of(trainer):
 
 
 def recorder_of(trainer):
-    num_lanes, num_rows = len(trainer.configs), trainer.config.num_rows
-    return Recorder(num_lanes, num_rows, trainer.placement, trainer.model.distribution.max_entropy)
+    max_entropy = trainer.model.distribution.max_entropy
+    return Recorder(len(trainer.configs), trainer.placement, max_entropy)
+
+
+def progress_of(trainer):
+    """Return a progress that has counted one iteration."""
+    progress = LaneProgress(trainer.configs)
+    progress.count(None)
+    return progress
 
 
 def train(*changes, num_iterations=3, overrides=TWENTY_STEPS):
@@ -65,7 +73,7 @@ def test_episode_statistics_are_those_worked_out_by_hand():
     recorder = recorder_of(trainer)
     records = recorder.records(
         dataclasses.replace(tensors, episodes=episodes),
-        iterations={0: 1, 1: 1},
+        progress_of(trainer),
         shared={"perf/x": 4.0},
     )
     some, none = records[0], records[1]
@@ -118,12 +126,12 @@ def test_a_number_that_must_be_finite_and_is_not_is_noted_by_name(part, field, n
     else:
         spoilt = spoil(spoilt, value)
     bad = dataclasses.replace(tensors, **{part: whole._replace(**{field: spoilt})})
-    recorder = recorder_of(trainer)
-    recorder.records(tensors, iterations={0: 1, 1: 1}, shared={})
+    recorder, progress = recorder_of(trainer), progress_of(trainer)
+    recorder.records(tensors, progress, shared={})
     assert [each.diverged for each in recorder.histories] == [None, None]
-    recorder.records(bad, iterations={0: 2, 1: 2}, shared={})
+    recorder.records(bad, progress, shared={})
     assert [each.diverged for each in recorder.histories] == [None, f"{name} is {value}"]
-    recorder.records(tensors, iterations={0: 3, 1: 3}, shared={})  # the first reason stays
+    recorder.records(tensors, progress, shared={})  # the first reason stays
     assert [each.diverged for each in recorder.histories] == [
         None,
         f"{name} is {value}",
@@ -135,8 +143,8 @@ def test_a_constant_critics_undefined_explained_variance_is_no_divergence():
     tensors = iteration_of(trainer)
     after = tensors.after._replace(explained_variance=torch.tensor([math.nan]))
     tensors = dataclasses.replace(tensors, after=after)
-    recorder = recorder_of(trainer)
-    recorder.records(tensors, iterations={0: 1}, shared={})
+    recorder, progress = recorder_of(trainer), progress_of(trainer)
+    recorder.records(tensors, progress, shared={})
     assert [each.diverged for each in recorder.histories] == [None]
 
 
