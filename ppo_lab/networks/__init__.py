@@ -3,12 +3,13 @@
 from ppo_lab.networks.actor_critic import ActorCritic, PolicyAndValues
 from ppo_lab.networks.base import NetworkConfig
 from ppo_lab.networks.distributions import Distribution, distribution_for
+from ppo_lab.networks.hf import HfConfig
 from ppo_lab.networks.layers import Initializer
 from ppo_lab.networks.mlp import MlpConfig
 
 __all__ = [
-    "NETWORKS", "ActorCritic", "Distribution", "Initializer", "MlpConfig", "NetworkConfig",
-    "PolicyAndValues", "distribution_for"]  # fmt: skip
+    "NETWORKS", "ActorCritic", "Distribution", "HfConfig", "Initializer", "MlpConfig",
+    "NetworkConfig", "PolicyAndValues", "distribution_for"]  # fmt: skip
 
 # Config classes by name. A new kind of network is one line here, one module and one YAML.
-NETWORKS: dict[str, type[NetworkConfig]] = {"mlp": MlpConfig}
+NETWORKS: dict[str, type[NetworkConfig]] = {"mlp": MlpConfig, "hf": HfConfig}

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +73,9 @@ class Trunk(nn.Module, ABC):
 class NetworkConfig(ABC):
     """Options of a kind of network, and the trunk they build."""
 
+    max_lanes: ClassVar[int | None] = None
+    """Most lanes in a stack; None for any number."""
+
     init: Initialization = Initialization.orthogonal
     """orthogonal: gain sqrt(2) in the trunk, 0.01 on the policy head, 1 on the value head, biases
     0 ("The 37 implementation details", core detail 2); default: torch's uniform initialisation."""
@@ -85,6 +91,22 @@ class NetworkConfig(ABC):
     @abstractmethod
     def build_trunk(self, spec: EnvSpec, initializer: Initializer) -> Trunk:
         """Build a trunk for the observations of ``spec`` with weights from ``initializer``."""
+
+    def build_trunks(self, spec: EnvSpec, initializer: Initializer, number: int) -> Sequence[Trunk]:
+        """Build the actor's trunk and, if ``number`` is 2, the critic's."""
+        return [self.build_trunk(spec, initializer) for _ in range(number)]
+
+    def build_policy_head(
+        self, trunk: Trunk, initializer: Initializer, num_parameters: int
+    ) -> LaneLinear:
+        """Build what maps the features of the actor's ``trunk`` to ``num_parameters`` per row.
+
+        The small gain makes the initial policy almost uniform.
+        """
+        return self.linear(initializer, trunk.num_features, num_parameters, gain=0.01)
+
+    def export(self, actor: Trunk, policy_head: LaneLinear, folder: Path) -> None:  # noqa: B027
+        """Save the policy in the form of the library that its weights came from, if any."""
 
     @abstractmethod
     def check(self) -> None:
