@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from omegaconf import MISSING
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -32,7 +31,7 @@ from ppo_lab.networks.bound import (
     replaying,
     take_parameters,
 )
-from ppo_lab.networks.hf_files import load, read_config, save
+from ppo_lab.networks.hf_files import check_folder, load, read_config, save
 from ppo_lab.networks.layers import Initializer, LaneLinear
 from ppo_lab.networks.sequences import Memory, SequenceTrunk
 from ppo_lab.utils.errors import ConfigError, check_number
@@ -123,7 +122,7 @@ class HfConfig(NetworkConfig):
 
     max_lanes: ClassVar[int | None] = 1
 
-    path: str = MISSING
+    path: str = ""
     """Folder of a causal language model, as transformers' save_pretrained writes it: config.json
     and weights as safetensors. Nothing is downloaded, and none of its code runs."""
     lora_rank: int = 0
@@ -141,21 +140,7 @@ class HfConfig(NetworkConfig):
         """Raise ``ConfigError`` unless the folder holds a checkpoint and options are usable."""
         if importlib.util.find_spec("transformers") is None:
             raise ConfigError("network", "hf", "needs pip install 'ppo_lab[text]'")
-        if self.path in ("", MISSING):
-            allowed = "name the folder of a pretrained model: network.path=FOLDER"
-            raise ConfigError("network.path", self.path, allowed)
-        folder = Path(self.path)
-        if not folder.is_dir():
-            allowed = "there is no such folder; save one with model.save_pretrained(FOLDER)"
-            raise ConfigError("network.path", self.path, allowed)
-        if (folder / "adapter_config.json").exists():
-            allowed = "holds adapters, not a model: merge them first (peft's merge_and_unload)"
-            raise ConfigError("network.path", self.path, allowed)
-        if not (folder / "config.json").is_file():
-            raise ConfigError("network.path", self.path, "is no checkpoint: has no config.json")
-        if not any(folder.glob("*.safetensors")):
-            allowed = "has no weights as *.safetensors, and other formats can hold code"
-            raise ConfigError("network.path", self.path, allowed)
+        check_folder(self.path)
         if self.lora_rank < 0:
             raise ConfigError("network.lora_rank", self.lora_rank, "must be >= 0; 0 for none")
         check_number("network.lora_alpha", self.lora_alpha, above=0.0)

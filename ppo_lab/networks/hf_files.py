@@ -17,7 +17,7 @@ from torch import Tensor
 from ppo_lab.utils import torch_private
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = ["load", "read_config", "save"]
+__all__ = ["check_folder", "load", "read_config", "save"]
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _COPIED = (  # with a saved model: what reads and writes its texts
@@ -25,8 +25,28 @@ _COPIED = (  # with a saved model: what reads and writes its texts
     "chat_template*", "*.model", "generation_config.json")  # fmt: skip
 
 
+def check_folder(path: str) -> None:
+    """Raise ``ConfigError`` unless ``path`` holds a config and weights that can hold no code."""
+    if not path:
+        allowed = "name the folder of a pretrained model: network.path=FOLDER"
+        raise ConfigError("network.path", path, allowed)
+    folder = Path(path)
+    if not folder.is_dir():
+        allowed = "there is no such folder; save one with model.save_pretrained(FOLDER)"
+        raise ConfigError("network.path", path, allowed)
+    if (folder / "adapter_config.json").exists():
+        allowed = "holds adapters, not a model: merge them first (peft's merge_and_unload)"
+        raise ConfigError("network.path", path, allowed)
+    if not (folder / "config.json").is_file():
+        raise ConfigError("network.path", path, "is no checkpoint: has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        allowed = "has no weights as *.safetensors, and other formats can hold code"
+        raise ConfigError("network.path", path, allowed)
+
+
 def read_config(path: str) -> Any:  # noqa: ANN401 - transformers is optional
     """Return the model's config, without dropout: it would change the policy's probabilities."""
+    check_folder(path)
     from transformers import AutoConfig
 
     try:
