@@ -25,7 +25,7 @@ from ppo_lab.config.foreign import read_plain
 from ppo_lab.devices.placement import Placement
 from ppo_lab.envs.base import DiscreteActions, Env
 from ppo_lab.envs.config import EnvConfig
-from ppo_lab.envs.gymnasium_spec import imports_module
+from ppo_lab.envs.text.config import TextConfig
 from ppo_lab.training.policy import Policy, load_policy
 from ppo_lab.utils.errors import EnvironmentFault
 from ppo_lab.utils.redaction import printable
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--stochastic", action="store_true", help="sample actions as in training")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
-    trust = "import the module of an environment such as module:Name-v0 without asking"
+    trust = "import the module that env.id=module:Name-v0 or env.reward names without asking"
     parser.add_argument("--trust", action="store_true", help=trust)
     parsed = parser.parse_args(arguments)
     try:
@@ -139,7 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read_env_config(path: Path) -> EnvConfig:
     """Return the environment of a run from its saved config; raise ``ValueError`` for another."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(EnvConfig), read_plain(path)["env"])
+        node = read_plain(path)["env"]
+        schema = TextConfig if "task" in node else EnvConfig
+        merged = OmegaConf.merge(OmegaConf.structured(schema), node)
         config: Any = OmegaConf.to_object(merged)
     except (KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:200]
@@ -151,7 +153,7 @@ def _read_env_config(path: Path) -> EnvConfig:
 
 def _confirm_import(config: EnvConfig, *, is_trusted: bool) -> None:
     """Ask before code is imported that the run's config names; without a terminal, refuse."""
-    module = imports_module(config.id)
+    module = config.imported_module()
     if module is None or is_trusted:
         return
     what = f"its config imports the Python module {printable(module)}, whose code then runs"

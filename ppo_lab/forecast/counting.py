@@ -64,11 +64,10 @@ class Counting(PhaseObserver):
         ledger.mark_shared(Category.weights, list(self._network_of.items()))
         self._mark_optimizer()
         ledger.mark(Category.environment, _tensors_held_by(self._env))
-        trunks = {"actor": model.actor, "critic": model.critic}
-        if model.shares_trunk:
-            trunks = {"trunk": model.actor}
-        heads = [("actor", model.policy_head), ("critic", model.value_head)]
-        for network, module in [*trunks.items(), *heads]:
+        heads = [("actor", model.policy_head)]
+        if model.value_head is not None:
+            heads.append(("critic", model.value_head))
+        for network, module in [*model.trunks().items(), *heads]:
             self._removers += ledger.watch_forward(network, module)
         self._removers += ledger.watch(groups)
 

@@ -45,17 +45,17 @@ class Bound(nn.Module):
         slots: Iterable[Slot],
         parameters: Mapping[str, nn.Parameter],
         *,
-        is_frozen: bool,
+        frozen: nn.Module | None = None,
         lender: Bound | None = None,
     ) -> None:
         """Set ``slots`` before each pass of ``module``; those without a parameter to None.
 
         A key that ``parameters`` lack may be one of ``lender``: tied weights belong to one module.
-        A frozen module may be shared, since it keeps nothing between passes.
+        ``frozen`` is the whole model if it may be shared, as it keeps nothing between passes.
         """
         super().__init__()
-        self.module, self._slots, self._is_frozen = module, list(slots), is_frozen
-        self._lender = (lender,)  # in a tuple: not registered as a part of this module
+        self.module, self._slots = module, list(slots)
+        self._frozen, self._lender = (frozen,), (lender,)  # in tuples: no parts of this module
         for key, parameter in parameters.items():
             self.register_parameter(key, parameter)
 
@@ -76,8 +76,9 @@ class Bound(nn.Module):
         return own if own is not None or lender is None else lender._find(key)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Bound:
-        if self._is_frozen:
-            memo |= {id(module): module for module in self.module.modules()}
+        (frozen,) = self._frozen
+        if frozen is not None:
+            memo |= {id(part): part for part in frozen.modules()}
         for module, attribute, _ in self._slots:  # torch copies no results of operations
             setattr(module, attribute, None)
         new = memo[id(self)] = type(self).__new__(type(self))

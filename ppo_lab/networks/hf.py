@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +33,14 @@ from ppo_lab.networks.bound import (
     replaying,
     take_parameters,
 )
-from ppo_lab.networks.hf_files import check_folder, load, read_config, save
+from ppo_lab.networks.hf_files import check_folder, dry_mode, load, read_config, save
 from ppo_lab.networks.layers import Initializer, LaneLinear
 from ppo_lab.networks.sequences import Memory, SequenceTrunk
 from ppo_lab.utils.errors import ConfigError, check_number
 
 __all__ = ["BaseDtype", "HfConfig", "HfTrunk"]
 
+_FROZEN: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()  # models that exist
 _LINEAR = ("Linear", "Conv1D")  # torch's, and transformers' for GPT-2
 
 
@@ -121,6 +124,8 @@ class HfConfig(NetworkConfig):
     """Options of a pretrained language model."""
 
     max_lanes: ClassVar[int | None] = 1
+    reads_sequences: ClassVar[bool] = True
+    is_pretrained: ClassVar[bool] = True
 
     path: str = ""
     """Folder of a causal language model, as transformers' save_pretrained writes it: config.json
@@ -156,9 +161,14 @@ class HfConfig(NetworkConfig):
         if spec.num_tokens > config.vocab_size:
             allowed = f"knows {config.vocab_size:,} tokens, the environment has {spec.num_tokens:,}"
             raise ConfigError("network.path", self.path, allowed)
-        longest, steps = getattr(config, "max_position_embeddings", None), spec.max_episode_steps
-        if longest is not None and steps is not None and steps > longest:
-            allowed = f"reads up to {longest:,} tokens, episodes have up to {steps:,}"
+        if spec.max_episode_steps is not None:
+            self.check_num_steps(spec.max_episode_steps)
+
+    def check_num_steps(self, num_steps: int) -> None:
+        """Raise ``ConfigError`` if a sequence of ``num_steps`` is too long."""
+        longest = getattr(read_config(self.path), "max_position_embeddings", None)
+        if longest is not None and num_steps > longest:
+            allowed = f"reads up to {longest:,} tokens, episodes have up to {num_steps:,}"
             raise ConfigError("network.path", self.path, allowed)
 
     def build_trunk(self, spec: EnvSpec, initializer: Initializer) -> HfTrunk:
@@ -202,11 +212,11 @@ class HfConfig(NetworkConfig):
             model = load(self.path, initializer.dtype, initializer.device)
             keys: dict[int, str] = {}
             body, head = model.base_model, model.get_output_embeddings()
-            bound = Bound(body, *take_parameters(body, keys), is_frozen=False)
+            bound = Bound(body, *take_parameters(body, keys))
             trunk = HfTrunk(bound, model.config, initializer.dtype)
             if not trunks:
                 taken = take_parameters(head, keys, "head")
-                bound_head = Bound(head, *taken, is_frozen=False, lender=bound)
+                bound_head = Bound(head, *taken, lender=bound)
                 trunk.head = [BoundHead(bound_head, _num_actions(spec))]
             trunks.append(trunk)
         return trunks
@@ -215,10 +225,10 @@ class HfConfig(NetworkConfig):
         base_dtype = initializer.dtype
         if self.base_dtype is not BaseDtype.auto:
             base_dtype = getattr(torch, self.base_dtype.value)
-        model = load(self.path, base_dtype, initializer.device)
-        freeze(model)
+        model = self._frozen(base_dtype, initializer.device)
         body, head = model.base_model, model.get_output_embeddings()
-        layers = self._add_adapters(body)
+        adapted = ((n, m) for n, m in body.named_modules() if isinstance(m, LowRank))
+        layers = {name.replace(".", "/"): layer for name, layer in adapted}
         slots = [
             Slot(layer, attribute, f"{name}/{attribute}")
             for name, layer in layers.items()
@@ -233,29 +243,38 @@ class HfConfig(NetworkConfig):
                 parameters[f"{name}/down"] = nn.Parameter(down)
                 up = down.new_zeros(1, self.lora_rank, num_outputs)
                 parameters[f"{name}/up"] = nn.Parameter(up)
-            bound = Bound(body, slots, parameters, is_frozen=True)
+            bound = Bound(body, slots, parameters, frozen=model)
             trunks.append(HfTrunk(bound, model.config, initializer.dtype))
-        frozen_head = Bound(head, [], {}, is_frozen=True)
+        frozen_head = Bound(head, [], {}, frozen=model)
         trunks[0].head = [BoundHead(frozen_head, _num_actions(spec))]
         return trunks
 
-    def _add_adapters(self, body: nn.Module) -> dict[str, LowRank]:
-        """Put adapters around the layers to train; return them by name."""
+    def _frozen(self, dtype: torch.dtype, device: torch.device) -> Any:  # noqa: ANN401
+        """Return the frozen model with places for adapters: one for all trunks that exist."""
+        config_file = Path(self.path, "config.json").resolve()
+        options = (self.lora_alpha / max(self.lora_rank, 1), *self.lora_targets)
+        key = (config_file, config_file.stat().st_mtime_ns, options, dtype, device, dry_mode())
+        model = _FROZEN.get(key)
+        if model is None:
+            model = load(self.path, dtype, device)
+            freeze(model)
+            self._add_adapters(model.base_model)
+            _FROZEN[key] = model
+        return model
+
+    def _add_adapters(self, body: nn.Module) -> None:
+        """Put adapters around the layers to train."""
         linear = {n: m for n, m in body.named_modules() if type(m).__name__ in _LINEAR}
         names = sorted({name.rpartition(".")[2] for name in linear})
         targets = self.lora_targets or names
         if unknown := [target for target in targets if target not in names]:
             allowed = f"{unknown[0]} is no linear layer; there are {', '.join(names)}"
             raise ConfigError("network.lora_targets", self.lora_targets, allowed)
-        layers: dict[str, LowRank] = {}
         for name, module in linear.items():
             path, _, last = name.rpartition(".")
             if last in targets:
-                layer = layers[name.replace(".", "/")] = LowRank(
-                    module, self.lora_alpha / self.lora_rank
-                )
+                layer = LowRank(module, self.lora_alpha / self.lora_rank)
                 setattr(body.get_submodule(path), last, layer)
-        return layers
 
 
 def _num_actions(spec: EnvSpec) -> int:

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo_lab.utils import torch_private
 from ppo_lab.utils.errors import ConfigError
 
-__all__ = ["check_folder", "load", "read_config", "save"]
+__all__ = ["check_folder", "dry_mode", "load", "read_config", "save"]
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _COPIED = (  # with a saved model: what reads and writes its texts
@@ -61,13 +60,18 @@ def read_config(path: str) -> Any:  # noqa: ANN401 - transformers is optional
     return config
 
 
+def dry_mode() -> Any:  # noqa: ANN401 - private in torch
+    """Return the mode of a dry run, whose tensors have no memory; None outside of one."""
+    return getattr(torch.empty(0), "fake_mode", None)
+
+
 def load(path: str, dtype: torch.dtype, device: torch.device) -> Any:  # noqa: ANN401 - the same
     """Return the model; from its shapes alone on the meta device, or for a dry run."""
     from transformers import AutoModelForCausalLM
 
     config = read_config(path)
     try:
-        if device.type == "meta" or isinstance(torch.empty(0), torch_private.FakeTensor):
+        if device.type == "meta" or dry_mode() is not None:
             with torch.device(device):
                 return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         _hide_progress()

@@ -21,6 +21,7 @@ from ppo_lab.ppo.after_update import RolloutDiagnostics
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics, ratio_edges
 from ppo_lab.tracking import Histogram, Record
 from ppo_lab.training.finite import FiniteCheck
+from ppo_lab.training.lane_progress import LaneProgress
 from ppo_lab.training.scores import History
 
 __all__ = ["EpisodeMeter", "EpisodeTotals", "IterationTensors", "Recorder"]
@@ -61,28 +62,26 @@ class IterationTensors:
 class Recorder:
     """Builds the records and histories of a stack's lanes."""
 
-    def __init__(
-        self, num_lanes: int, num_rows: int, placement: Placement, max_entropy: float | None
-    ) -> None:
-        """Record ``num_lanes`` lanes with ``num_rows`` environment steps each per rollout."""
-        self._num_rows, self._placement, self._max_entropy = num_rows, placement, max_entropy
+    def __init__(self, num_lanes: int, placement: Placement, max_entropy: float | None) -> None:
+        """Record ``num_lanes`` lanes whose policies have at most ``max_entropy`` nats."""
+        self._placement, self._max_entropy = placement, max_entropy
         self.histories = [History() for _ in range(num_lanes)]
 
     def records(
-        self, tensors: IterationTensors, *, iterations: Mapping[int, int], shared: dict[str, float]
+        self, tensors: IterationTensors, progress: LaneProgress, *, shared: dict[str, float]
     ) -> dict[int, Record]:
-        """Return a record for each lane in ``iterations``, which maps lanes to their iteration.
+        """Return a record for each live lane, after ``progress`` has counted the iteration.
 
-        Iterations count from 1; ``shared`` holds the metrics of the stack as a whole.
+        ``shared`` holds the metrics of the stack as a whole.
         """
         names, (scalars, counts, *episodes) = self.fetch(tensors)
         all_scalars, all_counts = scalars.tolist(), counts.tolist()
         # numpy, whose small operations cost a tenth of torch's.
         ended, all_returns, all_lengths = (part.numpy() for part in episodes)
         records = {}
-        for lane, iteration in iterations.items():
+        for lane in progress.live_lanes:
             metrics, history = dict(zip(names, all_scalars[lane])), self.histories[lane]
-            step = iteration * self._num_rows
+            step, iteration = progress.num_steps[lane], progress.lane_iteration(lane)
             own = ended[:, lane]
             own_returns = all_returns[:, lane][own]
             returns = own_returns.tolist()

@@ -24,13 +24,16 @@ from ppo_lab.devices.observers import PhaseObserver, PhaseObservers
 from ppo_lab.devices.placement import Placement
 from ppo_lab.networks import ActorCritic, Initializer
 from ppo_lab.ppo.advantages import Advantages, gae
+from ppo_lab.ppo.baselines import GroupBaseline
 from ppo_lab.ppo.collector import Collector
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
+from ppo_lab.ppo.sequence_collector import SequenceCollector
 from ppo_lab.ppo.update import UpdatePlan, update
 from ppo_lab.tracking import Record
 from ppo_lab.training.checkpoint import LaneState
 from ppo_lab.training.finite import FiniteCheck
+from ppo_lab.training.lane_progress import LaneProgress
 from ppo_lab.training.lane_state import LaneStates
 from ppo_lab.training.lane_values import LaneValues, schedule_metrics
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
@@ -70,7 +73,7 @@ class Trainer:
         """
         check_stack(configs)
         config, memory, num_lanes = configs[0], configs[0].memory, len(configs)
-        self.config, self.configs, self._on_record = config, list(configs), on_record
+        self.config, self.progress, self._on_record = config, LaneProgress(configs), on_record
         self.placement = placement = placement or Placement(config.torch_device)
         device, dtype = placement.device, config.weights_dtype
         self.meters = Meters(placement, is_profiled=config.is_profiled)
@@ -90,6 +93,7 @@ class Trainer:
             gamma=self._lanes.gamma,
             dtype=dtype,
             is_dry=dry_steps is not None,
+            num_steps=config.rollout_steps,
         )
         self.plan = UpdatePlan(
             config.num_minibatches,
@@ -99,24 +103,19 @@ class Trainer:
             rows_per_pass=max(config.num_rows // config.num_minibatches, UpdatePlan.rows_per_pass),
             around_step=PhaseObservers(observers).optimizer_step if observers else nullcontext,
             num_dry_steps=dry_steps,
+            policy_loss=config.policy_loss,
+            aggregation=config.aggregation,
+            num_sequence_steps=config.rollout_steps if config.keeps_sequences else 1,
         )
-        self.collector = Collector(self.env, self.model, config.num_steps, self.plan)
+        self.collector = self._build_collector()
         if compiles is None:
             compiles = should_compile(config, num_lanes, sum(c.total_steps for c in configs))
         self._compilation = Compilation(config, self.collector, self.optimizer, compiles)
         self._episodes = EpisodeMeter(num_lanes, config.num_envs, device)
-        self.recorder = Recorder(
-            num_lanes, config.num_rows, placement, self.model.distribution.max_entropy
-        )
+        self.recorder = Recorder(num_lanes, placement, self.model.distribution.max_entropy)
         parts = self.model, self.optimizer, self.collector, self._episodes
         self._states = LaneStates(*parts, self.recorder.histories)
-        self._is_live = [True] * num_lanes
-        self._begins = [0] * num_lanes  # the stack's iteration at which a lane began
         self._start_s = time.perf_counter()
-        self.iteration = 0
-        """Iterations of the stack since it was built."""
-        self.num_live_steps = 0
-        """Environment steps of all live lanes since then."""
 
     def _build_model(self, seeds: Tensor) -> ActorCritic:
         config = self.config
@@ -124,6 +123,13 @@ class Trainer:
         return config.memory.build_model(
             config.network, self.spec, initializer, config.compute_dtype
         )
+
+    def _build_collector(self) -> Collector:
+        config, parts = self.config, (self.env, self.model)
+        if not (config.whole_episodes or config.network.reads_sequences):
+            return Collector(*parts, config.num_steps, self.plan)
+        group_size = config.group_size if config.whole_episodes else None
+        return SequenceCollector(*parts, config.rollout_steps, self.plan, group_size)
 
     def iterate(self) -> None:
         """Run one iteration of every lane: collect, advantages, update, diagnose, record."""
@@ -134,11 +140,12 @@ class Trainer:
         self.meters.begin_iteration(self.iteration + 1)
         rollout = self.phase("rollout", self.collect)
         advantages = self.phase("advantages", self.advantages, rollout)
-        rows = lane_rows(rollout, advantages)
+        rows = lane_rows(rollout, advantages, self.config.aggregation)
         diagnostics = self.phase("update", self.update, rows)
         tensors = self.phase("diagnostics", self.diagnose, rollout, rows, diagnostics)
-        self.iteration += 1
-        self.num_live_steps += self.config.num_rows * len(self.live_lanes)
+        self.progress.count(rollout.live)
+        if rollout.live is not None:
+            self._lanes.num_live += rollout.live.sum((0, 2))
         self.record(tensors)
 
     def phase(self, name: str, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -150,22 +157,28 @@ class Trainer:
 
     def collect(self) -> Rollout:
         """Return the next T steps of every environment."""
-        return self.collector.collect(self._noise())
+        return self.collector.collect(
+            self._noise(), self._lanes.keys(rng.Stream.RESTART, self.iteration)
+        )
 
     def advantages(self, rollout: Rollout) -> Advantages:
         """Return advantages and value targets, (T, L, N)."""
+        lanes, baseline = self._lanes, self.config.baseline
+        if isinstance(baseline, GroupBaseline):
+            assert rollout.live is not None
+            values = baseline.advantages(rollout.rewards, rollout.live, lanes.gamma)
+            return Advantages(values, None)
+        assert rollout.values is not None
+        assert rollout.next_values is not None
         terminated, truncated = rollout.terminated, rollout.truncated
         if not self.config.bootstrap_truncated:
             terminated = terminated | truncated
-        return gae(
-            rollout.rewards,
-            rollout.values,
-            rollout.next_values,
-            terminated,
-            truncated,
-            gamma=self._lanes.gamma,
-            gae_lambda=self._lanes.gae_lambda,
-        )
+        columns = rollout.rewards, rollout.values, rollout.next_values, terminated, truncated
+        of_policy = gae(*columns, gamma=lanes.gamma, gae_lambda=lanes.lambda_policy)
+        if not lanes.has_two_lambdas:
+            return of_policy
+        of_critic = gae(*columns, gamma=lanes.gamma, gae_lambda=lanes.lambda_value)
+        return of_policy._replace(value_targets=of_critic.value_targets)
 
     def update(self, rows: RolloutRows) -> UpdateDiagnostics:
         """Train on ``rows`` for num_epochs epochs."""
@@ -184,13 +197,16 @@ class Trainer:
     def _permutations(self) -> Tensor:
         """Return the order of the rows in each epoch of this iteration, (E, L, R)."""
         num_epochs, num_rows = self.config.num_epochs, self.config.num_rows
-        return self._lanes.permutations(self.iteration, num_epochs, num_rows)
+        num_together = self.plan.num_sequence_steps
+        return self._lanes.permutations(self.iteration, num_epochs, num_rows, num_together)
 
     def diagnose(
         self, rollout: Rollout, rows: RolloutRows, diagnostics: UpdateDiagnostics
     ) -> IterationTensors:
         """Return what the record needs, still on the device."""
         ended = rollout.terminated | rollout.truncated
+        if rollout.live is not None:  # whole episodes: none goes on from the rollout before
+            self._episodes.reset_lanes(torch.arange(len(self.configs), device=ended.device))
         episodes = self._episodes.count(rollout.env_rewards, ended)
         clip = self._lanes.hyperparameters(self.iteration).clip
         after = self._compilation.after_update(rows, clip)
@@ -201,11 +217,10 @@ class Trainer:
     def record(self, tensors: IterationTensors) -> None:
         """Copy the iteration's results to the host and pass one record per live lane on."""
         begin_s = time.perf_counter()
-        iterations = {lane: self.lane_iteration(lane) for lane in self.live_lanes}
-        records = self.recorder.records(tensors, iterations=iterations, shared=self._measure())
+        records = self.recorder.records(tensors, self.progress, shared=self._measure())
         if self._on_record is not None:
             for lane, record in records.items():
-                schedule = schedule_metrics(self.configs[lane], record.iteration - 1)
+                schedule = schedule_metrics(self.configs[lane], self.progress.spent[lane])
                 metrics = {**record.metrics, **schedule}
                 self._on_record(lane, dataclasses.replace(record, metrics=metrics))
         self.meters.clock.add("record", time.perf_counter() - begin_s)
@@ -217,7 +232,7 @@ class Trainer:
         self.meters.clock.add("env", self.collector.env_s)
         self.collector.env_s = 0.0
         seconds = self.meters.clock.read()
-        num_steps = self.config.num_rows * len(self.live_lanes)
+        num_steps = self.progress.num_latest_steps
         metrics = {f"time/{name}_s": value for name, value in seconds.items()}
         elapsed_s = metrics["time/elapsed_s"] = self.elapsed_s
         metrics["charts/SPS"] = self.num_live_steps / elapsed_s
@@ -226,9 +241,24 @@ class Trainer:
         return metrics | self.observers.read()
 
     @property
+    def configs(self) -> list[Config]:
+        """The config in each lane."""
+        return self.progress.configs
+
+    @property
+    def iteration(self) -> int:
+        """Iterations of the stack since it was built."""
+        return self.progress.iteration
+
+    @property
+    def num_live_steps(self) -> int:
+        """Environment steps of all live lanes since then."""
+        return self.progress.num_all_steps
+
+    @property
     def live_lanes(self) -> list[int]:
         """The lanes that train; only these are recorded."""
-        return [lane for lane, is_live in enumerate(self._is_live) if is_live]
+        return self.progress.live_lanes
 
     @property
     def elapsed_s(self) -> float:
@@ -245,12 +275,15 @@ class Trainer:
 
     def lane_iteration(self, lane: int) -> int:
         """Return the number of iterations of the config in ``lane``."""
-        return self.iteration - self._begins[lane]
+        return self.progress.lane_iteration(lane)
+
+    def lane_steps(self, lane: int) -> int:
+        """Return the number of environment steps of the config in ``lane``."""
+        return self.progress.num_steps[lane]
 
     def has_ended(self, lane: int) -> bool:
         """Return whether a lane has used up its steps or diverged."""
-        is_done = self.lane_iteration(lane) >= self.configs[lane].num_iterations
-        return is_done or self.history(lane).diverged is not None
+        return self.progress.is_done(lane) or self.history(lane).diverged is not None
 
     def retire_ended(self) -> bool:
         """Retire the lanes that have ended; return whether any lane still trains."""
@@ -260,7 +293,7 @@ class Trainer:
 
     def retire_lane(self, lane: int) -> None:
         """Stop recording a lane and freeze its parameters."""
-        self._is_live[lane] = False
+        self.progress.is_live[lane] = False
         self._lanes.freeze_lane(lane)
 
     @torch.no_grad()
@@ -282,8 +315,7 @@ class Trainer:
         self._lanes.replace(lanes, list(configs.values()), self.iteration)
         self._episodes.reset_lanes(lanes)
         for lane, config in configs.items():
-            self.configs[lane], self._begins[lane] = config, self.iteration
-            self._is_live[lane] = True
+            self.progress.begin_lane(lane, config)
             self.recorder.histories[lane] = History()
             self.collector.reset_lane(lane, config.seed)
 
@@ -297,6 +329,8 @@ class Trainer:
         assert self.has_state(lane)
         is_compiled = self._compilation.is_compiled or self._compilation.is_due
         numbers = {"iteration": self.lane_iteration(lane), "is_compiled": is_compiled}
+        if self.config.whole_episodes:
+            numbers["env_steps"] = self.lane_steps(lane)
         return self._states.read(lane, numbers)
 
     def load_lane_state(self, lane: int, state: LaneState) -> None:
@@ -312,8 +346,9 @@ class Trainer:
         else:
             self.collector.keeps_columns = False
         self._states.write(lane, state)
-        self._begins[lane] = self.iteration - state.numbers["iteration"]
-        self._lanes.begin_lane(lane, self._begins[lane])
+        ages = state.numbers["iteration"], state.numbers.get("env_steps")
+        begin = self.progress.begin_lane(lane, self.configs[lane], *ages)
+        self._lanes.begin_lane(lane, begin, num_live=self.lane_steps(lane))
 
     def _compile_next(self) -> None:
         """Have the next iteration compile, though it has no uncompiled one before it."""

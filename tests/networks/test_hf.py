@@ -170,6 +170,20 @@ def test_recomputed_activations_give_the_same_gradients(folder, lora_rank):
         torch.testing.assert_close(ours, wanted)
 
 
+def test_models_with_adapters_share_a_base_as_long_as_one_exists(llama):
+    def base_of(**options):
+        _, (trunk,), head = build(llama, **({"lora_rank": 4} | options))
+        return trunk, head, {id(buffer) for buffer in (*trunk.buffers(), *head.buffers())}
+
+    first, _, base = base_of()
+    assert base_of()[2] == base
+    assert not base_of(base_dtype=BaseDtype.bfloat16)[2] & base
+    assert not base_of(lora_targets=["q_proj"])[2] & base
+    with FakeTensorMode(allow_fallback_kernels=False):
+        assert all(isinstance(tensor, FakeTensor) for tensor in base_of()[0].buffers())
+    assert not any(isinstance(tensor, FakeTensor) for tensor in first.buffers())
+
+
 def test_low_rank_adapters_add_a_product_by_hand():
     layer = LowRank(torch.nn.Linear(2, 1, bias=False), scale=2.0)
     layer.base.weight.data = torch.tensor([[1.0, 10.0]])
