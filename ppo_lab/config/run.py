@@ -164,6 +164,8 @@ class Config(Hyperparameters):
         spec = self.env.check()
         self.env.check_rollout(self.rollout_steps)
         self.network.check_env(spec)
+        if spec.num_tokens is not None:
+            self.network.check_num_steps(self.rollout_steps)
         num_parameters = self.network.num_trunk_parameters(spec)
         if num_parameters > _MOST_PARAMETERS:
             allowed = f"a network of {num_parameters:,} parameters; at most {_MOST_PARAMETERS:,}"
