@@ -63,21 +63,25 @@ def new_actor(config: Config, spec: EnvSpec, device: torch.device) -> ActorCriti
     )
 
 
-def start_from(model: ActorCritic, weights: Mapping[str, Tensor]) -> None:
-    """Copy an actor's ``weights`` (1, …) into every lane: its trunk into the critic's too."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            source = name.replace("critic.", "actor.", 1) if name.startswith("critic.") else name
-            if source in weights:  # not the value head
-                parameter.copy_(weights[source])
+@torch.no_grad()
+def start_from(model: ActorCritic, first: Pretrained | None) -> None:
+    """Copy an actor into every lane, and its trunk into the critic's too; None changes nothing."""
+    weights = {} if first is None else first.weights
+    for name, parameter in model.named_parameters():
+        source = name.replace("critic.", "actor.", 1) if name.startswith("critic.") else name
+        if source in weights:  # not the value head
+            parameter.copy_(weights[source])
 
 
-def pretrained(config: Config, spec: EnvSpec) -> Pretrained:
+def pretrained(config: Config, spec: EnvSpec, *, is_dry: bool = False) -> Pretrained | None:
     """Return the actor that runs of ``config``, of all seeds, start from.
 
+    None where networks start at random, or their numbers do not matter (``is_dry``).
     A file that is damaged, or that another user can have written, is made again with a warning; so
     it is without a file where the cache cannot be written.
     """
+    if is_dry or not isinstance(config.env, TextConfig):
+        return None
     # In a thread of its own: modes that count a trainer's memory do not see what is made only once.
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(_pretrained, config, spec).result()

@@ -15,14 +15,17 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from ppo_lab.config.run import Config
 from ppo_lab.devices.placement import Place, Placement
+from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.text.config import TextConfig
 from ppo_lab.networks import ActorCritic
 from ppo_lab.networks.sequences import Sequences
 from ppo_lab.ppo.rollout import Rollout, by_env
 from ppo_lab.ppo.update import UpdatePlan
+from ppo_lab.training.pretraining import Pretrained, new_actor, start_from
 
-__all__ = ["Reference", "TextKl", "adapted_coef", "text_kl", "with_penalty"]
+__all__ = ["Reference", "TextKl", "adapted_coef", "build_reference", "text_kl", "with_penalty"]
 
 _ADAPTATION, _MOST_ERROR = 0.1, 0.2  # arXiv:1909.08593, section 2.2
 
@@ -63,6 +66,23 @@ def adapted_coef(coef: Tensor, kl: Tensor, target: float) -> Tensor:
     """
     error = (kl / target - 1.0).clamp(-_MOST_ERROR, _MOST_ERROR)
     return coef * (1.0 + _ADAPTATION * error)
+
+
+def build_reference(
+    config: Config,
+    spec: EnvSpec,
+    num_lanes: int,
+    placement: Placement,
+    first: Pretrained | None,
+) -> Reference | None:
+    """Return the frozen reference of all lanes, ``first``; None if no reward depends on one."""
+    env = config.env
+    if not (isinstance(env, TextConfig) and env.has_reference):
+        return None
+    model = new_actor(config, spec, placement.device)
+    start_from(model, first)
+    place = config.memory.reference_place
+    return Reference(model, env, num_lanes=num_lanes, placement=placement, place=place)
 
 
 class Reference:

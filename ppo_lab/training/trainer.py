@@ -37,9 +37,9 @@ from ppo_lab.training.finite import FiniteCheck
 from ppo_lab.training.lane_progress import LaneProgress
 from ppo_lab.training.lane_state import LaneStates
 from ppo_lab.training.lane_values import LaneValues, schedule_metrics
-from ppo_lab.training.pretraining import Pretrained, new_actor, pretrained, start_from
+from ppo_lab.training.pretraining import pretrained, start_from
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
-from ppo_lab.training.reference import Reference, TextKl
+from ppo_lab.training.reference import TextKl, build_reference
 from ppo_lab.training.scores import History
 from ppo_lab.utils import rng
 from ppo_lab.utils.errors import ConfigError
@@ -84,8 +84,8 @@ class Trainer:
         self.spec = config.check_env()
 
         seeds = torch.tensor([c.seed for c in configs], dtype=torch.int64)
-        self._first = self._first_weights(is_dry=dry_steps is not None)
-        self.reference = self._build_reference()
+        self._first = pretrained(config, self.spec, is_dry=dry_steps is not None)
+        self.reference = build_reference(config, self.spec, num_lanes, placement, self._first)
         """The frozen reference of texts, if rewards have a KL to it."""
         self._text_kl: TextKl | None = None  # of the latest rollout
         self.model = self._build_model(seeds)
@@ -136,31 +136,8 @@ class Trainer:
         model = config.memory.build_model(
             config.network, self.spec, initializer, config.compute_dtype
         )
-        if self._first is not None:
-            start_from(model, self._first.weights)
+        start_from(model, self._first)
         return model
-
-    def _first_weights(self, *, is_dry: bool) -> Pretrained | None:
-        """Return what every policy starts from; None for networks that start at random."""
-        if is_dry or not isinstance(self.config.env, TextConfig):
-            return None
-        return pretrained(self.config, self.spec)
-
-    def _build_reference(self) -> Reference | None:
-        """Return the frozen reference of all lanes; None if no reward depends on one."""
-        config, env = self.config, self.config.env
-        if not (isinstance(env, TextConfig) and env.has_reference):
-            return None
-        model = new_actor(config, self.spec, self.placement.device)
-        if self._first is not None:
-            start_from(model, self._first.weights)
-        return Reference(
-            model,
-            env,
-            num_lanes=len(self.configs),
-            placement=self.placement,
-            place=config.memory.reference_place,
-        )
 
     def _build_collector(self) -> Collector:
         config, parts = self.config, (self.env, self.model)
