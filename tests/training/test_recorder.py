@@ -8,7 +8,6 @@ import torch
 
 from ppo_lab.ppo.diagnostics import ratio_edges
 from ppo_lab.ppo.rollout import lane_rows
-from ppo_lab.training.lane_progress import LaneProgress
 from ppo_lab.training.recorder import EpisodeTotals, Recorder
 from ppo_lab.training.trainer import Trainer
 from tests.helpers.trainers import PENDULUM, TWENTY_STEPS, config, lanes_of, train_to_end, weights
@@ -24,15 +23,7 @@ def iteration_of(trainer):
 
 
 def recorder_of(trainer):
-    max_entropy = trainer.model.distribution.max_entropy
-    return Recorder(len(trainer.configs), trainer.placement, max_entropy)
-
-
-def progress_of(trainer):
-    """Return a progress that has counted one iteration."""
-    progress = LaneProgress(trainer.configs)
-    progress.count(None)
-    return progress
+    return Recorder(trainer.env, trainer.placement, trainer.model.distribution.max_entropy)
 
 
 def train(*changes, num_iterations=3, overrides=TWENTY_STEPS):
@@ -73,7 +64,7 @@ def test_episode_statistics_are_those_worked_out_by_hand():
     recorder = recorder_of(trainer)
     records = recorder.records(
         dataclasses.replace(tensors, episodes=episodes),
-        progress_of(trainer),
+        trainer.progress,
         shared={"perf/x": 4.0},
     )
     some, none = records[0], records[1]
@@ -126,12 +117,12 @@ def test_a_number_that_must_be_finite_and_is_not_is_noted_by_name(part, field, n
     else:
         spoilt = spoil(spoilt, value)
     bad = dataclasses.replace(tensors, **{part: whole._replace(**{field: spoilt})})
-    recorder, progress = recorder_of(trainer), progress_of(trainer)
-    recorder.records(tensors, progress, shared={})
+    recorder = recorder_of(trainer)
+    recorder.records(tensors, trainer.progress, shared={})
     assert [each.diverged for each in recorder.histories] == [None, None]
-    recorder.records(bad, progress, shared={})
+    recorder.records(bad, trainer.progress, shared={})
     assert [each.diverged for each in recorder.histories] == [None, f"{name} is {value}"]
-    recorder.records(tensors, progress, shared={})  # the first reason stays
+    recorder.records(tensors, trainer.progress, shared={})  # the first reason stays
     assert [each.diverged for each in recorder.histories] == [
         None,
         f"{name} is {value}",
@@ -143,8 +134,8 @@ def test_a_constant_critics_undefined_explained_variance_is_no_divergence():
     tensors = iteration_of(trainer)
     after = tensors.after._replace(explained_variance=torch.tensor([math.nan]))
     tensors = dataclasses.replace(tensors, after=after)
-    recorder, progress = recorder_of(trainer), progress_of(trainer)
-    recorder.records(tensors, progress, shared={})
+    recorder = recorder_of(trainer)
+    recorder.records(tensors, trainer.progress, shared={})
     assert [each.diverged for each in recorder.histories] == [None]
 
 
