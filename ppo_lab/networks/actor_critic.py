@@ -155,10 +155,12 @@ class ActorCritic(nn.Module):
         ``num_sequences`` per lane, to which ``num_steps`` will be added. A critic without a trunk
         of its own has none.
         """
-        actor = cast(SequenceTrunk, self.actor).empty_memory(num_sequences, num_steps)
-        if self.shares_trunk or self.critic is None:
-            return actor, None
-        return actor, cast(SequenceTrunk, self.critic).empty_memory(num_sequences, num_steps)
+        with self._autocast(self.policy_head.weight):  # a memory has the type it is computed in
+            actor = cast(SequenceTrunk, self.actor).empty_memory(num_sequences, num_steps)
+            if self.shares_trunk or self.critic is None:
+                return actor, None
+            critic = cast(SequenceTrunk, self.critic)
+            return actor, critic.empty_memory(num_sequences, num_steps)
 
     def values_and_next(
         self, inputs: Sequences, last_observations: Tensor
