@@ -118,6 +118,8 @@ class RecurrentConfig(NetworkConfig):
         17152
     """
 
+    reads_sequences: ClassVar[bool] = True
+
     cell: Cell = Cell.lstm
     """lstm has a cell state besides the hidden one; gru has three quarters of its parameters and
     is about as good."""
