@@ -15,8 +15,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from benchmarks.resumable import SIZES, Left, outcome, train
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
 
-__all__ = ["KINDS", "Tally", "count_kills"]
+__all__ = ["KINDS", "Tally", "count_kills", "in_child"]
 
 _COMMON = (*SIZES, "network=tiny", "tracking=local", "device=cpu", "num_threads=1")
 
@@ -80,7 +81,7 @@ def count_kills(
     """Kill runs of ``configs`` until there were ``num_kills``; return what became of them."""
     for attempt in ("warm", "undisturbed"):  # the first may have to compile
         begin_s = time.monotonic()
-        assert _start(folder / attempt, configs) == 0
+        assert in_child(partial(train, folder / attempt, configs)) == 0
     longest_s, expected = time.monotonic() - begin_s, outcome(folder / "undisturbed")
     tally = Tally()
     while tally.num_kills < num_kills:
@@ -88,18 +89,18 @@ def count_kills(
         is_killed = True
         while is_killed:
             moment_s = moments.uniform(0.0, longest_s) if tally.num_kills < num_kills else None
-            is_killed = _start(runs, configs, moment_s) == -signal.SIGKILL
+            is_killed = in_child(partial(train, runs, configs, moment_s)) == -signal.SIGKILL
             tally.num_kills += is_killed
         tally.count(outcome(runs), expected)
     return tally
 
 
-def _start(folder: Path, configs: Sequence[Config], kill_after_s: float | None = None) -> int:
-    """Train in a forked process and return its exit status."""
+def in_child(act: Callable[[], object]) -> int:
+    """Call ``act`` in a forked process and return its exit status."""
     if (pid := os.fork()) == 0:
         status = 1
         try:
-            train(folder, configs, kill_after_s)
+            act()
             status = 0
         finally:
             os._exit(status)

@@ -24,7 +24,7 @@ from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.run import RunOutput, run_group
 from ppo_lab.tracking import read_metrics
 
-__all__ = ["SIZES", "Left", "outcome", "train"]
+__all__ = ["SIZES", "Left", "left_by", "outcome", "train"]
 
 SIZES = (
     *("num_envs=2", "num_steps=16", "num_epochs=1", "num_minibatches=2", "total_steps=384"),
@@ -49,19 +49,21 @@ class Left(NamedTuple):
 
 def outcome(folder: Path) -> list[Left]:
     """Return what each run of a stack has left."""
-    left = []
-    for run in sorted(folder.iterdir()):
-        rows = [
-            {key: str(value) for key, value in row.items() if not key.startswith(_MEASURED)}
-            for row in read_metrics(run / "metrics.jsonl")
-        ]
-        num_lines = len((run / "metrics.jsonl").read_text().splitlines())
-        last = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
-        state = load_file(last / "state.safetensors")
-        policy = (run / "checkpoint" / "model.safetensors").read_bytes()
-        tensors = {name: array.tobytes() for name, array in sorted(state.items())}
-        left.append(Left(run.name, num_lines, rows, last.name, tensors, policy))
-    return left
+    return [left_by(run) for run in sorted(folder.iterdir())]
+
+
+def left_by(run: Path) -> Left:
+    """Return what a run has left in its folder."""
+    rows = [
+        {key: str(value) for key, value in row.items() if not key.startswith(_MEASURED)}
+        for row in read_metrics(run / "metrics.jsonl")
+    ]
+    num_lines = len((run / "metrics.jsonl").read_text().splitlines())
+    last = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    state = load_file(last / "state.safetensors")
+    policy = (run / "checkpoint" / "model.safetensors").read_bytes()
+    tensors = {name: array.tobytes() for name, array in sorted(state.items())}
+    return Left(run.name, num_lines, rows, last.name, tensors, policy)
 
 
 def train(folder: Path, configs: Sequence[Config], kill_after_s: float | None = None) -> None:
