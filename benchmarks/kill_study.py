@@ -36,6 +36,7 @@ from ppo_lab.config.compose import check_jobs, register
 __all__ = ["Outcome", "count_identical", "kill_study", "processes_of"]
 
 _MOST_S = 3600.0
+_ORPHAN_S = 30.0
 _RUN = (
     *("network=tiny", "total_steps=40960", "tracking=local", "num_threads=1", "device=cpu"),
     *("compile=never", "checkpoint.every_s=0.5", "tracking.terminal=none"),
@@ -70,7 +71,9 @@ class Outcome:
     overwritten: list[str] = field(default_factory=list)
     """Files that changed after they were complete, or that two attempts wrote to."""
     left_behind: list[int] = field(default_factory=list)
-    """Processes of the study that still run after it."""
+    """Orphans: processes of a parent that still ran 30 s after its end."""
+    longest_end_s: float = 0.0
+    """Until the last process of a parent had ended, such as a fork server that still imported."""
     lost_results: list[int] = field(default_factory=list)
     """Finished trials without a result in their folder."""
     num_resumed: int = 0
@@ -87,6 +90,17 @@ class Outcome:
             and not {"RUNNING", "WAITING"} & self.states.keys()
             and not (self.overwritten or self.left_behind or self.lost_results)
         )
+
+    def count_orphans(self, ended_s: dict[int, float]) -> bool:
+        """Look at the sessions that lost their leader; return whether one is not gone yet."""
+        for session, end_s in list(ended_s.items()):
+            left, waited_s = processes_of(session), time.monotonic() - end_s
+            if left and waited_s < _ORPHAN_S:
+                continue
+            del ended_s[session]
+            self.left_behind += left
+            self.longest_end_s = max(self.longest_end_s, waited_s)
+        return bool(ended_s)
 
 
 def _begin(folder: Path, words: list[str], shown: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -114,14 +128,14 @@ def kill_study(
     words = [*_STUDY, f"study.num_trials={num_trials}", *overrides]
     study = folder / "outputs" / "studies" / "killed"
     outcome = Outcome(num_trials)
-    sessions: list[int] = []
+    ended_s: dict[int, float] = {}
+    """When each session lost its leader, unless all of it is known to be gone."""
     hashes: dict[Path, str] = {}
     begin_s = time.monotonic()
     with (folder / "shown").open("ab") as shown:
 
         def start() -> tuple[Started, float]:
             process = begin(folder, words, shown)
-            sessions.append(process.pid)
             return process, time.monotonic() + pick.uniform(*parent_kill_s)
 
         process, parent_kill_at_s = start()
@@ -129,21 +143,23 @@ def kill_study(
         while process.poll() is None and time.monotonic() - begin_s < _MOST_S:
             time.sleep(0.1)
             outcome.overwritten += _watch(study, hashes)
+            outcome.count_orphans(ended_s)
             is_over = outcome.num_parent_kills == num_parent_kills
             if time.monotonic() > parent_kill_at_s and not is_over:
                 os.kill(process.pid, signal.SIGKILL)  # its trials must notice
                 process.wait()
                 outcome.num_parent_kills += 1
+                ended_s[process.pid] = time.monotonic()
                 process, parent_kill_at_s = start()
-                outcome.left_behind += _alive_after(sessions[-2], 5.0)
             elif time.monotonic() > trial_kill_at_s:
                 trial_kill_at_s = time.monotonic() + pick.uniform(*trial_kill_s)
                 if trials := _trials_of(process.pid):
                     os.kill(pick.choice(trials), signal.SIGKILL)
                     outcome.num_trial_kills += 1
     outcome.wall_s = time.monotonic() - begin_s
-    for session in sessions:
-        outcome.left_behind += _alive_after(session, 5.0)
+    ended_s[process.pid] = time.monotonic()
+    while outcome.count_orphans(ended_s):
+        time.sleep(0.1)
     outcome.overwritten += _watch(study, hashes)
     _read(study, outcome)
     return outcome
@@ -168,13 +184,6 @@ def _trials_of(parent: int) -> list[int]:
     tree = processes_of(parent)
     servers = {pid for pid, its_parent in tree.items() if its_parent == parent}
     return [pid for pid, its_parent in tree.items() if its_parent in servers]
-
-
-def _alive_after(session: int, seconds: float) -> list[int]:
-    deadline_s = time.monotonic() + seconds
-    while (left := processes_of(session)) and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    return list(left)
 
 
 def _watch(study: Path, hashes: dict[Path, str]) -> list[str]:
@@ -236,19 +245,19 @@ def _page(outcomes: Sequence[Outcome], seed: int) -> list[str]:
     what = (
         f"Studies of `{' '.join(_STUDY)}`, whose parent process was sent SIGKILL at a moment drawn "
         "uniformly from the 12 seconds after each start and started again at once, and one of "
-        "whose trials was killed every 3 to 9 seconds. An orphan is a process of a killed parent "
-        "that is there 5 s later. Bit-identical: weights, moments of Adam, environments, the saved "
-        "policy and every value of metrics.jsonl but times are those of a run of the same config "
-        "that nobody disturbed."
+        "whose trials was killed every 3 to 9 seconds. An orphan is a process of a parent that "
+        "is there 30 s after its end. Bit-identical: weights, moments of Adam, environments, the "
+        "saved policy and every value of metrics.jsonl but times are those of a run of the same "
+        "config that nobody disturbed."
     )
     header = ["study", "parent kills", "trial kills", "trials asked", "stored, once each",
-              "results lost", "files written twice", "orphans", "went on from a checkpoint",
-              "bit-identical", "minutes"]  # fmt: skip
+              "results lost", "files written twice", "orphans", "s until all were gone",
+              "went on from a checkpoint", "bit-identical", "minutes"]  # fmt: skip
     rows = [
         [f"seed {seed + number}", o.num_parent_kills, o.num_trial_kills, o.num_trials,
          len(set(o.numbers)) if o.numbers == list(range(o.num_trials)) else f"NOT: {o.numbers}",
-         len(o.lost_results), len(o.overwritten), len(o.left_behind), o.num_resumed,
-         o.num_identical, f"{o.wall_s / 60:.1f}"]
+         len(o.lost_results), len(o.overwritten), len(o.left_behind), f"{o.longest_end_s:.1f}",
+         o.num_resumed, o.num_identical, f"{o.wall_s / 60:.1f}"]
         for number, o in enumerate(outcomes)
     ]  # fmt: skip
     return [what, table(header, rows)]
