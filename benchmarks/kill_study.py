@@ -189,7 +189,7 @@ def _trials_of(parent: int) -> list[int]:
 def _watch(study: Path, hashes: dict[Path, str]) -> list[str]:
     """Store each new result, and return those that have changed."""
     changed = []
-    for path in study.glob("trials/**/result.json"):
+    for path in [*study.glob("trials/*/result.json"), *study.glob("trials/*/*/result.json")]:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if hashes.setdefault(path, digest) != digest:
             changed.append(str(path))
@@ -211,7 +211,7 @@ def _read(study: Path, outcome: Outcome) -> None:
     for _, path in trials:
         summaries = json.loads(path.read_text())["summaries"] if path.is_file() else []
         outcome.num_resumed += any("resumed" in summary for summary in summaries)
-    for path in study.glob("trials/**/metrics.jsonl"):
+    for path in study.glob("trials/**/metrics.jsonl"):  # nothing runs any more
         outcome.num_attempts += 1
         if list(_iterations(path)) != sorted(set(_iterations(path))):
             outcome.overwritten.append(str(path))  # two runs wrote into one file
