@@ -22,16 +22,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 
 import optuna
 
-from benchmarks.faults import in_child
 from benchmarks.result_page import publish, table
-from benchmarks.resumable import left_by, train
-from ppo_lab.config.compose import check_jobs, register
+from benchmarks.resumable import left_by, train_alone
+from ppo_lab.config.compose import register
 
 __all__ = ["Outcome", "count_identical", "kill_study", "processes_of"]
 
@@ -230,14 +228,9 @@ def count_identical(study: Path, folder: Path) -> int:
     num_identical = 0
     for _, path in _trials_in(study):
         (summary,) = json.loads(path.read_text())["summaries"]
-        (job,) = check_jobs(
-            summary["overrides"], is_multirun=False, config_dir=None, config_name=None
-        )
-        alone = folder / str(summary["trial"])
-        assert in_child(partial(train, alone, [job.config])) == 0
-        run = f"seed_{job.config.seed}"
-        expected = left_by(alone / str(job.config.seed))._replace(run=run)
-        num_identical += left_by(path.parent / run) == expected
+        alone = train_alone(summary["overrides"], folder / str(summary["trial"]))
+        run = f"seed_{summary['seed']}"
+        num_identical += left_by(path.parent / run) == alone._replace(run=run)
     return num_identical
 
 
