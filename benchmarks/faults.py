@@ -195,8 +195,8 @@ def _is_passed_over(run: Path, older: Checkpoint) -> bool:
     found = load_checkpoint(run)
     if found is None or found.folder != older.folder or len(found.skipped) != 1:
         return False
-    pairs = zip(found.state.tensors.items(), older.state.tensors.items(), strict=True)
-    is_same = all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in pairs)
+    mine, its = found.state.tensors, older.state.tensors
+    is_same = mine.keys() == its.keys() and all(torch.equal(mine[n], its[n]) for n in its)
     return is_same and found.state.numbers == older.state.numbers
 
 
