@@ -41,7 +41,7 @@ _LOOP = (
     "tests/training/test_lanes.py", "tests/training/test_edges.py",
     "tests/memory/test_strategies.py", "tests/memory/test_moved_state.py",
 )  # fmt: skip
-_STUDY_TESTS = ("objective", "objective_names", "pruning", "pruning_numbers")
+_STUDY_TESTS = ("objective", "pruning", "pruning_numbers")
 _SINGLE_KEYS = "tests/training/test_reference.py::test_a_key_changed_alone"
 TARGETS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "ppo": (
@@ -240,6 +240,7 @@ def _runs(lines: dict[str, set[int]], mutant: Mutant) -> bool:
 _WHAT = (
     "A mutant is the package with one operation changed. It survives if no quick test that runs the"
     " changed function fails; an equivalent one cannot be noticed on a CPU, for the reason given."
+    " The argument `device` is left alone: only tests/gpu could notice."
 )
 
 
@@ -262,11 +263,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(1)
         words = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow"]
         pytest.main([*words, "--deselect", _SINGLE_KEYS, *tests], [runner])
+        assert runner.counts, "the tests could not be collected, or one of them failed"
         total, alive = runner.counts.total(), runner.counts["survived"]
         same, share = runner.counts["equivalent"], alive / max(1, total)
         row = [room, total, total - alive - same, same, alive, f"{share:.1%}"]
-        lines = "\n".join(f"- {m}" for m in runner.survivors) or "None survived."
-        parts = [_WHAT, table(header, [row]), lines]
+        told = [f"- {m}" + (f": {m.reason}" if m.reason else "") for m in runner.survivors]
+        parts = [_WHAT, table(header, [row]), "\n".join(told) or "None survived."]
         publish(f"mutants_{room}", f"Mutants of {room}", parts, write=options.write)
     return 0
 

@@ -195,7 +195,7 @@ def _changes(node: Any) -> Iterator[tuple[str, ast.AST]]:  # noqa: ANN401 - any 
         if node.args and not isinstance(node.args[-1], ast.Starred):
             yield to(args=node.args[:-1])
         for i, keyword in enumerate(node.keywords):
-            if keyword.arg is not None:
+            if keyword.arg not in (None, "device"):  # without a GPU there is one device
                 yield to(keywords=node.keywords[:i] + node.keywords[i + 1 :])
     elif isinstance(node, ast.Attribute) and node.attr in _NAMES:
         yield to(attr=_NAMES[node.attr])
