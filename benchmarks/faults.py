@@ -221,7 +221,7 @@ _HUNGRY = (
     *("study.name=hungry", "study.num_trials=60", "study.num_workers=2", "env=gymnasium"),
     *("env.id=benchmarks.hungry_env:Hungry-v0", "num_envs=2", "num_steps=64", "num_minibatches=2"),
     *("num_epochs=2", "total_steps=1024", "compile=never", "network=tiny", "tracking=local"),
-    *("num_threads=1", "device=cpu", "tracking.terminal=plain"),
+    *("num_threads=1", "device=cpu", "tracking.terminal=plain", "checkpoint.boundary_steps=512"),
 )
 """Repeated points have seeds 1, 10,001, 20,001, ...; the third of three is hungry."""
 
