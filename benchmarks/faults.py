@@ -223,13 +223,14 @@ _HUNGRY = (
     *("num_epochs=2", "total_steps=1024", "compile=never", "network=tiny", "tracking=local"),
     *("num_threads=1", "device=cpu", "tracking.terminal=plain", "checkpoint.boundary_steps=512"),
 )
-"""Repeated points have seeds 1, 10,001, 20,001, ...; the third of three is hungry."""
+"""The repeats of a point have the seeds 1, 10,001, 20,001, ..."""
 
 
 def _memory(arguments: argparse.Namespace) -> bool:
     register()
     torch.set_num_threads(1)
-    seeds = [env_seeds(torch.tensor([1 + 10_000 * n]), 2)[0] for n in range(2, 60, 3)]
+    # Ten of the first twenty repeats of each of two points.
+    seeds = [env_seeds(torch.tensor([1 + 10_000 * n]), 2)[0] for n in range(1, 20, 2)]
     hungry = f"+env.kwargs.hungry=[{','.join(map(str, seeds))}]"
     rows, alone = [], dict[str, Left]()
     with tempfile.TemporaryDirectory() as name:
@@ -257,8 +258,8 @@ def _memory(arguments: argparse.Namespace) -> bool:
     header = ["executor", "trials", "out of memory", "finished", "bit-identical to a run alone",
               "exit status", "minutes"]  # fmt: skip
     what = (
-        f"Studies of `{' '.join(_HUNGRY)}`. One environment of every third seed asks for a PiB in "
-        "its 100th step; the error is the allocator's. Bit-identical: weights, moments of Adam, "
+        f"Studies of `{' '.join(_HUNGRY)}`. In ten of the first twenty repeats of each point one "
+        "environment asks for a PiB in its 100th step; the error is the allocator's. Bit-identical: weights, moments of Adam, "
         "environments, the saved policy and every value of metrics.jsonl but times."
     )
     title = "Studies with trials that are out of memory"
