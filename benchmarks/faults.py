@@ -259,9 +259,9 @@ def _memory(arguments: argparse.Namespace) -> bool:
               "exit status", "minutes"]  # fmt: skip
     what = (
         f"Studies of `{' '.join(_HUNGRY)}`. In ten of the first twenty repeats of each point one "
-        "environment asks for a PiB in its 100th step; the error is the allocator's. Bit-identical: "
-        "weights, moments of Adam, environments, the saved policy and every value of "
-        "metrics.jsonl but times."
+        "environment asks for a PiB in its 100th step; the error is the allocator's. "
+        "Bit-identical: weights, moments of Adam, environments, the saved policy and every value "
+        "of metrics.jsonl but times."
     )
     title = "Studies with trials that are out of memory"
     publish("faults_memory", title, [what, table(header, rows)], write=arguments.write)
