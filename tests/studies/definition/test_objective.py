@@ -176,6 +176,38 @@ def test_every_number_of_a_profiled_runs_summary_may_be_an_objective(memory, tmp
             objectives(key)
 
 
+BY_PHASE = ["build", "compile", "env", "rollout", "advantages", "update", "diagnostics", "record"]
+PEAK = [
+    "peak_gib", "host_pinned_gib", "host_pageable_gib", "categories_gib.workspace",
+    "categories_gib.weights", "categories_gib.gradients", "categories_gib.optimizer",
+    "categories_gib.activations", "categories_gib.rollout", "categories_gib.environment",
+    "networks_gib.weights_actor", "networks_gib.gradients_critic", "networks_gib.optimizer_trunk",
+    *(f"phases_gib.{phase}" for phase in BY_PHASE),
+]  # fmt: skip
+PARTS = {
+    "num_parameters": ["actor", "critic", "trunk"],
+    "stack": ["num_lanes", "lane", "busy_frac"],
+    "time": [f"{phase}_s" for phase in BY_PHASE],
+    "memory.measured": ["host_gib", "allocated_gib", "reserved_gib",
+                        *(f"phases_gib.{phase}" for phase in BY_PHASE)],
+    "memory.ledger": PEAK,
+    "memory.forecast": [*PEAK, "workspace_gib", "context_gib", "allocated_gib", "total_gib",
+                        "h2d_bytes_per_iteration", "d2h_bytes_per_iteration"],
+    "pcie": ["pageable_bytes", "h2d_bytes", "h2d_limit_gb_per_s", "h2d_gb_per_s",
+             "h2d_limit_frac", "d2h_bytes", "d2h_limit_gb_per_s", "d2h_gb_per_s",
+             "d2h_limit_frac"],
+    "perf": ["kernel_busy_frac", "exposed_copy_frac", "idle_no_copy_frac", "window_s"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_number_of_a_part_of_a_summary_may_be_an_objective_and_no_other(part):
+    for name in PARTS[part]:
+        objectives(f"{part}.{name}")
+    with pytest.raises(ConfigError, match="no number"):
+        objectives(f"{part}.x")
+
+
 def test_one_limit_twice_is_refused():
     with pytest.raises(ConfigError, match=r"study.constraints=.*: must name each limit once"):
         parse_constraints(["wall_time_s <= 1", "wall_time_s<=1"])
