@@ -130,6 +130,11 @@ def test_an_objective_that_means_nothing_is_refused(arguments, reason):
     assert refused.value.key == f"study.{changed.replace('key', 'objective')}"
 
 
+def test_four_seeds_have_an_interquartile_mean():
+    (objective,) = objectives(aggregate=Aggregate.iqm, num_seeds=4)
+    assert objective.aggregate is Aggregate.iqm
+
+
 def test_a_constraint_is_broken_by_its_worst_seed():
     (vram, speed) = parse_constraints(["peak_vram_gib <= 2", "env_steps_per_s>=1e4"])
     assert vram.text == "peak_vram_gib<=2"
@@ -151,7 +156,8 @@ def test_what_is_no_limit_is_refused(text):
 
 
 def test_a_limit_on_what_no_summary_has_is_refused():
-    with pytest.raises(ConfigError, match=r"peek_vram_gib <= 8: .*did you mean peak_vram_gib\?"):
+    line = r"study.constraints=peek_vram_gib <= 8: .*did you mean peak_vram_gib\?"
+    with pytest.raises(ConfigError, match=line):
         parse_constraints(["peek_vram_gib <= 8"])
 
 
@@ -206,6 +212,12 @@ def test_each_number_of_a_part_of_a_summary_may_be_an_objective_and_no_other(par
         objectives(f"{part}.{name}")
     with pytest.raises(ConfigError, match="no number"):
         objectives(f"{part}.x")
+
+
+def test_the_numbers_of_a_summary_itself_may_be_objectives():
+    keys = ["final_return", "best_return", "auc_return", "env_steps", "num_episodes"]
+    keys += ["env_steps_per_s", "wall_time_s", "epsilon"]
+    assert [objective.key for objective in objectives(keys)] == keys
 
 
 def test_one_limit_twice_is_refused():
