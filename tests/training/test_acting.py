@@ -19,8 +19,8 @@ TINY_TEXT = (
     *("env.pretrain_steps=0", "num_envs=8", "total_steps=100"),
 )
 MASKED = (
-    *("env=cartpole_masked", "network.hidden=16", "num_envs=4", "num_steps=16", "num_epochs=1"),
-    *("env.max_episode_steps=16", "total_steps=64"),
+    *("env=cartpole_masked", "network.hidden=16", "num_envs=8", "num_steps=16", "num_epochs=1"),
+    *("env.max_episode_steps=16", "total_steps=128"),
 )
 RUNS = {
     "lstm": ("network=lstm", *MASKED),
