@@ -20,7 +20,7 @@ TINY_TEXT = (
 )
 MASKED = (
     *("env=cartpole_masked", "network.hidden=16", "num_envs=8", "num_steps=16", "num_epochs=1"),
-    *("env.max_episode_steps=16", "total_steps=128"),
+    *("env.max_episode_steps=16", "total_steps=128", "env.normalize_observations=false"),
 )
 RUNS = {
     "lstm": ("network=lstm", *MASKED),
