@@ -74,8 +74,10 @@ class Hyperparameters:
     """Passes over each rollout; more learns faster per step but moves further off-policy."""
     num_minibatches: int = 4
     """Gradient steps per epoch; must divide num_envs * num_steps."""
-    advantage_normalization: AdvantageNormalization = AdvantageNormalization.minibatch
-    """Rows over which advantages are normalized: each minibatch, the whole rollout, or none."""
+    advantage_normalization: AdvantageNormalization = AdvantageNormalization.auto
+    """Rows over which advantages are normalized: each minibatch, the whole rollout, or none. auto:
+    minibatch with baseline=gae or per_step; none with the others, which have scaled advantages
+    themselves (grpo, reinforce_pp) or leave their size alone on purpose (dr_grpo, rloo)."""
     entropy_coef: float = 0.0
     """Coefficient of the entropy bonus, 0 to 0.02."""
     value_coef: float = 0.5

@@ -32,6 +32,7 @@ from ppo_lab.memory import MemoryStrategy
 from ppo_lab.networks import NetworkConfig
 from ppo_lab.ppo.baselines import AutoBaseline, Baseline, Gae, GroupBaseline, Grpo, PerStep
 from ppo_lab.ppo.losses import PolicyLoss
+from ppo_lab.ppo.update import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
 from ppo_lab.utils.cores import idle_cores
 from ppo_lab.utils.errors import ConfigError, check_number
@@ -128,6 +129,9 @@ class Config(Hyperparameters):
             allowed = f"memory={self.memory.name} {has}; baseline=auto suits it"
             raise ConfigError("baseline", self.baseline.name, allowed)
         self.baseline.check(self.num_envs)
+        if self.advantage_normalization is AdvantageNormalization.auto:
+            over = AdvantageNormalization
+            self.advantage_normalization = over.minibatch if self.baseline.normalizes else over.none
         if self.whole_episodes:
             return
         for key in ("policy_loss", "aggregation"):

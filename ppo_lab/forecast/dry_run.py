@@ -118,7 +118,7 @@ class _BusCounter(PhaseObserver):
 def _dry_iteration(trainer: Trainer, bus: _BusCounter) -> None:
     """Run the phases of ``Trainer.iterate`` with few steps; then the parts to extrapolate from."""
     trainer.collector.num_dry_steps = MAX_BUFFERED_STEPS
-    rollout = trainer.phase("rollout", trainer.collect)
+    rollout = trainer.roll_out()
     advantages = trainer.phase("advantages", trainer.advantages, rollout)
     rows = lane_rows(rollout, advantages, trainer.config.aggregation)
     diagnostics = trainer.phase("update", trainer.update, rows)
@@ -151,6 +151,7 @@ def _extrapolate(config: Config, bus: _BusCounter) -> Iterator[Traffic]:
     more = (moved["rollout"] - one) * (config.rollout_steps - 1)
     more_steps, rest = np.divmod(more, max(1, num_dry - 1))
     assert not rest.any()
+    update = update + moved.get("evaluation", 0)
     iteration = one + more_steps + update + moved["diagnostics"] + moved["record"]
     yield from (Traffic(*traffic.tolist()) for traffic in (gradient_step, iteration))
 

@@ -95,6 +95,9 @@ class MemoryStrategy(ABC):
     rollout_place: Place = Place.device
     """Where a rollout's observations are stored until the update. host keeps only the rows in use
     on the device and copies every row over the bus once per epoch and pass."""
+    reference_place: Place = Place.device
+    """Where the frozen reference of texts is stored between uses. host copies its weights to the
+    device once per iteration; memory=parked does so unless it is told otherwise."""
 
     def check(self, minibatch_size: int, unit: str = "rows") -> None:
         """Raise ``ConfigError`` unless the options suit minibatches of so many rows or others."""

@@ -158,6 +158,8 @@ class Baseline:
     name: ClassVar[str]
     """The value of ``baseline=`` on the command line."""
     needs_critic: ClassVar[bool] = False
+    normalizes: ClassVar[bool] = False
+    """Whether ``advantage_normalization=auto`` normalizes over minibatches."""
     """Whether a critic predicts returns; its advantages are those of ``gae``."""
 
     def check(self, num_envs: int) -> None:
@@ -177,6 +179,7 @@ class Gae(Baseline):
 
     name: ClassVar[str] = "gae"
     needs_critic: ClassVar[bool] = True
+    normalizes: ClassVar[bool] = True
 
 
 @dataclass(kw_only=True)
@@ -270,6 +273,7 @@ class PerStep(GroupBaseline):
 
     name: ClassVar[str] = "per_step"
     min_group_size: ClassVar[int] = 2  # alone, every advantage is 0
+    normalizes: ClassVar[bool] = True
 
     def advantages(self, rewards: Tensor, live: Tensor, gamma: Tensor) -> Tensor:
         """See ``per_step``."""

@@ -25,6 +25,7 @@ __all__ = [
     "Rollout",
     "RolloutRows",
     "SequenceContext",
+    "by_env",
     "lane_rows",
     "minibatches",
 ]
@@ -130,17 +131,22 @@ def lane_rows(
     # (T, L, N, …), in the order of ``RolloutRows``
     columns: list[Any] = [*rollout[:4], *advantages, rollout.live]
     is_by_env = rollout.live is not None or rollout.sequences is not None
-
-    def merge(column: Tensor) -> Tensor:
-        by_lane = column.transpose(0, 1)
-        return (by_lane.transpose(1, 2) if is_by_env else by_lane).flatten(1, 2)
-
+    merge = by_env if is_by_env else _by_step
     merged = [None if column is None else merge(column) for column in columns]
     rows = RolloutRows._make([*merged, None, None])
     if rows.live is None:
         return rows._replace(sequences=rollout.sequences)
     weights = row_weights(rows.live, len(rollout.rewards), aggregation)
     return rows._replace(weights=weights.to(rows.advantages.dtype), sequences=rollout.sequences)
+
+
+def by_env(column: Tensor) -> Tensor:
+    """Return the rows (L, N * T, …) of (T, L, N, …): those of an environment follow each other."""
+    return column.transpose(0, 1).transpose(1, 2).flatten(1, 2)
+
+
+def _by_step(column: Tensor) -> Tensor:
+    return column.transpose(0, 1).flatten(1, 2)
 
 
 def minibatches(

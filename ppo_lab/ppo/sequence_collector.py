@@ -16,7 +16,7 @@ from ppo_lab.envs.base import Env
 from ppo_lab.networks import ActorCritic
 from ppo_lab.networks.sequences import Memory, Sequences
 from ppo_lab.ppo.collector import Collector, RolloutColumns, StepWriter
-from ppo_lab.ppo.rollout import Rollout, SequenceContext
+from ppo_lab.ppo.rollout import Rollout, SequenceContext, by_env
 from ppo_lab.ppo.update import UpdatePlan
 
 __all__ = ["SequenceCollector"]
@@ -76,7 +76,10 @@ class SequenceCollector(Collector):
 
     @torch.no_grad()
     def collect(self, noise: Tensor, keys: Tensor) -> Rollout:
-        """See ``Collector.collect``."""
+        """See ``Collector.collect``.
+
+        Values of whole texts are missing; ``evaluate`` adds them.
+        """
         noise = noise.unflatten(1, (self._num_steps, -1))
         if self._group_size is not None:
             self._observations = self.env.begin_episodes(keys, self._group_size)
@@ -91,7 +94,7 @@ class SequenceCollector(Collector):
             columns, live = self._first_episodes(columns, ended, given)
         context = None
         if self.model.reads_sequences:
-            flat = None if self._group_size is not None else _by_env(starts)
+            flat = None if self._group_size is not None else by_env(starts)
             context = SequenceContext(self._num_steps, flat, memory, self._critic_memory)
         policy = columns.policy_parameters
         log_probs = policy.squeeze(-1) if context else self._log_probs(columns)
@@ -179,29 +182,35 @@ class SequenceCollector(Collector):
     def _evaluate(
         self, columns: RolloutColumns, context: SequenceContext | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return values and next values (T, L, N); None without a critic."""
-        if self.model.critic is None:
+        """Return values and next values (T, L, N); None if ``evaluate`` adds them or none are."""
+        if self.model.critic is None or (context and not self.model.memory_outlives_rollout):
             return None, None
         if context is None:
             return self._values(columns.observations), self._values(columns.last_observations)
-        rows = _by_env(columns.observations)  # (L, N * T, O)
-        if self.model.memory_outlives_rollout:
-            inputs = context.inputs(rows)
-            after = _by_env(columns.last_observations).unflatten(1, (-1, self._num_steps))
-            values, next_values, memory = self.model.values_and_next(inputs, after)
-            if not self.model.shares_trunk:
-                self._critic_memory = memory
-            return self._by_step(values), self._by_step(next_values)
+        inputs = context.inputs(by_env(columns.observations))
+        after = by_env(columns.last_observations).unflatten(1, (-1, self._num_steps))
+        values, next_values, memory = self.model.values_and_next(inputs, after)
+        if not self.model.shares_trunk:
+            self._critic_memory = memory
+        return self._by_step(values), self._by_step(next_values)
+
+    @property
+    def has_evaluation(self) -> bool:
+        """Whether a rollout consists of texts, which are evaluated after they are written."""
+        return self.model.reads_sequences and not self.model.memory_outlives_rollout
+
+    @torch.no_grad()
+    def evaluate(self, rollout: Rollout) -> Rollout:
+        """Add the critic's values to a rollout of whole texts, in few large forward passes."""
+        if self.model.critic is None or rollout.values is not None:
+            return rollout
+        rows, context = by_env(rollout.observations), rollout.sequences  # (L, N * T, O)
         (values,) = self.plan.in_passes(lambda x, _: [self.model.values(x)], rows, context)
         values = self._by_step(values)
         # Every episode ends with a terminal step, so the last next value is unused.
-        return values, torch.cat((values[1:], torch.zeros_like(values[:1])))
+        after = torch.cat((values[1:], torch.zeros_like(values[:1])))
+        return rollout._replace(values=values, next_values=after)
 
     def _by_step(self, rows: Tensor) -> Tensor:
         """Return (T, L, N) of (L, N * T)."""
         return rows.unflatten(1, (-1, self._num_steps)).permute(2, 0, 1)
-
-
-def _by_env(columns: Tensor) -> Tensor:
-    """Return the rows (L, N * T, …) of (T, L, N, …): those of an environment follow each other."""
-    return columns.transpose(0, 1).transpose(1, 2).flatten(1, 2)

@@ -37,6 +37,7 @@ __all__ = ["AdvantageNormalization", "LaneHyperparameters", "UpdateLoss", "Updat
 class AdvantageNormalization(Enum):
     """Over which rows advantages are normalized to mean 0 and standard deviation 1."""
 
+    auto = "auto"  # replaced in a ``Config``
     minibatch = "minibatch"
     rollout = "rollout"
     none = "none"

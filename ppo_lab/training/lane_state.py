@@ -41,8 +41,10 @@ class LaneStates:
         collector: Collector,
         episodes: EpisodeMeter,
         histories: list[History],
+        others: Mapping[str, Tensor],
     ) -> None:
-        """Take the parts of a trainer that change while it trains."""
+        """Take the parts of a trainer that change while it trains; ``others`` are (L, …)."""
+        self._others = others
         self._model, self._optimizer, self._collector = model, optimizer, collector
         self._episodes, self._histories = episodes, histories
 
@@ -99,6 +101,8 @@ class LaneStates:
             yield f"optimizer.{name}.{part}", tensor[lane] if tensor.ndim else tensor
         for name, sums in self._episodes.lane_tensors(lane).items():
             yield f"episodes.{name}", sums
+        for name, tensor in self._others.items():
+            yield name, tensor[lane]
 
 
 def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from ppo_lab.config.run import Config
 from ppo_lab.devices.meters import Meters
 from ppo_lab.devices.observers import PhaseObserver, PhaseObservers
 from ppo_lab.devices.placement import Placement
+from ppo_lab.envs.text.config import TextConfig
 from ppo_lab.networks import ActorCritic, Initializer
 from ppo_lab.ppo.advantages import Advantages, gae
 from ppo_lab.ppo.baselines import GroupBaseline
@@ -36,7 +37,9 @@ from ppo_lab.training.finite import FiniteCheck
 from ppo_lab.training.lane_progress import LaneProgress
 from ppo_lab.training.lane_state import LaneStates
 from ppo_lab.training.lane_values import LaneValues, schedule_metrics
+from ppo_lab.training.pretraining import pretrained, start_from
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
+from ppo_lab.training.reference import TextKl, build_reference
 from ppo_lab.training.scores import History
 from ppo_lab.utils import rng
 from ppo_lab.utils.errors import ConfigError
@@ -81,6 +84,10 @@ class Trainer:
         self.spec = config.check_env()
 
         seeds = torch.tensor([c.seed for c in configs], dtype=torch.int64)
+        self._first = pretrained(config, self.spec, is_dry=dry_steps is not None)
+        self.reference = build_reference(config, self.spec, num_lanes, placement, self._first)
+        """The frozen reference of texts, if rewards have a KL to it."""
+        self._text_kl: TextKl | None = None  # of the latest rollout
         self.model = self._build_model(seeds)
         self.optimizer = memory.build_optimizer(
             self.model, placement, eps=config.adam_eps, separate_grad_clip=config.clips_separately
@@ -112,17 +119,25 @@ class Trainer:
             compiles = should_compile(config, num_lanes, sum(c.total_steps for c in configs))
         self._compilation = Compilation(config, self.collector, self.optimizer, compiles)
         self._episodes = EpisodeMeter(num_lanes, config.num_envs, device)
-        self.recorder = Recorder(num_lanes, placement, self.model.distribution.max_entropy)
+        self.recorder = Recorder(
+            self.env,
+            placement,
+            self.model.distribution.max_entropy,
+            samples_every=config.env.samples_every if isinstance(config.env, TextConfig) else 0,
+        )
         parts = self.model, self.optimizer, self.collector, self._episodes
-        self._states = LaneStates(*parts, self.recorder.histories)
+        others = {"reference.kl_coef": self.reference.kl_coef} if self.reference else {}
+        self._states = LaneStates(*parts, self.recorder.histories, others)
         self._start_s = time.perf_counter()
 
     def _build_model(self, seeds: Tensor) -> ActorCritic:
         config = self.config
         initializer = Initializer(seeds, self.placement.device, config.weights_dtype)
-        return config.memory.build_model(
+        model = config.memory.build_model(
             config.network, self.spec, initializer, config.compute_dtype
         )
+        start_from(model, self._first)
+        return model
 
     def _build_collector(self) -> Collector:
         config, parts = self.config, (self.env, self.model)
@@ -138,7 +153,7 @@ class Trainer:
         if at_boundary := list(filter(self._is_at_boundary, self.live_lanes)):
             self.phase("restart", self._restart_environments, at_boundary)
         self.meters.begin_iteration(self.iteration + 1)
-        rollout = self.phase("rollout", self.collect)
+        rollout = self.roll_out()
         advantages = self.phase("advantages", self.advantages, rollout)
         rows = lane_rows(rollout, advantages, self.config.aggregation)
         diagnostics = self.phase("update", self.update, rows)
@@ -147,6 +162,14 @@ class Trainer:
         if rollout.live is not None:
             self._lanes.num_live += rollout.live.sum((0, 2))
         self.record(tensors)
+
+    def roll_out(self) -> Rollout:
+        """Run the phases that come before the advantages; return the rollout."""
+        rollout = self.phase("rollout", self.collect)
+        collector = self.collector
+        if not (isinstance(collector, SequenceCollector) and collector.has_evaluation):
+            return rollout
+        return self.phase("evaluation", self._evaluate, collector, rollout)
 
     def phase(self, name: str, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Run ``work(*args, **kwargs)`` as a phase that the observers see; return its result."""
@@ -160,6 +183,13 @@ class Trainer:
         return self.collector.collect(
             self._noise(), self._lanes.keys(rng.Stream.RESTART, self.iteration)
         )
+
+    def _evaluate(self, collector: SequenceCollector, rollout: Rollout) -> Rollout:
+        """Add the critic's values, and the KL to the reference, in full-sequence passes."""
+        rollout = collector.evaluate(rollout)
+        if self.reference is not None:
+            rollout, self._text_kl = self.reference.evaluate(rollout, self.plan)
+        return rollout
 
     def advantages(self, rollout: Rollout) -> Advantages:
         """Return advantages and value targets, (T, L, N)."""
@@ -212,7 +242,19 @@ class Trainer:
         after = self._compilation.after_update(rows, clip)
         check = FiniteCheck(rollout, diagnostics, self.model, self.plan.num_minibatches)
         sums = check.sums(self.optimizer.weights())
-        return IterationTensors(diagnostics, after, episodes, check, sums)
+        named = self._named_metrics(rollout)
+        return IterationTensors(diagnostics, after, episodes, check, sums, named)
+
+    def _named_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Return the metrics (L,) that only some configs have."""
+        named: dict[str, Tensor] = {}
+        baseline = self.config.baseline
+        if isinstance(baseline, GroupBaseline) and rollout.live is not None:
+            shares = baseline.no_signal_frac(rollout.rewards, rollout.live)
+            named["ppo/no_signal_frac"] = shares
+        if self._text_kl is not None:
+            named |= {f"text/{name}": value for name, value in self._text_kl._asdict().items()}
+        return named
 
     def record(self, tensors: IterationTensors) -> None:
         """Copy the iteration's results to the host and pass one record per live lane on."""
@@ -313,6 +355,8 @@ class Trainer:
             parameter.index_copy_(0, lanes, value)
         self.optimizer.reset_lanes(lanes)
         self._lanes.replace(lanes, list(configs.values()), self.iteration)
+        if self.reference is not None:
+            self.reference.reset_lanes(lanes)
         self._episodes.reset_lanes(lanes)
         for lane, config in configs.items():
             self.progress.begin_lane(lane, config)

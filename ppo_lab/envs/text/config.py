@@ -65,20 +65,26 @@ class TextConfig(EnvConfig):
     """Folder of a Hugging Face tokenizer, for ``task=prompts``; None: the words of the grammar."""
     kl_coef: float = 0.3
     """beta: the log-ratio of policy and reference, times this, is subtracted from the reward of
-    each token (arXiv:1909.08593, eq. 2). Smaller gives more reward, and texts that drift away."""
+    each token (arXiv:1909.08593, eq. 2). Smaller gives more reward, and texts that drift away. 0:
+    there is no reference in memory, and no KL is measured."""
     kl_target: float | None = None
     """Nats a text that ``kl_coef`` is adapted to (arXiv:1909.08593, section 2.2); None: fixed."""
     samples_every: int = 10
     """Iterations between texts in the log; 0: none."""
     pretrain_steps: int = 400
-    """Gradient steps that make the reference of a new network; 0: it is what the network is at the
-    start. More make better sentences and take longer."""
+    """Gradient steps that make the reference, which every policy starts from. More make better
+    sentences and take longer. 0: it is a new network, from ``pretrain_seed``."""
     pretrain_lr: float = 3e-3
     """Learning rate of these steps."""
     pretrain_batch: int = 64
     """Texts per step."""
     pretrain_seed: int = 0
     """Seed of the reference: runs of all seeds start from the same one."""
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a reward depends on a reference."""
+        return self.kl_coef > 0.0
 
     def make_task(self) -> TextTask:
         """Return the task; raise ``ConfigError`` if its files cannot be used."""
@@ -161,6 +167,9 @@ class TextConfig(EnvConfig):
         check_number("env.timeout_s", self.timeout_s, above=0.0, off=True)
         check_number("env.kl_coef", self.kl_coef, at_least=0.0)
         check_number("env.kl_target", self.kl_target, above=0.0, off=True)
+        if self.kl_target is not None and not self.has_reference:
+            allowed = "needs env.kl_coef above 0, to begin with"
+            raise ConfigError("env.kl_target", self.kl_target, allowed)
         check_number("env.pretrain_lr", self.pretrain_lr, above=0.0)
         for name, (least, most) in _WHOLE.items():
             if not least <= (value := getattr(self, name)) <= most:

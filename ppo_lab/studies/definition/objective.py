@@ -22,7 +22,8 @@ _SHORT = {  # short name to dotted key of the summary
     "forecast_vram_gib": "memory.forecast.total_gib",
 }
 _PHASES = (
-    "build", "compile", "env", "rollout", "advantages", "update", "diagnostics", "record",
+    "build", "compile", "env", "rollout", "evaluation", "advantages", "update", "diagnostics",
+    "record",
 )  # fmt: skip
 _CATEGORIES = (
     "weights", "gradients", "optimizer", "activations", "rollout", "environment", "workspace",
