@@ -143,23 +143,22 @@ class Trainer(LaneRuns):
         if at_boundary := list(filter(self._is_at_boundary, self.live_lanes)):
             self.phase("restart", self._restart_environments, at_boundary)
         self.meters.begin_iteration(self.iteration + 1)
-        rollout = self.roll_out()
-        advantages = self.phase("advantages", self.advantages, rollout)
-        rows = lane_rows(rollout, advantages, self.config.aggregation)
-        diagnostics = self.phase("update", self.update, rows)
-        tensors = self.phase("diagnostics", self.diagnose, rollout, rows, diagnostics)
+        rollout, tensors = self.run_phases()
         self.progress.count(rollout.live)
         if rollout.live is not None:
             self._lanes.num_live += rollout.live.sum((0, 2))
         self.record(tensors)
 
-    def roll_out(self) -> Rollout:
-        """Run the phases that come before the advantages; return the rollout."""
+    def run_phases(self) -> tuple[Rollout, IterationTensors]:
+        """Run the phases of an iteration, for a run as for its forecast."""
         rollout = self.phase("rollout", self.collect)
         collector = self.collector
-        if not (isinstance(collector, SequenceCollector) and collector.has_evaluation):
-            return rollout
-        return self.phase("evaluation", self._evaluate, collector, rollout)
+        if isinstance(collector, SequenceCollector) and collector.has_evaluation:
+            rollout = self.phase("evaluation", self._evaluate, collector, rollout)
+        advantages = self.phase("advantages", self.advantages, rollout)
+        rows = lane_rows(rollout, advantages, self.config.aggregation)
+        diagnostics = self.phase("update", self.update, rows)
+        return rollout, self.phase("diagnostics", self.diagnose, rollout, rows, diagnostics)
 
     def phase(self, name: str, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Run ``work(*args, **kwargs)`` as a phase that the observers see; return its result."""
