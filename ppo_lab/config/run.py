@@ -7,6 +7,7 @@ off. ``Config`` checks itself on construction, so the trainer needs no checks.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +58,7 @@ class Config(Hyperparameters):
     network: NetworkConfig = MISSING
     memory: MemoryStrategy = MISSING
     tracking: TrackingConfig = MISSING
-    baseline: Baseline = MISSING
+    baseline: Baseline = field(default_factory=AutoBaseline)
 
     name: str = "run"
     """Suffix of the run folder's name; letters, digits and ``._=-``."""
@@ -121,17 +122,15 @@ class Config(Hyperparameters):
         self.checkpoint.check()
 
     def _check_objective(self) -> None:
-        if isinstance(self.baseline, AutoBaseline):
-            without = Grpo() if self.env.whole_episodes else PerStep()
-            self.baseline = Gae() if self.memory.has_critic else without
-        if self.baseline.needs_critic is not self.memory.has_critic:
+        baseline = self.resolved_baseline
+        if baseline.needs_critic is not self.memory.has_critic:
             has = "has a critic" if self.memory.has_critic else "has no critic"
             allowed = f"memory={self.memory.name} {has}; baseline=auto suits it"
-            raise ConfigError("baseline", self.baseline.name, allowed)
-        self.baseline.check(self.num_envs)
+            raise ConfigError("baseline", baseline.name, allowed)
+        baseline.check(self.num_envs)
         if self.advantage_normalization is AdvantageNormalization.auto:
             over = AdvantageNormalization
-            self.advantage_normalization = over.minibatch if self.baseline.normalizes else over.none
+            self.advantage_normalization = over.minibatch if baseline.normalizes else over.none
         if self.whole_episodes:
             return
         for key in ("policy_loss", "aggregation"):
@@ -169,6 +168,8 @@ class Config(Hyperparameters):
         spec = self.env.check()
         self.env.check_rollout(self.rollout_steps)
         self.network.check_env(spec)
+        if spec.num_tokens is not None:
+            self.network.check_num_steps(self.rollout_steps)
         num_parameters = self.network.num_trunk_parameters(spec)
         if num_parameters > _MOST_PARAMETERS:
             allowed = f"a network of {num_parameters:,} parameters; at most {_MOST_PARAMETERS:,}"
@@ -192,7 +193,19 @@ class Config(Hyperparameters):
     @property
     def group_size(self) -> int:
         """Environments whose whole episodes begin alike."""
-        return self.baseline.group_size if isinstance(self.baseline, GroupBaseline) else 1
+        baseline = self.resolved_baseline
+        return baseline.group_size if isinstance(baseline, GroupBaseline) else 1
+
+    @property
+    def resolved_baseline(self) -> Baseline:
+        """The baseline, with ``auto`` resolved."""
+        if not isinstance(self.baseline, AutoBaseline):
+            return self.baseline
+        if self.memory.has_critic:
+            return Gae()
+        group_size = math.gcd(self.num_envs, GroupBaseline.group_size)
+        kind = Grpo if self.env.whole_episodes else PerStep
+        return kind(group_size=group_size)
 
     @property
     def rollout_steps(self) -> int:
@@ -292,6 +305,7 @@ class Config(Hyperparameters):
         place = self.memory.optimizer_place.value
         strategy = {"strategy": self.memory.name, "optimizer_place": place}
         values["memory"] = strategy | values["memory"]
+        values["baseline"] = {"name": self.resolved_baseline.name} | values["baseline"]
         values["clipped"] = self.epsilon is not None
         if self.epsilon is None:
             del values["epsilon"]

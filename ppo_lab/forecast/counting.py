@@ -69,6 +69,8 @@ class Counting(PhaseObserver):
             heads.append(("critic", model.value_head))
         for network, module in [*model.trunks().items(), *heads]:
             self._removers += ledger.watch_forward(network, module)
+        if trainer.spec.num_tokens is not None:
+            self._removers += ledger.watch_logits("actor", model.policy_head)
         self._removers += ledger.watch(groups)
 
     @contextmanager

@@ -120,7 +120,7 @@ def _dry_iteration(trainer: Trainer, bus: _BusCounter) -> None:
     trainer.collector.num_dry_steps = MAX_BUFFERED_STEPS
     rollout = trainer.roll_out()
     advantages = trainer.phase("advantages", trainer.advantages, rollout)
-    rows = lane_rows(rollout, advantages)
+    rows = lane_rows(rollout, advantages, trainer.config.aggregation)
     diagnostics = trainer.phase("update", trainer.update, rows)
     tensors = trainer.phase("diagnostics", trainer.diagnose, rollout, rows, diagnostics)
     trainer.observers.read()  # ends the counting of memory
@@ -147,8 +147,8 @@ def _extrapolate(config: Config, bus: _BusCounter) -> Iterator[Traffic]:
     more_epochs = len(passes) * (config.num_epochs - math.ceil(num_dry / config.num_minibatches))
     update = moved["update"] + (num_steps - num_dry) * gradient_step + more_epochs * order
 
-    one, num_dry = moved["rollout of one step"], min(config.num_steps, MAX_BUFFERED_STEPS)
-    more = (moved["rollout"] - one) * (config.num_steps - 1)
+    one, num_dry = moved["rollout of one step"], min(config.rollout_steps, MAX_BUFFERED_STEPS)
+    more = (moved["rollout"] - one) * (config.rollout_steps - 1)
     more_steps, rest = np.divmod(more, max(1, num_dry - 1))
     assert not rest.any()
     update = update + moved.get("evaluation", 0)

@@ -69,19 +69,20 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.distribution: Distribution = distribution_for(spec.actions)
         self.shares_trunk = shares_trunk
+        self.dtype = initializer.dtype
+        """Type of trained weights, and of outputs."""
         self._compute_dtype = compute_dtype
         self._reads_tokens = spec.num_tokens is not None
-        self.actor = network.build_trunk(spec, initializer)
-        self.critic = self.actor if shares_trunk else None
-        if has_critic and not shares_trunk:
-            self.critic = network.build_trunk(spec, initializer)
+        num_trunks = 2 if has_critic and not shares_trunk else 1
+        self.actor, *others = network.build_trunks(spec, initializer, num_trunks)
+        self.critic = self.actor if shares_trunk else others[0] if others else None
         for trunk in self.trunks().values():
             trunk.checkpoints_activations = checkpoints_activations
         size = self.distribution.num_parameters // (2 if self.distribution.has_free_std else 1)
-        # Gains: an almost uniform initial policy, and values of order one.
-        self.policy_head = network.linear(initializer, self.actor.num_features, size, gain=0.01)
+        self.policy_head = network.build_policy_head(self.actor, initializer, size)
         self.value_head = None
         if self.critic is not None:
+            # Gain 1: values of order one.
             self.value_head = network.linear(initializer, self.critic.num_features, 1, gain=1.0)
         self.log_std = None
         if self.distribution.has_free_std:
@@ -154,10 +155,12 @@ class ActorCritic(nn.Module):
         ``num_sequences`` per lane, to which ``num_steps`` will be added. A critic without a trunk
         of its own has none.
         """
-        actor = cast(SequenceTrunk, self.actor).empty_memory(num_sequences, num_steps)
-        if self.shares_trunk or self.critic is None:
-            return actor, None
-        return actor, cast(SequenceTrunk, self.critic).empty_memory(num_sequences, num_steps)
+        with self._autocast(self.policy_head.weight):  # a memory has the type it is computed in
+            actor = cast(SequenceTrunk, self.actor).empty_memory(num_sequences, num_steps)
+            if self.shares_trunk or self.critic is None:
+                return actor, None
+            critic = cast(SequenceTrunk, self.critic)
+            return actor, critic.empty_memory(num_sequences, num_steps)
 
     def values_and_next(
         self, inputs: Sequences, last_observations: Tensor
@@ -201,7 +204,7 @@ class ActorCritic(nn.Module):
     def _policy_of(self, features: Tensor) -> Tensor:
         parameters = self.policy_head(features)
         if self.log_std is None:
-            return parameters.to(self.policy_head.weight.dtype)
+            return parameters.to(self.dtype)
         log_std = self.log_std.expand_as(parameters)
         return torch.cat((parameters.to(log_std.dtype), log_std), -1)
 

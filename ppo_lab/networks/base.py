@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -74,8 +76,12 @@ class Trunk(nn.Module, ABC):
 class NetworkConfig(ABC):
     """Options of a kind of network, and the trunk they build."""
 
+    max_lanes: ClassVar[int | None] = None
+    """Most lanes in a stack; None for any number."""
     reads_sequences: ClassVar[bool] = False
     """Whether the trunk is a ``SequenceTrunk``."""
+    is_pretrained: ClassVar[bool] = False
+    """Whether the options determine the weights: they are the same for all seeds."""
 
     init: Initialization = Initialization.orthogonal
     """orthogonal: gain sqrt(2) in the trunk, 0.01 on the policy head, 1 on the value head, biases
@@ -96,6 +102,22 @@ class NetworkConfig(ABC):
     def build_trunk(self, spec: EnvSpec, initializer: Initializer) -> Trunk:
         """Build a trunk for the observations of ``spec`` with weights from ``initializer``."""
 
+    def build_trunks(self, spec: EnvSpec, initializer: Initializer, number: int) -> Sequence[Trunk]:
+        """Build the actor's trunk and, if ``number`` is 2, the critic's."""
+        return [self.build_trunk(spec, initializer) for _ in range(number)]
+
+    def build_policy_head(
+        self, trunk: Trunk, initializer: Initializer, num_parameters: int
+    ) -> LaneLinear:
+        """Build what maps the features of the actor's ``trunk`` to ``num_parameters`` per row.
+
+        The small gain makes the initial policy almost uniform.
+        """
+        return self.linear(initializer, trunk.num_features, num_parameters, gain=0.01)
+
+    def export(self, actor: Trunk, policy_head: LaneLinear, folder: Path) -> None:  # noqa: B027 (the same)
+        """Save the policy in the form of the library that its weights came from, if any."""
+
     @abstractmethod
     def check(self) -> None:
         """Raise ``ConfigError`` if no network can be built from the options."""
@@ -105,6 +127,9 @@ class NetworkConfig(ABC):
         if spec.num_tokens is not None:
             allowed = "reads numbers, not tokens: choose a transformer, such as network=gpt_tiny"
             raise ConfigError("network", type(self).__name__, allowed)
+
+    def check_num_steps(self, num_steps: int) -> None:  # noqa: B027 (a default, not an omission)
+        """Raise ``ConfigError`` if a sequence of ``num_steps`` is too long."""
 
     @abstractmethod
     def num_trunk_parameters(self, spec: EnvSpec) -> int:

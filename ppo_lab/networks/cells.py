@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppo_lab.utils.torch_private import FakeTensor
+
 __all__ = ["gru_states", "lstm_states"]
 
 
@@ -56,16 +58,16 @@ class _Lstm(torch.autograd.Function):
         size = h.shape[-1]
         gates = torch.empty_like(x, memory_format=torch.contiguous_format)
         kept_h, kept_c, hs, cs, tanh_cs = (x.new_empty(*x.shape[:-1], size) for _ in range(5))
-        sigmoids, candidates = (part.unbind() for part in gates.split((3 * size, size), -1))
-        outputs, inputs, forgets, _ = (part.unbind() for part in gates.chunk(4, -1))
-        for t in range(len(x)):
-            h = torch.mul(h, keep[t], out=kept_h[t])
-            c = torch.mul(c, keep[t], out=kept_c[t])
-            torch.baddbmm(x[t], h, weight, out=gates[t])
-            sigmoids[t].sigmoid_()
-            candidates[t].tanh_()
-            c = torch.mul(forgets[t], c, out=cs[t]).addcmul_(inputs[t], candidates[t])
-            h = torch.mul(outputs[t], torch.tanh(c, out=tanh_cs[t]), out=hs[t])
+        by_step = (x, keep, gates, gates[..., : 3 * size], *gates.chunk(4, -1))
+        for step in _steps(*by_step, kept_h, kept_c, hs, cs, tanh_cs):
+            x_t, keep_t, gates_t, sigmoids, output, input_, forget, candidate, *states = step
+            h = torch.mul(h, keep_t, out=states[0])
+            c = torch.mul(c, keep_t, out=states[1])
+            torch.baddbmm(x_t, h, weight, out=gates_t)
+            sigmoids.sigmoid_()
+            candidate.tanh_()
+            c = torch.mul(forget, c, out=states[3]).addcmul_(input_, candidate)
+            h = torch.mul(output, torch.tanh(c, out=states[4]), out=states[2])
         ctx.save_for_backward(keep, weight, gates, kept_h, kept_c, tanh_cs)
         return hs, cs
 
@@ -92,12 +94,13 @@ class _Lstm(torch.autograd.Function):
         weight_t = weight.mT.contiguous()
         grad_x = torch.empty_like(gates)
         dh, dc = torch.zeros_like(kept_h[0]), torch.zeros_like(kept_h[0])
-        for t in reversed(range(len(gates))):
-            dh = dh + grad_hs[t]
-            dc = torch.addcmul(dc + grad_cs[t], dh, c_slopes[t])
-            torch.cat((dh, dc, dc, dc), -1, out=grad_x[t]).mul_(slopes[t])
-            dh = torch.bmm(grad_x[t], weight_t).mul_(keep[t])
-            dc = dc * carried[t]
+        steps = _steps(grad_hs, grad_cs, slopes, c_slopes, carried, keep, grad_x)
+        for grad_h, grad_c, slope, c_slope, carry, keep_t, grad in reversed(steps):
+            dh = dh + grad_h
+            dc = torch.addcmul(dc + grad_c, dh, c_slope)
+            torch.cat((dh, dc, dc, dc), -1, out=grad).mul_(slope)
+            dh = torch.bmm(grad, weight_t).mul_(keep_t)
+            dc = dc * carry
         return grad_x, None, _weight_grad(kept_h, grad_x), dh, dc
 
 
@@ -115,15 +118,14 @@ class _Gru(torch.autograd.Function):
         size = h.shape[-1]
         kept_h, hs, candidates = (x.new_empty(*x.shape[:-1], size) for _ in range(3))
         gates = x.new_empty(*x.shape[:-1], 3 * size)
-        sigmoids = gates[..., : 2 * size].unbind()
-        resets, updates, of_states = (part.unbind() for part in gates.chunk(3, -1))
-        x_gates, x_candidates = (part.unbind() for part in x.split((3 * size, size), -1))
-        for t in range(len(x)):
-            h = torch.mul(h, keep[t], out=kept_h[t])
-            torch.baddbmm(x_gates[t], h, weight, out=gates[t])
-            sigmoids[t].sigmoid_()
-            torch.addcmul(x_candidates[t], resets[t], of_states[t], out=candidates[t]).tanh_()
-            h = torch.lerp(candidates[t], h, updates[t], out=hs[t])
+        by_step = (*x.split((3 * size, size), -1), keep, gates, gates[..., : 2 * size])
+        for step in _steps(*by_step, *gates.chunk(3, -1), kept_h, hs, candidates):
+            x_gates, x_candidate, keep_t, gates_t, sigmoids, reset, update, of_state, *outs = step
+            h = torch.mul(h, keep_t, out=outs[0])
+            torch.baddbmm(x_gates, h, weight, out=gates_t)
+            sigmoids.sigmoid_()
+            torch.addcmul(x_candidate, reset, of_state, out=outs[2]).tanh_()
+            h = torch.lerp(outs[2], h, update, out=outs[1])
         ctx.save_for_backward(keep, weight, gates, kept_h, candidates)
         return hs
 
@@ -144,12 +146,22 @@ class _Gru(torch.autograd.Function):
         weight_t = weight.mT.contiguous()
         grad_gates, dhs = torch.empty_like(gates), torch.empty_like(kept_h)
         dh = torch.zeros_like(kept_h[0])
-        for t in reversed(range(len(gates))):
-            dh = torch.add(dh, grad_hs[t], out=dhs[t])
-            torch.cat((dh, dh, dh), -1, out=grad_gates[t]).mul_(slopes[t])
-            dh = torch.baddbmm(dh * update[t], grad_gates[t], weight_t).mul_(keep[t])
+        steps = _steps(grad_hs, dhs, slopes, update, keep, grad_gates)
+        for grad_h, dh_t, slope, update_t, keep_t, grad in reversed(steps):
+            dh = torch.add(dh, grad_h, out=dh_t)
+            torch.cat((dh, dh, dh), -1, out=grad).mul_(slope)
+            dh = torch.baddbmm(dh * update_t, grad, weight_t).mul_(keep_t)
         grad_x = torch.cat((grad_gates, dhs * of_candidate), -1)
         return grad_x, None, _weight_grad(kept_h, grad_gates), dh
+
+
+def _steps(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Return the views of each step of ``tensors`` (T, …), cheaper than an index in each step.
+
+    In a forecast two steps do: each allocates what the first does.
+    """
+    steps = list(zip(*(tensor.unbind() for tensor in tensors)))
+    return steps[:2] if isinstance(tensors[0], FakeTensor) else steps
 
 
 def _weight_grad(states: Tensor, grads: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: L = lanes, B = sequences per lane, T = steps, O = observation size, H = 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -122,9 +123,9 @@ class RecurrentConfig(NetworkConfig):
     cell: Cell = Cell.lstm
     """lstm has a cell state besides the hidden one; gru has three quarters of its parameters and
     is about as good."""
-    hidden: int = 64
-    """Size of the hidden state, which is what the policy and value heads read. 64 suits tasks whose
-    past matters for some steps; 128 to 256 are usual for images."""
+    hidden: int = 32
+    """Size of the hidden state, which is what the policy and value heads read. 32 suits classic
+    control with hidden velocities; 128 to 256 are usual for images and MuJoCo."""
 
     def check(self) -> None:
         """Raise ``ConfigError`` unless the size is positive."""
@@ -134,23 +135,23 @@ class RecurrentConfig(NetworkConfig):
     def build_trunk(self, spec: EnvSpec, initializer: Initializer) -> Recurrent:
         """Return the trunk with new weights.
 
-        Orthogonal ones have gain 1 in each block; the forget gate's bias is 1, so that an
-        untrained cell remembers (Jozefowicz et al. 2015, "An empirical exploration of recurrent
-        network architectures", section 4), and other biases are 0.
+        Each block is orthogonal by itself, with gain sqrt(2) for observations and 1 for the state.
+        The forget gate's bias is 1, so that an untrained cell remembers (Jozefowicz et al. 2015,
+        "An empirical exploration of recurrent network architectures", section 4).
         """
         size, num_blocks = self.hidden, 4 if self.cell is Cell.lstm else 3
 
-        def blocks(num_inputs: int) -> Tensor:
+        def blocks(num_inputs: int, gain: float) -> Tensor:
             if self.init is Initialization.orthogonal:
-                draws = [initializer.orthogonal(num_inputs, size, 1.0) for _ in range(num_blocks)]
+                draws = [initializer.orthogonal(num_inputs, size, gain) for _ in range(num_blocks)]
                 return torch.cat(draws, -1)
             return initializer.uniform(num_inputs, num_blocks * size)
 
-        inputs = LaneLinear(blocks(spec.observation_size))
+        inputs = LaneLinear(blocks(spec.observation_size, math.sqrt(2.0)))
         if self.cell is Cell.lstm:
             with torch.no_grad():
                 inputs.bias[..., 2 * size : 3 * size] = 1.0
-        return Recurrent(inputs, blocks(size), self.cell)
+        return Recurrent(inputs, blocks(size, 1.0), self.cell)
 
     def num_trunk_parameters(self, spec: EnvSpec) -> int:
         """Return the number of weights and biases."""

@@ -224,10 +224,10 @@ class _NoWeights(Initializer):
     """Builds weights that have a shape and no memory; the saved ones replace them."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+        self.num_lanes, self.device, self.dtype = 1, torch.device("cpu"), dtype
 
     def orthogonal(self, num_inputs: int, num_outputs: int, gain: float = 1.0) -> Tensor:  # noqa: ARG002
-        return torch.empty(1, num_inputs, num_outputs, dtype=self._dtype, device="meta")
+        return torch.empty(1, num_inputs, num_outputs, dtype=self.dtype, device="meta")
 
     uniform = orthogonal
 

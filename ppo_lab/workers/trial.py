@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import select
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.result import Result, worst_status
 from ppo_lab.runner.resume import copy_run
 from ppo_lab.runner.run_record import RunOutput, one_line
+from ppo_lab.runner.signals import Interrupted
 from ppo_lab.runner.stack import Stack
 from ppo_lab.tracking import Terminal
 from ppo_lab.training.checkpoint import load_checkpoint
@@ -57,8 +59,11 @@ class Mailbox:
         return bool(select.select([], [self.connection], [], 0.0)[1])
 
     def send(self, message: TrialReport | TrialProgress) -> None:
-        """Send ``message`` to the scheduler."""
-        self.connection.send(message)
+        """Send ``message`` to the scheduler; raise ``Interrupted`` if it is gone."""
+        try:
+            self.connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            raise Interrupted(signal.SIGTERM) from None
 
     def receive(self, wait_s: float = 0.0) -> Decision | None:
         """Return the next decision; None if there is none within ``wait_s``."""

@@ -167,7 +167,7 @@ def takes(network, spec):
 SPECS = (*(EnvSpec(size, DiscreteActions(2)) for size in (3, 17)), TOKENS)
 NETWORKS_AND_SPECS = [
     pytest.param(network, spec, id=f"{name}-{spec.observation_size}")
-    for name, network in ((name, network_of(name)) for name in YAMLS)
+    for name, network in ((name, network_of(name)) for name in YAMLS if name != "hf")
     for spec in SPECS
     if takes(network, spec)
 ]
@@ -178,7 +178,8 @@ def test_every_kind_of_network_has_a_yaml():
     assert kinds == set(NETWORKS.values())
 
 
-@pytest.mark.parametrize("name", YAMLS)
+# network=hf needs a folder: tests/networks/test_hf.py.
+@pytest.mark.parametrize("name", [name for name in YAMLS if name != "hf"])
 def test_every_yaml_is_a_network_for_numbers_or_for_tokens(name):
     network = network_of(name)
     network.check()
@@ -236,6 +237,8 @@ def test_float64_is_float64_throughout():
     trainer = Trainer([config("dtype=float64", "num_epochs=1")])
     rows = record_rows(trainer)
     for name, tensor in rows._asdict().items():
+        if tensor is None:
+            continue
         assert tensor.dtype is (torch.int64 if name == "actions" else torch.float64), name
     assert all(p.dtype is torch.float64 for p in trainer.model.parameters())
 

@@ -1,6 +1,7 @@
 """Recurrent trunks against torch's own cells; resets, halves, lanes and following steps."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -226,10 +227,11 @@ def test_parameters_are_those_counted_by_hand(cell, count):
 def test_weights_start_orthogonal_block_by_block_and_only_the_forget_gate_has_a_bias(cell):
     network = RecurrentConfig(cell=cell, hidden=16)
     trunk = network.build_trunk(SPEC, Initializer(torch.tensor([1]), CPU, torch.float64))
-    for weight in (trunk.inputs.weight, trunk.weight):
+    for weight, gain in ((trunk.inputs.weight, math.sqrt(2.0)), (trunk.weight, 1.0)):
         blocks = weight[0].detach().chunk(4 if cell is Cell.lstm else 3, -1)
         for block in blocks:
-            assert (block @ block.T - torch.eye(len(block))).abs().max() < 1e-5
+            expected = gain**2 * torch.eye(len(block))
+            assert (block @ block.T - expected).abs().max() < 1e-5
         assert len(torch.stack(blocks).unique(dim=0)) == len(blocks)
     bias = trunk.inputs.bias[0, 0].detach().unflatten(0, (-1, 16))
     expected = [0.0, 0.0, 1.0, 0.0] if cell is Cell.lstm else [0.0] * 3
@@ -258,4 +260,4 @@ def test_a_shared_trunk_is_read_by_both_heads(name):
     initializer = Initializer(torch.tensor([1, 2]), CPU, torch.float32)
     model = ActorCritic(network, SPEC, initializer, shares_trunk=True)
     assert model.actor is model.critic
-    assert model.policy_head.weight.shape == (2, 64, 2)
+    assert model.policy_head.weight.shape == (2, 32, 2)

@@ -102,7 +102,7 @@ def test_parameters_moments_and_coefficients_keep_their_storage():
 
     def addresses():
         held = [*trainer.model.parameters(), *state_of(trainer.optimizer)]
-        held += [trainer._lanes.gamma, trainer._lanes.gae_lambda]
+        held += [trainer._lanes.gamma, trainer._lanes.lambda_policy]
         return [tensor.data_ptr() for tensor in held]
 
     before = addresses()
