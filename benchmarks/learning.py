@@ -1,7 +1,8 @@
 """``python -m benchmarks.learning cartpole_a``: mean final returns compared with their goals.
 
-The checks are cartpole_a, cartpole_b, critic_free, acrobot and halfcheetah; each trains several seeds, as lanes
-of one stack, and compares their mean final return (of the last 100 episodes) with a goal.
+The checks are cartpole_a, cartpole_b, critic_free, acrobot and halfcheetah; each trains several
+seeds, as lanes of one stack, and compares their mean final return (of the last 100 episodes) with a
+goal.
 """
 
 from __future__ import annotations
@@ -172,8 +173,8 @@ def critic_free(options: argparse.Namespace) -> None:
         trained = train(compose(overrides, num_seeds=seeds, total_steps=steps))
         rows.append(row(label, trained, goal))
     text = (
-        f"CartPole-v1, {steps:,} live steps, {seeds} seeds: `{' '.join(_TINY_CARTPOLE)}`. Without a "
-        "critic, rollouts are 8 whole episodes from one start, and a run ends after the rollout "
+        f"CartPole-v1, {steps:,} live steps, {seeds} seeds: `{' '.join(_TINY_CARTPOLE)}`. Without "
+        "a critic, rollouts are 8 whole episodes from one start, and a run ends after the rollout "
         "that reaches the steps. Whole episodes have room for 500 steps, so their updates compute "
         "dead rows while the policy is poor."
     )
@@ -282,7 +283,9 @@ def _plot(curves: dict[str, list[Curve]]) -> None:
     figure.savefig(RESULTS_DIR / "halfcheetah.png", dpi=150)
 
 
-_CHECKS = {check.__name__: check for check in (cartpole_a, cartpole_b, critic_free, acrobot, halfcheetah)}
+_CHECKS = {
+    check.__name__: check for check in (cartpole_a, cartpole_b, critic_free, acrobot, halfcheetah)
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -122,7 +122,7 @@ class SequenceCollector(Collector):
         for number, step_noise in enumerate(steps, 1):
             if is_dry and writer and not writer.fills_up and number < len(steps):
                 # A forecast needs the policy only when most is buffered beside it.
-                policy, sampled = torch.empty_like(policy), torch.empty_like(sampled)
+                policy, sampled = (torch.empty_like(column) for column in row[1:3])
             else:
                 policy, sampled, memory = self._sample(observations, starts, memory, step_noise)
             actions, given = self.env.given_actions(sampled)
