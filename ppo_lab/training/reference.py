@@ -21,11 +21,20 @@ from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.text.config import TextConfig
 from ppo_lab.networks import ActorCritic
 from ppo_lab.networks.sequences import Sequences
+from ppo_lab.ppo.baselines import GroupBaseline
 from ppo_lab.ppo.rollout import Rollout, by_env
 from ppo_lab.ppo.update import UpdatePlan
 from ppo_lab.training.pretraining import Pretrained, new_actor, start_from
 
-__all__ = ["Reference", "TextKl", "adapted_coef", "build_reference", "text_kl", "with_penalty"]
+__all__ = [
+    "Reference",
+    "TextKl",
+    "adapted_coef",
+    "build_reference",
+    "named_metrics",
+    "text_kl",
+    "with_penalty",
+]
 
 _ADAPTATION, _MOST_ERROR = 0.1, 0.2  # arXiv:1909.08593, section 2.2
 
@@ -180,3 +189,14 @@ class Reference:
     def _to_host(self, weight: Tensor) -> Tensor:
         parked = self._placement.empty_host_like(weight, pin=True)
         return self._placement.move(weight, Place.host, out=parked)
+
+
+def named_metrics(rollout: Rollout, config: Config, text: TextKl | None) -> dict[str, Tensor]:
+    """Return the metrics (L,) that only some configs have: of groups without signal, and texts."""
+    named: dict[str, Tensor] = {}
+    baseline = config.resolved_baseline
+    if isinstance(baseline, GroupBaseline) and rollout.live is not None:
+        named["ppo/no_signal_frac"] = baseline.no_signal_frac(rollout.rewards, rollout.live)
+    if text is not None:
+        named |= {f"text/{name}": value for name, value in text._asdict().items()}
+    return named

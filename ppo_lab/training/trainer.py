@@ -24,22 +24,23 @@ from ppo_lab.devices.observers import PhaseObserver, PhaseObservers
 from ppo_lab.devices.placement import Placement
 from ppo_lab.envs.text.config import TextConfig
 from ppo_lab.networks import ActorCritic, Initializer
-from ppo_lab.ppo.advantages import Advantages, gae
-from ppo_lab.ppo.baselines import GroupBaseline
-from ppo_lab.ppo.collector import Collector
+from ppo_lab.ppo.advantages import Advantages
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
 from ppo_lab.ppo.sequence_collector import SequenceCollector
 from ppo_lab.ppo.update import UpdatePlan, update
 from ppo_lab.tracking import Record
+from ppo_lab.training.advantages import estimate
 from ppo_lab.training.checkpoint import LaneState
+from ppo_lab.training.collectors import build_collector
 from ppo_lab.training.finite import FiniteCheck
 from ppo_lab.training.lane_progress import LaneProgress
+from ppo_lab.training.lane_runs import LaneRuns
 from ppo_lab.training.lane_state import LaneStates
 from ppo_lab.training.lane_values import LaneValues, schedule_metrics
 from ppo_lab.training.pretraining import pretrained, start_from
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
-from ppo_lab.training.reference import TextKl, build_reference
+from ppo_lab.training.reference import TextKl, build_reference, named_metrics
 from ppo_lab.training.scores import History
 from ppo_lab.utils import rng
 from ppo_lab.utils.errors import ConfigError
@@ -50,12 +51,8 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-class Trainer:
-    """Trains L configs, equal but for their lane keys, as one program.
-
-    A lane is *live* from its first iteration until it is retired, at its end or before. A retired
-    lane is still computed, with a learning rate of 0, until another config replaces it.
-    """
+class Trainer(LaneRuns):
+    """Trains L configs, equal but for their lane keys, as one program."""
 
     def __init__(
         self,
@@ -114,7 +111,7 @@ class Trainer:
             aggregation=config.aggregation,
             num_sequence_steps=config.rollout_steps if config.keeps_sequences else 1,
         )
-        self.collector = self._build_collector()
+        self.collector = build_collector(config, self.env, self.model, self.plan)
         if compiles is None:
             compiles = should_compile(config, num_lanes, sum(c.total_steps for c in configs))
         self._compilation = Compilation(config, self.collector, self.optimizer, compiles)
@@ -139,13 +136,6 @@ class Trainer:
         start_from(model, self._first)
         return model
 
-    def _build_collector(self) -> Collector:
-        config, parts = self.config, (self.env, self.model)
-        if not (config.whole_episodes or config.network.reads_sequences):
-            return Collector(*parts, config.num_steps, self.plan)
-        group_size = config.group_size if config.whole_episodes else None
-        return SequenceCollector(*parts, config.rollout_steps, self.plan, group_size)
-
     def iterate(self) -> None:
         """Run one iteration of every lane: collect, advantages, update, diagnose, record."""
         if self._compilation.is_due:
@@ -153,23 +143,22 @@ class Trainer:
         if at_boundary := list(filter(self._is_at_boundary, self.live_lanes)):
             self.phase("restart", self._restart_environments, at_boundary)
         self.meters.begin_iteration(self.iteration + 1)
-        rollout = self.roll_out()
-        advantages = self.phase("advantages", self.advantages, rollout)
-        rows = lane_rows(rollout, advantages, self.config.aggregation)
-        diagnostics = self.phase("update", self.update, rows)
-        tensors = self.phase("diagnostics", self.diagnose, rollout, rows, diagnostics)
+        rollout, tensors = self.run_phases()
         self.progress.count(rollout.live)
         if rollout.live is not None:
             self._lanes.num_live += rollout.live.sum((0, 2))
         self.record(tensors)
 
-    def roll_out(self) -> Rollout:
-        """Run the phases that come before the advantages; return the rollout."""
+    def run_phases(self) -> tuple[Rollout, IterationTensors]:
+        """Run the phases of an iteration, for a run as for its forecast."""
         rollout = self.phase("rollout", self.collect)
         collector = self.collector
-        if not (isinstance(collector, SequenceCollector) and collector.has_evaluation):
-            return rollout
-        return self.phase("evaluation", self._evaluate, collector, rollout)
+        if isinstance(collector, SequenceCollector) and collector.has_evaluation:
+            rollout = self.phase("evaluation", self._evaluate, collector, rollout)
+        advantages = self.phase("advantages", self.advantages, rollout)
+        rows = lane_rows(rollout, advantages, self.config.aggregation)
+        diagnostics = self.phase("update", self.update, rows)
+        return rollout, self.phase("diagnostics", self.diagnose, rollout, rows, diagnostics)
 
     def phase(self, name: str, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Run ``work(*args, **kwargs)`` as a phase that the observers see; return its result."""
@@ -193,22 +182,7 @@ class Trainer:
 
     def advantages(self, rollout: Rollout) -> Advantages:
         """Return advantages and value targets, (T, L, N)."""
-        lanes, baseline = self._lanes, self.config.resolved_baseline
-        if isinstance(baseline, GroupBaseline):
-            assert rollout.live is not None
-            values = baseline.advantages(rollout.rewards, rollout.live, lanes.gamma)
-            return Advantages(values, None)
-        assert rollout.values is not None
-        assert rollout.next_values is not None
-        terminated, truncated = rollout.terminated, rollout.truncated
-        if not self.config.bootstrap_truncated:
-            terminated = terminated | truncated
-        columns = rollout.rewards, rollout.values, rollout.next_values, terminated, truncated
-        of_policy = gae(*columns, gamma=lanes.gamma, gae_lambda=lanes.lambda_policy)
-        if not lanes.has_two_lambdas:
-            return of_policy
-        of_critic = gae(*columns, gamma=lanes.gamma, gae_lambda=lanes.lambda_value)
-        return of_policy._replace(value_targets=of_critic.value_targets)
+        return estimate(rollout, self.config, self._lanes)
 
     def update(self, rows: RolloutRows) -> UpdateDiagnostics:
         """Train on ``rows`` for num_epochs epochs."""
@@ -242,19 +216,8 @@ class Trainer:
         after = self._compilation.after_update(rows, clip)
         check = FiniteCheck(rollout, diagnostics, self.model, self.plan.num_minibatches)
         sums = check.sums(self.optimizer.weights())
-        named = self._named_metrics(rollout)
+        named = named_metrics(rollout, self.config, self._text_kl)
         return IterationTensors(diagnostics, after, episodes, check, sums, named)
-
-    def _named_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Return the metrics (L,) that only some configs have."""
-        named: dict[str, Tensor] = {}
-        baseline = self.config.baseline
-        if isinstance(baseline, GroupBaseline) and rollout.live is not None:
-            shares = baseline.no_signal_frac(rollout.rewards, rollout.live)
-            named["ppo/no_signal_frac"] = shares
-        if self._text_kl is not None:
-            named |= {f"text/{name}": value for name, value in self._text_kl._asdict().items()}
-        return named
 
     def record(self, tensors: IterationTensors) -> None:
         """Copy the iteration's results to the host and pass one record per live lane on."""
@@ -283,26 +246,6 @@ class Trainer:
         return metrics | self.observers.read()
 
     @property
-    def configs(self) -> list[Config]:
-        """The config in each lane."""
-        return self.progress.configs
-
-    @property
-    def iteration(self) -> int:
-        """Iterations of the stack since it was built."""
-        return self.progress.iteration
-
-    @property
-    def num_live_steps(self) -> int:
-        """Environment steps of all live lanes since then."""
-        return self.progress.num_all_steps
-
-    @property
-    def live_lanes(self) -> list[int]:
-        """The lanes that train; only these are recorded."""
-        return self.progress.live_lanes
-
-    @property
     def elapsed_s(self) -> float:
         """Seconds since the trainer was built."""
         return time.perf_counter() - self._start_s
@@ -310,33 +253,6 @@ class Trainer:
     def phase_seconds(self) -> dict[str, float]:
         """Return the seconds spent so far in each phase; see ``PhaseClock.without_overlap``."""
         return self.meters.clock.without_overlap()
-
-    def history(self, lane: int) -> History:
-        """Return a lane's curve so far."""
-        return self.recorder.histories[lane]
-
-    def lane_iteration(self, lane: int) -> int:
-        """Return the number of iterations of the config in ``lane``."""
-        return self.progress.lane_iteration(lane)
-
-    def lane_steps(self, lane: int) -> int:
-        """Return the number of environment steps of the config in ``lane``."""
-        return self.progress.num_steps[lane]
-
-    def has_ended(self, lane: int) -> bool:
-        """Return whether a lane has used up its steps or diverged."""
-        return self.progress.is_done(lane) or self.history(lane).diverged is not None
-
-    def retire_ended(self) -> bool:
-        """Retire the lanes that have ended; return whether any lane still trains."""
-        for lane in filter(self.has_ended, self.live_lanes):
-            self.retire_lane(lane)
-        return bool(self.live_lanes)
-
-    def retire_lane(self, lane: int) -> None:
-        """Stop recording a lane and freeze its parameters."""
-        self.progress.is_live[lane] = False
-        self._lanes.freeze_lane(lane)
 
     @torch.no_grad()
     def replace_lanes(self, configs: Mapping[int, Config]) -> None:
