@@ -146,12 +146,18 @@ class Trainer(LaneRuns):
         rollout = self.roll_out()
         advantages = self.phase("advantages", self.advantages, rollout)
         rows = lane_rows(rollout, advantages, self.config.aggregation)
+        if starting := list(filter(self._is_policy_start, self.live_lanes)):
+            self.optimizer.reset_lanes(torch.tensor(starting, device=self.placement.device))
         diagnostics = self.phase("update", self.update, rows)
         tensors = self.phase("diagnostics", self.diagnose, rollout, rows, diagnostics)
         self.progress.count(rollout.live)
         if rollout.live is not None:
             self._lanes.num_live += rollout.live.sum((0, 2))
         self.record(tensors)
+
+    def _is_policy_start(self, lane: int) -> bool:
+        """Return whether the policy of ``lane`` begins to train, after a while of its critic."""
+        return 0 < self.configs[lane].policy_start_iteration == self.lane_iteration(lane)
 
     def roll_out(self) -> Rollout:
         """Run the phases that come before the advantages; return the rollout."""
