@@ -17,6 +17,7 @@ LANE_KEYS = frozenset({
     "name", "seed", "epsilon", "epsilon_high", "epsilon_schedule", "dual_clip", "value_epsilon",
     "target_kl", "lr", "lr_schedule", "max_grad_norm", "gamma", "gae_lambda", "entropy_coef",
     "value_coef", "total_steps", "tracking", "gae_lambda_policy", "gae_lambda_value",
+    "policy_start_iteration",
 })  # fmt: skip
 """Keys that may differ between the lanes of a stack; all others must be equal."""
 
