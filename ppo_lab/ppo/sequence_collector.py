@@ -115,14 +115,15 @@ class SequenceCollector(Collector):
         if self.model.reads_sequences and memory is None:
             memory, _ = self.model.empty_memories(self.env.num_envs, self._num_steps)
         is_over = torch.zeros_like(starts)
+        row: RolloutColumns | None = None
         writer: StepWriter | None = None
         given_steps: list[Tensor] = []
         steps = noise.unbind(1)[: self.num_dry_steps]
         is_dry = self.num_dry_steps is not None
         for number, step_noise in enumerate(steps, 1):
-            if is_dry and writer and not writer.fills_up and number < len(steps):
+            if row and is_dry and writer and not writer.fills_up and number < len(steps):
                 # A forecast needs the policy only when most is buffered beside it.
-                policy, sampled = torch.empty_like(policy), torch.empty_like(sampled)
+                policy, sampled = (torch.empty_like(part) for part in row[1:3])
             else:
                 policy, sampled, memory = self._sample(observations, starts, memory, step_noise)
             actions, given = self.env.given_actions(sampled)
