@@ -138,11 +138,18 @@ class Ledger(TorchDispatchMode):
             for parameter in parameters
         ]
 
-    def watch_forward(self, network: str, module: nn.Module) -> list[Callable[[], None]]:
-        """Attribute activations of ``module`` to ``network``; return what removes the hooks."""
+    def watch_forward(
+        self, network: str, module: nn.Module, *, marks_weights: bool = False
+    ) -> list[Callable[[], None]]:
+        """Attribute activations of ``module`` to ``network``; return what removes the hooks.
+
+        ``marks_weights``: mark its weights when it is used, as others may have taken their place.
+        """
 
         def begin(*_: object) -> None:
             self._network, self._is_in_forward = network, torch.is_grad_enabled()
+            if marks_weights:
+                self.mark(Category.weights, module.parameters(), network)
 
         def end(*_: object) -> None:
             self._network, self._is_in_forward = None, False

@@ -65,7 +65,8 @@ class Recurrent(SequenceTrunk):
     def empty_memory(self, num_sequences: int, num_steps: int) -> Memory:  # noqa: ARG002
         """See ``SequenceTrunk.empty_memory``; zeros, whatever the number of steps."""
         zeros = self.weight.new_zeros(len(self.weight), num_sequences, self.num_features)
-        return (zeros,) if self.candidate_bias is not None else (zeros, zeros)
+        # Two tensors: a memory that is read from a file is written into them.
+        return (zeros,) if self.candidate_bias is not None else (zeros, zeros.clone())
 
     def read(
         self, observations: Tensor, starts: Tensor | None, memory: Memory | None

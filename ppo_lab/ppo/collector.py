@@ -189,6 +189,11 @@ class StepWriter:
         self._buffer: list[RolloutColumns] = []
         self._begin = 0  # the first step not written yet
 
+    @property
+    def fills_up(self) -> bool:
+        """Whether the next step is the last that fits into the buffer."""
+        return len(self._buffer) == self._block_steps - 1
+
     def append(self, row: RolloutColumns) -> None:
         """Add one step; its tensors must not change afterwards."""
         self._buffer.append(row)

@@ -115,10 +115,17 @@ class SequenceCollector(Collector):
         if self.model.reads_sequences and memory is None:
             memory, _ = self.model.empty_memories(self.env.num_envs, self._num_steps)
         is_over = torch.zeros_like(starts)
+        row: RolloutColumns | None = None
         writer: StepWriter | None = None
         given_steps: list[Tensor] = []
-        for step_noise in noise.unbind(1)[: self.num_dry_steps]:
-            policy, sampled, memory = self._sample(observations, starts, memory, step_noise)
+        steps = noise.unbind(1)[: self.num_dry_steps]
+        is_dry = self.num_dry_steps is not None
+        for number, step_noise in enumerate(steps, 1):
+            if is_dry and row and writer and not writer.fills_up and number < len(steps):
+                # A forecast needs the policy only when most is buffered beside it.
+                policy, sampled = (torch.empty_like(column) for column in row[1:3])
+            else:
+                policy, sampled, memory = self._sample(observations, starts, memory, step_noise)
             actions, given = self.env.given_actions(sampled)
             if given is not None:
                 given_steps.append(given)
@@ -129,7 +136,7 @@ class SequenceCollector(Collector):
             observations, starts = step.observations, step.terminated | step.truncated
             if is_whole:
                 is_over |= starts
-                if self.num_dry_steps is None and bool(is_over.all()):
+                if not is_dry and bool(is_over.all()):
                     break
         assert writer is not None
         if self.model.memory_outlives_rollout:

@@ -143,13 +143,7 @@ class Trainer(LaneRuns):
         if at_boundary := list(filter(self._is_at_boundary, self.live_lanes)):
             self.phase("restart", self._restart_environments, at_boundary)
         self.meters.begin_iteration(self.iteration + 1)
-        rollout = self.roll_out()
-        advantages = self.phase("advantages", self.advantages, rollout)
-        rows = lane_rows(rollout, advantages, self.config.aggregation)
-        if starting := list(filter(self._is_policy_start, self.live_lanes)):
-            self.optimizer.reset_lanes(torch.tensor(starting, device=self.placement.device))
-        diagnostics = self.phase("update", self.update, rows)
-        tensors = self.phase("diagnostics", self.diagnose, rollout, rows, diagnostics)
+        rollout, tensors = self.run_phases()
         self.progress.count(rollout.live)
         if rollout.live is not None:
             self._lanes.num_live += rollout.live.sum((0, 2))
@@ -159,13 +153,18 @@ class Trainer(LaneRuns):
         """Return whether the policy of ``lane`` begins to train, after a while of its critic."""
         return 0 < self.configs[lane].policy_start_iteration == self.lane_iteration(lane)
 
-    def roll_out(self) -> Rollout:
-        """Run the phases that come before the advantages; return the rollout."""
+    def run_phases(self) -> tuple[Rollout, IterationTensors]:
+        """Run the phases of an iteration, for a run as for its forecast."""
         rollout = self.phase("rollout", self.collect)
         collector = self.collector
-        if not (isinstance(collector, SequenceCollector) and collector.has_evaluation):
-            return rollout
-        return self.phase("evaluation", self._evaluate, collector, rollout)
+        if isinstance(collector, SequenceCollector) and collector.has_evaluation:
+            rollout = self.phase("evaluation", self._evaluate, collector, rollout)
+        advantages = self.phase("advantages", self.advantages, rollout)
+        rows = lane_rows(rollout, advantages, self.config.aggregation)
+        if starting := list(filter(self._is_policy_start, self.live_lanes)):
+            self.optimizer.reset_lanes(torch.tensor(starting, device=self.placement.device))
+        diagnostics = self.phase("update", self.update, rows)
+        return rollout, self.phase("diagnostics", self.diagnose, rollout, rows, diagnostics)
 
     def phase(self, name: str, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Run ``work(*args, **kwargs)`` as a phase that the observers see; return its result."""
@@ -267,8 +266,8 @@ class Trainer(LaneRuns):
 
         To be called between iterations. Tensors keep their storage; other lanes are unaffected.
         """
-        if self.config.memory.max_lanes is not None:
-            raise ConfigError("memory", self.config.memory.name, "cannot replace a lane")
+        if (limit := self.config.lane_limit) is not None:
+            raise ConfigError(limit[0], limit[1], "cannot replace a lane")
         for config in configs.values():
             check_lane(config, self.config)
         lanes = torch.tensor(list(configs), device=self.placement.device)
