@@ -27,10 +27,9 @@ def check_stack(configs: Sequence[Config]) -> None:
     first = configs[0]
     for config in configs[1:]:
         check_lane(config, first)
-    limit = first.memory.max_lanes
-    if limit is not None and len(configs) > limit:
-        allowed = f"trains at most {limit} lane, not {len(configs)}"
-        raise ConfigError("memory", first.memory.name, allowed)
+    if (limit := first.lane_limit) is not None and len(configs) > limit[2]:
+        allowed = f"trains at most {limit[2]} lane, not {len(configs)}"
+        raise ConfigError(limit[0], limit[1], allowed)
 
 
 def check_lane(config: Config, other: Config) -> None:

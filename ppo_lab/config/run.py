@@ -30,7 +30,7 @@ from ppo_lab.devices.placement import Place
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.memory import MemoryStrategy
-from ppo_lab.networks import NetworkConfig
+from ppo_lab.networks import NETWORKS, NetworkConfig
 from ppo_lab.ppo.baselines import AutoBaseline, Baseline, Gae, GroupBaseline, Grpo, PerStep
 from ppo_lab.ppo.losses import PolicyLoss
 from ppo_lab.ppo.update import AdvantageNormalization
@@ -186,6 +186,16 @@ class Config(Hyperparameters):
             check_fits("network", "...", 16 * self.memory.num_trunks * num_parameters)
             check_fits("num_envs", self.num_envs, 4 * self.num_rows * (spec.observation_size + 6))
         return spec
+
+    @property
+    def lane_limit(self) -> tuple[str, str, int] | None:
+        """The key and value that limit the lanes of a stack, and the most; None for any number."""
+        if self.memory.max_lanes is not None:
+            return "memory", self.memory.name, self.memory.max_lanes
+        if self.network.max_lanes is not None:
+            name = next(n for n, kind in NETWORKS.items() if type(self.network) is kind)
+            return "network", name, self.network.max_lanes
+        return None
 
     @property
     def whole_episodes(self) -> bool:

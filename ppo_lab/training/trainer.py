@@ -266,8 +266,8 @@ class Trainer(LaneRuns):
 
         To be called between iterations. Tensors keep their storage; other lanes are unaffected.
         """
-        if self.config.memory.max_lanes is not None:
-            raise ConfigError("memory", self.config.memory.name, "cannot replace a lane")
+        if (limit := self.config.lane_limit) is not None:
+            raise ConfigError(limit[0], limit[1], "cannot replace a lane")
         for config in configs.values():
             check_lane(config, self.config)
         lanes = torch.tensor(list(configs), device=self.placement.device)
