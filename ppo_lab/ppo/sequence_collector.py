@@ -123,9 +123,9 @@ class SequenceCollector(Collector):
         steps = noise.unbind(1)[: self.num_dry_steps]
         is_dry = self.num_dry_steps is not None
         for number, step_noise in enumerate(steps, 1):
-            if is_dry and row and writer and not writer.fills_up and number < len(steps):
+            if row and is_dry and writer and not writer.fills_up and number < len(steps):
                 # A forecast needs the policy only when most is buffered beside it.
-                policy, sampled = (torch.empty_like(column) for column in row[1:3])
+                policy, sampled = (torch.empty_like(part) for part in row[1:3])
             else:
                 policy, sampled, memory = self._sample(observations, starts, memory, step_noise)
             actions, given = self.env.given_actions(sampled)

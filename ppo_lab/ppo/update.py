@@ -54,6 +54,8 @@ class LaneHyperparameters(NamedTuple):
     entropy_coef: Tensor
     value_coef: Tensor
     max_grad_norm: Tensor
+    policy_weight: Tensor | None = None
+    """0 where only the critic trains yet, else 1; None if no lane has such iterations."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,18 @@ class UpdatePlan:
         length = 1 if context is None else context.num_steps
         num_rows, size = observations.shape[1], max(self.rows_per_pass // length, 1) * length
         parts: list[Sequence[Tensor]] = []
-        for begin in range(0, num_rows, size):
+        num_alike = num_rows // size  # passes of full size
+        for number, begin in enumerate(range(0, num_rows, size)):
             rows = slice(begin, min(begin + size, num_rows))
             inputs: Tensor | Sequences = self.store.slice(observations, rows.start, rows.stop)
             if context is not None:
                 own = _part_of(context, rows)
                 inputs = own.inputs(cast(Tensor, inputs))
-            parts.append(function(inputs, rows))
+            if self.num_dry_steps is not None and 0 < number < num_alike - 1:
+                # The last of them needs the most: the results of all others are beside it.
+                parts.append([torch.empty_like(tensor) for tensor in parts[-1]])
+            else:
+                parts.append(function(inputs, rows))
         return list(parts[0]) if len(parts) == 1 else [torch.cat(part, 1) for part in zip(*parts)]
 
     def normalize(
@@ -216,7 +223,9 @@ class UpdateLoss:
             step.log_ratios.copy_(log_ratio.detach())
             step.policy_loss.add_(policy_loss.detach(), alpha=share)
             step.entropy.add_(live_entropy, alpha=share)
-            losses.append(policy_loss - of_lane.entropy_coef * entropy)
+            total = policy_loss - of_lane.entropy_coef * entropy
+            # Times 0 the gradient is 0 and so are Adam's moments: no weight changes by a bit.
+            losses.append(total if of_lane.policy_weight is None else total * of_lane.policy_weight)
         if new.values is not None:
             assert batch.values is not None
             assert batch.value_targets is not None

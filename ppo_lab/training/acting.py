@@ -186,7 +186,7 @@ class Policy:
     def _input_dtype(self) -> type[np.generic]:
         if self.spec.num_tokens is not None:
             return np.int64
-        is_double = self._model.policy_head.weight.dtype is torch.float64
+        is_double = self._model.dtype is torch.float64
         return np.float64 if is_double else np.float32
 
     def _begin(self, num_sequences: int, starts: NDArray[np.bool_] | bool | None) -> Tensor | None:
@@ -230,5 +230,5 @@ class Policy:
         if is_greedy:
             return distribution.mode(parameters)
         keys = rng.fold_in(rng.lane_keys(torch.tensor([seed]), rng.Stream.EVAL), number)
-        dtype = self._model.policy_head.weight.dtype
+        dtype = self._model.dtype
         return distribution.sample(parameters, distribution.noise(keys, parameters.shape[1], dtype))

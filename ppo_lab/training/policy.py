@@ -84,6 +84,7 @@ def save_policy(
     # A policy whose files do not belong together is refused, so their order does not matter.
     atomic_write(checkpoint / _WEIGHTS, weights)
     atomic_write(checkpoint / _DESCRIPTION, text.encode())
+    config.network.export(model.actor, model.policy_head, checkpoint / "pretrained")
     return checkpoint
 
 
