@@ -115,7 +115,9 @@ class Recorder:
             histograms = {"ppo/ratio": Histogram(all_counts[lane], _RATIO_EDGES)}
             metrics |= {f"{_TEXT}{name}": values[lane] for name, values in texts.items()}
             history.texts = {
-                name.removeprefix(_TEXT): metrics[name] for name in metrics if name.startswith(_TEXT)
+                name.removeprefix(_TEXT): metrics[name]
+                for name in metrics
+                if name.startswith(_TEXT)
             }
             metrics |= shared
             samples: Sequence[tuple[str, float]] = ()
