@@ -47,6 +47,8 @@ _MOST = {
     "total_steps": 10**12,
 }  # fmt: skip
 """Far more than any run has: what is above is a slip, and would fill the memory or never end."""
+_OF_CRITIC = ("value_epsilon", "gae_lambda_policy", "gae_lambda_value")
+"""Options that are off by default, and mean nothing without a critic."""
 _MOST_ROWS, _MOST_PARAMETERS, _MOST_THREADS = 10**9, 10**10, 1024
 
 
@@ -129,8 +131,10 @@ class Config(Hyperparameters):
             allowed = f"memory={self.memory.name} {has}; baseline=auto suits it"
             raise ConfigError("baseline", baseline.name, allowed)
         baseline.check(self.num_envs)
-        if self.advantage_normalization is AdvantageNormalization.auto:
-            over = AdvantageNormalization
+        for key in () if self.memory.has_critic else _OF_CRITIC:
+            if (value := getattr(self, key)) is not None:
+                raise ConfigError(key, value, f"memory={self.memory.name} has no critic for it")
+        if self.advantage_normalization is (over := AdvantageNormalization).auto:
             self.advantage_normalization = over.minibatch if baseline.normalizes else over.none
         if self.whole_episodes:
             return

@@ -67,6 +67,8 @@ class LaneStates:
             "env_mode": self._collector.env.state_mode,
             "num_episodes": history.num_episodes,
         }
+        if history.texts:
+            own["texts"] = history.texts
         return LaneState(copies, {**numbers, **own})
 
     @torch.no_grad()
@@ -83,6 +85,7 @@ class LaneStates:
             self._collector.load_lane_state(lane, env, state.numbers["env"])
             columns = {n: t.tolist() for n, t in _within(state.tensors, "history.").items()}
             history = History.from_columns(columns, state.numbers["num_episodes"])
+            history.texts = dict(state.numbers.get("texts", {}))
         except KeyError as error:
             raise ValueError(f"the state does not fit this run: it has no {error}") from None
         self._histories[lane] = history
