@@ -67,6 +67,12 @@ class Peak:
     by_key: dict[MemoryKey, int]
     """Parts by category and network; they add up to ``total``."""
 
+    def size_of(self, part: Category | MemoryKey) -> int:
+        """Return the bytes of a category, or of one network's part of it."""
+        if isinstance(part, Category):
+            return self.by_category()[part]
+        return self.by_key.get(part, 0)
+
     def by_category(self) -> dict[Category, int]:
         """Return bytes by category, in the order of ``Category``; 0 for absent ones."""
         sums = dict.fromkeys(Category, 0)

@@ -45,7 +45,9 @@ class SequenceCollector(Collector):
         self._group_size = group_size
         self._actor_memory = self._critic_memory = None
         self._starts = torch.ones(env.num_lanes, env.num_envs, dtype=torch.bool, device=env.device)
-        if model.memory_outlives_rollout:
+        # Where episodes are whole, each rollout begins with empty memories.
+        self._keeps_memory = model.memory_outlives_rollout and group_size is None
+        if self._keeps_memory:
             self._actor_memory, self._critic_memory = model.empty_memories(env.num_envs, num_steps)
 
     def reset_lane(self, lane: int, seed: int, *, is_same_run: bool = False) -> None:
@@ -121,9 +123,9 @@ class SequenceCollector(Collector):
         steps = noise.unbind(1)[: self.num_dry_steps]
         is_dry = self.num_dry_steps is not None
         for number, step_noise in enumerate(steps, 1):
-            if is_dry and row and writer and not writer.fills_up and number < len(steps):
+            if row and is_dry and writer and not writer.fills_up and number < len(steps):
                 # A forecast needs the policy only when most is buffered beside it.
-                policy, sampled = (torch.empty_like(column) for column in row[1:3])
+                policy, sampled = (torch.empty_like(part) for part in row[1:3])
             else:
                 policy, sampled, memory = self._sample(observations, starts, memory, step_noise)
             actions, given = self.env.given_actions(sampled)
@@ -139,7 +141,7 @@ class SequenceCollector(Collector):
                 if not is_dry and bool(is_over.all()):
                     break
         assert writer is not None
-        if self.model.memory_outlives_rollout:
+        if self._keeps_memory:
             self._actor_memory = memory
         given = None
         if given_steps:

@@ -95,13 +95,18 @@ class UpdatePlan:
         length = 1 if context is None else context.num_steps
         num_rows, size = observations.shape[1], max(self.rows_per_pass // length, 1) * length
         parts: list[Sequence[Tensor]] = []
-        for begin in range(0, num_rows, size):
+        num_alike = num_rows // size  # passes of full size
+        for number, begin in enumerate(range(0, num_rows, size)):
             rows = slice(begin, min(begin + size, num_rows))
             inputs: Tensor | Sequences = self.store.slice(observations, rows.start, rows.stop)
             if context is not None:
                 own = _part_of(context, rows)
                 inputs = own.inputs(cast(Tensor, inputs))
-            parts.append(function(inputs, rows))
+            if self.num_dry_steps is not None and 0 < number < num_alike - 1:
+                # The last of them needs the most: the results of all others are beside it.
+                parts.append([torch.empty_like(tensor) for tensor in parts[-1]])
+            else:
+                parts.append(function(inputs, rows))
         return list(parts[0]) if len(parts) == 1 else [torch.cat(part, 1) for part in zip(*parts)]
 
     def normalize(
