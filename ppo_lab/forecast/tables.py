@@ -67,7 +67,7 @@ def forecasts_table(jobs: Sequence[tuple[Job, Config]]) -> RenderableType:
         if category in _GRID_CATEGORIES
         or any(forecast(config).peak.by_category()[category] for _, config in jobs)
     }
-    rows = []
+    rows: list[Sequence[str | Text]] = []
     for _, config in jobs:
         planned = forecast(config)
         by_category = planned.peak.by_category()
@@ -77,7 +77,7 @@ def forecasts_table(jobs: Sequence[tuple[Job, Config]]) -> RenderableType:
         rows.append([total, *(_rounded(size / divisor) for size in sizes)])
     table = _jobs_table(jobs, ["total", *categories.values(), "host", "PCIe"], rows)
     note = f"{unit}; total with CUDA's own, the rest at the tensors' peak; PCIe per iteration"
-    parts = [table, Text(note, "dim")]
+    parts: list[RenderableType] = [table, Text(note, "dim")]
     if any(config.network.reads_sequences for _, config in jobs):
         parts += [Text(), *_phases_of_jobs(jobs, divisor)]
     return Group(*parts)
@@ -87,7 +87,7 @@ def _phases_of_jobs(jobs: Sequence[tuple[Job, Config]], divisor: int) -> list[Re
     """Return a table of each phase's peak, and of the most that its parts take in any phase."""
     planned = [forecast(config) for _, config in jobs]
     names = list(dict.fromkeys(name for each in planned for name in each.phase_peaks))
-    parts = {
+    parts: dict[str, Category | MemoryKey] = {
         "reference": MemoryKey(Category.weights, "reference"),
         "cache": Category.cache,
         "logits": Category.logits,
