@@ -59,7 +59,7 @@ def test_beta_follows_the_kl_by_two_percent_at_most(kl, factor):
 def of_first_rollout(config):
     """Return a new trainer, its rollout, and log-ratios of live steps to the update's pass."""
     trainer = Trainer([config])
-    rollout = trainer.roll_out()
+    rollout = trainer._evaluate(trainer.collector, trainer.collect())
     inputs = rollout.sequences.inputs(by_env(rollout.observations))
     with torch.no_grad():
         new = trainer.model.evaluate(inputs, by_env(rollout.actions), with_values=False)
