@@ -261,11 +261,12 @@ def _memory(arguments: argparse.Namespace) -> bool:
         f"Studies of `{' '.join(_HUNGRY)}`. In ten of the first twenty repeats of each point one "
         "environment asks for a PiB in its 100th step; the error is the allocator's. "
         "Bit-identical: weights, moments of Adam, environments, the saved policy and every value "
-        "of metrics.jsonl but times."
+        "of metrics.jsonl but times. Lanes of a stack of several round otherwise than a run alone, "
+        "from the first iteration on: about 1e-7 of a loss."
     )
     title = "Studies with trials that are out of memory"
     publish("faults_memory", title, [what, table(header, rows)], write=arguments.write)
-    return all((row[1], row[2], row[3], row[4]) == (60, 20, 40, 40) for row in rows)
+    return all(row[1:4] == [60, 20, 40] for row in rows) and rows[0][4] == 40
 
 
 def main() -> None:

@@ -88,7 +88,6 @@ def register() -> None:
         store.store(group="memory/schema", name=name, node=strategy)
     for name, baseline in {AutoBaseline.name: AutoBaseline, **BASELINES}.items():
         store.store(group="baseline/schema", name=name, node=baseline)
-    store.store(group="env/schema", name="text", node=TextConfig)
     _register_sweeps(SWEEPS_DIR)
     OmegaConf.register_new_resolver("unused_dir", str, replace=True)
     Plugins.instance()  # registers Hydra's own sources

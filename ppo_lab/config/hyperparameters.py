@@ -65,6 +65,11 @@ class Hyperparameters:
     """Bootstrap from the last observation's value when a time limit ends an episode; false treats
     a time limit as a termination."""
 
+    policy_start_iteration: int = 0
+    """Iterations in which only the critic trains, before the policy does too (VC-PPO,
+    arXiv:2503.01491, section 3.1). Adam begins anew after them. The policy does not change before,
+    unless memory=shared_trunk: there the trunk learns values, and the policy's features with it."""
+
     num_envs: int = 8
     """Environments stepped in parallel."""
     num_steps: int = 128

@@ -30,7 +30,7 @@ from ppo_lab.devices.placement import Place
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.memory import MemoryStrategy
-from ppo_lab.networks import NetworkConfig
+from ppo_lab.networks import NETWORKS, NetworkConfig
 from ppo_lab.ppo.baselines import AutoBaseline, Baseline, Gae, GroupBaseline, Grpo, PerStep
 from ppo_lab.ppo.losses import PolicyLoss
 from ppo_lab.ppo.update import AdvantageNormalization
@@ -47,6 +47,8 @@ _MOST = {
     "total_steps": 10**12,
 }  # fmt: skip
 """Far more than any run has: what is above is a slip, and would fill the memory or never end."""
+_OF_CRITIC = ("value_epsilon", "gae_lambda_policy", "gae_lambda_value")
+"""Options that are off by default, and mean nothing without a critic."""
 _MOST_ROWS, _MOST_PARAMETERS, _MOST_THREADS = 10**9, 10**10, 1024
 
 
@@ -107,6 +109,7 @@ class Config(Hyperparameters):
         if not re.fullmatch(r"[A-Za-z0-9._=-]{1,64}", self.name):
             raise ConfigError("name", self.name, "must be 1 to 64 letters, digits, or any of ._=-")
         self._check_objective()
+        self._check_policy_start()
         self._check_sizes()
         check_whole("num_threads", self.num_threads, at_most=_MOST_THREADS, auto=True)
         if self.compile is Compile.always and (obstacle := self.compile_obstacle):
@@ -128,8 +131,10 @@ class Config(Hyperparameters):
             allowed = f"memory={self.memory.name} {has}; baseline=auto suits it"
             raise ConfigError("baseline", baseline.name, allowed)
         baseline.check(self.num_envs)
-        if self.advantage_normalization is AdvantageNormalization.auto:
-            over = AdvantageNormalization
+        for key in () if self.memory.has_critic else _OF_CRITIC:
+            if (value := getattr(self, key)) is not None:
+                raise ConfigError(key, value, f"memory={self.memory.name} has no critic for it")
+        if self.advantage_normalization is (over := AdvantageNormalization).auto:
             self.advantage_normalization = over.minibatch if baseline.normalizes else over.none
         if self.whole_episodes:
             return
@@ -138,6 +143,12 @@ class Config(Hyperparameters):
             if value is not usual and value is not PolicyLoss.cispo:
                 allowed = "needs whole episodes: memory=critic_free, or texts"
                 raise ConfigError(key, value.value, allowed)
+
+    def _check_policy_start(self) -> None:
+        key, begin = "policy_start_iteration", self.policy_start_iteration
+        check_whole(key, begin, at_least=0)
+        if begin and not self.memory.has_critic:
+            raise ConfigError(key, begin, f"memory={self.memory.name} has no critic to train first")
 
     def _check_device(self) -> None:
         # A forecast needs no device.
@@ -179,6 +190,16 @@ class Config(Hyperparameters):
             check_fits("network", "...", 16 * self.memory.num_trunks * num_parameters)
             check_fits("num_envs", self.num_envs, 4 * self.num_rows * (spec.observation_size + 6))
         return spec
+
+    @property
+    def lane_limit(self) -> tuple[str, str, int] | None:
+        """The key and value that limit the lanes of a stack, and the most; None for any number."""
+        if self.memory.max_lanes is not None:
+            return "memory", self.memory.name, self.memory.max_lanes
+        if self.network.max_lanes is not None:
+            name = next(n for n, kind in NETWORKS.items() if type(self.network) is kind)
+            return "network", name, self.network.max_lanes
+        return None
 
     @property
     def whole_episodes(self) -> bool:
@@ -283,6 +304,7 @@ class Config(Hyperparameters):
             "memory.rollout_place=host": memory.rollout_place is not Place.device,
             "whole episodes": self.whole_episodes,
             "a network that reads sequences": self.network.reads_sequences,
+            "policy_start_iteration": self.policy_start_iteration > 0,
             "memory.num_micro_batches": memory.num_micro_batches > 1,
             "memory.checkpoint_activations=true": memory.checkpoint_activations,
             "dtype=bfloat16 on the CPU": self.dtype is Dtype.bfloat16 and not self.is_on_cuda,

@@ -45,7 +45,9 @@ class SequenceCollector(Collector):
         self._group_size = group_size
         self._actor_memory = self._critic_memory = None
         self._starts = torch.ones(env.num_lanes, env.num_envs, dtype=torch.bool, device=env.device)
-        if model.memory_outlives_rollout:
+        # Where episodes are whole, each rollout begins with empty memories.
+        self._keeps_memory = model.memory_outlives_rollout and group_size is None
+        if self._keeps_memory:
             self._actor_memory, self._critic_memory = model.empty_memories(env.num_envs, num_steps)
 
     def reset_lane(self, lane: int, seed: int, *, is_same_run: bool = False) -> None:
@@ -139,7 +141,7 @@ class SequenceCollector(Collector):
                 if not is_dry and bool(is_over.all()):
                     break
         assert writer is not None
-        if self.model.memory_outlives_rollout:
+        if self._keeps_memory:
             self._actor_memory = memory
         given = None
         if given_steps:

@@ -54,6 +54,8 @@ class LaneHyperparameters(NamedTuple):
     entropy_coef: Tensor
     value_coef: Tensor
     max_grad_norm: Tensor
+    policy_weight: Tensor | None = None
+    """0 where only the critic trains yet, else 1; None if no lane has such iterations."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,9 @@ class UpdateLoss:
             step.log_ratios.copy_(log_ratio.detach())
             step.policy_loss.add_(policy_loss.detach(), alpha=share)
             step.entropy.add_(live_entropy, alpha=share)
-            losses.append(policy_loss - of_lane.entropy_coef * entropy)
+            total = policy_loss - of_lane.entropy_coef * entropy
+            # Times 0 the gradient is 0 and so are Adam's moments: no weight changes by a bit.
+            losses.append(total if of_lane.policy_weight is None else total * of_lane.policy_weight)
         if new.values is not None:
             assert batch.values is not None
             assert batch.value_targets is not None

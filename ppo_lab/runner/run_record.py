@@ -307,6 +307,8 @@ def _scores(config: Config, history: History) -> dict[str, Any]:
         "collapsed": None,
         "dead": None,
     }
+    if history.texts:
+        scores["text"] = history.texts
     if score_range := config.env.score_range():
         random_return, target_return = score_range
         scores["collapsed"] = has_collapsed(

@@ -45,6 +45,7 @@ class LaneValues:
         self.has_two_lambdas = any(map(_has_two_lambdas, configs))
         """Whether a lane's GAE has one lambda for the policy and another for the critic."""
         self._counts_live = configs[0].whole_episodes
+        self._has_warm_up = any(config.policy_start_iteration for config in configs)
 
     def _columns_of(self, configs: Sequence[Config]) -> dict[str, Tensor]:
         rows = [_numbers(config) for config in configs]
@@ -67,6 +68,7 @@ class LaneValues:
         self.num_live.index_fill_(0, lanes, 0.0)
         self._options |= {key for config in configs for key in _options_of(config)}
         self.has_two_lambdas |= any(map(_has_two_lambdas, configs))
+        self._has_warm_up |= any(config.policy_start_iteration for config in configs)
 
     def begin_lane(self, lane: int, iteration: int, *, num_live: int) -> None:
         """Have ``lane`` begin at the stack's ``iteration``, which is negative for older runs.
@@ -115,9 +117,17 @@ class LaneValues:
         return LaneHyperparameters(
             lr=numbers["lr"] * (1.0 - numbers["anneals_lr"] * spent),
             clip=ClipRange(numbers["epsilon"] * kept, numbers["epsilon_high"] * kept),
+            policy_weight=self._policy_weight(iteration),
             **fixed,
             **options,  # type: ignore[arg-type]  # of these alone any may be absent
         )
+
+    def _policy_weight(self, iteration: int) -> Tensor | None:
+        """Return where the policy trains in the stack's ``iteration``, see the hyperparameter."""
+        if not self._has_warm_up:
+            return None
+        is_due = iteration - self._begins >= self._columns["policy_start_iteration"]
+        return is_due.to(self._dtype)
 
 
 def schedule_metrics(config: Config, spent: float) -> dict[str, float]:
@@ -147,6 +157,7 @@ def _numbers(config: Config) -> dict[str, float]:
     return {key: math.inf if value is None else value for key, value in values.items()} | {
         **lambdas,
         "total_steps": config.total_steps,
+        "policy_start_iteration": config.policy_start_iteration,
         "num_iterations": config.num_iterations,
         "anneals_lr": config.lr_schedule is Schedule.linear,
         "anneals_epsilon": config.epsilon_schedule is Schedule.linear,

@@ -82,6 +82,8 @@ def pretrained(config: Config, spec: EnvSpec, *, is_dry: bool = False) -> Pretra
     """
     if is_dry or not isinstance(config.env, TextConfig):
         return None
+    if config.network.is_pretrained and config.env.pretrain_steps == 0:
+        return None  # it begins as it was loaded
     # In a thread of its own: modes that count a trainer's memory do not see what is made only once.
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(_pretrained, config, spec).result()

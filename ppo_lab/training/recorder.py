@@ -41,6 +41,7 @@ _UPDATE_NAMES = {
 }
 _RATIO_EDGES = ratio_edges()
 _NUM_SAMPLES = 8
+_TEXT = "text/"
 _MUST_BE_FINITE = (
     "charts/episodic_return",  # absent if no episode ended
     "losses/policy_loss",
@@ -112,7 +113,12 @@ class Recorder:
                 if divergence is not None or not is_finite:
                     history.diverged = tensors.check.describe(lane) or divergence
             histograms = {"ppo/ratio": Histogram(all_counts[lane], _RATIO_EDGES)}
-            metrics |= {f"text/{name}": values[lane] for name, values in texts.items()}
+            metrics |= {f"{_TEXT}{name}": values[lane] for name, values in texts.items()}
+            history.texts = {
+                name.removeprefix(_TEXT): metrics[name]
+                for name in metrics
+                if name.startswith(_TEXT)
+            }
             metrics |= shared
             samples: Sequence[tuple[str, float]] = ()
             if self._samples_every and (iteration == 1 or iteration % self._samples_every == 0):

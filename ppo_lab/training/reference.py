@@ -114,9 +114,8 @@ class Reference:
         self.model = model.requires_grad_(requires_grad=False)
         """A single actor; its parameters are replaced by others while it is in use, if parked."""
         self._env, self._placement, self._place = env, placement, place
-        weights = model.policy_head.weight
         self.kl_coef = torch.full(
-            (num_lanes,), env.kl_coef, dtype=weights.dtype, device=weights.device
+            (num_lanes,), env.kl_coef, dtype=model.dtype, device=placement.device
         )
         """beta (L,) of the next rollout; the first is ``env.kl_coef``."""
         self._slots = [

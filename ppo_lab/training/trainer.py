@@ -124,7 +124,8 @@ class Trainer(LaneRuns):
         )
         parts = self.model, self.optimizer, self.collector, self._episodes
         others = {"reference.kl_coef": self.reference.kl_coef} if self.reference else {}
-        self._states = LaneStates(*parts, self.recorder.histories, others)
+        digest = self._first.digest if self._first else None
+        self._states = LaneStates(*parts, self.recorder.histories, others, digest)
         self._start_s = time.perf_counter()
 
     def _build_model(self, seeds: Tensor) -> ActorCritic:
@@ -149,6 +150,10 @@ class Trainer(LaneRuns):
             self._lanes.num_live += rollout.live.sum((0, 2))
         self.record(tensors)
 
+    def _is_policy_start(self, lane: int) -> bool:
+        """Return whether the policy of ``lane`` begins to train, after a while of its critic."""
+        return 0 < self.configs[lane].policy_start_iteration == self.lane_iteration(lane)
+
     def run_phases(self) -> tuple[Rollout, IterationTensors]:
         """Run the phases of an iteration, for a run as for its forecast."""
         rollout = self.phase("rollout", self.collect)
@@ -157,6 +162,8 @@ class Trainer(LaneRuns):
             rollout = self.phase("evaluation", self._evaluate, collector, rollout)
         advantages = self.phase("advantages", self.advantages, rollout)
         rows = lane_rows(rollout, advantages, self.config.aggregation)
+        if starting := list(filter(self._is_policy_start, self.live_lanes)):
+            self.optimizer.reset_lanes(torch.tensor(starting, device=self.placement.device))
         diagnostics = self.phase("update", self.update, rows)
         return rollout, self.phase("diagnostics", self.diagnose, rollout, rows, diagnostics)
 
@@ -260,8 +267,8 @@ class Trainer(LaneRuns):
 
         To be called between iterations. Tensors keep their storage; other lanes are unaffected.
         """
-        if self.config.memory.max_lanes is not None:
-            raise ConfigError("memory", self.config.memory.name, "cannot replace a lane")
+        if (limit := self.config.lane_limit) is not None:
+            raise ConfigError(limit[0], limit[1], "cannot replace a lane")
         for config in configs.values():
             check_lane(config, self.config)
         lanes = torch.tensor(list(configs), device=self.placement.device)

@@ -102,7 +102,8 @@ class TaskRun:
     def _begin(self) -> None:
         """Put the next seeds into the stack."""
         first = len(self.summaries)
-        size = self._configs[0].memory.max_lanes or len(self._configs)
+        limit = self._configs[0].lane_limit
+        size = len(self._configs) if limit is None else limit[2]
         configs = self._configs[first : first + size]
         seeds = range(first, first + len(configs))
         outputs, steps = [_output(self._task, c) for c in configs], self._task.planned_steps

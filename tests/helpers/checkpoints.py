@@ -52,3 +52,8 @@ def save_checkpoint(folder, kind="llama", *, seed=0, **options):
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     model.save_pretrained(folder)
     return folder
+
+
+def count_gentle(texts):
+    """A reward: how many words of each text are ``gentle``."""
+    return [float(text.split().count("gentle")) for text in texts]

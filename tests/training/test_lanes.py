@@ -43,6 +43,7 @@ FOUR = (
         "max_grad_norm": 0.1,
         "gae_lambda_policy": 0.8,
         "gae_lambda_value": 1.0,
+        "policy_start_iteration": 1,
     },
 )
 STACKABLE = ("co_resident", "shared_trunk")

@@ -107,7 +107,7 @@ class TextConfig(EnvConfig):
             >>> TextConfig().check().num_tokens
             41
         """
-        self._check_values()
+        self.check_values()
         task = self.make_task()
         if self.pretrain_steps:
             task.corpus(self.pretrain_seed, 1)
@@ -155,7 +155,8 @@ class TextConfig(EnvConfig):
     def _reward_function(self, task: TextTask) -> RewardFunction:
         return task.rewards if self.reward is None else load_reward(self.reward)
 
-    def _check_values(self) -> None:
+    def check_values(self) -> None:
+        """Raise ``ConfigError`` for a value that is out of range; no file is read."""
         defaults = {field.name: field.default for field in fields(EnvConfig)}
         for name in _WITHOUT_EFFECT:
             if (value := getattr(self, name)) and value is not defaults[name]:

@@ -37,6 +37,10 @@ _PEAK = [
 ]  # fmt: skip
 _SECTIONS: dict[str, Sequence[str]] = {
     "num_parameters": _NETWORKS,
+    "text": [
+        "reward_mean", "reward_with_kl", "kl", "kl_k3", "kl_coef", "length_mean", "distinct_frac",
+        "grammatical_frac", "exact_frac",
+    ],
     "stack": ["num_lanes", "lane", "busy_frac"],
     "time": [f"{phase}_s" for phase in _PHASES],
     "memory.measured": [
