@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo_lab.envs.base import EnvSpec
-from ppo_lab.networks.base import Initialization, NetworkConfig
+from ppo_lab.networks.base import NetworkConfig
 from ppo_lab.networks.cells import gru_states, lstm_states
 from ppo_lab.networks.layers import Initializer, LaneLinear
 from ppo_lab.networks.sequences import Memory, SequenceTrunk
@@ -136,17 +136,17 @@ class RecurrentConfig(NetworkConfig):
     def build_trunk(self, spec: EnvSpec, initializer: Initializer) -> Recurrent:
         """Return the trunk with new weights.
 
-        Each block is orthogonal by itself, with gain sqrt(2) for observations and 1 for the state.
-        The forget gate's bias is 1, so that an untrained cell remembers (Jozefowicz et al. 2015,
-        "An empirical exploration of recurrent network architectures", section 4).
+        Each block is a layer of its own; orthogonal ones have gain sqrt(2) for observations and 1
+        for the state. The forget gate's bias is 1, so that an untrained cell remembers (Jozefowicz
+        et al. 2015, "An empirical exploration of recurrent network architectures", section 4).
         """
         size, num_blocks = self.hidden, 4 if self.cell is Cell.lstm else 3
 
         def blocks(num_inputs: int, gain: float) -> Tensor:
-            if self.init is Initialization.orthogonal:
-                draws = [initializer.orthogonal(num_inputs, size, gain) for _ in range(num_blocks)]
-                return torch.cat(draws, -1)
-            return initializer.uniform(num_inputs, num_blocks * size)
+            every = (
+                self.linear(initializer, num_inputs, size, gain=gain) for _ in range(num_blocks)
+            )
+            return torch.cat([layer.weight.detach() for layer in every], -1)
 
         inputs = LaneLinear(blocks(spec.observation_size, math.sqrt(2.0)))
         if self.cell is Cell.lstm:

@@ -124,7 +124,8 @@ class Trainer(LaneRuns):
         )
         parts = self.model, self.optimizer, self.collector, self._episodes
         others = {"reference.kl_coef": self.reference.kl_coef} if self.reference else {}
-        self._states = LaneStates(*parts, self.recorder.histories, others)
+        digest = self._first.digest if self._first else None
+        self._states = LaneStates(*parts, self.recorder.histories, others, digest)
         self._start_s = time.perf_counter()
 
     def _build_model(self, seeds: Tensor) -> ActorCritic:

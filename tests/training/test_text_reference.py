@@ -1,6 +1,7 @@
 """The frozen reference of texts: the KL in the rewards, and runs with it under every strategy."""
 
 import dataclasses
+import logging
 import math
 
 import pytest
@@ -192,6 +193,16 @@ def test_a_run_that_goes_on_is_as_if_it_had_never_stopped():
     assert numbers_in(first + rest) == numbers_in(records)
     assert torch.equal(weights(whole), weights(other))
     assert records[3][1].metrics["text/kl_coef"] != pytest.approx(0.3, rel=1e-6)
+
+
+def test_a_run_that_goes_on_with_another_reference_says_so(caplog):
+    state = trained([text_config()], 1)[0].lane_state(0)
+    trainer = Trainer([text_config("env.pretrain_seed=7")])
+    with caplog.at_level(logging.WARNING):
+        Trainer([text_config()]).load_lane_state(0, state)
+        assert not caplog.text
+        trainer.load_lane_state(0, state)
+    assert "goes on with another reference" in caplog.text
 
 
 def test_without_a_coefficient_there_is_no_reference():
