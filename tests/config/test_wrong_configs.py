@@ -112,6 +112,7 @@ REFUSED = [
         "baseline.group_size=3",
         "divide num_envs=8",
     ),
+    ("baseline.group_size=4", "baseline.group_size=4", "option of baseline=grpo or dr_grpo or"),
     ("policy_loss=gspo", "policy_loss=gspo", "needs whole episodes: memory=critic_free, or texts"),
     ("aggregation=sequence_sum", "aggregation=sequence_sum", "needs whole episodes"),
     ("memory=critic_free value_epsilon=0.2", "value_epsilon=0.2", "has no critic for it"),
