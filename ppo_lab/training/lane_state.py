@@ -69,7 +69,7 @@ class LaneStates:
             **{f"history.{n}": torch.tensor(c, dtype=torch.float64) for n, c in columns},
         }
         copies = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-        own = {
+        own: dict[str, Any] = {
             "env": env_numbers,
             "env_mode": self._collector.env.state_mode,
             "num_episodes": history.num_episodes,
