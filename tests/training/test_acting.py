@@ -16,7 +16,7 @@ from tests.helpers.trainers import config
 
 TINY_TEXT = (
     *("network=gpt_tiny", "network.depth=2", "network.width=16", "network.num_heads=2"),
-    *("env.pretrain_steps=0", "num_envs=8", "total_steps=100"),
+    *("env.pretrain_steps=0", "num_envs=8", "num_steps=10", "total_steps=100"),
 )
 MASKED = (
     *("env=cartpole_masked", "network.hidden=16", "num_envs=8", "num_steps=16", "num_epochs=1"),
@@ -152,7 +152,7 @@ def test_what_cannot_be_written_is_refused(run):
     with pytest.raises(ValueError, match="unknown word 'dragon'"):
         policy.generate(["the dragon"])
     longest = " ".join(["the"] * trainer.config.num_steps)
-    with pytest.raises(ValueError, match="a prompt has 13 tokens; this policy reads 12"):
+    with pytest.raises(ValueError, match="a prompt has 11 tokens; this policy reads 10"):
         policy.generate([longest])
     with pytest.raises(ValueError, match="only env=text writes texts"):
         run("lstm")[0].generate(["the"])
@@ -167,7 +167,7 @@ def test_texts_end_after_their_longest_and_begin_together(run):
         policy.act(tokens, starts=np.array([True, False]))
     for _ in range(trainer.config.num_steps - 1):
         policy.act(tokens)
-    with pytest.raises(ValueError, match="at most 12 tokens after their first: call reset"):
+    with pytest.raises(ValueError, match="at most 10 tokens after their first: call reset"):
         policy.act(tokens)
     assert policy.act(tokens, starts=True).shape == (2,)
 

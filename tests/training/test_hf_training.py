@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from ppo_lab.forecast.dry_run import dry_run
+from ppo_lab.networks.sequences import Sequences
+from ppo_lab.training.policy import load_policy, save_policy
 from ppo_lab.training.trainer import Trainer
 from tests.helpers.checkpoints import save_checkpoint
 from tests.helpers.trainers import config
@@ -55,3 +58,16 @@ def test_a_forecast_reads_no_weights(words, options, monkeypatch):
     per_trunk = run.network.num_trunk_parameters(run.env.check())
     assert trained["critic"] == per_trunk + 32 + 1  # features of the value head, and its bias
     assert found.peak.total > 16 * sum(trained.values())  # weight, gradient, two moments
+
+
+@pytest.mark.parametrize("options", [(), ("network.lora_rank=4",)], ids=["full", "lora"])
+def test_a_saved_policy_is_the_trained_one(words, options, tmp_path):
+    trainer = Trainer([config(*words, *options)])
+    trainer.iterate()
+    save_policy(tmp_path, trainer.config, trainer.model, {}, spec=trainer.spec)
+    policy = load_policy(tmp_path)
+    tokens = torch.tensor([5, 9, 12, 7, 30, 11]).view(1, 2, 3, 1)
+    logits = (model.policy(Sequences(tokens, None)) for model in (trainer.model, policy._model))
+    torch.testing.assert_close(*logits)
+    texts = policy.generate(["every teacher"], num_texts=4, seed=1)
+    assert all(text.startswith("every teacher") for text in texts)

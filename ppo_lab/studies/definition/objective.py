@@ -26,13 +26,15 @@ _PHASES = (
     "record",
 )  # fmt: skip
 _CATEGORIES = (
-    "weights", "gradients", "optimizer", "activations", "rollout", "environment", "workspace",
+    "weights", "gradients", "optimizer", "activations", "logits", "cache", "rollout",
+    "environment", "workspace",
 )  # fmt: skip
 _NETWORKS = ("actor", "critic", "trunk")
 _PEAK = [
     "peak_gib", "host_pinned_gib", "host_pageable_gib",
     *(f"categories_gib.{category}" for category in _CATEGORIES),
-    *(f"networks_gib.{category}_{net}" for category in _CATEGORIES for net in _NETWORKS),
+    *(f"networks_gib.{category}_{net}" for category in _CATEGORIES
+      for net in (*_NETWORKS, "reference")),
     *(f"phases_gib.{phase}" for phase in _PHASES),
 ]  # fmt: skip
 _SECTIONS: dict[str, Sequence[str]] = {

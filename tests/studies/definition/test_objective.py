@@ -22,6 +22,7 @@ from ppo_lab.studies.definition.plan import Plan, differences
 from ppo_lab.studies.definition.space import read_space
 from ppo_lab.utils.errors import ConfigError
 from tests.helpers.spaces import make_base
+from tests.helpers.trainers import config as config_of
 
 SUMMARY = {
     "final_return": 480.0,
@@ -177,6 +178,21 @@ def test_every_number_of_a_profiled_runs_summary_may_be_an_objective(memory, tmp
     summary = run_in_folder(config, tmp_path, overrides=[])
     keys = set(numbers_of(summary)) - {"seed"}
     assert {"time.update_s", "memory.forecast.total_gib", "memory.ledger.peak_gib"} <= keys
+    for key in keys:
+        if not key.startswith(("machine.", "versions.", "git.")):
+            objectives(key)
+
+
+@pytest.mark.parametrize(
+    ("env", "quality"), [("text", "grammatical_frac"), ("arithmetic", "exact_frac")]
+)
+def test_every_number_of_a_run_on_texts_may_be_an_objective(env, quality, tmp_path):
+    sizes = ("network=gpt_tiny", "network.width=16", "network.depth=1", "network.num_heads=2")
+    words = (f"env={env}", *sizes, "env.kl_coef=0.1", "env.pretrain_steps=0", "total_steps=100")
+    run = config_of(*words, "num_envs=8", "profile=always", "tracking.terminal=none")
+    summary = run_in_folder(run, tmp_path, overrides=[])
+    keys = set(numbers_of(summary)) - {"seed"}
+    assert {"text.kl", "text.reward_with_kl", f"text.{quality}", "time.evaluation_s"} <= keys
     for key in keys:
         if not key.startswith(("machine.", "versions.", "git.")):
             objectives(key)
