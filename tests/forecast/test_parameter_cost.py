@@ -19,8 +19,9 @@ DEVICE = {
     "offloaded_optimizer": 8 * BOTH,
     "parked": 4 * BOTH + 12 * (TRUNK + ACTOR_HEAD),
     "shared_trunk": 16 * (TRUNK + ACTOR_HEAD + CRITIC_HEAD),
+    "critic_free": 16 * (TRUNK + ACTOR_HEAD),
 }
-HOST = {"co_resident": 0, "offloaded_optimizer": 16 * BOTH, "parked": 8 * BOTH, "shared_trunk": 0}
+HOST = dict.fromkeys(STRATEGIES, 0) | {"offloaded_optimizer": 16 * BOTH, "parked": 8 * BOTH}
 BUS_PER_STEP = dict.fromkeys(STRATEGIES, 0) | {"offloaded_optimizer": 8 * BOTH}
 BUS_PER_ITERATION = dict.fromkeys(STRATEGIES, 0) | {"parked": 16 * BOTH}
 
@@ -81,6 +82,7 @@ def test_the_cost_is_said_in_words_and_in_bytes_of_the_weights_type():
         "parked": "4 B on the device, 12 B more on the device while its network is trained,"
         " 8 B on the host, 16 B over PCIe per iteration",
         "shared_trunk": "16 B on the device",
+        "critic_free": "16 B on the device",
     }
     assert STRATEGIES["co_resident"].cost.describe(8) == "32 B on the device"
 
