@@ -23,9 +23,9 @@ IN_PARTS = (DEEP, "memory.num_micro_batches=4")
 ON_HOST = (DEEP, "memory.rollout_place=host")
 ALL = (*CHECKPOINTED, "dtype=bfloat16", "memory.num_micro_batches=2", "memory.rollout_place=host")
 MEDIUM = ("network=medium", "network.init=default")  # as orthogonal it takes seconds
-TEXTS = (
+TEXTS = (  # of more steps than a dry run takes
     *("env=text", "env.pretrain_steps=0", "network=gpt_tiny"),
-    *("num_envs=8", "num_steps=40", "num_epochs=2", "num_minibatches=2"),  # texts end before
+    *("num_envs=8", "num_steps=40", "num_epochs=2", "num_minibatches=2"),
 )
 TEXTS_ALL = (
     *(*TEXTS, "dtype=bfloat16", "network.positions=rotary", "memory.checkpoint_activations=true"),
@@ -57,8 +57,8 @@ def assert_equal(settings):
     assert dry.bus.startup == startup
     moved = trainer.placement.traffic.since(startup)
     if settings.whole_episodes and settings.memory.rollout_place is Place.host:
-        # The run stopped collecting when all episodes had ended; a forecast does not know when.
-        assert moved.d2h_bytes < dry.bus.iteration.d2h_bytes
+        # A run stops collecting when all episodes have ended; a forecast does not know when.
+        assert moved.d2h_bytes <= dry.bus.iteration.d2h_bytes
         assert moved.h2d_bytes == dry.bus.iteration.h2d_bytes
     else:
         assert moved == dry.bus.iteration

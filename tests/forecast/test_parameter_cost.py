@@ -57,8 +57,8 @@ def test_a_parameter_costs_what_was_worked_out_by_hand(strategy):
     chosen = config(f"memory={strategy}", *LARGE)
     *sizes, num_parameters = counted(strategy)
     expected = [t[strategy] for t in (DEVICE, HOST, BUS_PER_STEP, BUS_PER_ITERATION)]
-    # Beside them: blocks of 512 B, buckets rounded up, step counts, and a record of some KiB.
-    assert sizes == pytest.approx(expected, rel=1e-3, abs=32 * 1024)
+    # Beside them: blocks of 512 B, buckets rounded up, step counts, and a record of 17 B a row.
+    assert sizes == pytest.approx(expected, rel=1e-3, abs=80 * 1024)
     assert said(strategy, num_parameters, chosen.weights_dtype.itemsize) == expected
 
 
@@ -70,7 +70,7 @@ def test_a_strategys_numbers_are_those_of_the_dry_run_in_every_type(strategy, dt
     """Under autocast weights, gradients and moments stay float32."""
     *sizes, num_parameters = counted(strategy, f"dtype={dtype}")
     expected = said(strategy, num_parameters, element_size)
-    assert sizes == pytest.approx(expected, rel=1e-3, abs=32 * 1024)
+    assert sizes == pytest.approx(expected, rel=1e-3, abs=80 * 1024)
 
 
 def test_the_cost_is_said_in_words_and_in_bytes_of_the_weights_type():
