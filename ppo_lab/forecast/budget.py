@@ -19,7 +19,6 @@ from ppo_lab.forecast.categories import Category
 from ppo_lab.forecast.forecast import Forecast, cuda_context, forecast, try_forecast
 from ppo_lab.memory import STRATEGIES, AutoMemory, MemoryStrategy
 from ppo_lab.networks import NETWORKS, NetworkConfig
-from ppo_lab.ppo.baselines import AutoBaseline
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 
@@ -140,10 +139,7 @@ class _Option(NamedTuple):
         if owner:
             memory = dataclasses.replace(config.memory, **{name: self.value})
             return dataclasses.replace(config, memory=memory)
-        changes = {name: self.value}
-        if name == "memory" and self.value.has_critic is not config.memory.has_critic:
-            changes["baseline"] = AutoBaseline()  # that of a critic suits no other
-        return dataclasses.replace(config, **changes)
+        return dataclasses.replace(config, **{name: self.value})
 
 
 def advice(config: Config) -> list[Change]:

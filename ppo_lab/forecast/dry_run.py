@@ -47,7 +47,8 @@ class BusBytes:
     """Of each gradient step; 0 if an update has only one."""
     iteration: Traffic
     """Of each iteration: rollout, update and record. For environments on the host, flags and last
-    observations of steps that end an episode are not included."""
+    observations of steps that end an episode are not included; whole episodes are as long as they
+    may be."""
 
 
 @dataclass(frozen=True)

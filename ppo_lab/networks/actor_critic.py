@@ -149,15 +149,17 @@ class ActorCritic(nn.Module):
             assert memory is not None
             return self._policy_of(features.flatten(1, 2)), memory
 
-    def empty_memories(self, num_sequences: int, num_steps: int) -> tuple[Memory, Memory | None]:
+    def empty_memories(
+        self, num_sequences: int, num_steps: int, *, of_critic: bool = True
+    ) -> tuple[Memory, Memory | None]:
         """Return what actor and critic remember before an episode's first step.
 
         ``num_sequences`` per lane, to which ``num_steps`` will be added. A critic without a trunk
-        of its own has none.
+        of its own has none; acting does not need the critic's.
         """
         with self._autocast(self.policy_head.weight):  # a memory has the type it is computed in
             actor = cast(SequenceTrunk, self.actor).empty_memory(num_sequences, num_steps)
-            if self.shares_trunk or self.critic is None:
+            if self.shares_trunk or self.critic is None or not of_critic:
                 return actor, None
             critic = cast(SequenceTrunk, self.critic)
             return actor, critic.empty_memory(num_sequences, num_steps)

@@ -115,7 +115,9 @@ class SequenceCollector(Collector):
         observations, starts, memory = self._observations, self._starts, self._actor_memory
         is_whole = self._group_size is not None
         if self.model.reads_sequences and memory is None:
-            memory, _ = self.model.empty_memories(self.env.num_envs, self._num_steps)
+            memory, _ = self.model.empty_memories(
+                self.env.num_envs, self._num_steps, of_critic=False
+            )
         is_over = torch.zeros_like(starts)
         row: RolloutColumns | None = None
         writer: StepWriter | None = None

@@ -109,7 +109,7 @@ def test_advice_is_ranked_by_what_it_saves_and_says_what_it_alters():
         (("network=medium", "network.hidden=[64]"), None),
         (("env=cartpole_masked", "network=lstm"), "gru"),  # three quarters of its parameters
         (("env=cartpole_masked", "network=gru"), None),
-        (("env=text", "network=gpt_7b", "forecast=true"), "gpt_1b"),
+        (("env=text", "network=gpt_medium"), "gpt_small"),
         (("env=text", "network=gpt_small", "network.positions=learned"), "gpt_tiny"),
         (("env=text", "network=gpt_tiny"), None),
     ],

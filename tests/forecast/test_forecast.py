@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from ppo_lab.devices.placement import Place
 from ppo_lab.forecast import forecast as forecasting
 from ppo_lab.forecast.categories import Category, MemoryKey
 from ppo_lab.forecast.counting import counted_trainer, ledger_of
@@ -22,9 +23,9 @@ IN_PARTS = (DEEP, "memory.num_micro_batches=4")
 ON_HOST = (DEEP, "memory.rollout_place=host")
 ALL = (*CHECKPOINTED, "dtype=bfloat16", "memory.num_micro_batches=2", "memory.rollout_place=host")
 MEDIUM = ("network=medium", "network.init=default")  # as orthogonal it takes seconds
-TEXTS = (
+TEXTS = (  # of more steps than a dry run takes
     *("env=text", "env.pretrain_steps=0", "network=gpt_tiny"),
-    *("num_envs=8", "num_steps=40", "num_epochs=2", "num_minibatches=2"),  # texts end before
+    *("num_envs=8", "num_steps=40", "num_epochs=2", "num_minibatches=2"),
 )
 TEXTS_ALL = (
     *(*TEXTS, "dtype=bfloat16", "network.positions=rotary", "memory.checkpoint_activations=true"),
@@ -54,7 +55,13 @@ def assert_equal(settings):
     assert dry.phase_peaks == ledger_of(trainer).phase_peaks
     assert dry.host_peak == ledger_of(trainer).host_peak
     assert dry.bus.startup == startup
-    assert dry.bus.iteration == trainer.placement.traffic.since(startup)
+    moved = trainer.placement.traffic.since(startup)
+    if settings.whole_episodes and settings.memory.rollout_place is Place.host:
+        # A run stops collecting when all episodes have ended; a forecast does not know when.
+        assert moved.d2h_bytes <= dry.bus.iteration.d2h_bytes
+        assert moved.h2d_bytes == dry.bus.iteration.h2d_bytes
+    else:
+        assert moved == dry.bus.iteration
     return dry
 
 
@@ -156,9 +163,6 @@ def test_texts_cost_a_cache_logits_and_a_reference_in_the_phases_that_use_them()
     here = {name for name, peak in peaks.items() if peak.size_of(of_reference)}
     assert here == {"evaluation"}  # parked, it is copied to the device when it is used
     assert peaks["update"].size_of(Category.cache) == 0
-    free = dry_run(config("memory=critic_free", *TEXTS)).phase_peaks
-    assert set(free) == set(peaks)
-    assert free["update"].total < peaks["update"].total
 
 
 def test_a_peak_names_its_networks():
