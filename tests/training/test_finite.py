@@ -87,8 +87,9 @@ def spoil_weights(trainer, at_step, index, value):
         number += 1
         norms = step(**options)
         if number == at_step:
+            model = trainer.model
             with torch.no_grad():
-                trainer.model.value_head.bias[index] = value
+                (model.value_head or model.policy_head).bias[index] = value
         return norms
 
     trainer.optimizer.step = spoilt

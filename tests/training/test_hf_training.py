@@ -25,6 +25,7 @@ def words(tmp_path_factory):
         *("env=text", "env.task=prompts", f"env.prompts={prompts}", f"env.tokenizer={folder}"),
         *("env.reward=tests.helpers.checkpoints:count_gentle", "env.pretrain_steps=0"),
         *("network=hf", f"network.path={folder}", "num_envs=32", "num_steps=8", "lr=3e-3"),
+        "env.kl_coef=0",
     )
 
 
