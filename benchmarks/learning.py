@@ -1,7 +1,8 @@
 """``python -m benchmarks.learning cartpole_a``: mean final returns compared with their goals.
 
-The checks are cartpole_a, cartpole_b, acrobot and halfcheetah; each trains several seeds, as lanes
-of one stack, and compares their mean final return (of the last 100 episodes) with a goal.
+The checks are cartpole_a, cartpole_b, critic_free, acrobot and halfcheetah; each trains several
+seeds, as lanes of one stack, and compares their mean final return (of the last 100 episodes) with a
+goal.
 """
 
 from __future__ import annotations
@@ -159,6 +160,32 @@ def cartpole_b(options: argparse.Namespace) -> None:
     )
 
 
+def critic_free(options: argparse.Namespace) -> None:
+    """CartPole without a critic, beside PPO."""
+    steps, seeds = options.steps or 100_000, options.seeds or 8
+    rows = []
+    for label, extra, goal in (
+        ("memory=critic_free (baseline=per_step)", ["memory=critic_free"], at_least(470)),
+        ("memory=critic_free baseline=grpo", ["memory=critic_free", "baseline=grpo"], None),
+        ("memory=co_resident (PPO)", ["memory=co_resident"], None),
+    ):
+        overrides = [*_TINY_CARTPOLE, *extra]
+        trained = train(compose(overrides, num_seeds=seeds, total_steps=steps))
+        rows.append(row(label, trained, goal))
+    text = (
+        f"CartPole-v1, {steps:,} live steps, {seeds} seeds: `{' '.join(_TINY_CARTPOLE)}`. Without "
+        "a critic, rollouts are 8 whole episodes from one start, and a run ends after the rollout "
+        "that reaches the steps. Whole episodes have room for 500 steps, so their updates compute "
+        "dead rows while the policy is poor."
+    )
+    publish(
+        "critic_free",
+        "CartPole without a critic",
+        [text, table(_HEADER, rows)],
+        write=options.write,
+    )
+
+
 def acrobot(options: argparse.Namespace) -> None:
     """Acrobot at the settings of CleanRL's ppo.py."""
     steps, seeds = options.steps or 500_000, options.seeds or 8
@@ -256,7 +283,9 @@ def _plot(curves: dict[str, list[Curve]]) -> None:
     figure.savefig(RESULTS_DIR / "halfcheetah.png", dpi=150)
 
 
-_CHECKS = {check.__name__: check for check in (cartpole_a, cartpole_b, acrobot, halfcheetah)}
+_CHECKS = {
+    check.__name__: check for check in (cartpole_a, cartpole_b, critic_free, acrobot, halfcheetah)
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["Mutant", "file_of", "mutants_of"]
 
@@ -25,35 +25,63 @@ _OPERATIONS: dict[type[ast.operator], type[ast.operator]] = {
 }  # fmt: skip
 _NAMES = {"min": "max", "minimum": "maximum", "amin": "amax", "any": "all", "exp": "log"}
 _NAMES |= {value: key for key, value in _NAMES.items()}
+_LONGEST = 160  # characters of code that are shown
 _SAID_ONLY = ("_LOG", "log", "ConfigError", "ValueError", "assert")
 
-EQUIVALENT = {
-    "objective: `c.sign > 0` -> `c.sign >= 0`": "a sign is 1 or -1",
-    "objective: `''` -> `'x'`": "a limit of nan is refused whatever its key",
-    "objective: `'nan'` -> `'nanx'`": "no number either",
-    "pruning: `study.get_trials(deepcopy=False)` -> `study.get_trials()`": "slower, the same",
-    "pruning: `False` -> `True`": "deepcopy: slower, the same",
-    "pruning: `np.array([spread.num_seeds - 1 for spread in pool], dtype=fl` -> "
-    "`np.array([spread.num_seeds - 1 for spread in pool])`": "whole numbers divide alike",
-    "pruning: `excess <= 0` -> `excess < 0`": "variances give exactly 0 with probability 0",
-    "pruning: `0.5` -> `1.0`": "Newton's method starts elsewhere and ends in the same place",
-    "pruning: `1.0 / value` -> `1.0 * value`": "the same",
-    "pruning: `1.0` -> `2.0`": "the same",
-    "pruning: `50` -> `51`": "it ends in fewer than ten steps",
-    "pruning: `abs(step) < 1e-08 * y` -> `abs(step) <= 1e-08 * y`": "a step too many at most",
-    "pruning: `1e-08 * y` -> `1e-08 / y`": "the same",
-    "pruning: `1e-08` -> `2e-08`": "the same",
-    "adam: `torch.div(bucket.exp_avg, root, out=root)` -> "
-    "`torch.div(bucket.exp_avg, root)`": "more memory, the same numbers",
-    "running_stats: `torch.empty(shape, dtype=torch.float64, device=device)` -> "
-    "`torch.empty(shape, dtype=torch.float64)`": "the same on a CPU; tests/gpu notices",
-    "running_stats: `torch.zeros(num_lanes, num_envs, num_features, dtype=torch.f` -> "
-    "`torch.zeros(num_lanes, num_envs, num_features, dtype=torch.f`": "the same on a CPU",
-    "collector: `1` -> `2`": "a constant of speed: bytes per write",
-    "collector: `self._write()` dropped": "everything is written at the end",
-    "collector: `self._stores[0].synchronize()` dropped": "nothing to wait for on a CPU",
-}
-"""Mutants that no test on a CPU can notice, and why."""
+
+class Equivalent(NamedTuple):
+    """A change of one line that no test on a CPU can notice, and why."""
+
+    module: str
+    line: str
+    """A part of the line's text."""
+    change: str
+    reason: str
+
+
+_ALL_TRIALS = "trials = [t for t in study.get_trials(deepcopy=False)"
+_NEWTON = "y = 0.5 + 1.0 / value"
+_LIMIT = 'match.groups() if match else ("", "", "nan")'
+EQUIVALENT = [
+    Equivalent("objective", "if c.sign > 0 and", "`c.sign > 0` -> `c.sign >= 0`",
+               "a sign is 1 or -1"),
+    Equivalent("objective", _LIMIT, "`''` -> `'x'`", "a limit of nan is refused whatever its key"),
+    Equivalent("objective", _LIMIT, "`'nan'` -> `'nanx'`", "no number either"),
+    Equivalent("pruning", _ALL_TRIALS, "`study.get_trials(deepcopy=False)` -> `study.get_trials()`",
+               "slower, the same"),
+    Equivalent("pruning", _ALL_TRIALS, "`False` -> `True`", "slower, the same"),
+    Equivalent("pruning", "dofs = np.array(",
+               "`np.array([spread.num_seeds - 1 for spread in pool], dtype=float)` -> "
+               "`np.array([spread.num_seeds - 1 for spread in pool])`",
+               "whole numbers divide alike"),
+    Equivalent("pruning", "if excess <= 0", "`excess <= 0` -> `excess < 0`",
+               "variances give exactly 0 with probability 0"),
+    Equivalent("pruning", _NEWTON, "`0.5` -> `1.0`",
+               "Newton's method starts elsewhere and ends in the same place"),
+    Equivalent("pruning", _NEWTON, "`1.0 / value` -> `1.0 * value`", "the same"),
+    Equivalent("pruning", _NEWTON, "`1.0` -> `2.0`", "the same"),
+    Equivalent("pruning", "for _ in range(50)", "`50` -> `51`", "it ends in fewer than ten steps"),
+    Equivalent("pruning", "if abs(step) < 1e-8 * y",
+               "`abs(step) < 1e-08 * y` -> `abs(step) <= 1e-08 * y`", "a step too many at most"),
+    Equivalent("pruning", "if abs(step) < 1e-8 * y", "`1e-08 * y` -> `1e-08 / y`", "the same"),
+    Equivalent("pruning", "if abs(step) < 1e-8 * y", "`1e-08` -> `2e-08`", "the same"),
+    Equivalent("adam", "torch.div(bucket.exp_avg, root, out=root)",
+               "`torch.div(bucket.exp_avg, root, out=root)` -> `torch.div(bucket.exp_avg, root)`",
+               "more memory, the same numbers"),
+    Equivalent("running_stats", "moments = cls(",
+               "`torch.empty(shape, dtype=torch.float64, device=device)` -> "
+               "`torch.empty(shape, dtype=torch.float64)`", "the same on a CPU"),
+    Equivalent("running_stats", "samples = torch.zeros(",
+               "`torch.zeros(num_lanes, num_envs, num_features, dtype=torch.float64, "
+               "device=device)` -> `torch.zeros(num_lanes, num_envs, num_features, "
+               "dtype=torch.float64)`", "the same on a CPU"),
+    Equivalent("collector", "_MAX_BLOCK_BYTES = 1 << 20", "`1` -> `2`",
+               "bytes per write, which only cost time"),
+    Equivalent("collector", "self._write()", "`self._write()` dropped",
+               "everything is written at the end"),
+    Equivalent("collector", "self._stores[0].synchronize()",
+               "`self._stores[0].synchronize()` dropped", "nothing to wait for on a CPU"),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,12 +93,19 @@ class Mutant:
     body: range | None
     """Lines of the outermost function around it; None outside of functions."""
     change: str
+    source: str
+    """The first line of what is changed."""
     tree: ast.Module = dataclasses.field(repr=False)
 
     @property
     def reason(self) -> str | None:
         """Why no test can notice it; None if one should."""
-        return EQUIVALENT.get(f"{self.module.rpartition('.')[2]}: {self.change}")
+        name = self.module.rpartition(".")[2]
+        reasons = (
+            known.reason for known in EQUIVALENT
+            if (known.module, known.change) == (name, self.change) and known.line in self.source
+        )  # fmt: skip
+        return next(reasons, None)
 
     def __str__(self) -> str:
         return f"{self.module}:{self.line}: {self.change}"
@@ -78,13 +113,14 @@ class Mutant:
 
 def mutants_of(module: str) -> Iterator[Mutant]:
     """Yield every mutant of a module of the package."""
-    tree = ast.parse(Path(file_of(module)).read_text())
+    text = Path(file_of(module)).read_text()
+    tree, lines = ast.parse(text), text.splitlines()
     for body, parent, field, index, node in _places(tree):
         for change, new in _changes(node):
             _put(parent, field, index, ast.fix_missing_locations(ast.copy_location(new, node)))
             mutated = copy.deepcopy(tree)
             _put(parent, field, index, node)
-            yield Mutant(module, node.lineno, body, change, mutated)
+            yield Mutant(module, node.lineno, body, change, lines[node.lineno - 1], mutated)
 
 
 def _put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
@@ -134,14 +170,14 @@ def _is_said_only(node: ast.AST) -> bool:
 
 def _changes(node: Any) -> Iterator[tuple[str, ast.AST]]:  # noqa: ANN401 - any node
     """Yield the changes of one node: what is changed to what, and the new node."""
-    text = ast.unparse(node).partition("\n")[0][:60]
+    text = ast.unparse(node).partition("\n")[0][:_LONGEST]
 
     def to(**fields: Any) -> tuple[str, ast.AST]:  # noqa: ANN401
         new = copy.copy(node)
         for name, value in fields.items():
             setattr(new, name, value)
         ast.fix_missing_locations(new)
-        return f"`{text}` -> `{ast.unparse(new).partition(chr(10))[0][:60]}`", new
+        return f"`{text}` -> `{ast.unparse(new).partition(chr(10))[0][:_LONGEST]}`", new
 
     if isinstance(node, ast.Compare) and len(node.ops) == 1:
         yield from (to(ops=[other()]) for other in _COMPARISONS[type(node.ops[0])])
@@ -150,7 +186,7 @@ def _changes(node: Any) -> Iterator[tuple[str, ast.AST]]:  # noqa: ANN401 - any 
     elif isinstance(node, ast.BoolOp):
         yield to(op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
     elif isinstance(node, ast.UnaryOp) and not isinstance(node.operand, ast.Constant):
-        yield f"`{text}` -> `{ast.unparse(node.operand)[:60]}`", node.operand
+        yield f"`{text}` -> `{ast.unparse(node.operand)[:_LONGEST]}`", node.operand
     elif isinstance(node, ast.If | ast.IfExp | ast.While):
         yield to(test=ast.UnaryOp(ast.Not(), node.test))
     elif isinstance(node, ast.Constant):
@@ -159,7 +195,7 @@ def _changes(node: Any) -> Iterator[tuple[str, ast.AST]]:  # noqa: ANN401 - any 
         if node.args and not isinstance(node.args[-1], ast.Starred):
             yield to(args=node.args[:-1])
         for i, keyword in enumerate(node.keywords):
-            if keyword.arg is not None:
+            if keyword.arg not in (None, "device"):  # without a GPU there is one device
                 yield to(keywords=node.keywords[:i] + node.keywords[i + 1 :])
     elif isinstance(node, ast.Attribute) and node.attr in _NAMES:
         yield to(attr=_NAMES[node.attr])

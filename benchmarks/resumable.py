@@ -12,19 +12,21 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from safetensors.numpy import load_file
 
+from ppo_lab.config.compose import check_jobs
 from ppo_lab.config.run import Config
 from ppo_lab.runner import pace
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.run import RunOutput, run_group
 from ppo_lab.tracking import read_metrics
 
-__all__ = ["SIZES", "Left", "outcome", "train"]
+__all__ = ["SIZES", "Left", "in_child", "left_by", "outcome", "train", "train_alone"]
 
 SIZES = (
     *("num_envs=2", "num_steps=16", "num_epochs=1", "num_minibatches=2", "total_steps=384"),
@@ -49,19 +51,21 @@ class Left(NamedTuple):
 
 def outcome(folder: Path) -> list[Left]:
     """Return what each run of a stack has left."""
-    left = []
-    for run in sorted(folder.iterdir()):
-        rows = [
-            {key: str(value) for key, value in row.items() if not key.startswith(_MEASURED)}
-            for row in read_metrics(run / "metrics.jsonl")
-        ]
-        num_lines = len((run / "metrics.jsonl").read_text().splitlines())
-        last = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
-        state = load_file(last / "state.safetensors")
-        policy = (run / "checkpoint" / "model.safetensors").read_bytes()
-        tensors = {name: array.tobytes() for name, array in sorted(state.items())}
-        left.append(Left(run.name, num_lines, rows, last.name, tensors, policy))
-    return left
+    return [left_by(run) for run in sorted(folder.iterdir())]
+
+
+def left_by(run: Path) -> Left:
+    """Return what a run has left in its folder."""
+    rows = [
+        {key: str(value) for key, value in row.items() if not key.startswith(_MEASURED)}
+        for row in read_metrics(run / "metrics.jsonl")
+    ]
+    num_lines = len((run / "metrics.jsonl").read_text().splitlines())
+    last = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    state = load_file(last / "state.safetensors")
+    policy = (run / "checkpoint" / "model.safetensors").read_bytes()
+    tensors = {name: array.tobytes() for name, array in sorted(state.items())}
+    return Left(run.name, num_lines, rows, last.name, tensors, policy)
 
 
 def train(folder: Path, configs: Sequence[Config], kill_after_s: float | None = None) -> None:
@@ -71,6 +75,25 @@ def train(folder: Path, configs: Sequence[Config], kill_after_s: float | None = 
         _kill_after(kill_after_s)
     folders = [folder / str(config.seed) for config in configs]
     run_group(RunGroup(configs, [RunOutput(path, [], resumes=True) for path in folders]))
+
+
+def train_alone(overrides: Sequence[str], folder: Path) -> Left:
+    """Train a command's run below ``folder`` in a forked process; return what it has left."""
+    (job,) = check_jobs(overrides, is_multirun=False, config_dir=None, config_name=None)
+    assert in_child(partial(train, folder, [job.config])) == 0
+    return left_by(folder / str(job.config.seed))
+
+
+def in_child(act: Callable[[], object]) -> int:
+    """Call ``act`` in a forked process and return its exit status."""
+    if (pid := os.fork()) == 0:
+        status = 1
+        try:
+            act()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _kill_after(delay_s: float) -> None:

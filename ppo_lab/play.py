@@ -1,7 +1,8 @@
 """Evaluate a saved policy: python -m ppo_lab.play outputs/runs/...
 
-Every episode has its own seed and runs to its end; actions are deterministic by default. Prints
-eval_return, mean and standard deviation over the episodes.
+Every episode has its own seed and runs to its end. Prints eval_return, mean and standard deviation
+over the episodes; of texts also some samples, their reward and what says whether they are good.
+Actions are deterministic by default, and the tokens of texts are samples.
 """
 
 from __future__ import annotations
@@ -13,24 +14,36 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from torch import Tensor
 
 from ppo_lab.config.foreign import read_plain
 from ppo_lab.devices.placement import Placement
 from ppo_lab.envs.base import DiscreteActions, Env
 from ppo_lab.envs.config import EnvConfig
-from ppo_lab.envs.gymnasium_spec import imports_module
-from ppo_lab.training.policy import Policy, load_policy
+from ppo_lab.envs.text.config import TextConfig
+from ppo_lab.training.acting import Policy
+from ppo_lab.training.policy import load_policy
 from ppo_lab.utils.errors import EnvironmentFault
 from ppo_lab.utils.redaction import printable
 
-__all__ = ["evaluate", "main"]
+__all__ = ["Played", "evaluate", "main"]
+
+_NUM_SHOWN = 10  # texts
+
+
+class Played(NamedTuple):
+    """Whole episodes of a policy."""
+
+    returns: list[float]  # undiscounted, in the environment's own units
+    texts: list[str]  # of env=text, else empty
+    metrics: dict[str, float]  # means over the texts, as in training
 
 
 def evaluate(
@@ -41,11 +54,10 @@ def evaluate(
     seed: int,
     deterministic: bool,
     max_steps: int,
-) -> list[float]:
-    """Run whole episodes, all stepped together; return their undiscounted returns.
+) -> Played:
+    """Run whole episodes, all stepped together.
 
-    The returns are in the environment's own units. ``seed`` is that of the initial states and of
-    sampled actions.
+    ``seed`` is that of the initial states and of sampled actions.
 
     Raises:
         ValueError: The policy does not fit the environment.
@@ -53,41 +65,60 @@ def evaluate(
     """
     # The policy normalises observations with the statistics of its training.
     raw = dataclasses.replace(env_config, normalize_observations=False, normalize_rewards=False)
+    num_steps = None
+    if raw.whole_episodes:
+        if policy.texts is None:
+            raise ValueError(f"the policy was trained for {policy.env_id}, not for texts")
+        num_steps = policy.texts.num_steps
+        raw.check_rollout(num_steps)
     env = raw.build(
         seeds=torch.tensor([seed], dtype=torch.int64),
         num_envs=num_episodes,
         gamma=torch.ones(1),
         placement=Placement(torch.device("cpu")),
+        num_steps=num_steps,
     )
     with closing(env):
-        return _run_episodes(
+        _check_fits(policy, env)
+        returns = _run_episodes(
             policy, env, deterministic=deterministic, seed=seed, max_steps=max_steps
         )
+        final = env.final_rewards()
+        if final is not None:
+            returns += final[0]
+        metrics = {name: float(mean[0]) for name, mean in env.text_metrics().items()}
+        return Played(returns.tolist(), env.samples(0, num_episodes), metrics)
 
 
-def _run_episodes(
-    policy: Policy, env: Env, *, deterministic: bool, seed: int, max_steps: int
-) -> list[float]:
-    num_episodes, shape = env.num_envs, env.spec.shape
+def _check_fits(policy: Policy, env: Env) -> None:
     for name, ours, its in (
         ("observations", env.spec.observation_size, policy.spec.observation_size),
         ("actions", env.spec.actions, policy.spec.actions),
     ):
         if ours != its:
             raise ValueError(f"the policy was trained for {name} {its}, the environment has {ours}")
+
+
+def _run_episodes(
+    policy: Policy, env: Env, *, deterministic: bool, seed: int, max_steps: int
+) -> Tensor:
+    """Return the sums of the rewards (n,) of each environment's first episode, float64."""
+    num_episodes, shape = env.num_envs, env.spec.shape
     start = env.spec.actions.start if isinstance(env.spec.actions, DiscreteActions) else 0
     observations = env.reset()
+    policy.reset()
     returns = torch.zeros(num_episodes, dtype=torch.float64)
     is_running = torch.ones(num_episodes, dtype=torch.bool)
     for _ in range(max_steps):
         batch = observations[0].reshape(num_episodes, *shape).numpy()
-        actions = policy.act(batch, deterministic=deterministic, seed=seed) - start
-        step = env.step(torch.as_tensor(actions).unsqueeze(0))
+        chosen = policy.act(batch, deterministic=deterministic, seed=seed) - start
+        actions, _ = env.given_actions(torch.as_tensor(chosen).unsqueeze(0))
+        step = env.step(actions)
         returns += torch.where(is_running, step.env_rewards[0].double(), 0.0)
         is_running &= ~(step.terminated | step.truncated)[0]
         observations = step.observations
         if not is_running.any():
-            return returns.tolist()
+            return returns
     left = f"{int(is_running.sum())} of {num_episodes} episodes"
     raise TimeoutError(f"{left} did not end within {max_steps} steps")
 
@@ -103,9 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-steps", type=_whole(1, 2**63 - 1), default=100_000, help="per episode"
     )
-    parser.add_argument("--stochastic", action="store_true", help="sample actions as in training")
+    parser.add_argument(
+        "--stochastic",
+        action=argparse.BooleanOptionalAction,
+        help="sample actions as in training; the default for texts alone",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
-    trust = "import the module of an environment such as module:Name-v0 without asking"
+    trust = "import the module that env.id=module:Name-v0 or env.reward names without asking"
     parser.add_argument("--trust", action="store_true", help=trust)
     parsed = parser.parse_args(arguments)
     try:
@@ -113,33 +148,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         env_config = _read_env_config(parsed.run / ".hydra" / "config.yaml")
         _confirm_import(env_config, is_trusted=parsed.trust)
         env_config.check()
-        returns = evaluate(
+        is_text = policy.texts is not None
+        played = evaluate(
             policy,
             env_config,
             num_episodes=parsed.episodes,
             seed=parsed.seed,
-            deterministic=not parsed.stochastic,
+            deterministic=not (is_text if parsed.stochastic is None else parsed.stochastic),
             max_steps=parsed.max_steps,
         )
     except (OSError, ValueError, EnvironmentFault) as error:
         sys.stderr.write(f"ppo_lab.play: {printable(error)}\n")
         return 2
-    mean, deviation = float(np.mean(returns)), float(np.std(returns))
-    if parsed.json:
-        result = {"eval_return": mean, "eval_return_std": deviation, "returns": returns}
-        sys.stdout.write(json.dumps(result) + "\n")
-    else:
-        span = f"({min(returns):,.1f} to {max(returns):,.1f})"
-        over = f"over {len(returns)} episodes of {printable(policy.env_id)} {span}"
-        line = f"eval_return {mean:,.1f} ± {deviation:,.1f} {over}"
-        Console().print(line, soft_wrap=True, markup=False)
+    _show(played, policy.env_id, as_json=parsed.json)
     return 0
+
+
+def _show(played: Played, env_id: str, *, as_json: bool) -> None:
+    """Print the result: an object, or a line after some texts."""
+    returns = played.returns
+    mean, deviation = float(np.mean(returns)), float(np.std(returns))
+    if as_json:
+        result: dict[str, Any] = {
+            "eval_return": mean, "eval_return_std": deviation, "returns": returns
+        }  # fmt: skip
+        if played.texts:
+            result |= {"texts": played.texts, **played.metrics}
+        sys.stdout.write(json.dumps(result) + "\n")
+        return
+    console = Console()
+    for text, reward in zip(played.texts[:_NUM_SHOWN], returns):
+        console.print(f"{reward:6.2f}  {printable(text)}", soft_wrap=True, markup=False)
+    decimals = 2 if played.texts else 1
+    span = f"({min(returns):,.{decimals}f} to {max(returns):,.{decimals}f})"
+    over = f"over {len(returns)} episodes of {printable(env_id)} {span}"
+    lines = [f"eval_return {mean:,.{decimals}f} ± {deviation:,.{decimals}f} {over}"]
+    if played.metrics:
+        lines.append("  ".join(f"{name} {value:.2f}" for name, value in played.metrics.items()))
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def _read_env_config(path: Path) -> EnvConfig:
     """Return the environment of a run from its saved config; raise ``ValueError`` for another."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(EnvConfig), read_plain(path)["env"])
+        node = read_plain(path)["env"]
+        schema = TextConfig if "task" in node else EnvConfig
+        merged = OmegaConf.merge(OmegaConf.structured(schema), node)
         config: Any = OmegaConf.to_object(merged)
     except (KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:200]
@@ -151,7 +206,7 @@ def _read_env_config(path: Path) -> EnvConfig:
 
 def _confirm_import(config: EnvConfig, *, is_trusted: bool) -> None:
     """Ask before code is imported that the run's config names; without a terminal, refuse."""
-    module = imports_module(config.id)
+    module = config.imported_module()
     if module is None or is_trusted:
         return
     what = f"its config imports the Python module {printable(module)}, whose code then runs"

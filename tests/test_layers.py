@@ -62,10 +62,11 @@ def test_files_stay_short():
     assert not long
 
 
-def test_wandb_optuna_matplotlib_and_gymnasium_wait_until_they_are_used():
+def test_large_libraries_wait_until_they_are_used():
     code = (
         "import sys, ppo_lab.cli; "
-        "print([m for m in ('wandb', 'optuna', 'matplotlib', 'gymnasium') if m in sys.modules])"
+        "late = ('wandb', 'optuna', 'matplotlib', 'gymnasium', 'transformers'); "
+        "print([m for m in late if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -29,7 +29,7 @@ from ppo_lab.ppo.adam import LaneAdam
 from ppo_lab.ppo.collector import Act, RolloutColumns
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics, UpdateLog, UpdateStep, apply_target_kl
 from ppo_lab.ppo.rollout import Batch, RolloutRows
-from ppo_lab.ppo.update import AdvantageNormalization, LaneHyperparameters, UpdateLoss, UpdatePlan
+from ppo_lab.ppo.update import LaneHyperparameters, UpdateLoss, UpdatePlan
 
 __all__ = [
     "RolloutBlock",
@@ -205,13 +205,11 @@ class UpdateSteps:
 
     def _new_log(self, rows: RolloutRows, permutations: Tensor) -> UpdateLog:
         num_minibatches, num_groups = self.plan.num_minibatches, self.optimizer.num_clip_groups
-        return UpdateLog(permutations.shape, num_minibatches, num_groups, like=rows.advantages)
+        return UpdateLog.of(rows, permutations, num_minibatches, num_groups)
 
     def _prepare(self, rows: RolloutRows) -> RolloutRows:
         """Return the rows of all lanes, one after the other: (L * R, …)."""
-        advantages = self.plan.normalize(rows.advantages, over=AdvantageNormalization.rollout)
-        rows = rows._replace(advantages=advantages)
-        return RolloutRows(*(column.flatten(0, 1).contiguous() for column in rows))
+        return self.plan.prepare(rows).map(lambda column: column.flatten(0, 1).contiguous())
 
     def _steps(
         self, log: UpdateLog, permutations: Tensor
@@ -237,10 +235,8 @@ class UpdateSteps:
     ) -> Tensor:
         """Take one gradient step, in place."""
         chosen = index.flatten()
-        columns = (c.index_select(0, chosen).unflatten(0, index.shape) for c in rows[1:])
-        batch = Batch(index, *columns)
-        minibatch = AdvantageNormalization.minibatch
-        step.advantages.copy_(self.plan.normalize(batch.advantages, over=minibatch))
+        of_step = rows.map(lambda c: c.index_select(0, chosen).unflatten(0, index.shape))
+        batch = self.plan.scale(Batch(index, *of_step[1:]), step)
         observations = rows.observations.unsqueeze(0)  # as one long lane, for ``index``
         loss = UpdateLoss(self.model, observations, hyperparameters, self.plan)
         optimizer = self.optimizer

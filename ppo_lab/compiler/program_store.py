@@ -24,7 +24,7 @@ __all__ = ["ProgramStore", "default_folder", "private_folder", "read_own", "sha2
 
 _MAX_UNUSED_S, _MAX_BYTES = 60 * 86_400, 2 * 1024**3
 """A program takes 0.1 to 1 MiB, what all of them share 0.3 GiB for each version of torch."""
-_OUR_NAMES = re.compile(r"[a-z_]+-[0-9a-f]{24,64}(\.(key|lock|pt2))?|building-\w+")
+_OUR_NAMES = re.compile(r"[a-z_]+-[0-9a-f]{24,64}(\.(key|lock|pt2|safetensors))?|building-\w+")
 """Nothing else is removed: a person may have named a folder with other things in it."""
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 

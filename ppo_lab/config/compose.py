@@ -31,8 +31,10 @@ from ppo_lab.config.grid import check_dimensions, check_folders, expand
 from ppo_lab.config.hydra_part import check_hydra_part
 from ppo_lab.config.run import Config
 from ppo_lab.config.study import CommandConfig, StudyConfig, refuse_renamed
+from ppo_lab.envs.text.config import TextConfig
 from ppo_lab.memory import STRATEGIES, AutoMemory
 from ppo_lab.networks import NETWORKS
+from ppo_lab.ppo.baselines import BASELINES, AutoBaseline
 from ppo_lab.utils.errors import REDACTED, ConfigError, did_you_mean
 from ppo_lab.utils.paths import SWEEPS_DIR
 from ppo_lab.utils.redaction import mask
@@ -79,10 +81,13 @@ def register() -> None:
     for key in ("space", "conditions", "sampler", "pruner"):
         OmegaConf.set_struct(study[key], False)  # free dictionaries: new keys need no +
     store.store(group="study", name="schema", node=study)
+    store.store(group="env/schema", name="text", node=TextConfig)
     for name, network in NETWORKS.items():
         store.store(group="network/schema", name=name, node=network)
     for name, strategy in {AutoMemory.name: AutoMemory, **STRATEGIES}.items():
         store.store(group="memory/schema", name=name, node=strategy)
+    for name, baseline in {AutoBaseline.name: AutoBaseline, **BASELINES}.items():
+        store.store(group="baseline/schema", name=name, node=baseline)
     _register_sweeps(SWEEPS_DIR)
     OmegaConf.register_new_resolver("unused_dir", str, replace=True)
     Plugins.instance()  # registers Hydra's own sources

@@ -16,6 +16,7 @@ from yaml import YAMLError
 from ppo_lab.config.compose import SWEEP_FILES, known_keys
 from ppo_lab.config.study import renamed
 from ppo_lab.memory import STRATEGIES
+from ppo_lab.ppo.baselines import BASELINES
 from ppo_lab.utils.errors import REDACTED, ConfigError, did_you_mean
 from ppo_lab.utils.redaction import mask
 
@@ -127,11 +128,14 @@ def _unknown_key(key: str) -> str:
     if key.startswith("env.kwargs"):
         return f"arguments of gymnasium.make are added with a +: +{key}=..."
     options = {
-        name: {f"memory.{field.name}" for field in dataclasses.fields(strategy)}
-        for name, strategy in STRATEGIES.items()
+        f"{group}={name}": {f"{group}.{field.name}" for field in dataclasses.fields(kind)}
+        for group, kinds in (("memory", STRATEGIES), ("baseline", BASELINES))
+        for name, kind in kinds.items()
     }
-    if owners := [name for name, own in options.items() if key in own]:
-        return f"{key.partition('.')[2]} is an option of memory={' or '.join(owners)} alone"
+    if owners := [choice for choice, own in options.items() if key in own]:
+        group, _, option = key.partition(".")
+        names = " or ".join(choice.partition("=")[2] for choice in owners)
+        return f"{option} is an option of {group}={names} alone"
     keys = known_keys().union(*options.values())
     as_deep = [other for other in keys if other.count(".") == key.count(".")]
     return "there is no such key" + (did_you_mean(key, as_deep) or did_you_mean(key, keys))

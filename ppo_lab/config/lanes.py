@@ -16,7 +16,8 @@ __all__ = ["LANE_KEYS", "check_lane", "check_stack", "stack_key", "stack_values"
 LANE_KEYS = frozenset({
     "name", "seed", "epsilon", "epsilon_high", "epsilon_schedule", "dual_clip", "value_epsilon",
     "target_kl", "lr", "lr_schedule", "max_grad_norm", "gamma", "gae_lambda", "entropy_coef",
-    "value_coef", "total_steps", "tracking",
+    "value_coef", "total_steps", "tracking", "gae_lambda_policy", "gae_lambda_value",
+    "policy_start_iteration",
 })  # fmt: skip
 """Keys that may differ between the lanes of a stack; all others must be equal."""
 
@@ -26,10 +27,9 @@ def check_stack(configs: Sequence[Config]) -> None:
     first = configs[0]
     for config in configs[1:]:
         check_lane(config, first)
-    limit = first.memory.max_lanes
-    if limit is not None and len(configs) > limit:
-        allowed = f"trains at most {limit} lane, not {len(configs)}"
-        raise ConfigError("memory", first.memory.name, allowed)
+    if (limit := first.lane_limit) is not None and len(configs) > limit[2]:
+        allowed = f"trains at most {limit[2]} lane, not {len(configs)}"
+        raise ConfigError(limit[0], limit[1], allowed)
 
 
 def check_lane(config: Config, other: Config) -> None:

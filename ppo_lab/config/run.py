@@ -7,6 +7,7 @@ off. ``Config`` checks itself on construction, so the trainer needs no checks.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,11 +25,14 @@ from ppo_lab.config.choices import (
     Profile,
     Schedule,
 )
+from ppo_lab.config.hyperparameters import Hyperparameters
 from ppo_lab.devices.placement import Place
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.memory import MemoryStrategy
-from ppo_lab.networks import NetworkConfig
+from ppo_lab.networks import NETWORKS, NetworkConfig
+from ppo_lab.ppo.baselines import AutoBaseline, Baseline, Gae, GroupBaseline, Grpo, PerStep
+from ppo_lab.ppo.losses import PolicyLoss
 from ppo_lab.ppo.update import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
 from ppo_lab.utils.cores import idle_cores
@@ -43,17 +47,20 @@ _MOST = {
     "total_steps": 10**12,
 }  # fmt: skip
 """Far more than any run has: what is above is a slip, and would fill the memory or never end."""
+_OF_CRITIC = ("value_epsilon", "gae_lambda_policy", "gae_lambda_value")
+"""Options that are off by default, and mean nothing without a critic."""
 _MOST_ROWS, _MOST_PARAMETERS, _MOST_THREADS = 10**9, 10**10, 1024
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(Hyperparameters):
     """One run: environment, network, memory strategy and PPO's hyperparameters."""
 
     env: EnvConfig = MISSING
     network: NetworkConfig = MISSING
     memory: MemoryStrategy = MISSING
     tracking: TrackingConfig = MISSING
+    baseline: Baseline = field(default_factory=AutoBaseline)
 
     name: str = "run"
     """Suffix of the run folder's name; letters, digits and ``._=-``."""
@@ -61,57 +68,6 @@ class Config:
     """Seed of all random numbers of the run. Compare settings over five seeds or more."""
     total_steps: int = 100_000
     """Environment steps, rounded down to whole iterations."""
-
-    epsilon: Any = 0.2
-    """Half-width of the clip of the probability ratio to [1 - epsilon, 1 + epsilon]. 0.1 to 0.3 is
-    usual; larger learns faster but is less stable; none does not clip."""
-    epsilon_high: Any = None
-    """Upper half-width, if different (clip-higher, arXiv:2503.14476: 0.28 with epsilon 0.2)."""
-    epsilon_schedule: Schedule = Schedule.constant
-    """linear anneals epsilon to 0 over the run, as in PPO's Atari settings."""
-    dual_clip: Any = None
-    """Dual clip c > 1: bounds the objective of actions with negative advantage A below by c * A
-    (arXiv:1912.09729, c = 3); none for PPO's own objective."""
-    value_epsilon: Any = None
-    """Half-width of the clip of the value loss; none (off) performs better (arXiv:2006.05990)."""
-    target_kl: Any = None
-    """KL limit in nats: an update ends once the k3 estimate of a minibatch exceeds 1.5 times this.
-    0.01 to 0.03 is usual; none never stops."""
-
-    lr: float = 3e-4
-    """Adam's learning rate, 1e-4 to 1e-3; larger needs a smaller epsilon or fewer epochs."""
-    lr_schedule: Schedule = Schedule.constant
-    """linear: from lr in the first update to lr / n in the last of n (CleanRL; SB3 ends at 0)."""
-    adam_eps: float = 1e-5
-    """Term added to the root of Adam's second moment; 1e-5 is usual for PPO, 1e-8 in torch."""
-    max_grad_norm: Any = 0.5
-    """Limit of the global gradient norm, over actor and critic together; none does not clip."""
-    separate_grad_clip: bool = False
-    """Clip the gradients of actor and critic separately: a large value loss then does not shrink
-    the policy's step. Always so with memory=parked, which never holds both gradients."""
-
-    gamma: float = 0.99
-    """Discount factor, in [0, 1]."""
-    gae_lambda: float = 0.95
-    """GAE's lambda, in [0, 1]: 0 is one-step TD (more bias), 1 Monte Carlo (more variance)."""
-    bootstrap_truncated: bool = True
-    """Bootstrap from the last observation's value when a time limit ends an episode; false treats
-    a time limit as a termination."""
-
-    num_envs: int = 8
-    """Environments stepped in parallel."""
-    num_steps: int = 128
-    """Steps of each environment per iteration."""
-    num_epochs: int = 4
-    """Passes over each rollout; more learns faster per step but moves further off-policy."""
-    num_minibatches: int = 4
-    """Gradient steps per epoch; must divide num_envs * num_steps."""
-    advantage_normalization: AdvantageNormalization = AdvantageNormalization.minibatch
-    """Rows over which advantages are normalized: each minibatch, the whole rollout, or none."""
-    entropy_coef: float = 0.0
-    """Coefficient of the entropy bonus, 0 to 0.02."""
-    value_coef: float = 0.5
-    """Coefficient of the value loss, half a mean squared error (as CleanRL; SB3's has no half)."""
 
     device: str = "auto"
     """auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N."""
@@ -142,37 +98,57 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check and convert every value."""
-        for key in (
-            *("epsilon", "epsilon_high", "value_epsilon", "target_kl", "max_grad_norm"),
-            *("vram_budget_gib", "vram_limit_gib"),
-        ):
+        self.check_numbers()
+        for key in ("vram_budget_gib", "vram_limit_gib"):
             if (key, getattr(self, key)) != ("vram_budget_gib", "auto"):
                 setattr(self, key, check_number(key, getattr(self, key), above=0.0, off=True))
-        self.dual_clip = check_number("dual_clip", self.dual_clip, above=1.0, off=True)
-        for key in ("lr", "adam_eps"):
-            check_number(key, getattr(self, key), above=0.0)
-        for key in ("gamma", "gae_lambda"):
-            check_number(key, getattr(self, key), at_least=0.0, at_most=1.0)
-        for key in ("entropy_coef", "value_coef"):
-            check_number(key, getattr(self, key), at_least=0.0)
         for key, most in _MOST.items():
             check_whole(key, getattr(self, key), at_most=most)
         if not 0 <= self.seed < 2**63:
             raise ConfigError("seed", self.seed, "must be a whole number from 0 to 2^63 - 1")
         if not re.fullmatch(r"[A-Za-z0-9._=-]{1,64}", self.name):
             raise ConfigError("name", self.name, "must be 1 to 64 letters, digits, or any of ._=-")
+        self._check_objective()
+        self._check_policy_start()
         self._check_sizes()
         check_whole("num_threads", self.num_threads, at_most=_MOST_THREADS, auto=True)
         if self.compile is Compile.always and (obstacle := self.compile_obstacle):
             raise ConfigError("compile", self.compile.value, f"cannot be had with {obstacle}")
         self._check_device()
         self.network.check()
-        self.memory.check(self.num_rows // self.num_minibatches)
-        if self.separate_grad_clip and self.memory.shares_trunk:
-            allowed = f"has no effect with memory={self.memory.name}: the trunk has one gradient"
+        per_minibatch = self.num_units // self.num_minibatches
+        self.memory.check(per_minibatch, "sequences" if self.keeps_sequences else "rows")
+        if self.separate_grad_clip and (self.memory.shares_trunk or not self.memory.has_critic):
+            allowed = f"has no effect with memory={self.memory.name}: there is one gradient"
             raise ConfigError("separate_grad_clip", self.separate_grad_clip, allowed)
         self.tracking.check()
         self.checkpoint.check()
+
+    def _check_objective(self) -> None:
+        baseline = self.resolved_baseline
+        if baseline.needs_critic is not self.memory.has_critic:
+            has = "has a critic" if self.memory.has_critic else "has no critic"
+            allowed = f"memory={self.memory.name} {has}; baseline=auto suits it"
+            raise ConfigError("baseline", baseline.name, allowed)
+        baseline.check(self.num_envs)
+        for key in () if self.memory.has_critic else _OF_CRITIC:
+            if (value := getattr(self, key)) is not None:
+                raise ConfigError(key, value, f"memory={self.memory.name} has no critic for it")
+        if self.advantage_normalization is (over := AdvantageNormalization).auto:
+            self.advantage_normalization = over.minibatch if baseline.normalizes else over.none
+        if self.whole_episodes:
+            return
+        for key in ("policy_loss", "aggregation"):
+            value, usual = getattr(self, key), getattr(type(self), key)
+            if value is not usual and value is not PolicyLoss.cispo:
+                allowed = "needs whole episodes: memory=critic_free, or texts"
+                raise ConfigError(key, value.value, allowed)
+
+    def _check_policy_start(self) -> None:
+        key, begin = "policy_start_iteration", self.policy_start_iteration
+        check_whole(key, begin, at_least=0)
+        if begin and not self.memory.has_critic:
+            raise ConfigError(key, begin, f"memory={self.memory.name} has no critic to train first")
 
     def _check_device(self) -> None:
         # A forecast needs no device.
@@ -184,57 +160,107 @@ class Config:
         if self.num_rows > _MOST_ROWS:
             allowed = f"with num_steps={self.num_steps} a rollout of {self.num_rows:,} rows"
             raise ConfigError("num_envs", self.num_envs, f"{allowed}; at most {_MOST_ROWS:,}")
-        if self.num_rows % self.num_minibatches:
-            near = min(self.num_minibatches, self.num_rows)
+        if self.num_units % self.num_minibatches:
+            near = min(self.num_minibatches, self.num_units)
             outwards = (number for off in range(near) for number in (near - off, near + off))
-            nearest = next(number for number in outwards if self.num_rows % number == 0)
-            product = f"{self.num_envs} * {self.num_steps} = {self.num_rows}"
-            allowed = f"must divide num_envs * num_steps = {product}; nearest that does: {nearest}"
+            nearest = next(number for number in outwards if self.num_units % number == 0)
+            numbers = f"{self.num_envs} * {self.rollout_steps} = {self.num_rows}"
+            product = f"num_envs * num_steps = {numbers}"
+            if self.keeps_sequences:
+                product = f"num_envs = {self.num_envs}, as sequences stay whole"
+            allowed = f"must divide {product}; nearest that does: {nearest}"
             raise ConfigError("num_minibatches", self.num_minibatches, allowed)
-        if self.total_steps < self.num_rows:
+        if self.total_steps < self.num_rows and not self.whole_episodes:
             allowed = f"must be at least one rollout, num_envs * num_steps = {self.num_rows}"
             raise ConfigError("total_steps", self.total_steps, allowed)
-        if self.epsilon is None and self.epsilon_high is not None:
-            allowed = "has no effect with epsilon=none; leave it out"
-            raise ConfigError("epsilon_high", self.epsilon_high, allowed)
-        if self.epsilon_high is not None and self.epsilon_high < self.epsilon:
-            allowed = f"must be at least epsilon={self.epsilon:g}; lower epsilon instead"
-            raise ConfigError("epsilon_high", self.epsilon_high, allowed)
 
     def check_env(self) -> EnvSpec:
         """Return the environment's spaces; raise ``ConfigError`` if it cannot be used."""
         spec = self.env.check()
+        self.env.check_rollout(self.rollout_steps)
         self.network.check_env(spec)
+        if spec.num_tokens is not None:
+            self.network.check_num_steps(self.rollout_steps)
         num_parameters = self.network.num_trunk_parameters(spec)
         if num_parameters > _MOST_PARAMETERS:
             allowed = f"a network of {num_parameters:,} parameters; at most {_MOST_PARAMETERS:,}"
             raise ConfigError("network", "...", allowed)
         if not (self.forecast or self.is_on_cuda):
-            num_trunks = 1 if self.memory.shares_trunk else 2
             # Weight, gradient and two moments; observations and at least six numbers a row.
-            check_fits("network", "...", 16 * num_trunks * num_parameters)
+            check_fits("network", "...", 16 * self.memory.num_trunks * num_parameters)
             check_fits("num_envs", self.num_envs, 4 * self.num_rows * (spec.observation_size + 6))
         return spec
 
     @property
+    def lane_limit(self) -> tuple[str, str, int] | None:
+        """The key and value that limit the lanes of a stack, and the most; None for any number."""
+        if self.memory.max_lanes is not None:
+            return "memory", self.memory.name, self.memory.max_lanes
+        if self.network.max_lanes is not None:
+            name = next(n for n, kind in NETWORKS.items() if type(self.network) is kind)
+            return "network", name, self.network.max_lanes
+        return None
+
+    @property
+    def whole_episodes(self) -> bool:
+        """Whether each rollout is one episode per environment; then only live steps count."""
+        return self.env.whole_episodes or not self.memory.has_critic
+
+    @property
+    def keeps_sequences(self) -> bool:
+        """Whether minibatches consist of whole sequences, not of single steps."""
+        return self.network.reads_sequences or self.policy_loss is PolicyLoss.gspo
+
+    @property
+    def group_size(self) -> int:
+        """Environments whose whole episodes begin alike."""
+        baseline = self.resolved_baseline
+        return baseline.group_size if isinstance(baseline, GroupBaseline) else 1
+
+    @property
+    def resolved_baseline(self) -> Baseline:
+        """The baseline, with ``auto`` resolved."""
+        if not isinstance(self.baseline, AutoBaseline):
+            return self.baseline
+        if self.memory.has_critic:
+            return Gae()
+        group_size = math.gcd(self.num_envs, GroupBaseline.group_size)
+        kind = Grpo if self.env.whole_episodes else PerStep
+        return kind(group_size=group_size)
+
+    @property
+    def rollout_steps(self) -> int:
+        """T, steps of one rollout: whole episodes, but for texts, have room for the longest."""
+        if self.whole_episodes and not self.env.whole_episodes:
+            return self.env.episode_limit()
+        return self.num_steps
+
+    @property
     def num_rows(self) -> int:
-        """Environment steps of one rollout."""
-        return self.num_envs * self.num_steps
+        """Steps of one rollout; not all of them live if episodes are whole."""
+        return self.num_envs * self.rollout_steps
+
+    @property
+    def num_units(self) -> int:
+        """What minibatches are made of: the rows of a rollout, or its sequences."""
+        return self.num_envs if self.keeps_sequences else self.num_rows
 
     @property
     def num_iterations(self) -> int:
-        """Iterations of the run: rollout and update."""
-        return self.total_steps // self.num_rows
+        """Iterations of the run: rollout and update. Of whole episodes, at least so many."""
+        return max(self.total_steps // self.num_rows, 1)
+
+    @property
+    def num_counted_steps(self) -> int:
+        """Environment steps after which the run has ended; whole episodes may exceed them."""
+        if self.whole_episodes:
+            return self.total_steps
+        return self.num_iterations * self.num_rows
 
     @property
     def clips_separately(self) -> bool:
         """Whether the gradients of actor and critic are clipped separately."""
         return self.separate_grad_clip or self.memory.always_clips_separately
-
-    @property
-    def epsilon_label(self) -> str:
-        """Epsilon as text: ``none`` where it is off."""
-        return "none" if self.epsilon is None else f"{self.epsilon:g}"
 
     @property
     def torch_device(self) -> torch.device:
@@ -276,6 +302,9 @@ class Config:
         obstacles = {
             f"memory={memory.name}": memory.max_lanes is not None,
             "memory.rollout_place=host": memory.rollout_place is not Place.device,
+            "whole episodes": self.whole_episodes,
+            "a network that reads sequences": self.network.reads_sequences,
+            "policy_start_iteration": self.policy_start_iteration > 0,
             "memory.num_micro_batches": memory.num_micro_batches > 1,
             "memory.checkpoint_activations=true": memory.checkpoint_activations,
             "dtype=bfloat16 on the CPU": self.dtype is Dtype.bfloat16 and not self.is_on_cuda,
@@ -298,6 +327,7 @@ class Config:
         place = self.memory.optimizer_place.value
         strategy = {"strategy": self.memory.name, "optimizer_place": place}
         values["memory"] = strategy | values["memory"]
+        values["baseline"] = {"name": self.resolved_baseline.name} | values["baseline"]
         values["clipped"] = self.epsilon is not None
         if self.epsilon is None:
             del values["epsilon"]
@@ -313,8 +343,7 @@ class Config:
         """
         if self.num_threads != "auto":
             return int(self.num_threads)
-        num_trunks = 1 if self.memory.shares_trunk else 2
-        parameters = num_trunks * self.network.num_trunk_parameters(spec)
+        parameters = self.memory.num_trunks * self.network.num_trunk_parameters(spec)
         flop = 6 * parameters * self.num_rows / self.num_minibatches
         if flop < 2e9:
             return 1

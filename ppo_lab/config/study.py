@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from omegaconf import MISSING
+
 from ppo_lab.config.checks import check_whole
 from ppo_lab.config.run import Config
+from ppo_lab.ppo.baselines import Baseline
 from ppo_lab.utils.errors import ConfigError
 
 __all__ = [
@@ -160,6 +163,7 @@ class StudyConfig:
 class CommandConfig(Config):
     """Schema of a command: one run, and the study that varies it, if any."""
 
+    baseline: Baseline = MISSING  # a default would allow no other class
     study: StudyConfig | None = None
 
 

@@ -108,6 +108,21 @@ class Env(ABC):
         """
         return actions, None
 
+    def final_rewards(self) -> Tensor | None:
+        """Return rewards (L, N) of the episodes that ``begin_episodes`` began, after the last step.
+
+        They are added to those of each episode's last live step. None: all were in the steps.
+        """
+        return None
+
+    def text_metrics(self) -> dict[str, Tensor]:
+        """Return means (L,), on the host, over the texts of the last ``final_rewards``; or {}."""
+        return {}
+
+    def samples(self, lane: int, number: int) -> list[str]:  # noqa: ARG002
+        """Return the first ``number`` texts of a lane of the last ``final_rewards``."""
+        return []
+
     @property
     def state_mode(self) -> Literal["exact", "boundary"]:
         """Whether ``lane_state`` is complete: ``exact`` is, with ``boundary`` episodes are lost.

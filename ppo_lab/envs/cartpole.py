@@ -17,7 +17,7 @@ from torch import Tensor
 from ppo_lab.envs.base import DiscreteActions, EnvSpec
 from ppo_lab.envs.native import NativeEnv
 
-__all__ = ["CartPole"]
+__all__ = ["CartPole", "MaskedCartPole"]
 
 _GRAVITY = 9.8  # m/s^2
 _POLE_MASS = 0.1  # kg
@@ -61,3 +61,18 @@ class CartPole(NativeEnv):
         new_state = torch.add(state, speed, alpha=_STEP_S)
         terminated = (new_state.abs() > self._limits).any(-1)
         return new_state, self._ones, terminated
+
+
+class MaskedCartPole(CartPole):
+    """CartPole whose observation is (x, theta): velocities must be inferred from past ones.
+
+    No policy of the current observation alone balances the pole for long; one that remembers the
+    last observation can.
+    """
+
+    spec = EnvSpec(observation_size=2, actions=DiscreteActions(2))
+    only_native = True
+
+    def observe(self, state: Tensor) -> Tensor:
+        """Return the positions (..., 2) of ``state`` (..., 4)."""
+        return state[..., ::2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from omegaconf import MISSING
@@ -15,7 +15,13 @@ from ppo_lab.envs import NATIVE_ENVS
 from ppo_lab.envs.base import Env, EnvSpec
 from ppo_lab.envs.dry_env import DryEnv
 from ppo_lab.envs.gymnasium_env import GymnasiumEnv
-from ppo_lab.envs.gymnasium_spec import check_gymnasium, known_spec, remember_spec
+from ppo_lab.envs.gymnasium_spec import (
+    check_gymnasium,
+    imports_module,
+    known_limit,
+    known_spec,
+    remember_spec,
+)
 from ppo_lab.envs.normalized import NormalizedEnv
 from ppo_lab.utils.errors import ConfigError, check_number
 
@@ -33,6 +39,9 @@ class Backend(Enum):
 @dataclass(kw_only=True)
 class EnvConfig:
     """Options of an environment."""
+
+    whole_episodes: ClassVar[bool] = False
+    """Whether each rollout is one episode per environment, begun by ``Env.begin_episodes``."""
 
     id: str = MISSING
     """Gymnasium id such as CartPole-v1, or ``module:Name-v0``: the module is imported first to
@@ -84,6 +93,25 @@ class EnvConfig:
             return self.backend
         return Backend.torch if self.id in NATIVE_ENVS and not self.kwargs else Backend.gymnasium
 
+    def imported_module(self) -> str | None:
+        """Return the user's module whose code runs when this is checked or built; or None."""
+        return imports_module(self.id)
+
+    def episode_limit(self) -> int:
+        """Return the most steps of an episode; raise ``ConfigError`` if there is no limit."""
+        limit = self.max_episode_steps
+        if limit is None and self.resolved_backend() is Backend.torch and self.id in NATIVE_ENVS:
+            limit = NATIVE_ENVS[self.id].time_limit
+        elif limit is None:
+            limit = known_limit(self.id)
+        if limit is None:
+            allowed = f"{self.id} has no limit of its own, and rollouts of whole episodes need one"
+            raise ConfigError("env.max_episode_steps", None, allowed)
+        return limit
+
+    def check_rollout(self, num_steps: int) -> None:
+        """Raise ``ConfigError`` if no episode can be played in rollouts of ``num_steps``."""
+
     def check(self) -> EnvSpec:
         """Return the sizes that a network needs; raise ``ConfigError`` for unusable options.
 
@@ -98,6 +126,9 @@ class EnvConfig:
             raise ConfigError("env.max_episode_steps", self.max_episode_steps, allowed)
         check_number("env.timeout_s", self.timeout_s, above=0.0, off=True)
         if self.resolved_backend() is Backend.gymnasium:
+            if self.id in NATIVE_ENVS and NATIVE_ENVS[self.id].only_native:
+                allowed = f"{self.id} is not in Gymnasium: choose torch, without env.kwargs"
+                raise ConfigError("env.backend", Backend.gymnasium.value, allowed)
             return check_gymnasium(
                 self.id, self.kwargs, native_ids=NATIVE_ENVS, timeout_s=self.timeout_s
             )
@@ -118,11 +149,13 @@ class EnvConfig:
         placement: Placement,
         dtype: torch.dtype = torch.float32,
         is_dry: bool = False,
+        num_steps: int | None = None,  # noqa: ARG002
     ) -> Env:
         """Return L * N environments on ``placement.device``; call ``reset`` next.
 
         ``seeds`` (L,) are on the host. ``gamma`` (L,), on the device and never copied, normalises
         rewards. ``is_dry``: build Gymnasium's tensors and transfers without its environments.
+        ``num_steps`` of a rollout; only those need it whose rollouts are whole episodes.
         """
         env: Env
         limit = self.max_episode_steps

@@ -42,6 +42,11 @@ class DryEnv(Env):
         """Return the buffer's observations (L, N, O) on the device."""
         return self.reset()
 
+    def begin_episodes(self, keys: Tensor, group_size: int) -> Tensor:  # noqa: ARG002
+        """Return the buffer's observations (L, N, O); the keys are copied to the host."""
+        self._placement.move(keys, Place.host)
+        return self.reset()
+
     def step(self, actions: Tensor) -> Step:
         """Advance by one step; actions are int64 (L, N) or float (L, N, A)."""
         has_ended = self._step_rows(self._placement.move(actions, Place.host))

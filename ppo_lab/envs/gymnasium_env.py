@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_lab.devices.placement import Placement
+from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions
 from ppo_lab.envs.dry_env import DryEnv
 from ppo_lab.envs.first_steps import FirstSteps
@@ -137,6 +137,13 @@ class GymnasiumEnv(DryEnv):
         self._seeds[rows.start : rows.stop] = env_seeds(torch.tensor([seed]), self.num_envs)
         self._reset_rows(rows)
         return super().reset()
+
+    def begin_episodes(self, keys: Tensor, group_size: int) -> Tensor:
+        """See ``Env.begin_episodes``: the environments of a group are reset with the same seed."""
+        numbers = bits(self._placement.move(keys, Place.host), -(-self.num_envs // group_size))
+        seeds = numbers.bitwise_and_(2**31 - 1).repeat_interleave(group_size, -1)  # (L, ≥ N)
+        self._seeds = seeds[:, : self.num_envs].flatten().tolist()
+        return self.reset()
 
     @property
     def state_mode(self) -> Literal["exact", "boundary"]:

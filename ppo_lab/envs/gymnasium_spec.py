@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import gymnasium
 
 __all__ = [
-    *("check_gymnasium", "imports_module", "known_spec", "make_env", "remember_spec"),
-    "spec_of_env",
+    *("check_gymnasium", "imports_module", "known_limit", "known_spec", "make_env"),
+    *("remember_spec", "spec_of_env"),
 ]
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,17 @@ def remember_spec(env_id: str, kwargs: Mapping[str, Any], spec: EnvSpec) -> None
 def known_spec(env_id: str, kwargs: Mapping[str, Any]) -> EnvSpec | None:
     """Return the spec of an environment that was built before; None if there is none."""
     return _SPECS.get(_key(env_id, kwargs), (None, kwargs))[0]
+
+
+def known_limit(env_id: str) -> int | None:
+    """Return the registered most steps of an episode; None if there is none or no such id.
+
+    No module is imported for it but Gymnasium.
+    """
+    import gymnasium
+
+    spec = gymnasium.registry.get(env_id.rpartition(":")[2])
+    return None if spec is None else spec.max_episode_steps
 
 
 def _key(env_id: str, kwargs: Mapping[str, Any]) -> str:

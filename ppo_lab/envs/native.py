@@ -40,6 +40,7 @@ class NativeEnv(Env):
     shortest_episode: ClassVar[int]  # a lower bound in steps; 1 is always correct
     start_low: ClassVar[tuple[float, ...]]  # (S,)
     start_high: ClassVar[tuple[float, ...]]  # (S,)
+    only_native: ClassVar[bool] = False  # Gymnasium has no environment of this id
 
     def __init__(
         self,
@@ -151,6 +152,16 @@ class NativeEnv(Env):
         self._draw_starts(self._clock)
         self._state = self._state.clone()  # returned tensors are never written
         self._state[lane] = self._starts[0][lane]
+        return self.observe(self._state)
+
+    def begin_episodes(self, keys: Tensor, group_size: int) -> Tensor:
+        """See ``Env.begin_episodes``."""
+        self._keys.copy_(keys)
+        self._births.fill_(self._clock)
+        self._deadlines = torch.full_like(self._deadlines, self._clock + self._limit)
+        self._draw_starts(self._clock)
+        firsts = torch.arange(self.num_envs, device=self.device) // group_size * group_size
+        self._state = self._starts[0][:, firsts]
         return self.observe(self._state)
 
     @property

@@ -46,7 +46,13 @@ class NormalizedEnv(Env):
 
     def reset(self) -> Tensor:
         """Start new episodes; return and count the first observations (L, N, O)."""
-        observations = self._env.reset()
+        return self._begin(self._env.reset())
+
+    def begin_episodes(self, keys: Tensor, group_size: int) -> Tensor:
+        """See ``Env.begin_episodes``; the first observations are counted."""
+        return self._begin(self._env.begin_episodes(keys, group_size))
+
+    def _begin(self, observations: Tensor) -> Tensor:
         self.normalizer.reset_returns()
         if self.normalizer.observations is not None:
             self.normalizer.observations.update(observations)

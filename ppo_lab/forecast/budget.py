@@ -7,7 +7,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -17,7 +18,7 @@ from ppo_lab.devices.placement import Place
 from ppo_lab.forecast.categories import Category
 from ppo_lab.forecast.forecast import Forecast, cuda_context, forecast, try_forecast
 from ppo_lab.memory import STRATEGIES, AutoMemory, MemoryStrategy
-from ppo_lab.networks import MlpConfig
+from ppo_lab.networks import NETWORKS, NetworkConfig
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 
@@ -165,6 +166,7 @@ def _try(config: Config, before: Forecast, *options: _Option) -> Change | None:
     try:
         for option in sorted(options, key=lambda option: option.key):  # memory= before memory.x=
             config = option.apply(config)
+        config.check_env()
     except ConfigError:
         return None  # such as a trunk that cannot be clipped separately
     after = forecast(config)
@@ -208,6 +210,8 @@ def _as_strategy(memory: MemoryStrategy, strategy: type[MemoryStrategy]) -> Memo
 
 def _alters(config: Config, strategy: type[MemoryStrategy]) -> str:
     """Return what ``strategy`` changes in the numbers of a run; empty for nothing."""
+    if strategy.has_critic is not config.memory.has_critic:
+        return "another objective"
     if strategy.shares_trunk != config.memory.shares_trunk:
         return "another model"
     is_separate = config.separate_grad_clip or strategy.always_clips_separately
@@ -216,20 +220,29 @@ def _alters(config: Config, strategy: type[MemoryStrategy]) -> str:
     return f"actor and critic are clipped {'separately' if is_separate else 'together'}"
 
 
-def _smaller_network(config: Config) -> tuple[str, MlpConfig] | None:
-    """Return the largest named network that is smaller than this one; None if there is none."""
-    if not isinstance(config.network, MlpConfig):
-        return None
+def _smaller_network(config: Config) -> tuple[str, NetworkConfig] | None:
+    """Return the largest named network of this kind that is smaller; None if there is none."""
+    if config.network.is_pretrained:
+        return None  # a checkpoint has the size that it has
     spec = config.check_env()
     limit = config.network.num_trunk_parameters(spec)
-    smaller: list[tuple[int, str, MlpConfig]] = []
+    smaller: list[tuple[int, str, NetworkConfig]] = []
     for path in sorted((CONF_DIR / "network").glob("*.yaml")):
-        named = OmegaConf.to_container(OmegaConf.load(path))
-        if isinstance(named, dict) and "hidden" in named:
-            network = dataclasses.replace(config.network, hidden=named["hidden"])
-            if (count := network.num_trunk_parameters(spec)) < limit:
-                smaller.append((count, path.stem, network))
+        network = _named_network(path, config.network)
+        if network is not None and (count := network.num_trunk_parameters(spec)) < limit:
+            smaller.append((count, path.stem, network))
     return max(smaller, key=lambda entry: entry[0])[1:] if smaller else None
+
+
+def _named_network(path: Path, network: NetworkConfig) -> NetworkConfig | None:
+    """Return ``network`` with the values of a YAML file; None if that is for another kind."""
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(values, dict)
+    kind = values.pop("defaults")[0].removeprefix("schema/").removesuffix("@_here_")
+    if NETWORKS[kind] is not type(network):
+        return None
+    named = OmegaConf.merge(OmegaConf.structured(network), values)
+    return cast(NetworkConfig, OmegaConf.to_object(named))
 
 
 def resolve_memory(config: Config) -> Config:
@@ -237,8 +250,8 @@ def resolve_memory(config: Config) -> Config:
 
     Of the strategies that give the same numbers and fit the budget, the one that moves the fewest
     bytes over the bus in an iteration: ``co_resident`` where it fits. ``parked`` is considered only
-    where actor and critic are clipped separately anyway, ``shared_trunk`` never: it is another
-    model. Where none fits, the one that needs least.
+    where actor and critic are clipped separately anyway, ``shared_trunk`` and ``critic_free``
+    never: they are another model and another objective. Where none fits, the one that needs least.
     """
     if not isinstance(config.memory, AutoMemory):
         return config

@@ -23,6 +23,10 @@ class Category(Enum):
     """Adam's moments and step counts."""
     activations = "activations"
     """What a forward pass keeps for its backward pass, and what the backward pass computes."""
+    logits = "logits"
+    """Of tokens, and what is computed from them element by element, gradients included."""
+    cache = "cache"
+    """What a policy that reads sequences remembers while it acts, such as keys and values."""
     rollout = "rollout"
     """What was collected, with advantages and value targets."""
     environment = "environment"
@@ -32,7 +36,7 @@ class Category(Enum):
 
 
 class MemoryKey(NamedTuple):
-    """A category and the network it belongs to: actor, critic, trunk, or None."""
+    """A category and the network it belongs to: actor, critic, trunk, reference, or None."""
 
     category: Category
     network: str | None = None
@@ -62,6 +66,12 @@ class Peak:
     operation."""
     by_key: dict[MemoryKey, int]
     """Parts by category and network; they add up to ``total``."""
+
+    def size_of(self, part: Category | MemoryKey) -> int:
+        """Return the bytes of a category, or of one network's part of it."""
+        if isinstance(part, Category):
+            return self.by_category()[part]
+        return self.by_key.get(part, 0)
 
     def by_category(self) -> dict[Category, int]:
         """Return bytes by category, in the order of ``Category``; 0 for absent ones."""

@@ -16,12 +16,14 @@ from ppo_lab.devices.observers import PhaseObserver
 from ppo_lab.devices.placement import Placement
 from ppo_lab.forecast.categories import Category
 from ppo_lab.forecast.ledger import Ledger, tensors_of
+from ppo_lab.networks import ActorCritic
 from ppo_lab.tracking import Record
 from ppo_lab.training.trainer import Trainer
 
 __all__ = ["Counting", "counted_trainer", "ledger_of"]
 
 _GIB = 1024**3
+_ROLLOUT_PHASES = ("rollout", "evaluation", "advantages")  # that add to what an update reads
 
 
 def counted_trainer(
@@ -64,13 +66,24 @@ class Counting(PhaseObserver):
         ledger.mark_shared(Category.weights, list(self._network_of.items()))
         self._mark_optimizer()
         ledger.mark(Category.environment, _tensors_held_by(self._env))
-        trunks = {"actor": model.actor, "critic": model.critic}
-        if model.shares_trunk:
-            trunks = {"trunk": model.actor}
-        heads = [("actor", model.policy_head), ("critic", model.value_head)]
-        for network, module in [*trunks.items(), *heads]:
+        heads = [("actor", model.policy_head)]
+        if model.value_head is not None:
+            heads.append(("critic", model.value_head))
+        for network, module in [*model.trunks().items(), *heads]:
             self._removers += ledger.watch_forward(network, module)
+        if trainer.spec.num_tokens is not None:
+            self._removers += ledger.watch_logits("actor", model.policy_head)
+        if trainer.reference is not None:
+            self._watch_reference(trainer.reference.model)
         self._removers += ledger.watch(groups)
+
+    def _watch_reference(self, model: ActorCritic) -> None:
+        """Mark the reference's weights: those that exist, and copies as they are used."""
+        ledger = self.ledger
+        ledger.mark(Category.weights, model.parameters(), "reference")
+        for module in (model.actor, model.policy_head):
+            self._removers += ledger.watch_forward("reference", module, marks_weights=True)
+        self._removers += ledger.watch_logits("reference", model.policy_head)
 
     @contextmanager
     def phase(self, name: str, *inputs: object) -> Iterator[None]:
@@ -86,7 +99,7 @@ class Counting(PhaseObserver):
 
     def finish(self, name: str, result: object) -> None:
         """Mark the rollout, the advantages, and what the environments have allocated."""
-        if not self._removers or name not in ("rollout", "advantages"):
+        if not self._removers or name not in _ROLLOUT_PHASES:
             return
         if name == "rollout":
             self.ledger.mark(Category.environment, _tensors_held_by(self._env))

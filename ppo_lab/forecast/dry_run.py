@@ -27,7 +27,6 @@ from ppo_lab.devices.placement import Placement, Traffic
 from ppo_lab.forecast.categories import HostBytes, Peak
 from ppo_lab.forecast.counting import counted_trainer, ledger_of
 from ppo_lab.ppo.collector import MAX_BUFFERED_STEPS
-from ppo_lab.ppo.rollout import lane_rows
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils import torch_private
 from ppo_lab.utils.torch_private import DataDependentOutputException, FakeTensor, FakeTensorMode
@@ -48,7 +47,8 @@ class BusBytes:
     """Of each gradient step; 0 if an update has only one."""
     iteration: Traffic
     """Of each iteration: rollout, update and record. For environments on the host, flags and last
-    observations of steps that end an episode are not included."""
+    observations of steps that end an episode are not included; whole episodes are as long as they
+    may be."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,12 @@ class DryRun:
     """Memory and bus traffic of one iteration, in bytes."""
 
     phase_peaks: dict[str, Peak]
-    """Of the tensors on the device, by phase: build, rollout, advantages, update, diagnostics."""
+    """Of the tensors on the device, by phase: build, rollout, advantages, update, diagnostics; and,
+    of texts, evaluation by critic and reference before the advantages."""
     host_peak: HostBytes
     bus: BusBytes
     num_parameters: dict[str, int]
-    """By network: actor, critic and, where shared, trunk."""
+    """By network: actor, critic, where shared, trunk, and of texts the frozen reference."""
 
     @property
     def peak(self) -> Peak:
@@ -83,6 +84,8 @@ def dry_run(config: Config) -> DryRun:
         startup = dataclasses.replace(placement.traffic)
         _dry_iteration(trainer, bus)
         groups = trainer.model.groups()
+        if trainer.reference is not None:
+            groups["reference"] = list(trainer.reference.model.parameters())
         num_parameters = {name: sum(p.numel() for p in group) for name, group in groups.items()}
     ledger = ledger_of(trainer)
     assert ledger is not None
@@ -116,13 +119,9 @@ class _BusCounter(PhaseObserver):
 
 
 def _dry_iteration(trainer: Trainer, bus: _BusCounter) -> None:
-    """Run the phases of ``Trainer.iterate`` with few steps; then the parts to extrapolate from."""
+    """Run the phases of an iteration with few steps; then the parts to extrapolate from."""
     trainer.collector.num_dry_steps = MAX_BUFFERED_STEPS
-    rollout = trainer.phase("rollout", trainer.collect)
-    advantages = trainer.phase("advantages", trainer.advantages, rollout)
-    rows = lane_rows(rollout, advantages)
-    diagnostics = trainer.phase("update", trainer.update, rows)
-    tensors = trainer.phase("diagnostics", trainer.diagnose, rollout, rows, diagnostics)
+    _, tensors = trainer.run_phases()
     trainer.observers.read()  # ends the counting of memory
     with bus.phase("record"):
         trainer.recorder.fetch(tensors)
@@ -147,11 +146,14 @@ def _extrapolate(config: Config, bus: _BusCounter) -> Iterator[Traffic]:
     more_epochs = len(passes) * (config.num_epochs - math.ceil(num_dry / config.num_minibatches))
     update = moved["update"] + (num_steps - num_dry) * gradient_step + more_epochs * order
 
-    one, num_dry = moved["rollout of one step"], min(config.num_steps, MAX_BUFFERED_STEPS)
-    more = (moved["rollout"] - one) * (config.num_steps - 1)
+    one, num_dry = moved["rollout of one step"], min(config.rollout_steps, MAX_BUFFERED_STEPS)
+    more = (moved["rollout"] - one) * (config.rollout_steps - 1)
     more_steps, rest = np.divmod(more, max(1, num_dry - 1))
     assert not rest.any()
-    iteration = one + more_steps + update + moved["diagnostics"] + moved["record"]
+    rest_of_iteration = sum(
+        moved[name] for name in ("evaluation", "diagnostics", "record") if name in moved
+    )
+    iteration = one + more_steps + update + rest_of_iteration
     yield from (Traffic(*traffic.tolist()) for traffic in (gradient_step, iteration))
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.forecast.categories import Allocation, Category, HostBytes, MemoryKey, Peak, sum_by_key
+from ppo_lab.networks.sequences import SequenceTrunk
 from ppo_lab.utils import torch_private
 from ppo_lab.utils.torch_private import TorchDispatchMode
 
@@ -137,18 +138,56 @@ class Ledger(TorchDispatchMode):
             for parameter in parameters
         ]
 
-    def watch_forward(self, network: str, module: nn.Module) -> list[Callable[[], None]]:
-        """Attribute activations of ``module`` to ``network``; return what removes the hooks."""
+    def watch_forward(
+        self, network: str, module: nn.Module, *, marks_weights: bool = False
+    ) -> list[Callable[[], None]]:
+        """Attribute activations of ``module`` to ``network``; return what removes the hooks.
+
+        ``marks_weights``: mark its weights when it is used, as others may have taken their place.
+        """
 
         def begin(*_: object) -> None:
             self._network, self._is_in_forward = network, torch.is_grad_enabled()
+            if marks_weights:
+                self.mark(Category.weights, module.parameters(), network)
 
         def end(*_: object) -> None:
             self._network, self._is_in_forward = None, False
 
         before = module.register_forward_pre_hook(begin)
         after = module.register_forward_hook(end, always_call=True)
-        return [before.remove, after.remove]
+        removers = [before.remove, after.remove]
+        if not isinstance(module, SequenceTrunk):
+            return removers
+        read, empty_memory = module.read, module.empty_memory  # no calls of the module itself
+
+        def watched_read(*args: Any) -> Any:  # noqa: ANN401
+            begin()
+            try:
+                return read(*args)
+            finally:
+                end()
+
+        def watched_memory(*args: Any) -> Any:  # noqa: ANN401
+            memory = empty_memory(*args)
+            self.mark(Category.cache, tensors_of(memory), network)
+            return memory
+
+        for name, function in (("read", watched_read), ("empty_memory", watched_memory)):
+            setattr(module, name, function)
+            removers.append(partial(delattr, module, name))
+        return removers
+
+    def watch_logits(self, network: str, head: nn.Module) -> list[Callable[[], None]]:
+        """Count the output of ``head`` as logits, and what is computed from it element by element.
+
+        Returns what removes the hook.
+        """
+
+        def mark(_module: nn.Module, _inputs: object, logits: Tensor) -> None:
+            self.mark(Category.logits, [logits], network)
+
+        return [head.register_forward_hook(mark).remove]
 
     # Observation of the program
 
@@ -172,12 +211,14 @@ class Ledger(TorchDispatchMode):
         key = id(storage)
         if (known := self._known.get(key)) is not None:
             return known[1]
-        allocation = self._new_allocation(storage, list(tensors_of(args)))
+        allocation = self._new_allocation(tensor, storage, list(tensors_of(args)))
         self._known[key] = (weakref.ref(storage, lambda _: self._free(key)), allocation)
         self._add(allocation, operation)
         return allocation
 
-    def _new_allocation(self, storage: torch.UntypedStorage, inputs: list[Tensor]) -> Allocation:
+    def _new_allocation(
+        self, tensor: Tensor, storage: torch.UntypedStorage, inputs: list[Tensor]
+    ) -> Allocation:
         in_backward = _in_backward()
         # Within a Python autograd function, as ``quick_tanh`` is one, torch records no gradients.
         is_recorded = self._is_in_forward or torch.is_grad_enabled()
@@ -186,6 +227,8 @@ class Ledger(TorchDispatchMode):
         key = MemoryKey(Category.workspace)
         if is_result and (in_backward or needs_grad):
             key = MemoryKey(Category.activations, None if in_backward else self._network)
+        if is_result and (of_logits := self._key_of_logits(tensor, inputs)) is not None:
+            key = of_logits
         place, is_pinned = self._place_of(storage, inputs)
         num_bytes: int = storage.nbytes()
         if place is Place.device:
@@ -193,6 +236,18 @@ class Ledger(TorchDispatchMode):
         elif is_pinned and num_bytes:
             num_bytes = 1 << (num_bytes - 1).bit_length()
         return Allocation(num_bytes, ((key, num_bytes),), place is Place.host, is_pinned)
+
+    def _key_of_logits(self, result: Tensor, inputs: list[Tensor]) -> MemoryKey | None:
+        """Return the key of the logits from which ``result`` is computed element by element."""
+        if not result.is_floating_point():
+            return None
+        for tensor in inputs:
+            known = self._known.get(id(tensor.untyped_storage()))
+            if known is not None and tensor.shape == result.shape:
+                key = known[1].parts[0][0]
+                if key.category is Category.logits:
+                    return key
+        return None
 
     def _place_of(self, storage: torch.UntypedStorage, inputs: list[Tensor]) -> tuple[Place, bool]:
         """Return the place of a new storage, or its place in a CUDA run, and if it is pinned."""
@@ -217,7 +272,8 @@ class Ledger(TorchDispatchMode):
         self._live[allocation] = None
         self.now += allocation.num_bytes
         if self._phase is not None and self.now > self._peak.total:
-            is_forward = allocation.parts[0][0].category is Category.activations
+            category = allocation.parts[0][0].category
+            is_forward = category in (Category.activations, Category.logits)
             part = "backward" if _in_backward() else "forward" if is_forward else ""
             name = f" ({operation.partition('.')[0]})" if operation else ""  # mm of mm.default
             self._peak = _PhasePeak(self.now, f"{self.doing or part}{name}".strip())

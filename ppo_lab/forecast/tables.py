@@ -21,8 +21,16 @@ from ppo_lab.tracking.tables import override_values, varying_keys
 
 __all__ = ["forecast_json", "forecast_table", "forecasts_table"]
 
-_NETWORKS = ("actor", "critic", "trunk", None)
-_GRID_CATEGORIES = dict(zip(Category, ("weights", "grads", "Adam", "activ.", "rollout")))
+_NETWORKS = ("actor", "critic", "trunk", "reference", None)
+_GRID_CATEGORIES = {
+    Category.weights: "weights",
+    Category.gradients: "grads",
+    Category.optimizer: "Adam",
+    Category.activations: "activ.",
+    Category.rollout: "rollout",
+}
+_SHORT = {"evaluation": "eval", "advantages": "adv.", "diagnostics": "diag."}  # phases
+_OF_SEQUENCES = {Category.logits: "logits", Category.cache: "cache"}
 
 
 def forecast_table(config: Config) -> RenderableType:
@@ -40,35 +48,79 @@ def forecast_table(config: Config) -> RenderableType:
     blank = Text()
     return Group(
         Text(title, "bold"),
-        *(_categories(planned), blank, _totals(planned), blank, _traffic(planned), blank),
+        *(_categories(planned), blank, _phases(planned), blank),
+        *(_totals(planned), blank, _traffic(planned), blank),
         *(Text(f"each parameter takes {cost}"), blank, *_comparison(config, planned)),
     )
 
 
 def forecasts_table(jobs: Sequence[tuple[Job, Config]]) -> RenderableType:
-    """Return a table with a row for each job of a grid, all sizes in one unit."""
-    overrides = [override_values({"overrides": job.overrides}) for job, _ in jobs]
-    varying = varying_keys(overrides)
+    """Return a table with a row for each job of a grid, all sizes in one unit.
+
+    If a policy reads sequences, a second table has the peak of each phase.
+    """
     most = max(forecast(config).total for _, config in jobs)
     unit, divisor = ("GiB", 1024**3) if most >= 1024**3 else ("MiB", 1024**2)
+    categories = {
+        category: name
+        for category, name in (_GRID_CATEGORIES | _OF_SEQUENCES).items()
+        if category in _GRID_CATEGORIES
+        or any(forecast(config).peak.by_category()[category] for _, config in jobs)
+    }
+    rows: list[Sequence[str | Text]] = []
+    for _, config in jobs:
+        planned = forecast(config)
+        by_category = planned.peak.by_category()
+        sizes = [by_category[category] for category in categories]
+        sizes += [planned.host_peak.total, planned.bus.iteration.total]
+        total = Text(_rounded(planned.total / divisor), "red" if over_budget(config) else "bold")
+        rows.append([total, *(_rounded(size / divisor) for size in sizes)])
+    table = _jobs_table(jobs, ["total", *categories.values(), "host", "PCIe"], rows)
+    note = f"{unit}; total with CUDA's own, the rest at the tensors' peak; PCIe per iteration"
+    parts: list[RenderableType] = [table, Text(note, "dim")]
+    if any(config.network.reads_sequences for _, config in jobs):
+        parts += [Text(), *_phases_of_jobs(jobs, divisor)]
+    return Group(*parts)
+
+
+def _phases_of_jobs(jobs: Sequence[tuple[Job, Config]], divisor: int) -> list[RenderableType]:
+    """Return a table of each phase's peak, and of the most that its parts take in any phase."""
+    planned = [forecast(config) for _, config in jobs]
+    names = list(dict.fromkeys(name for each in planned for name in each.phase_peaks))
+    parts: dict[str, Category | MemoryKey] = {
+        "reference": MemoryKey(Category.weights, "reference"),
+        "cache": Category.cache,
+        "logits": Category.logits,
+    }
+    rows: list[Sequence[str | Text]] = []
+    for each in planned:
+        peaks = each.phase_peaks
+        sizes = [peaks[name].total if name in peaks else 0 for name in names]
+        sizes += [max(peak.size_of(part) for peak in peaks.values()) for part in parts.values()]
+        rows.append([_rounded(size / divisor) for size in sizes])
+    note = "peaks by phase; then the most of these parts at the peak of any phase"
+    return [
+        _jobs_table(jobs, [*(_SHORT.get(name, name) for name in names), *parts], rows),
+        Text(note, "dim"),
+    ]
+
+
+def _jobs_table(
+    jobs: Sequence[tuple[Job, Config]],
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str | Text]],
+) -> Table:
+    """Return a table with the number of each job, the overrides that vary, and its row."""
+    overrides = [override_values({"overrides": job.overrides}) for job, _ in jobs]
+    varying = varying_keys(overrides)
     table = _table("#", gap=1)
     table.columns[0].justify = "right"
     table.add_column(Text(" ".join(varying)), overflow="fold")  # breaks between words first
-    for heading in ("total", *_GRID_CATEGORIES.values(), "host", "PCIe"):
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for number, ((_, config), chosen) in enumerate(zip(jobs, overrides)):
-        planned = forecast(config)
-        by_category = planned.peak.by_category()
-        sizes = [by_category[category] for category in _GRID_CATEGORIES]
-        sizes += [planned.host_peak.total, planned.bus.iteration.total]
-        table.add_row(
-            str(number),
-            Text(" ".join(chosen.get(key, "-") for key in varying)),
-            Text(_rounded(planned.total / divisor), "red" if over_budget(config) else "bold"),
-            *(_rounded(size / divisor) for size in sizes),
-        )
-    note = f"{unit}; total with CUDA's own, the rest at the tensors' peak; PCIe per iteration"
-    return Group(table, Text(note, "dim"))
+    for number, (chosen, row) in enumerate(zip(overrides, rows)):
+        table.add_row(str(number), Text(" ".join(chosen.get(key, "-") for key in varying)), *row)
+    return table
 
 
 def forecast_json(jobs: Sequence[tuple[Job, Config]]) -> str:
@@ -96,6 +148,10 @@ def _described(job: Job, config: Config) -> dict[str, Any]:
                 for key, size in planned.peak.by_key.items()
             ],
             "phases": {name: peak.total for name, peak in planned.phase_peaks.items()},
+            "phase_categories": {
+                name: {c.value: size for c, size in peak.by_category().items()}
+                for name, peak in planned.phase_peaks.items()
+            },
         },
         "beside": [
             {"name": line.name, "bytes": line.num_bytes, "source": line.source}
@@ -126,6 +182,19 @@ def _categories(planned: Forecast) -> Table:
     return table
 
 
+def _phases(planned: Forecast) -> Table:
+    """Return the bytes by category at the peak of each phase."""
+    peaks = {name: peak.by_category() for name, peak in planned.phase_peaks.items()}
+    table = _table("at its peak", *peaks)
+    for category in Category:
+        sizes = [sums[category] for sums in peaks.values()]
+        if any(sizes):
+            table.add_row(category.value, *(_size(size) if size else "" for size in sizes))
+    totals = (_size(peak.total) for peak in planned.phase_peaks.values())
+    table.add_row("sum", *totals, style="bold")
+    return table
+
+
 def _totals(planned: Forecast) -> Table:
     """Return the parts of what the GPU must have, and the host's memory."""
     right, dim = Column(justify="right"), Column(style="dim")
@@ -136,9 +205,6 @@ def _totals(planned: Forecast) -> Table:
         table.add_row(line.name, _size(line.num_bytes), line.source)
     table.add_row(Text("the card needs", "bold"), Text(_size(planned.total), "bold"), "")
     table.add_row("allocator's reserve", "-", "not forecast; released where memory is short")
-    for name, other in planned.phase_peaks.items():
-        if name != peak.phase:
-            table.add_row(f"  peak of {name}", _size(other.total), "")
     table.add_row("host, page-locked", _size(host.pinned), "blocks of powers of two")
     table.add_row("host, other tensors", _size(host.pageable), "")
     return table

@@ -48,7 +48,7 @@ class Stored:
             return
         check_resume(self.folder, config)
         summary = stored_summary(self.folder)
-        is_whole = int(summary.get("env_steps") or 0) >= config.num_iterations * config.num_rows
+        is_whole = int(summary.get("env_steps") or 0) >= config.num_counted_steps
         if summary.get("status") in _DONE and is_whole:
             allowed = f"the run has {summary['status']}; a larger total_steps= goes on with it"
             raise ConfigError("resume", self.folder, allowed)

@@ -144,12 +144,13 @@ class _ProgressLine:
             self._print(f"{num_ended} of {self.num_jobs} jobs ended, {num_running} running")
 
     def note_unstackable(self, config: Config) -> None:
-        """Print once for each memory strategy that it cannot train several lanes."""
-        strategy = resolve_memory(config).memory
-        if strategy.max_lanes is not None and strategy.name not in self._unstackable:
-            self._unstackable.add(strategy.name)
-            one = f"trains {strategy.max_lanes} lane"
-            self._print(f"memory={strategy.name} {one}: its jobs run one at a time in each worker")
+        """Print once for each memory strategy or network that it cannot train several lanes."""
+        limit = resolve_memory(config).lane_limit
+        if limit is not None and limit[1] not in self._unstackable:
+            key, name, most = limit
+            self._unstackable.add(name)
+            line = f"{key}={name} trains {most} lane: its jobs run one at a time in each worker"
+            self._print(line)
 
     def _print(self, line: str) -> None:
         if not self._is_silent:

@@ -2,6 +2,7 @@
 
 from ppo_lab.memory.base import AutoMemory, MemoryStrategy, ParameterCost
 from ppo_lab.memory.co_resident import CoResident, SharedTrunk
+from ppo_lab.memory.critic_free import CriticFree
 from ppo_lab.memory.offloaded_optimizer import OffloadedOptimizer
 from ppo_lab.memory.parked import Parked
 
@@ -9,6 +10,7 @@ __all__ = [
     "STRATEGIES",
     "AutoMemory",
     "CoResident",
+    "CriticFree",
     "MemoryStrategy",
     "OffloadedOptimizer",
     "ParameterCost",
@@ -18,5 +20,6 @@ __all__ = [
 
 # A new strategy is one line here, one module and one YAML.
 STRATEGIES: dict[str, type[MemoryStrategy]] = {
-    strategy.name: strategy for strategy in (CoResident, OffloadedOptimizer, Parked, SharedTrunk)
+    strategy.name: strategy
+    for strategy in (CoResident, OffloadedOptimizer, Parked, SharedTrunk, CriticFree)
 }

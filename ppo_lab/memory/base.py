@@ -74,6 +74,8 @@ class MemoryStrategy(ABC):
     shares_trunk: ClassVar[bool] = False
     """Whether actor and critic are two heads of one trunk: another model, with other returns, not
     only a smaller one."""
+    has_critic: ClassVar[bool] = True
+    """Whether there is a critic at all."""
     optimizer_place: ClassVar[Place] = Place.device
     """Where Adam's moments are stored between updates."""
     max_lanes: ClassVar[int | None] = None
@@ -93,11 +95,14 @@ class MemoryStrategy(ABC):
     rollout_place: Place = Place.device
     """Where a rollout's observations are stored until the update. host keeps only the rows in use
     on the device and copies every row over the bus once per epoch and pass."""
+    reference_place: Place = Place.device
+    """Where the frozen reference of texts is stored between uses. host copies its weights to the
+    device once per iteration; memory=parked does so unless it is told otherwise."""
 
-    def check(self, minibatch_rows: int) -> None:
-        """Raise ``ConfigError`` unless the options suit minibatches of ``minibatch_rows``."""
-        if self.num_micro_batches < 1 or minibatch_rows % self.num_micro_batches:
-            allowed = f"must divide the minibatch's {minibatch_rows} rows"
+    def check(self, minibatch_size: int, unit: str = "rows") -> None:
+        """Raise ``ConfigError`` unless the options suit minibatches of so many rows or others."""
+        if self.num_micro_batches < 1 or minibatch_size % self.num_micro_batches:
+            allowed = f"must divide the minibatch's {minibatch_size} {unit}"
             raise ConfigError("memory.num_micro_batches", self.num_micro_batches, allowed)
 
     def build_model(
@@ -116,6 +121,7 @@ class MemoryStrategy(ABC):
             spec,
             initializer,
             shares_trunk=self.shares_trunk,
+            has_critic=self.has_critic,
             compute_dtype=compute_dtype,
             checkpoints_activations=self.checkpoint_activations,
         )
@@ -131,6 +137,11 @@ class MemoryStrategy(ABC):
         if self.rollout_place is Place.host:
             return HostObservations(placement)
         return ObservationStore()
+
+    @property
+    def num_trunks(self) -> int:
+        """Trunks of a model: 1 if it is shared or there is no critic, else 2."""
+        return 1 if self.shares_trunk or not self.has_critic else 2
 
     @abstractmethod
     def build_optimizer(

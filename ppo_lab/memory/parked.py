@@ -43,6 +43,9 @@ class Parked(MemoryStrategy):
     max_lanes: ClassVar[int | None] = 1
     always_clips_separately: ClassVar[bool] = True
 
+    reference_place: Place = Place.host
+    """Where the frozen reference of texts is stored between uses; its weights are copied to the
+    device once per iteration."""
     pin_memory: bool = True
     """Page-locked host memory where there is CUDA: copies run at the bus's full speed. false where
     locked memory is scarce."""

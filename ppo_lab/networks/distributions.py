@@ -18,6 +18,9 @@ from ppo_lab.utils import rng
 
 __all__ = ["Categorical", "DiagonalGaussian", "Distribution", "distribution_for"]
 
+_MAX_GUMBEL_ACTIONS = 256  # of more, a sample takes one random number, not one per action
+_UNITS = 2**30  # of probability, as counted by ``_inverse_cdf``
+
 
 class Distribution(ABC):
     """A family of distributions; its instances hold sizes, no tensors."""
@@ -59,17 +62,27 @@ class Categorical(Distribution):
 
     def __init__(self, num_actions: int) -> None:
         """Set A to ``num_actions``."""
-        self.num_parameters = self.noise_size = num_actions
+        self.num_parameters = num_actions
+        self._uses_gumbel = num_actions <= _MAX_GUMBEL_ACTIONS
+        self.noise_size = num_actions if self._uses_gumbel else 1
         if num_actions > 1:
             self.max_entropy = math.log(num_actions)  # of the uniform policy
 
     def noise(self, keys: Tensor, num_draws: int, dtype: torch.dtype) -> Tensor:
-        """Return Gumbel noise: the argmax of logits plus noise is a sample (Gumbel-max trick)."""
+        """Return Gumbel noise: the argmax of logits plus noise is a sample (Gumbel-max trick).
+
+        For many actions, return uniform numbers, at which the inverse of the distribution function
+        is a sample.
+        """
         u = rng.uniform(keys, num_draws * self.noise_size, dtype=dtype)
+        if not self._uses_gumbel:
+            return u.unsqueeze(-1)
         return u.log_().neg_().log_().neg_().unflatten(-1, (num_draws, self.noise_size))
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
         """Return int64 actions (…)."""
+        if not self._uses_gumbel:
+            return _inverse_cdf(parameters, noise)
         return (parameters + noise).argmax(-1)
 
     def mode(self, parameters: Tensor) -> Tensor:
@@ -123,6 +136,19 @@ class DiagonalGaussian(Distribution):
         """Return the differential entropy, which may be negative."""
         log_std = parameters.chunk(2, -1)[1]
         return log_std.sum(-1) + 0.5 * self.noise_size * (1.0 + math.log(math.tau))
+
+
+def _inverse_cdf(logits: Tensor, u: Tensor) -> Tensor:
+    """Return the first action (…) whose cumulative probability exceeds ``u`` (…, 1) in (0, 1).
+
+    Probabilities are rounded to units of 2^-30. Sums of integers are exact, in any order: actions
+    of probability 0 are never returned, and every device returns the same.
+    """
+    probabilities = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    cumulative = probabilities.mul_(_UNITS).round_().to(torch.int32).cumsum(-1, dtype=torch.int32)
+    thresholds = (u.double() * cumulative[..., -1:]).to(torch.int32)
+    actions = torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1)
+    return actions.clamp_(max=logits.shape[-1] - 1)  # out of range for NaN only
 
 
 def _pick(log_probs: Tensor, actions: Tensor) -> Tensor:

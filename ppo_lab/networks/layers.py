@@ -5,20 +5,25 @@ Shapes: L = lanes, B = rows per lane, I = inputs, O = outputs.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ppo_lab.utils import rng
 from ppo_lab.utils.tracing import is_tracing
 
-__all__ = ["Initializer", "LaneLinear", "quick_tanh"]
+__all__ = ["Initializer", "LaneEmbedding", "LaneLinear", "quick_tanh"]
 
 # 512 rows of 64: from this size on, torch.tanh costs more than a Python autograd function.
 _MIN_NUMBERS = 1 << 15
+
+_NUMBERS_AT_ONCE = 1 << 26  # drawn: their 64 random bits take 512 MiB
+_LAYERS_AT_ONCE = 64  # keys derived
 
 
 class _QuickTanh(torch.autograd.Function):
@@ -57,7 +62,7 @@ class Initializer:
         self.num_lanes = len(seeds)
         self.device, self.dtype = device, dtype
         keys = rng.lane_keys(seeds.to(device), rng.Stream.INIT)
-        self._layer_keys: Iterator[Tensor] = (rng.fold_in(keys, i) for i in range(1 << 30))
+        self._layer_keys = _keys_of_layers(keys)
 
     def orthogonal(self, num_inputs: int, num_outputs: int, gain: float) -> Tensor:
         """Return (L, I, O) with orthonormal rows or columns times ``gain`` (arXiv:1312.6120).
@@ -78,6 +83,22 @@ class Initializer:
         bound = 1.0 / math.sqrt(num_inputs)
         return ((2.0 * u - 1.0) * bound).unflatten(-1, (num_inputs, num_outputs)).to(self.dtype)
 
+    def normal(self, num_inputs: int, num_outputs: int, std: float) -> Tensor:
+        """Return (L, I, O) normal with mean 0 and deviation ``std``, drawn in pieces."""
+        keys, count = next(self._layer_keys), num_inputs * num_outputs
+        weight = keys.new_empty(self.num_lanes, count, dtype=self.dtype)
+        for start in range(0, count, _NUMBERS_AT_ONCE):
+            piece = weight[:, start : start + _NUMBERS_AT_ONCE]
+            piece.copy_(rng.normal(keys, piece.shape[1], start)).mul_(std)
+        return weight.unflatten(-1, (num_inputs, num_outputs))
+
+
+def _keys_of_layers(keys: Tensor) -> Iterator[Tensor]:
+    """Yield keys (L,) for one layer after the other, computed for many layers at once."""
+    for first in itertools.count(0, _LAYERS_AT_ONCE):
+        numbers = torch.arange(first, first + _LAYERS_AT_ONCE, device=keys.device)
+        yield from rng.fold_in(keys.unsqueeze(-1), numbers).unbind(-1)
+
 
 class LaneLinear(nn.Module):
     """Maps (L, B, I) to (L, B, O) by y = x W + b, with each lane's own W and b."""
@@ -94,3 +115,22 @@ class LaneLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return y (L, B, O) for ``x`` (L, B, I)."""
         return torch.baddbmm(self.bias, x, self.weight)
+
+
+class LaneEmbedding(nn.Module):
+    """Maps tokens (L, …) to vectors (L, …, O), with each lane's own table of V vectors."""
+
+    weight: nn.Parameter  # (L, V, O)
+
+    def __init__(self, weight: Tensor) -> None:
+        """Use initial vectors (L, V, O)."""
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the vectors of int64 ``tokens``."""
+        num_lanes, num_tokens, _ = self.weight.shape
+        if num_lanes > 1:
+            first = torch.arange(0, num_lanes * num_tokens, num_tokens, device=tokens.device)
+            tokens = tokens + first.view(-1, *[1] * (tokens.dim() - 1))
+        return functional.embedding(tokens, self.weight.flatten(0, 1))

@@ -62,8 +62,11 @@ class LaneOptimizer(ABC):
         """
 
     def reset_lanes(self, lanes: Tensor) -> None:
-        """Reset the moments and step counts of ``lanes`` (int64) only."""
-        raise NotImplementedError  # only strategies that stack lanes reset one
+        """Reset the moments and step counts of ``lanes`` (int64) only: here, of the only one."""
+        assert len(lanes) == 1, "strategies that stack lanes have their own"
+        with torch.no_grad():
+            for tensor, _ in self.state_parts():
+                tensor.zero_()
 
     @abstractmethod
     def state_parts(self) -> Iterator[tuple[Tensor, Parameter | None]]:

@@ -17,7 +17,7 @@ class Advantages(NamedTuple):
     """Advantages and the critic's targets."""
 
     advantages: Tensor  # (T, L, N)
-    value_targets: Tensor  # (T, L, N) advantages + values
+    value_targets: Tensor | None  # (T, L, N) advantages + values; None without a critic
 
 
 def gae(

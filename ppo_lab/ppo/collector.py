@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ppo_lab.devices.placement import copy_exactly
-from ppo_lab.envs.base import Env
+from ppo_lab.envs.base import Env, Step
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.rollout import ObservationStore, Rollout
 from ppo_lab.ppo.update import UpdatePlan
 
-__all__ = ["MAX_BUFFERED_STEPS", "Act", "Collector", "RolloutColumns"]
+__all__ = ["MAX_BUFFERED_STEPS", "Act", "Collector", "RolloutColumns", "StepWriter"]
 
 MAX_BUFFERED_STEPS = 32
 """Most steps that are buffered before they are written; more hardly make a write cheaper."""
@@ -98,28 +98,35 @@ class Collector:
         self._observations = everyone
 
     @torch.no_grad()
-    def collect(self, noise: Tensor) -> Rollout:
-        """Return the next T steps; ``noise`` (L, T * N, …) determines every action."""
+    def collect(self, noise: Tensor, keys: Tensor) -> Rollout:  # noqa: ARG002 - of whole episodes
+        """Return the next T steps; ``noise`` (L, T * N, …) determines every action.
+
+        The random ``keys`` (L,) determine how whole episodes begin.
+        """
         noise = noise.unflatten(1, (self._num_steps, -1))
         self._observations, columns = (self.compiled_steps or self._step_by_step)(noise)
         self.columns = columns if self.keeps_columns else None
         values = (self.compiled_values or self.evaluate_rollout)(columns)
-        observations, _, actions, *rewards_and_ends, _ = columns
-        return Rollout(observations, actions, *values, *rewards_and_ends)
+        return Rollout(columns.observations, columns.actions, *values, *columns[3:7])
 
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return policy parameters (L, N, P) and actions sampled with ``noise`` (L, N, …)."""
         policy_parameters = self.model.policy(observations)
         return policy_parameters, self.model.distribution.sample(policy_parameters, noise)
 
-    def evaluate_rollout(self, columns: RolloutColumns) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate_rollout(
+        self, columns: RolloutColumns
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return log probabilities, values and next values of all rows, (T, L, N).
 
+        Without a critic there are no values.
         Acting does not need the critic, so it runs afterwards in few large forward passes.
         """
-        log_prob = self.model.distribution.log_prob
+        log_probs = self.model.distribution.log_prob(columns.policy_parameters, columns.actions)
+        if self.model.critic is None:
+            return log_probs, None, None
         return (
-            log_prob(columns.policy_parameters, columns.actions),
+            log_probs,
             self._values(columns.observations),
             self._values(columns.last_observations),
         )
@@ -129,34 +136,50 @@ class Collector:
         """Take T steps with ``noise`` (L, T, N, …); see ``Steps``."""
         observations = self._observations
         act = self.compiled_act or self.act
-        writer: _StepWriter | None = None
+        writer: StepWriter | None = None
         for step_noise in noise.unbind(1)[: self.num_dry_steps]:
             policy_parameters, actions = act(observations, step_noise)
-            begin_s = time.perf_counter()
-            step = self.env.step(actions)
-            self.env_s += time.perf_counter() - begin_s
+            step = self.step_env(actions)
             row = RolloutColumns(observations, policy_parameters, actions, *step[1:])
-            writer = writer or _StepWriter(self._num_steps, row, self.plan.store)
+            writer = writer or StepWriter(self._num_steps, row, self.plan.store)
             writer.append(row)
             observations = step.observations
         assert writer is not None
         return observations, writer.close()
 
+    def step_env(self, actions: Tensor) -> Step:
+        """Step the environments, and count the time."""
+        begin_s = time.perf_counter()
+        step = self.env.step(actions)
+        self.env_s += time.perf_counter() - begin_s
+        return step
+
     def _values(self, observations: Tensor) -> Tensor:
         """Return the critic's (T, L, N) for (T, L, N, O)."""
         rows = observations.transpose(0, 1).flatten(1, 2)  # (L, T * N, O)
-        values = self.plan.in_passes(self.model.values, rows)
+        (values,) = self.plan.in_passes(lambda inputs, _: [self.model.values(inputs)], rows)
         return values.unflatten(1, (len(observations), -1)).transpose(0, 1)
 
 
-class _StepWriter:
+class StepWriter:
     """Writes steps into preallocated columns (L, T, …), a block of at most 1 MiB at a time.
 
     One write per step would take 8 % of an iteration of CartPole.
     """
 
-    def __init__(self, num_steps: int, row: RolloutColumns, store: ObservationStore) -> None:
-        """Allocate columns for ``num_steps`` like ``row``, whose tensors are (L, …)."""
+    def __init__(
+        self,
+        num_steps: int,
+        row: RolloutColumns,
+        store: ObservationStore,
+        *,
+        is_padded: bool = False,
+    ) -> None:
+        """Allocate columns for ``num_steps`` like ``row``, whose tensors are (L, …).
+
+        ``is_padded``: fewer steps may be appended; the others will be 0.
+        """
+        self._is_padded = is_padded
         on_device, observations = ObservationStore(), ("observations", "last_observations")
         self._stores = [store if name in observations else on_device for name in row._fields]
         with torch.inference_mode(False):  # autograd refuses inference tensors
@@ -166,6 +189,11 @@ class _StepWriter:
         self._buffer: list[RolloutColumns] = []
         self._begin = 0  # the first step not written yet
 
+    @property
+    def fills_up(self) -> bool:
+        """Whether the next step is the last that fits into the buffer."""
+        return len(self._buffer) == self._block_steps - 1
+
     def append(self, row: RolloutColumns) -> None:
         """Add one step; its tensors must not change afterwards."""
         self._buffer.append(row)
@@ -173,9 +201,11 @@ class _StepWriter:
             self._write()
 
     def close(self) -> RolloutColumns:
-        """Return the columns (T, L, …), complete."""
+        """Return the columns (T, L, …), complete; steps that were not appended are 0."""
         if self._buffer:
             self._write()
+        for column in self._columns if self._is_padded else ():
+            column[:, self._begin :].zero_()
         self._stores[0].synchronize()
         return RolloutColumns(*(column.transpose(0, 1) for column in self._columns))
 

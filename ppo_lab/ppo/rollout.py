@@ -7,14 +7,16 @@ R = T * N rows per lane, B = minibatch rows per lane. Actions are int64 (T, L, N
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppo_lab.devices.placement import Place, Placement
+from ppo_lab.networks.sequences import Memory, Sequences
 from ppo_lab.ppo.advantages import Advantages
+from ppo_lab.ppo.row_weights import Aggregation, row_weights
 
 __all__ = [
     "Batch",
@@ -22,6 +24,8 @@ __all__ = [
     "ObservationStore",
     "Rollout",
     "RolloutRows",
+    "SequenceContext",
+    "by_env",
     "lane_rows",
     "minibatches",
 ]
@@ -33,12 +37,41 @@ class Rollout(NamedTuple):
     observations: Tensor  # (T, L, N, O) what the policy saw, normalised if the config says so
     actions: Tensor  # (T, L, N[, A]) as sampled, not clipped to the action space
     log_probs: Tensor  # (T, L, N) of the actions, under the policy that took them
-    values: Tensor  # (T, L, N)
-    next_values: Tensor  # (T, L, N) of the observation each step really led to
+    values: Tensor | None  # (T, L, N); None without a critic
+    next_values: Tensor | None  # (T, L, N) of the observation each step really led to
     rewards: Tensor  # (T, L, N) what to learn from
     env_rewards: Tensor  # (T, L, N) in the environment's own units
     terminated: Tensor  # (T, L, N) bool
     truncated: Tensor  # (T, L, N) bool
+    live: Tensor | None = None  # (T, L, N) bool, the steps to learn from; None for all
+    sequences: SequenceContext | None = None  # if the policy reads sequences
+
+
+class SequenceContext(NamedTuple):
+    """What turns the rows of whole sequences into the input of a model that reads them."""
+
+    num_steps: int  # T, rows of a sequence
+    starts: Tensor | None  # (L, B * T) bool, see ``Sequences``
+    actor_memory: Memory | None = None  # before each sequence, tensors (L, B, …)
+    critic_memory: Memory | None = None
+
+    def inputs(self, observations: Tensor) -> Sequences:
+        """Return the input of a model for ``observations`` (L, B * T, O)."""
+        shape = (-1, self.num_steps)
+        starts = None if self.starts is None else self.starts.unflatten(1, shape)
+        memories = self.actor_memory, self.critic_memory
+        return Sequences(observations.unflatten(1, shape), starts, *memories)
+
+    def select(
+        self, rows: Callable[[Tensor], Tensor], sequences: Callable[[Tensor], Tensor]
+    ) -> SequenceContext:
+        """Return the context of some sequences, given functions that select along their axes."""
+        starts = None if self.starts is None else rows(self.starts)
+        memories = (
+            None if memory is None else tuple(map(sequences, memory))
+            for memory in (self.actor_memory, self.critic_memory)
+        )
+        return SequenceContext(self.num_steps, starts, *memories)
 
 
 class RolloutRows(NamedTuple):
@@ -47,9 +80,17 @@ class RolloutRows(NamedTuple):
     observations: Tensor  # (L, R, O)
     actions: Tensor  # (L, R[, A])
     log_probs: Tensor  # (L, R)
-    values: Tensor  # (L, R)
+    values: Tensor | None  # (L, R); None without a critic
     advantages: Tensor  # (L, R)
-    value_targets: Tensor  # (L, R)
+    value_targets: Tensor | None  # (L, R)
+    live: Tensor | None = None  # (L, R) bool, the rows to learn from; None for all
+    weights: Tensor | None = None  # (L, R) of the rows in the losses, before they are scaled
+    sequences: SequenceContext | None = None  # if the policy reads sequences
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> RolloutRows:
+        """Return all columns after ``function``; for policies that do not read sequences."""
+        columns: tuple[Any, ...] = self
+        return RolloutRows._make(None if column is None else function(column) for column in columns)
 
 
 class Batch(NamedTuple):
@@ -58,39 +99,92 @@ class Batch(NamedTuple):
     row_index: Tensor  # (L, B) counted through all lanes, on the store's device
     actions: Tensor  # (L, B[, A])
     log_probs: Tensor  # (L, B)
-    values: Tensor  # (L, B)
+    values: Tensor | None  # (L, B)
     advantages: Tensor  # (L, B)
-    value_targets: Tensor  # (L, B)
+    value_targets: Tensor | None  # (L, B)
+    live: Tensor | None = None  # (L, B) bool
+    weights: Tensor | None = None  # (L, B)
+    sequences: SequenceContext | None = None
 
     def split(self, num_parts: int) -> list[Batch]:
         """Return equal parts, each with the rows of every lane."""
         if num_parts == 1:
             return [self]
-        return [Batch(*part) for part in zip(*(tensor.chunk(num_parts, 1) for tensor in self))]
+        return [self._part(number, num_parts) for number in range(num_parts)]
+
+    def _part(self, number: int, num_parts: int) -> Batch:
+        def part(tensor: Tensor) -> Tensor:
+            return tensor.chunk(num_parts, 1)[number]
+
+        context = self.sequences and self.sequences.select(part, part)
+        columns = (None if column is None else part(column) for column in self[:-1])
+        return Batch._make([*columns, context])
 
 
-def lane_rows(rollout: Rollout, advantages: Advantages) -> RolloutRows:
-    """Merge the time and environment axes; a collected rollout gives views."""
-    columns = (*rollout[:4], *advantages)  # (T, L, N, …), in the order of ``RolloutRows``
-    return RolloutRows(*(column.transpose(0, 1).flatten(1, 2) for column in columns))
+def lane_rows(
+    rollout: Rollout, advantages: Advantages, aggregation: Aggregation = Aggregation.token_mean
+) -> RolloutRows:
+    """Merge the time and environment axes; a collected rollout gives views.
+
+    The rows of an environment follow each other if not all are live or the policy reads sequences.
+    """
+    # (T, L, N, …), in the order of ``RolloutRows``
+    columns: list[Any] = [*rollout[:4], *advantages, rollout.live]
+    is_by_env = rollout.live is not None or rollout.sequences is not None
+    merge = by_env if is_by_env else _by_step
+    merged = [None if column is None else merge(column) for column in columns]
+    rows = RolloutRows._make([*merged, None, None])
+    if rows.live is None:
+        return rows._replace(sequences=rollout.sequences)
+    weights = row_weights(rows.live, len(rollout.rewards), aggregation)
+    return rows._replace(weights=weights.to(rows.advantages.dtype), sequences=rollout.sequences)
+
+
+def by_env(column: Tensor) -> Tensor:
+    """Return the rows (L, N * T, …) of (T, L, N, …): those of an environment follow each other."""
+    return column.transpose(0, 1).transpose(1, 2).flatten(1, 2)
+
+
+def _by_step(column: Tensor) -> Tensor:
+    return column.transpose(0, 1).flatten(1, 2)
 
 
 def minibatches(
     rows: RolloutRows, permutations: Tensor, num_minibatches: int, store: ObservationStore
 ) -> Iterator[Batch]:
-    """Yield shuffled minibatches; each row appears once per epoch of ``permutations`` (E, L, R)."""
+    """Yield shuffled minibatches; each row appears once per epoch of ``permutations`` (E, L, R).
+
+    If the policy reads sequences, the rows of each follow each other in the permutations.
+    """
     num_lanes, num_rows = permutations.shape[1:]
     first_row = torch.arange(num_lanes, device=permutations.device).unsqueeze(-1) * num_rows
-    columns = [tensor.flatten(0, 1) for tensor in rows[1:]]  # (L * R, …)
+    columns = [None if tensor is None else tensor.flatten(0, 1) for tensor in rows[1:-1]]
+    context = rows.sequences and rows.sequences.select(_merge_lanes, _merge_lanes)
     for order in permutations.unbind(0):
         index = order + first_row  # (L, R), counted through all lanes
         parts = index.chunk(num_minibatches, -1)  # (L, B)
         kept_parts = store.index_to_store(index).chunk(num_minibatches, -1)
         for part, kept_part in zip(parts, kept_parts):
-            chosen = part.flatten()
-            yield Batch(
-                kept_part, *(t.index_select(0, chosen).unflatten(0, part.shape) for t in columns)
-            )
+            chosen = (None if t is None else _choose(t, part) for t in columns)
+            of_part = context and _choose_sequences(context, part)
+            yield Batch._make([kept_part, *chosen, of_part])
+
+
+def _merge_lanes(tensor: Tensor) -> Tensor:
+    return tensor.flatten(0, 1)
+
+
+def _choose(tensor: Tensor, index: Tensor) -> Tensor:
+    """Return the rows (L, B, …) of ``tensor`` (L * R, …) at ``index`` (L, B)."""
+    return tensor.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+def _choose_sequences(context: SequenceContext, index: Tensor) -> SequenceContext:
+    """Return the context of a minibatch from that of all lanes' rows, (L * R, …)."""
+    sequence_index = index[:, :: context.num_steps] // context.num_steps
+    return context.select(
+        lambda rows: _choose(rows, index), lambda memory: _choose(memory, sequence_index)
+    )
 
 
 class ObservationStore:

@@ -48,6 +48,7 @@ class RunGroup:
     summaries: list[dict[str, Any]] = field(default_factory=list)
     """One per run, once the runs have ended."""
     _num_attempts: int = 0
+    _ended: set[int] = field(default_factory=set)  # lanes whose runs have ended and are saved
 
     def __post_init__(self) -> None:
         """Resolve the memory strategies."""
@@ -62,11 +63,12 @@ class RunGroup:
         Runs of an earlier attempt go on from the newest checkpoint that all of them have.
         """
         self._num_attempts += 1
-        self.recorders, self.checkpoints = [], []
+        self.recorders, self.checkpoints, self._ended = [], [], set()
         for config, output in zip(self.configs, self.outputs):
             self.recorders.append(RunRecorder(config, output, progress))
         if self._num_attempts > 1 or all(output.resumes for output in self.outputs):
-            self.checkpoints = newest_common([output.folder for output in self.outputs])
+            folders = [output.folder for output in self.outputs]
+            self.checkpoints = newest_common(self.configs, folders)
         for recorder, found in itertools.zip_longest(self.recorders, self.checkpoints):
             recorder.start(self._num_attempts, found)
 
@@ -76,11 +78,21 @@ class RunGroup:
             trainer.load_lane_state(lane, checkpoint.state)
 
     def save(self, trainer: Trainer) -> None:
-        """Write a checkpoint of every run and save its policy."""
+        """Write a checkpoint of every run that trains and save its policy."""
         for lane, recorder in zip(self.lanes, self.recorders):
-            if recorder.save_checkpoint(trainer, lane):
+            if lane not in self._ended and recorder.save_checkpoint(trainer, lane):
                 crash_point("checkpoint_before_policy")
                 recorder.save_policy(trainer, lane)
+
+    def save_ended(self, trainer: Trainer) -> None:
+        """Save the runs that have just ended: lanes of others, and so their environments, go on.
+
+        Where only live steps count, the runs of a group need different numbers of iterations.
+        """
+        for lane, recorder in zip(self.lanes, self.recorders):
+            if lane not in self._ended and trainer.has_ended(lane):
+                self._ended.add(lane)
+                recorder.attempt(recorder.conclude, trainer, lane, None)
 
     def measure(self, trainer: Trainer, busy_frac: float, *, has_failed: bool = False) -> None:
         """Add measurements to the summaries, and the phase that failed.
@@ -91,14 +103,18 @@ class RunGroup:
             if has_failed:
                 phase = trainer.meters.running_phase or "record"
                 recorder.summary["stopped_in"] = phase
-                if phase == "rollout":  # the weights are those of the last update
+                if (
+                    phase == "rollout" and lane not in self._ended
+                ):  # the weights are those of the last update
                     recorder.attempt(recorder.save_policy, trainer, lane)
             recorder.attempt(recorder.measure, trainer, lane, busy_frac)
 
     def conclude(self, trainer: Trainer, stopped: str | None) -> None:
         """Save every policy and set every status; ``stopped`` is the reason if pruned."""
+        self.save_ended(trainer)
         for lane, recorder in zip(self.lanes, self.recorders):
-            recorder.attempt(recorder.conclude, trainer, lane, stopped)
+            if lane not in self._ended:
+                recorder.attempt(recorder.conclude, trainer, lane, stopped)
         crash_point("policy_before_summary")
 
     def end(self, status: Status, reason: str, error: BaseException | None = None) -> None:
@@ -151,20 +167,31 @@ class RunGroup:
         self._pass_on()
 
 
-def newest_common(folders: Sequence[Path]) -> Sequence[Checkpoint]:
-    """Return a checkpoint of each run, of the newest iteration that all have; none if none is."""
-    at_most: int | None = None
+def newest_common(configs: Sequence[Config], folders: Sequence[Path]) -> Sequence[Checkpoint]:
+    """Return a checkpoint of each run from which they go on together; none if one has none.
+
+    Of a run that has ended it is the last, of others of the newest iteration that all have.
+    """
+    found = [load_checkpoint(folder) for folder in folders]
     while True:
-        found = [load_checkpoint(folder, at_most=at_most) for folder in folders]
         checkpoints = [checkpoint for checkpoint in found if checkpoint is not None]
-        iterations = {checkpoint.state.numbers["iteration"] for checkpoint in checkpoints}
         if len(checkpoints) < len(folders):
             return ()
-        if len(iterations) == 1:
+        is_last = [_is_last(checkpoint, config) for checkpoint, config in zip(checkpoints, configs)]
+        left = [c.state.numbers["iteration"] for c, last in zip(checkpoints, is_last) if not last]
+        if len(set(left)) <= 1:
             for checkpoint in checkpoints:
                 checkpoint.warn()
             return checkpoints
-        at_most = min(iterations)
+        found = [
+            checkpoint if last else load_checkpoint(folder, at_most=min(left))
+            for checkpoint, last, folder in zip(checkpoints, is_last, folders)
+        ]
+
+
+def _is_last(checkpoint: Checkpoint, config: Config) -> bool:
+    num_steps: int = checkpoint.manifest["env_steps"]
+    return num_steps >= config.num_counted_steps
 
 
 def _resolved(config: Config) -> Config:

@@ -73,7 +73,7 @@ class GroupQueue:
         if not self._waiting:
             return []
         first = self._waiting[0]
-        if first.configs[0].memory.max_lanes is not None:  # its lanes cannot be replaced
+        if first.configs[0].lane_limit is not None:  # its lanes cannot be replaced
             return [self._waiting.popleft()]
         self._key = first.key
         return self.take(max(self.max_lanes, len(first.configs)))

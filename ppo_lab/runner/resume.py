@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab.config.run import Config
+from ppo_lab.config.settings import settings_of
 from ppo_lab.tracking import cut_metrics
 from ppo_lab.tracking.local import METRICS_FILE
 from ppo_lab.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -27,7 +28,7 @@ _HARMLESS = (
 
 def comparable(config: Config) -> dict[str, Any]:
     """Return the config as a checkpoint keeps it: JSON without credentials."""
-    values: dict[str, Any] = mask_values(config.as_dict())
+    values: dict[str, Any] = mask_values(settings_of(config))
     return values
 
 

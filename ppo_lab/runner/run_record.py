@@ -257,7 +257,7 @@ def _run_info(config: Config, output: RunOutput) -> RunInfo:
         is_named=bool(named),
         group=output.group,
         tags=tuple(tag[:64] for tag in [*tags, *config.tracking.tags]),
-        total_steps=config.num_iterations * config.num_rows,
+        total_steps=config.num_counted_steps,
         config={**config.as_dict(), "overrides": list(output.overrides), **facts, **output.notes},
         job_type=output.job_type,
     )
@@ -287,7 +287,7 @@ def _measured(config: Config, trainer: Trainer, lane: int, begin: _Begin) -> dic
     elapsed_s = trainer.elapsed_s - begin.elapsed_s
     phases_s = trainer.phase_seconds().items()
     measured = _scores(config, history) | {
-        "env_steps": trainer.lane_iteration(lane) * config.num_rows,
+        "env_steps": trainer.lane_steps(lane),
         "num_episodes": history.num_episodes,
         "num_parameters": _num_parameters(trainer.model),
         # Of the whole stack, like peak memory.
@@ -307,6 +307,8 @@ def _scores(config: Config, history: History) -> dict[str, Any]:
         "collapsed": None,
         "dead": None,
     }
+    if history.texts:
+        scores["text"] = history.texts
     if score_range := config.env.score_range():
         random_return, target_return = score_range
         scores["collapsed"] = has_collapsed(

@@ -172,6 +172,7 @@ class Stack:
             return
         if group.checkpoints:
             trainer.retire_ended()
+            group.save_ended(trainer)
             self._finish_if_ended(group, trainer)
 
     def _next_groups(self) -> list[RunGroup]:
@@ -229,6 +230,7 @@ class Stack:
         self._is_between = True
         trainer.retire_ended()
         for group in list(self._running):
+            group.save_ended(trainer)
             self._finish_if_ended(group, trainer)
         if self._running and self._pace.is_due:
             with self._pace.writing():

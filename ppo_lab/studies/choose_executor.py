@@ -33,9 +33,8 @@ def why_not_stacked(plan: Plan) -> str | None:
     """Return why the trials of ``plan`` cannot be lanes of stacks; None if they can."""
     if "memory" in plan.space.texts():
         return "memory is varied, and not every strategy can train several lanes"
-    strategy = resolve_memory(plan.config).memory
-    if strategy.max_lanes is not None:
-        return f"memory={strategy.name} trains {strategy.max_lanes} lane"
+    if (limit := resolve_memory(plan.config).lane_limit) is not None:
+        return f"{limit[0]}={limit[1]} trains {limit[2]} lane"
     if measured := next(filter(is_measured, plan.quantities), None):
         return f"{measured} is measured of a process, and lanes share one"
     return None

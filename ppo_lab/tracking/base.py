@@ -36,6 +36,8 @@ class Record:
     metrics: Mapping[str, float]
     """Values by name (``family/name``, as in the README's table); unavailable ones are absent."""
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    samples: Sequence[tuple[str, float]] = ()
+    """Some texts with their rewards; most records have none."""
 
 
 @dataclass(frozen=True)

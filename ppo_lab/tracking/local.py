@@ -1,5 +1,7 @@
 """The run's own files: ``metrics.jsonl``, one line per record, and ``summary.json``.
 
+Runs whose episodes are texts also have ``samples.jsonl``: some texts with their rewards a line.
+
 They are written in every tracking mode, and the report reads nothing else. NaN and infinity are
 strings in them (see ``to_jsonable``); the readers here return them as floats.
 """
@@ -7,7 +9,6 @@ strings in them (see ``to_jsonable``); the readers here return them as floats.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab.tracking.base import Record, RunInfo, Sink
+from ppo_lab.tracking.row_file import RowFile
 from ppo_lab.utils.json_files import (
+    atomic_write,
     parse_object,
     read_bounded,
     retry_while_full,
@@ -24,23 +27,28 @@ from ppo_lab.utils.json_files import (
 )
 from ppo_lab.utils.redaction import mask_file, mask_values
 
-__all__ = ["METRICS_FILE", "SUMMARY_FILE", "LocalSink", "cut_metrics", "read_metrics"]
+__all__ = [
+    "METRICS_FILE",
+    "SAMPLES_FILE",
+    "SUMMARY_FILE",
+    "LocalSink",
+    "cut_metrics",
+    "read_metrics",
+]
 __all__ += ["read_summary"]
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
+SAMPLES_FILE = "samples.jsonl"
 
 _MAX_SUMMARY_BYTES, _MAX_METRICS_BYTES = 1 << 24, 1 << 32
-_BLOCK_BYTES = 1 << 20
 _patience_s = [60.0]  # left to this process for a full disk, at the ends of all its runs
 
 
 class LocalSink(Sink):
-    """Appends each record to ``metrics.jsonl`` and writes ``summary.json`` at the end.
+    """Appends each record to ``metrics.jsonl``, samples to ``samples.jsonl``; and the summary.
 
-    The file is opened for each write (10 us): a stack may have more lanes than a process may open
-    files, and an environment may close descriptors of others. Rows wait in memory while they cannot
-    be written, so a call that raised has lost nothing.
+    Rows wait in memory while they cannot be written, so a call that raised has lost nothing.
     """
 
     def start(self, run: RunInfo) -> None:
@@ -49,21 +57,28 @@ class LocalSink(Sink):
         Secrets in the files that Hydra has written are masked.
         """
         self._folder = run.folder
-        self._waiting: list[bytes] = []
-        self._position: int | None = None  # unknown until the file was opened once
-        self._write_rows()
+        self._metrics = RowFile(run.folder / METRICS_FILE)
+        self._samples = RowFile(run.folder / SAMPLES_FILE)
+        self._metrics.write()
+        _cut_samples(self._samples.path, run.resumed_at)
         hydras = [path.parent.glob("*.yaml") for path in run.folder.glob("*/hydra.yaml")]
         for path in itertools.chain(*hydras, run.folder.parent.glob("multirun.yaml")):
             mask_file(path)
 
     def record(self, record: Record) -> None:
         """Append a row, after those that wait; once written, it survives a killed process."""
-        self._waiting.append(json.dumps(_row(record), allow_nan=False).encode() + b"\n")
-        self._write_rows()
+        try:
+            self._metrics.append(_row(record))
+        finally:  # on a full disk both wait
+            if record.samples:
+                texts, rewards = zip(*record.samples)
+                axes = {"iteration": record.iteration, "global_step": record.global_step}
+                self._samples.append({**axes, "texts": texts, "rewards": to_jsonable(rewards)})
 
     def sync(self) -> int:
-        """Write the rows that wait to disk; return the file's length, see ``cut_metrics``."""
-        return self._write_rows(is_durable=True)
+        """Write the rows that wait to disk; return the metrics' length, see ``cut_metrics``."""
+        self._samples.write_waiting(is_durable=True)
+        return self._metrics.write(is_durable=True)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:  # noqa: ARG002
         """Write the rows that wait and the summary; wait a while if the disk is full."""
@@ -73,27 +88,19 @@ class LocalSink(Sink):
         finally:
             retry_while_full(lambda: write_json(path, content), _patience_s)
 
-    def _write_rows(self, *, is_durable: bool = False) -> int:
-        """Write the rows that wait; return the length of the file."""
-        descriptor = os.open(self._folder / METRICS_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            size = os.fstat(descriptor).st_size
-            if self._position is None or size < self._position:  # new, or cut by another process
-                self._position = _cut_torn_row(descriptor)
-            elif size > self._position:  # of a write that failed halfway
-                os.ftruncate(descriptor, self._position)
-            rows = memoryview(b"".join(self._waiting))
-            num_written = 0
-            while num_written < len(rows):
-                end = self._position + num_written
-                num_written += os.pwrite(descriptor, rows[num_written:], end)
-            self._position += num_written
-            self._waiting = []
-            if is_durable:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        return self._position
+    def _write_rows(self) -> None:
+        self._metrics.write()
+        self._samples.write_waiting()
+
+
+def _cut_samples(path: Path, iteration: int) -> None:
+    """Remove the samples of later iterations, which the run is going to repeat."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().split(b"\n")[:-1]
+    kept = [line for line in lines if parse_object(line, path).get("iteration", 0) <= iteration]
+    if len(kept) < len(lines):
+        atomic_write(path, b"".join(line + b"\n" for line in kept))
 
 
 def cut_metrics(folder: Path, position: int) -> None:
@@ -157,19 +164,6 @@ def read_summary(path: Path) -> dict[str, Any]:
         ValueError: It is not a JSON object, no regular file, or too large.
     """
     return parse_object(read_bounded(path, _MAX_SUMMARY_BYTES), path)
-
-
-def _cut_torn_row(descriptor: int) -> int:
-    """Cut off what follows the last line break, as a killed run left it; return the new size."""
-    size = end = os.fstat(descriptor).st_size
-    while end > 0:
-        begin = max(end - _BLOCK_BYTES, 0)
-        end = begin + os.pread(descriptor, end - begin, begin).rfind(b"\n") + 1
-        if end > begin:
-            break
-    if end < size:
-        os.ftruncate(descriptor, end)
-    return end
 
 
 def _row(record: Record) -> dict[str, Any]:

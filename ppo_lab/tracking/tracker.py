@@ -142,7 +142,8 @@ class Tracker(Sink):
         """Send a record to the files, and to the others if it is their turn."""
         self._files.record(record)
         self._unsent = record
-        if record.iteration == self._first or record.iteration % self._log_every == 0:
+        is_due = record.iteration == self._first or record.iteration % self._log_every == 0
+        if is_due or record.samples:
             self._send()
 
     def _send(self) -> None:

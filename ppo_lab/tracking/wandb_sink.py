@@ -125,6 +125,10 @@ class WandbSink(Sink):
         }
         axes = {"global_step": record.global_step, "iteration": record.iteration}
         row = {**record.metrics, **histograms, **axes}
+        if record.samples:
+            row["samples"] = wandb.Table(
+                columns=["text", "reward"], data=[*map(list, record.samples)]
+            )
         try:
             self._run.log(row, step=record.iteration, commit=True)
         except ConnectionError:

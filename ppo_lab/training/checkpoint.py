@@ -76,7 +76,7 @@ def describe_run(config: Config, state: LaneState, **more: object) -> dict[str, 
     iteration = state.numbers["iteration"]
     return {
         "iteration": iteration,
-        "env_steps": iteration * config.num_rows,
+        "env_steps": state.numbers.get("env_steps", iteration * config.num_rows),
         "config_sha256": hashlib.sha256(as_json.encode()).hexdigest(),
         "versions": versions(),
         "machine": machine(config.torch_device),

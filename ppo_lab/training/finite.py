@@ -38,7 +38,7 @@ class FiniteCheck:
         ``weights`` (L, …) hold all parameters of the model.
         """
         rollout = self.rollout
-        observations = rollout.observations.sum((0, 2, 3)).to(rollout.rewards.device)
+        observations = rollout.observations.sum((0, 2, 3)).to(rollout.rewards)
         rewards = (rewards.sum((0, 2)) for rewards in (rollout.rewards, rollout.env_rewards))
         parameters = [tensor.flatten(1).sum(1) for tensor in weights]
         return torch.stack((observations, *rewards, sum(parameters[1:], parameters[0])), -1)
@@ -53,7 +53,7 @@ class FiniteCheck:
 
     def _in_rollout(self, lane: int) -> str | None:
         rollout = self.rollout
-        columns = {
+        columns: dict[str, Tensor | None] = {
             "the observation": rollout.observations,
             "the reward": rollout.env_rewards,
             "the scaled reward": rollout.rewards,
@@ -62,6 +62,8 @@ class FiniteCheck:
         }
         found = []
         for name, column in columns.items():
+            if column is None or not column.dtype.is_floating_point:
+                continue
             numbers = column[:, lane].flatten(2) if column.ndim == 4 else column[:, lane, :, None]
             if (index := _first_bad(numbers)) is not None:
                 found.append((index, name, numbers[index].item()))
@@ -75,9 +77,11 @@ class FiniteCheck:
         update = self.update
         if (first := int(update.first_bad[lane])) < 0:
             return None
-        names = ["policy_loss", "value_loss", "grad_norm"]
-        if update.grad_norm_actor is not None:
-            names[2:] = ["grad_norm_actor", "grad_norm_critic"]
+        names = ["policy_loss"] + ([] if update.value_loss is None else ["value_loss"])
+        if update.grad_norm_actor is None:
+            names.append("grad_norm")
+        else:
+            names += ["grad_norm_actor", "grad_norm_critic"]
         step, number = divmod(first, len(names))
         epoch, minibatch = divmod(step, self.num_minibatches)
         place = f"gradient step {step + 1}: epoch {epoch + 1}, minibatch {minibatch + 1}"

@@ -7,6 +7,7 @@ there is no generator to save. Names do not depend on the stack: a lane may go o
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +24,8 @@ from ppo_lab.training.recorder import EpisodeMeter
 from ppo_lab.training.scores import History
 
 __all__ = ["LaneStates"]
+
+_LOG = logging.getLogger(__name__)
 
 _OPTIMIZER_PARTS = ("exp_avg", "exp_avg_sq", "num_steps")
 """What ``LaneOptimizer.state_parts`` yields of one parameter, in this order."""
@@ -41,8 +44,14 @@ class LaneStates:
         collector: Collector,
         episodes: EpisodeMeter,
         histories: list[History],
+        others: Mapping[str, Tensor],
+        reference_digest: str | None,
     ) -> None:
-        """Take the parts of a trainer that change while it trains."""
+        """Take the parts of a trainer that change while it trains; ``others`` are (L, …).
+
+        A state has the digest of the reference, which is not part of it.
+        """
+        self._others, self._reference_digest = others, reference_digest
         self._model, self._optimizer, self._collector = model, optimizer, collector
         self._episodes, self._histories = episodes, histories
 
@@ -60,11 +69,15 @@ class LaneStates:
             **{f"history.{n}": torch.tensor(c, dtype=torch.float64) for n, c in columns},
         }
         copies = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-        own = {
+        own: dict[str, Any] = {
             "env": env_numbers,
             "env_mode": self._collector.env.state_mode,
             "num_episodes": history.num_episodes,
         }
+        if history.texts:
+            own["texts"] = history.texts
+        if self._reference_digest is not None:
+            own["reference"] = self._reference_digest
         return LaneState(copies, {**numbers, **own})
 
     @torch.no_grad()
@@ -73,6 +86,8 @@ class LaneStates:
         mode, its_mode = self._collector.env.state_mode, state.numbers["env_mode"]
         if mode != its_mode:
             raise ValueError(f"the state is of {its_mode} environments, these are {mode}")
+        if state.numbers.get("reference") != self._reference_digest:
+            _LOG.warning("the run goes on with another reference: its file was made again")
         try:
             for name, view in self._views(lane):
                 copy_exactly(view, state.tensors[name], name)
@@ -81,6 +96,7 @@ class LaneStates:
             self._collector.load_lane_state(lane, env, state.numbers["env"])
             columns = {n: t.tolist() for n, t in _within(state.tensors, "history.").items()}
             history = History.from_columns(columns, state.numbers["num_episodes"])
+            history.texts = dict(state.numbers.get("texts", {}))
         except KeyError as error:
             raise ValueError(f"the state does not fit this run: it has no {error}") from None
         self._histories[lane] = history
@@ -99,6 +115,8 @@ class LaneStates:
             yield f"optimizer.{name}.{part}", tensor[lane] if tensor.ndim else tensor
         for name, sums in self._episodes.lane_tensors(lane).items():
             yield f"episodes.{name}", sums
+        for name, tensor in self._others.items():
+            yield name, tensor[lane]
 
 
 def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -20,19 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ppo_lab.config.run import Config
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions, EnvSpec
-from ppo_lab.envs.running_stats import normalize
+from ppo_lab.envs.text.config import TextConfig, TextTaskName
 from ppo_lab.networks import NETWORKS, ActorCritic, Initializer, NetworkConfig
-from ppo_lab.utils import rng
+from ppo_lab.training.acting import OBSERVATION_MEAN, OBSERVATION_VAR, Policy, Texts
 from ppo_lab.utils.json_files import atomic_write, parse_object, read_bounded, to_jsonable
 
-__all__ = ["Policy", "load_policy", "save_policy"]
+__all__ = ["load_policy", "save_policy"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,7 +43,9 @@ _BLANK = "0" * 64  # in place of the description's own hash while that is comput
 _KEYS = frozenset(
     ("format", "env_id", "observation_shape", "actions", "network", "shares_trunk", "dtype")
 )
-_OBSERVATION_MEAN, _OBSERVATION_VAR = "observation_mean", "observation_var"
+"""Of every policy. ``has_critic``, ``num_tokens`` and ``texts`` came later."""
+_TEXT_KEYS = ("max_summand", "prompts", "tokenizer")
+_MOST_TEXT_STEPS = 10**6
 
 
 def save_policy(
@@ -72,6 +73,9 @@ def save_policy(
         "actions": {"kind": type(spec.actions).__name__} | actions,
         "network": {"kind": network_kind} | network,
         "shares_trunk": model.shares_trunk,
+        "has_critic": model.critic is not None,
+        "num_tokens": spec.num_tokens,
+        "texts": _described_texts(config),
         "dtype": config.dtype.value,
         "sha256": {_WEIGHTS: _sha256(weights), _DESCRIPTION: _BLANK},
     }
@@ -80,81 +84,8 @@ def save_policy(
     # A policy whose files do not belong together is refused, so their order does not matter.
     atomic_write(checkpoint / _WEIGHTS, weights)
     atomic_write(checkpoint / _DESCRIPTION, text.encode())
+    config.network.export(model.actor, model.policy_head, checkpoint / "pretrained")
     return checkpoint
-
-
-class Policy:
-    """A trained policy for raw observations, which it normalises as in training.
-
-    Attributes:
-        spec: Shape of the observations, and the action space.
-        env_id: Id of the environment that the policy was trained on.
-    """
-
-    def __init__(
-        self, model: ActorCritic, spec: EnvSpec, env_id: str, state: dict[str, Tensor]
-    ) -> None:
-        """Wrap a model of one lane.
-
-        ``state`` holds the observations' mean and variance if they were normalised, else nothing.
-        """
-        self.spec, self.env_id = spec, env_id
-        self._model, self._state = model, state
-        self._num_drawn = 0
-
-    def act(
-        self, observation: NDArray[Any], *, deterministic: bool = True, seed: int = 0
-    ) -> NDArray[Any]:
-        """Return the action for one observation, or the actions for a batch.
-
-        Args:
-            observation: The environment's observation, with a leading axis n for a batch.
-            deterministic: Take the most probable action (continuous: the mean) instead of a sample.
-            seed: Of the samples; these also depend on the number of earlier calls.
-
-        Returns:
-            Discrete actions as int64, () or (n,), numbered as in the environment; continuous
-            actions in the dtype of the action space, (A,) or (n, A), clipped to it.
-
-        Raises:
-            ValueError: The observation does not have the environment's shape.
-        """
-        # Numpy converts all dtypes and strides that a space can have, torch does not.
-        array = np.array(observation, np.float64 if self._dtype is torch.float64 else np.float32)
-        shape = self.spec.shape
-        is_batch = array.ndim == len(shape) + 1
-        if array.shape[is_batch:] != shape:
-            raise ValueError(f"an observation has shape {shape}, not {array.shape}")
-        rows = torch.as_tensor(array, dtype=self._dtype).reshape(1, -1, self.spec.observation_size)
-        with torch.no_grad():
-            actions = self._act(rows, deterministic=deterministic, seed=seed)[0]
-        chosen = actions.numpy()
-        if isinstance(self.spec.actions, DiscreteActions):
-            chosen = chosen + self.spec.actions.start
-        else:
-            box = self.spec.actions
-            low, high = (np.array(bound, box.dtype) for bound in (box.low, box.high))
-            chosen = np.clip(chosen.astype(box.dtype), low, high)
-        return chosen if is_batch else chosen[0]
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self._model.policy_head.weight.dtype
-
-    def _act(self, rows: Tensor, *, deterministic: bool, seed: int) -> Tensor:
-        """Return actions (1, n, …) for raw observations (1, n, O)."""
-        if _OBSERVATION_MEAN in self._state:
-            var, mean = self._state[_OBSERVATION_VAR], self._state[_OBSERVATION_MEAN]
-            rows = normalize(rows, var=var, mean=mean)
-        parameters = self._model.policy(rows)
-        distribution = self._model.distribution
-        if deterministic:
-            return distribution.mode(parameters)
-        keys = rng.lane_keys(torch.tensor([seed]), rng.Stream.EVAL)
-        keys = rng.fold_in(keys, self._num_drawn)
-        self._num_drawn += 1
-        noise = distribution.noise(keys, rows.shape[1], self._dtype)
-        return distribution.sample(parameters, noise)
 
 
 def load_policy(run: str | Path) -> Policy:
@@ -181,16 +112,16 @@ def load_policy(run: str | Path) -> Policy:
         raise ValueError(f"{path}: policy format {found}, this version reads {_FORMAT}")
     weights_hash = _check_description(content, described, path)
     try:
-        model, spec = _build(described)
+        model, spec, texts = _build(described)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         reason = " ".join(str(e).split())[:200]
         raise ValueError(f"{path}: describes no policy ({type(e).__name__}: {reason})") from e
     tensors = _read_weights(checkpoint / _WEIGHTS, weights_hash, model)
     state = {n.removeprefix("env."): t for n, t in tensors.items() if n.startswith("env.")}
-    shapes = [state[n].shape for n in (_OBSERVATION_MEAN, _OBSERVATION_VAR) if n in state]
+    shapes = [state[n].shape for n in (OBSERVATION_MEAN, OBSERVATION_VAR) if n in state]
     if len(shapes) == 1 or any(shape != (1, spec.observation_size) for shape in shapes):
         raise ValueError(f"{checkpoint / _WEIGHTS}: its statistics do not fit the observations")
-    return Policy(model, spec, str(described["env_id"]), state)
+    return Policy(model, spec, str(described["env_id"]), state, texts)
 
 
 def _check_description(content: bytes, described: dict[str, Any], path: Path) -> str | None:
@@ -208,28 +139,62 @@ def _check_description(content: bytes, described: dict[str, Any], path: Path) ->
     return of_weights
 
 
-def _build(described: dict[str, Any]) -> tuple[ActorCritic, EnvSpec]:
-    """Return the described model without weights, and the spec of its environment."""
+def _build(described: dict[str, Any]) -> tuple[ActorCritic, EnvSpec, Texts | None]:
+    """Return the described model without weights, its environment's spec, and its texts."""
     if not described.keys() >= _KEYS:
         raise LookupError(f"without {', '.join(sorted(_KEYS - described.keys()))}")
-    shape = tuple(described["observation_shape"])
-    spec = EnvSpec(math.prod(shape), _actions(described["actions"]), shape)
+    shape, num_tokens = tuple(described["observation_shape"]), described.get("num_tokens")
+    spec = EnvSpec(math.prod(shape), _actions(described["actions"]), shape, num_tokens)
     dtype = torch.float64 if described["dtype"] == "float64" else torch.float32
     network, shares_trunk = _network(described["network"]), bool(described["shares_trunk"])
     network.check()
-    return ActorCritic(network, spec, _NoWeights(dtype), shares_trunk=shares_trunk), spec
+    network.check_env(spec)
+    model = ActorCritic(
+        network,
+        spec,
+        _NoWeights(dtype),
+        shares_trunk=shares_trunk,
+        has_critic=bool(described.get("has_critic", True)),
+    )
+    texts = _texts(described.get("texts"))
+    if model.reads_sequences and not model.memory_outlives_rollout and texts is None:
+        raise LookupError("without texts, which its network reads")
+    return model, spec, texts
+
+
+def _described_texts(config: Config) -> dict[str, Any] | None:
+    env = config.env
+    if not isinstance(env, TextConfig):
+        return None
+    values = {key: getattr(env, key) for key in _TEXT_KEYS}
+    return {"task": env.task.value, "num_steps": config.rollout_steps} | values
+
+
+def _texts(described: dict[str, Any] | None) -> Texts | None:
+    if described is None:
+        return None
+    config = TextConfig(
+        task=TextTaskName(described["task"]), **{key: described[key] for key in _TEXT_KEYS}
+    )
+    config.check_values()
+    if not 0 < (num_steps := int(described["num_steps"])) <= _MOST_TEXT_STEPS:
+        raise ValueError(f"texts of {num_steps} tokens")
+    return Texts(config, num_steps)
 
 
 class _NoWeights(Initializer):
     """Builds weights that have a shape and no memory; the saved ones replace them."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+        self.num_lanes, self.device, self.dtype = 1, torch.device("cpu"), dtype
 
     def orthogonal(self, num_inputs: int, num_outputs: int, gain: float = 1.0) -> Tensor:  # noqa: ARG002
-        return torch.empty(1, num_inputs, num_outputs, dtype=self._dtype, device="meta")
+        return torch.empty(1, num_inputs, num_outputs, dtype=self.dtype, device="meta")
 
     uniform = orthogonal
+
+    def normal(self, num_inputs: int, num_outputs: int, std: float) -> Tensor:  # noqa: ARG002
+        return self.orthogonal(num_inputs, num_outputs)
 
 
 def _read_weights(path: Path, expected_hash: str | None, model: ActorCritic) -> dict[str, Tensor]:

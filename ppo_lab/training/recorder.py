@@ -8,7 +8,7 @@ Shapes: T = steps per rollout, L = lanes, N = environments per lane, R = T * N.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppo_lab.devices.placement import Place, Placement
+from ppo_lab.envs.base import Env
 from ppo_lab.ppo.after_update import RolloutDiagnostics
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics, ratio_edges
 from ppo_lab.tracking import Histogram, Record
 from ppo_lab.training.finite import FiniteCheck
+from ppo_lab.training.lane_progress import LaneProgress
 from ppo_lab.training.scores import History
 
 __all__ = ["EpisodeMeter", "EpisodeTotals", "IterationTensors", "Recorder"]
@@ -38,6 +40,8 @@ _UPDATE_NAMES = {
     "epochs_done": "ppo/epochs_done",
 }
 _RATIO_EDGES = ratio_edges()
+_NUM_SAMPLES = 8
+_TEXT = "text/"
 _MUST_BE_FINITE = (
     "charts/episodic_return",  # absent if no episode ended
     "losses/policy_loss",
@@ -56,33 +60,44 @@ class IterationTensors:
     episodes: EpisodeTotals
     check: FiniteCheck
     sums: Tensor  # (L, 4) of ``check``
+    named: Mapping[str, Tensor]  # further metrics, (L,) each
 
 
 class Recorder:
     """Builds the records and histories of a stack's lanes."""
 
     def __init__(
-        self, num_lanes: int, num_rows: int, placement: Placement, max_entropy: float | None
+        self,
+        env: Env,
+        placement: Placement,
+        max_entropy: float | None,
+        *,
+        samples_every: int = 0,
     ) -> None:
-        """Record ``num_lanes`` lanes with ``num_rows`` environment steps each per rollout."""
-        self._num_rows, self._placement, self._max_entropy = num_rows, placement, max_entropy
-        self.histories = [History() for _ in range(num_lanes)]
+        """Record the lanes of ``env``, whose policies have at most ``max_entropy`` nats.
+
+        Every ``samples_every`` iterations, and the first, a record has samples; 0: never.
+        """
+        self._env, self._samples_every = env, samples_every
+        self._placement, self._max_entropy = placement, max_entropy
+        self.histories = [History() for _ in range(env.num_lanes)]
 
     def records(
-        self, tensors: IterationTensors, *, iterations: Mapping[int, int], shared: dict[str, float]
+        self, tensors: IterationTensors, progress: LaneProgress, *, shared: dict[str, float]
     ) -> dict[int, Record]:
-        """Return a record for each lane in ``iterations``, which maps lanes to their iteration.
+        """Return a record for each live lane, after ``progress`` has counted the iteration.
 
-        Iterations count from 1; ``shared`` holds the metrics of the stack as a whole.
+        ``shared`` holds the metrics of the stack as a whole.
         """
         names, (scalars, counts, *episodes) = self.fetch(tensors)
         all_scalars, all_counts = scalars.tolist(), counts.tolist()
         # numpy, whose small operations cost a tenth of torch's.
         ended, all_returns, all_lengths = (part.numpy() for part in episodes)
+        texts = {name: values.tolist() for name, values in self._env.text_metrics().items()}
         records = {}
-        for lane, iteration in iterations.items():
+        for lane in progress.live_lanes:
             metrics, history = dict(zip(names, all_scalars[lane])), self.histories[lane]
-            step = iteration * self._num_rows
+            step, iteration = progress.num_steps[lane], progress.lane_iteration(lane)
             own = ended[:, lane]
             own_returns = all_returns[:, lane][own]
             returns = own_returns.tolist()
@@ -98,9 +113,22 @@ class Recorder:
                 if divergence is not None or not is_finite:
                     history.diverged = tensors.check.describe(lane) or divergence
             histograms = {"ppo/ratio": Histogram(all_counts[lane], _RATIO_EDGES)}
+            metrics |= {f"{_TEXT}{name}": values[lane] for name, values in texts.items()}
+            history.texts = {
+                name.removeprefix(_TEXT): metrics[name]
+                for name in metrics
+                if name.startswith(_TEXT)
+            }
             metrics |= shared
-            records[lane] = Record(step, iteration, metrics, histograms)
+            samples: Sequence[tuple[str, float]] = ()
+            if self._samples_every and (iteration == 1 or iteration % self._samples_every == 0):
+                samples = self._samples(lane, all_returns[:, lane] * ended[:, lane])
+            records[lane] = Record(step, iteration, metrics, histograms, samples)
         return records
+
+    def _samples(self, lane: int, returns: NDArray[Any]) -> list[tuple[str, float]]:
+        """Return texts of ``lane``; ``returns`` (T, N) are 0 where no episode ended."""
+        return list(zip(self._env.samples(lane, _NUM_SAMPLES), returns.sum(0).tolist()))
 
     def fetch(self, tensors: IterationTensors) -> tuple[list[str], list[Tensor]]:
         """Copy to the host: names of scalars, all scalars (L, …), ratio counts, episodes.
@@ -115,6 +143,7 @@ class Recorder:
         named["ppo/advantages_std"] = after.advantages_std
         named["losses/explained_variance"] = after.explained_variance
         named = {name: value for name, value in named.items() if value is not None}
+        named.update(tensors.named)
         columns = [*named.values(), *tensors.sums.unbind(-1)]
         scalars = torch.stack([column.double() for column in columns], -1)  # in one copy
         moved = scalars, after.ratio_counts, *tensors.episodes

@@ -38,6 +38,8 @@ class History:
     num_episodes: int = 0
     diverged: str | None = None
     """The first metric that was not finite, with its value; None while all are finite."""
+    texts: dict[str, float] = field(default_factory=dict)
+    """Metrics of the texts of the latest iteration; empty without texts."""
     _last: deque[float] = field(default_factory=lambda: deque(maxlen=_SCORE_EPISODES))
 
     def add(

@@ -22,18 +22,25 @@ from ppo_lab.config.run import Config
 from ppo_lab.devices.meters import Meters
 from ppo_lab.devices.observers import PhaseObserver, PhaseObservers
 from ppo_lab.devices.placement import Placement
+from ppo_lab.envs.text.config import TextConfig
 from ppo_lab.networks import ActorCritic, Initializer
-from ppo_lab.ppo.advantages import Advantages, gae
-from ppo_lab.ppo.collector import Collector
+from ppo_lab.ppo.advantages import Advantages
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
+from ppo_lab.ppo.sequence_collector import SequenceCollector
 from ppo_lab.ppo.update import UpdatePlan, update
 from ppo_lab.tracking import Record
+from ppo_lab.training.advantages import estimate
 from ppo_lab.training.checkpoint import LaneState
+from ppo_lab.training.collectors import build_collector
 from ppo_lab.training.finite import FiniteCheck
+from ppo_lab.training.lane_progress import LaneProgress
+from ppo_lab.training.lane_runs import LaneRuns
 from ppo_lab.training.lane_state import LaneStates
 from ppo_lab.training.lane_values import LaneValues, schedule_metrics
+from ppo_lab.training.pretraining import pretrained, start_from
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
+from ppo_lab.training.reference import TextKl, build_reference, named_metrics
 from ppo_lab.training.scores import History
 from ppo_lab.utils import rng
 from ppo_lab.utils.errors import ConfigError
@@ -44,12 +51,8 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-class Trainer:
-    """Trains L configs, equal but for their lane keys, as one program.
-
-    A lane is *live* from its first iteration until it is retired, at its end or before. A retired
-    lane is still computed, with a learning rate of 0, until another config replaces it.
-    """
+class Trainer(LaneRuns):
+    """Trains L configs, equal but for their lane keys, as one program."""
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class Trainer:
         """
         check_stack(configs)
         config, memory, num_lanes = configs[0], configs[0].memory, len(configs)
-        self.config, self.configs, self._on_record = config, list(configs), on_record
+        self.config, self.progress, self._on_record = config, LaneProgress(configs), on_record
         self.placement = placement = placement or Placement(config.torch_device)
         device, dtype = placement.device, config.weights_dtype
         self.meters = Meters(placement, is_profiled=config.is_profiled)
@@ -78,6 +81,10 @@ class Trainer:
         self.spec = config.check_env()
 
         seeds = torch.tensor([c.seed for c in configs], dtype=torch.int64)
+        self._first = pretrained(config, self.spec, is_dry=dry_steps is not None)
+        self.reference = build_reference(config, self.spec, num_lanes, placement, self._first)
+        """The frozen reference of texts, if rewards have a KL to it."""
+        self._text_kl: TextKl | None = None  # of the latest rollout
         self.model = self._build_model(seeds)
         self.optimizer = memory.build_optimizer(
             self.model, placement, eps=config.adam_eps, separate_grad_clip=config.clips_separately
@@ -90,6 +97,7 @@ class Trainer:
             gamma=self._lanes.gamma,
             dtype=dtype,
             is_dry=dry_steps is not None,
+            num_steps=config.rollout_steps,
         )
         self.plan = UpdatePlan(
             config.num_minibatches,
@@ -99,31 +107,35 @@ class Trainer:
             rows_per_pass=max(config.num_rows // config.num_minibatches, UpdatePlan.rows_per_pass),
             around_step=PhaseObservers(observers).optimizer_step if observers else nullcontext,
             num_dry_steps=dry_steps,
+            policy_loss=config.policy_loss,
+            aggregation=config.aggregation,
+            num_sequence_steps=config.rollout_steps if config.keeps_sequences else 1,
         )
-        self.collector = Collector(self.env, self.model, config.num_steps, self.plan)
+        self.collector = build_collector(config, self.env, self.model, self.plan)
         if compiles is None:
             compiles = should_compile(config, num_lanes, sum(c.total_steps for c in configs))
         self._compilation = Compilation(config, self.collector, self.optimizer, compiles)
         self._episodes = EpisodeMeter(num_lanes, config.num_envs, device)
         self.recorder = Recorder(
-            num_lanes, config.num_rows, placement, self.model.distribution.max_entropy
+            self.env,
+            placement,
+            self.model.distribution.max_entropy,
+            samples_every=config.env.samples_every if isinstance(config.env, TextConfig) else 0,
         )
         parts = self.model, self.optimizer, self.collector, self._episodes
-        self._states = LaneStates(*parts, self.recorder.histories)
-        self._is_live = [True] * num_lanes
-        self._begins = [0] * num_lanes  # the stack's iteration at which a lane began
+        others = {"reference.kl_coef": self.reference.kl_coef} if self.reference else {}
+        digest = self._first.digest if self._first else None
+        self._states = LaneStates(*parts, self.recorder.histories, others, digest)
         self._start_s = time.perf_counter()
-        self.iteration = 0
-        """Iterations of the stack since it was built."""
-        self.num_live_steps = 0
-        """Environment steps of all live lanes since then."""
 
     def _build_model(self, seeds: Tensor) -> ActorCritic:
         config = self.config
         initializer = Initializer(seeds, self.placement.device, config.weights_dtype)
-        return config.memory.build_model(
+        model = config.memory.build_model(
             config.network, self.spec, initializer, config.compute_dtype
         )
+        start_from(model, self._first)
+        return model
 
     def iterate(self) -> None:
         """Run one iteration of every lane: collect, advantages, update, diagnose, record."""
@@ -132,14 +144,28 @@ class Trainer:
         if at_boundary := list(filter(self._is_at_boundary, self.live_lanes)):
             self.phase("restart", self._restart_environments, at_boundary)
         self.meters.begin_iteration(self.iteration + 1)
-        rollout = self.phase("rollout", self.collect)
-        advantages = self.phase("advantages", self.advantages, rollout)
-        rows = lane_rows(rollout, advantages)
-        diagnostics = self.phase("update", self.update, rows)
-        tensors = self.phase("diagnostics", self.diagnose, rollout, rows, diagnostics)
-        self.iteration += 1
-        self.num_live_steps += self.config.num_rows * len(self.live_lanes)
+        rollout, tensors = self.run_phases()
+        self.progress.count(rollout.live)
+        if rollout.live is not None:
+            self._lanes.num_live += rollout.live.sum((0, 2))
         self.record(tensors)
+
+    def _is_policy_start(self, lane: int) -> bool:
+        """Return whether the policy of ``lane`` begins to train, after a while of its critic."""
+        return 0 < self.configs[lane].policy_start_iteration == self.lane_iteration(lane)
+
+    def run_phases(self) -> tuple[Rollout, IterationTensors]:
+        """Run the phases of an iteration, for a run as for its forecast."""
+        rollout = self.phase("rollout", self.collect)
+        collector = self.collector
+        if isinstance(collector, SequenceCollector) and collector.has_evaluation:
+            rollout = self.phase("evaluation", self._evaluate, collector, rollout)
+        advantages = self.phase("advantages", self.advantages, rollout)
+        rows = lane_rows(rollout, advantages, self.config.aggregation)
+        if starting := list(filter(self._is_policy_start, self.live_lanes)):
+            self.optimizer.reset_lanes(torch.tensor(starting, device=self.placement.device))
+        diagnostics = self.phase("update", self.update, rows)
+        return rollout, self.phase("diagnostics", self.diagnose, rollout, rows, diagnostics)
 
     def phase(self, name: str, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Run ``work(*args, **kwargs)`` as a phase that the observers see; return its result."""
@@ -150,22 +176,20 @@ class Trainer:
 
     def collect(self) -> Rollout:
         """Return the next T steps of every environment."""
-        return self.collector.collect(self._noise())
+        return self.collector.collect(
+            self._noise(), self._lanes.keys(rng.Stream.RESTART, self.iteration)
+        )
+
+    def _evaluate(self, collector: SequenceCollector, rollout: Rollout) -> Rollout:
+        """Add the critic's values, and the KL to the reference, in full-sequence passes."""
+        rollout = collector.evaluate(rollout)
+        if self.reference is not None:
+            rollout, self._text_kl = self.reference.evaluate(rollout, self.plan)
+        return rollout
 
     def advantages(self, rollout: Rollout) -> Advantages:
         """Return advantages and value targets, (T, L, N)."""
-        terminated, truncated = rollout.terminated, rollout.truncated
-        if not self.config.bootstrap_truncated:
-            terminated = terminated | truncated
-        return gae(
-            rollout.rewards,
-            rollout.values,
-            rollout.next_values,
-            terminated,
-            truncated,
-            gamma=self._lanes.gamma,
-            gae_lambda=self._lanes.gae_lambda,
-        )
+        return estimate(rollout, self.config, self._lanes)
 
     def update(self, rows: RolloutRows) -> UpdateDiagnostics:
         """Train on ``rows`` for num_epochs epochs."""
@@ -184,28 +208,31 @@ class Trainer:
     def _permutations(self) -> Tensor:
         """Return the order of the rows in each epoch of this iteration, (E, L, R)."""
         num_epochs, num_rows = self.config.num_epochs, self.config.num_rows
-        return self._lanes.permutations(self.iteration, num_epochs, num_rows)
+        num_together = self.plan.num_sequence_steps
+        return self._lanes.permutations(self.iteration, num_epochs, num_rows, num_together)
 
     def diagnose(
         self, rollout: Rollout, rows: RolloutRows, diagnostics: UpdateDiagnostics
     ) -> IterationTensors:
         """Return what the record needs, still on the device."""
         ended = rollout.terminated | rollout.truncated
+        if rollout.live is not None:  # whole episodes: none goes on from the rollout before
+            self._episodes.reset_lanes(torch.arange(len(self.configs), device=ended.device))
         episodes = self._episodes.count(rollout.env_rewards, ended)
         clip = self._lanes.hyperparameters(self.iteration).clip
         after = self._compilation.after_update(rows, clip)
         check = FiniteCheck(rollout, diagnostics, self.model, self.plan.num_minibatches)
         sums = check.sums(self.optimizer.weights())
-        return IterationTensors(diagnostics, after, episodes, check, sums)
+        named = named_metrics(rollout, self.config, self._text_kl)
+        return IterationTensors(diagnostics, after, episodes, check, sums, named)
 
     def record(self, tensors: IterationTensors) -> None:
         """Copy the iteration's results to the host and pass one record per live lane on."""
         begin_s = time.perf_counter()
-        iterations = {lane: self.lane_iteration(lane) for lane in self.live_lanes}
-        records = self.recorder.records(tensors, iterations=iterations, shared=self._measure())
+        records = self.recorder.records(tensors, self.progress, shared=self._measure())
         if self._on_record is not None:
             for lane, record in records.items():
-                schedule = schedule_metrics(self.configs[lane], record.iteration - 1)
+                schedule = schedule_metrics(self.configs[lane], self.progress.spent[lane])
                 metrics = {**record.metrics, **schedule}
                 self._on_record(lane, dataclasses.replace(record, metrics=metrics))
         self.meters.clock.add("record", time.perf_counter() - begin_s)
@@ -217,18 +244,13 @@ class Trainer:
         self.meters.clock.add("env", self.collector.env_s)
         self.collector.env_s = 0.0
         seconds = self.meters.clock.read()
-        num_steps = self.config.num_rows * len(self.live_lanes)
+        num_steps = self.progress.num_latest_steps
         metrics = {f"time/{name}_s": value for name, value in seconds.items()}
         elapsed_s = metrics["time/elapsed_s"] = self.elapsed_s
         metrics["charts/SPS"] = self.num_live_steps / elapsed_s
         metrics["perf/SPS_rollout"] = num_steps / seconds["rollout"]
         metrics["perf/SPS_update"] = num_steps / seconds["update"]
         return metrics | self.observers.read()
-
-    @property
-    def live_lanes(self) -> list[int]:
-        """The lanes that train; only these are recorded."""
-        return [lane for lane, is_live in enumerate(self._is_live) if is_live]
 
     @property
     def elapsed_s(self) -> float:
@@ -239,38 +261,14 @@ class Trainer:
         """Return the seconds spent so far in each phase; see ``PhaseClock.without_overlap``."""
         return self.meters.clock.without_overlap()
 
-    def history(self, lane: int) -> History:
-        """Return a lane's curve so far."""
-        return self.recorder.histories[lane]
-
-    def lane_iteration(self, lane: int) -> int:
-        """Return the number of iterations of the config in ``lane``."""
-        return self.iteration - self._begins[lane]
-
-    def has_ended(self, lane: int) -> bool:
-        """Return whether a lane has used up its steps or diverged."""
-        is_done = self.lane_iteration(lane) >= self.configs[lane].num_iterations
-        return is_done or self.history(lane).diverged is not None
-
-    def retire_ended(self) -> bool:
-        """Retire the lanes that have ended; return whether any lane still trains."""
-        for lane in filter(self.has_ended, self.live_lanes):
-            self.retire_lane(lane)
-        return bool(self.live_lanes)
-
-    def retire_lane(self, lane: int) -> None:
-        """Stop recording a lane and freeze its parameters."""
-        self._is_live[lane] = False
-        self._lanes.freeze_lane(lane)
-
     @torch.no_grad()
     def replace_lanes(self, configs: Mapping[int, Config]) -> None:
         """Start new runs in the lanes of ``configs``, as if the stack had been built with them.
 
         To be called between iterations. Tensors keep their storage; other lanes are unaffected.
         """
-        if self.config.memory.max_lanes is not None:
-            raise ConfigError("memory", self.config.memory.name, "cannot replace a lane")
+        if (limit := self.config.lane_limit) is not None:
+            raise ConfigError(limit[0], limit[1], "cannot replace a lane")
         for config in configs.values():
             check_lane(config, self.config)
         lanes = torch.tensor(list(configs), device=self.placement.device)
@@ -280,10 +278,11 @@ class Trainer:
             parameter.index_copy_(0, lanes, value)
         self.optimizer.reset_lanes(lanes)
         self._lanes.replace(lanes, list(configs.values()), self.iteration)
+        if self.reference is not None:
+            self.reference.reset_lanes(lanes)
         self._episodes.reset_lanes(lanes)
         for lane, config in configs.items():
-            self.configs[lane], self._begins[lane] = config, self.iteration
-            self._is_live[lane] = True
+            self.progress.begin_lane(lane, config)
             self.recorder.histories[lane] = History()
             self.collector.reset_lane(lane, config.seed)
 
@@ -297,6 +296,8 @@ class Trainer:
         assert self.has_state(lane)
         is_compiled = self._compilation.is_compiled or self._compilation.is_due
         numbers = {"iteration": self.lane_iteration(lane), "is_compiled": is_compiled}
+        if self.config.whole_episodes:
+            numbers["env_steps"] = self.lane_steps(lane)
         return self._states.read(lane, numbers)
 
     def load_lane_state(self, lane: int, state: LaneState) -> None:
@@ -312,8 +313,9 @@ class Trainer:
         else:
             self.collector.keeps_columns = False
         self._states.write(lane, state)
-        self._begins[lane] = self.iteration - state.numbers["iteration"]
-        self._lanes.begin_lane(lane, self._begins[lane])
+        ages = state.numbers["iteration"], state.numbers.get("env_steps")
+        begin = self.progress.begin_lane(lane, self.configs[lane], *ages)
+        self._lanes.begin_lane(lane, begin, num_live=self.lane_steps(lane))
 
     def _compile_next(self) -> None:
         """Have the next iteration compile, though it has no uncompiled one before it."""

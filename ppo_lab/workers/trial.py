@@ -5,9 +5,9 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import logging
-import math
 import os
 import select
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,6 +25,7 @@ from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.result import Result, worst_status
 from ppo_lab.runner.resume import copy_run
 from ppo_lab.runner.run_record import RunOutput, one_line
+from ppo_lab.runner.signals import Interrupted
 from ppo_lab.runner.stack import Stack
 from ppo_lab.tracking import Terminal
 from ppo_lab.training.checkpoint import load_checkpoint
@@ -58,8 +59,11 @@ class Mailbox:
         return bool(select.select([], [self.connection], [], 0.0)[1])
 
     def send(self, message: TrialReport | TrialProgress) -> None:
-        """Send ``message`` to the scheduler."""
-        self.connection.send(message)
+        """Send ``message`` to the scheduler; raise ``Interrupted`` if it is gone."""
+        try:
+            self.connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            raise Interrupted(signal.SIGTERM) from None
 
     def receive(self, wait_s: float = 0.0) -> Decision | None:
         """Return the next decision; None if there is none within ``wait_s``."""
@@ -98,7 +102,8 @@ class TaskRun:
     def _begin(self) -> None:
         """Put the next seeds into the stack."""
         first = len(self.summaries)
-        size = self._configs[0].memory.max_lanes or len(self._configs)
+        limit = self._configs[0].lane_limit
+        size = len(self._configs) if limit is None else limit[2]
         configs = self._configs[first : first + size]
         seeds = range(first, first + len(configs))
         outputs, steps = [_output(self._task, c) for c in configs], self._task.planned_steps
@@ -199,15 +204,16 @@ class _Reporter:
             if history.diverged is not None:
                 return f"{history.diverged} (seed {trainer.configs[lane].seed})"
             self._latest[seed] = history.final_return
-        step = iteration * config.num_rows
+        step = min(map(trainer.lane_steps, lanes))
         self._send_progress(trainer, len(lanes), step)
         stop = None
         while self._next < len(self._steps) and step >= self._steps[self._next] and stop is None:
-            passed = math.ceil(self._steps[self._next] / config.num_rows) * config.num_rows
+            mark = self._steps[self._next]
             for lane, seed in zip(lanes, seeds):
-                self._returns[self._next][seed] = _return_at(trainer.history(lane), passed)
+                history = trainer.history(lane)
+                self._returns[self._next][seed] = _return_at(history, mark, config.num_rows)
             is_complete = seeds.stop == self._num_seeds  # all seeds have passed this step
-            is_last = passed == config.num_iterations * config.num_rows
+            is_last = mark > config.num_counted_steps - config.num_rows
             # None is sent twice where the trial began again or went on from a checkpoint.
             if is_complete and not is_last and self._next == self._num_sent:
                 returns = tuple(self._returns[self._next])
@@ -215,7 +221,8 @@ class _Reporter:
                 stop = self._decision(self._steps[self._next], _DECISION_WAIT_S)
                 self._num_sent += 1
             self._next += 1
-        return stop or (None if iteration == config.num_iterations else self._decision())
+        has_ended = step >= config.num_counted_steps
+        return stop or (None if has_ended else self._decision())
 
     def _decision(self, step: int | None = None, wait_s: float = 0.0) -> str | None:
         """Return a reason to stop, if any; wait for the decision at ``step``."""
@@ -239,7 +246,8 @@ class _Reporter:
         self._mailbox.send(TrialProgress(self._number, step, returns, steps_per_s, vram_gib))
 
 
-def _return_at(history: History, step: int) -> float | None:
-    """Return the mean return after the iteration that ended at ``step``."""
-    num_points = bisect.bisect_right(history.steps, step)
-    return history.returns[num_points - 1] if num_points else None
+def _return_at(history: History, mark: int, num_rows: int) -> float | None:
+    """Return the mean return after the iteration of ``num_rows`` steps that passed ``mark``."""
+    index = bisect.bisect_left(history.steps, mark)
+    has_passed = index < len(history.steps) and history.steps[index] < mark + num_rows
+    return history.returns[index] if has_passed else None

@@ -115,7 +115,7 @@ class _Worker:
                 return False
             message: Task | Decision | Cancel = self._connection.recv()
         except (EOFError, ConnectionResetError):  # the pool's process is gone
-            sys.exit(1)
+            raise Interrupted(signal.SIGTERM) from None
         if isinstance(message, Task):
             self._begin(message)
         else:

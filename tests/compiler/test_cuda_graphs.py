@@ -117,7 +117,7 @@ def test_capturing_changes_no_state():
 def test_what_an_iteration_returned_is_not_overwritten_by_the_next():
     graphed, _ = pair()
     rollout = graphed.collect()
-    kept = [tensor.clone() for tensor in rollout]
+    kept = [tensor.clone() for tensor in rollout if tensor is not None]
     observations = graphed.collector._observations
     next_observations = observations.clone()
     graphed.iterate()

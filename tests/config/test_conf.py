@@ -10,6 +10,7 @@ from ppo_lab.config.lanes import LANE_KEYS
 from ppo_lab.config.run import Config
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.networks import NETWORKS
+from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR, SWEEPS_DIR
 from tests.helpers.trainers import default_composer
 
@@ -23,7 +24,19 @@ def composed(*overrides: str) -> Config:
     return load(default_composer().run(overrides))
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+FOR_TOKENS = [option for group, option in OPTIONS if option.startswith("gpt_")]
+
+
+@pytest.mark.parametrize("option", FOR_TOKENS)
+def test_a_network_for_tokens_is_refused_by_an_environment_of_numbers(option):
+    with pytest.raises(ConfigError, match=r"^network=TransformerConfig: reads tokens, not numbers"):
+        composed(f"network={option}")
+
+
+NEED_MORE = [*FOR_TOKENS, "hf"]  # hf needs a folder: tests/networks/test_hf.py
+
+
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[1] not in NEED_MORE])
 def test_every_option_composes_into_a_checked_config(group, option):
     extra = ["env.id=CartPole-v1"] if (group, option) == ("env", "gymnasium") else []
     assert isinstance(composed(f"{group}={option}", *extra), Config)

@@ -41,6 +41,12 @@ BOX = spaces.Box(-1, 1, (3,))
         (EnvConfig(id="Blackjack-v1"), "env.id", "Tuple"),
         (EnvConfig(id="HalfCheetah-v2"), "env.id", "gymnasium-robotics"),
         (EnvConfig(id="MountainCar-v0", backend=Backend.torch), "env.backend", "native are Acrob"),
+        (
+            EnvConfig(id="CartPoleMasked-v0", backend=Backend.gymnasium),
+            "env.backend",
+            "choose torch",
+        ),
+        (EnvConfig(id="CartPoleMasked-v0", kwargs={"a": 1}), "env.backend", "without env.kwargs"),
         (EnvConfig(id="CartPole-v1", max_episode_steps=0), "env.max_episode_steps", "at least 1"),
         (EnvConfig(id="CartPole-v1", timeout_s=0.0), "env.timeout_s", "> 0"),
         (EnvConfig(id="CartPole-v1", timeout_s=float("inf")), "env.timeout_s", "> 0"),

@@ -11,6 +11,7 @@ from ppo_lab.devices.placement import Placement
 from ppo_lab.envs import NATIVE_ENVS
 from ppo_lab.envs.base import ContinuousActions, DiscreteActions
 from ppo_lab.envs.config import EnvConfig
+from ppo_lab.envs.text.config import TextConfig
 from ppo_lab.utils.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "conf" / "env"
@@ -25,11 +26,16 @@ CPU = torch.device("cpu")
 def typed(node):
     """Return a YAML's env block as the checked dataclass."""
     node = OmegaConf.merge({"id": "MountainCarContinuous-v0"}, node) if is_generic(node) else node
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EnvConfig), node))
+    schema = TextConfig if is_text(node) else EnvConfig
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))
 
 
 def is_generic(node):
     return OmegaConf.is_missing(node, "id")
+
+
+def is_text(node):
+    return "task" in node
 
 
 CONFIGS = {f"native {env_id}": EnvConfig(id=env_id) for env_id in NATIVE_ENVS}
@@ -43,7 +49,8 @@ for _name, _yaml in YAMLS.items():
     _node = OmegaConf.create(_yaml.env)
     if is_generic(_node):
         _node.id = "MountainCarContinuous-v0"
-    CONFIGS[f"{_name}.yaml"] = typed(_node)
+    if not is_text(_node):  # its episodes do not begin again within a rollout: tests/envs/text
+        CONFIGS[f"{_name}.yaml"] = typed(_node)
 
 
 @pytest.fixture(params=sorted(CONFIGS))
@@ -166,8 +173,11 @@ def test_a_yaml_says_when_to_choose_it_and_sets_known_keys_alone(name):
     assert lines[0] == "# @package _global_"
     assert lines[1].startswith("# ")
     node = YAMLS[name]
-    typed(node.env)  # raises on a key EnvConfig does not have
-    assert set(node) - {"env"} == TUNED - {"epsilon"} or set(node) - {"env"} == TUNED
+    config = typed(node.env)  # raises on a key that the config does not have
+    config.check_rollout(node.num_steps)
+    tuned = set(node) - {"env", "defaults"}
+    assert tuned in (TUNED, TUNED - {"epsilon"})
+    assert ("defaults" in node) == is_text(node.env)  # a schema, and a network that reads tokens
     assert node.num_envs * node.num_steps % node.num_minibatches == 0
     assert node.lr_schedule in ("linear", "constant")
     if not is_generic(node.env):

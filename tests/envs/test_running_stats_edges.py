@@ -44,6 +44,14 @@ def test_a_lane_that_is_reset_forgets_alone_and_its_return_begins_at_zero():
         assert torch.equal(now[:2], new[:2])
 
 
+def test_a_lane_in_a_checkpoint_has_the_names_of_earlier_ones():
+    normalizer = advanced(4)
+    tensors = normalizer.lane_tensors(1)
+    assert list(tensors) == ["mean", "var", "count", "latest"]
+    for tensor, every in zip(tensors.values(), normalizer.tensors):
+        assert torch.equal(tensor, every[1])
+
+
 def test_new_episodes_of_all_environments_begin_their_returns_and_keep_the_statistics():
     normalizer, before = advanced(4), advanced(4)
     assert normalizer.latest_returns.all()

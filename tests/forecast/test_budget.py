@@ -17,7 +17,7 @@ from tests.helpers.trainers import config
 GIB = 1024**3
 # GiB on the device and MiB over the bus: what the fake forecast below says of each strategy.
 NEEDS = {"co_resident": (30, 0), "offloaded_optimizer": (19, 500), "parked": (18, 100)}
-NEEDS["shared_trunk"] = (15, 0)
+NEEDS |= {"shared_trunk": (15, 0), "critic_free": (14, 0)}
 
 
 def fake_forecast(settings):
@@ -28,7 +28,7 @@ def fake_forecast(settings):
     if settings.dtype.value == "bfloat16":
         total -= activations // 2
     total -= activations - activations // settings.memory.num_micro_batches
-    if len(settings.network.hidden) == 2:  # 'small' or 'tiny'
+    if settings.network == config("network=large").network:
         total = total // 10
     shares = {
         MemoryKey(Category.activations): activations,
@@ -77,8 +77,12 @@ def test_a_run_over_budget_is_told_what_it_needs_and_what_would_fit():
     first, second, *changes, last = over_budget(wanted()).message().splitlines()
     assert first == "ppo_lab: needs 30.00 GiB by forecast, vram_budget_gib is 20.00"
     assert second == "would fit, most saved first:"
-    assert changes[0] == "  memory=shared_trunk: 15.00 GiB (another model)"
-    assert changes[1] == "  memory.num_micro_batches=8: 16.88 GiB"
+    assert changes[:4] == [
+        "  network=large: 3.00 GiB (another network)",
+        "  memory=critic_free: 14.00 GiB (another objective)",
+        "  memory=shared_trunk: 15.00 GiB (another model)",
+        "  memory.num_micro_batches=8: 16.88 GiB",
+    ]
     assert last.startswith("vram_budget_gib=none")
     assert over_budget(wanted(budget=31)) is None
 
@@ -96,6 +100,34 @@ def test_advice_is_ranked_by_what_it_saves_and_says_what_it_alters():
     assert by_override["dtype=bfloat16",].total == 22.5 * GIB  # half of 15 GiB of activations less
     # 15 GiB + 15 / 8: less than the 18 GiB of parked
     assert by_override["memory.num_micro_batches=8",].total == 16.875 * GIB
+
+
+@pytest.mark.parametrize(
+    ("overrides", "smaller"),
+    [
+        (("network=huge",), "large"),
+        (("network=medium", "network.hidden=[64]"), None),
+        (("env=cartpole_masked", "network=lstm"), "gru"),  # three quarters of its parameters
+        (("env=cartpole_masked", "network=gru"), None),
+        (("env=text", "network=gpt_medium"), "gpt_small"),
+        (("env=text", "network=gpt_small", "network.positions=learned"), "gpt_tiny"),
+        (("env=text", "network=gpt_tiny"), None),
+    ],
+    ids=str,
+)
+def test_the_smaller_network_is_the_next_of_the_same_kind(overrides, smaller):
+    found = budgeting._smaller_network(config(*overrides))
+    if smaller is None:
+        assert found is None
+        return
+    name, network = found
+    assert name == smaller
+    assert network == config(*overrides[:1], f"network={name}").network
+
+
+def test_a_smaller_network_that_cannot_read_so_many_steps_is_not_proposed():
+    settings = config("env=text", "network=gpt_small", "num_steps=100")  # gpt_tiny reads 64
+    assert not any("network=gpt_tiny" in change.overrides for change in advice(settings))
 
 
 def test_separate_clipping_makes_parked_the_same_arithmetic():

@@ -19,8 +19,9 @@ DEVICE = {
     "offloaded_optimizer": 8 * BOTH,
     "parked": 4 * BOTH + 12 * (TRUNK + ACTOR_HEAD),
     "shared_trunk": 16 * (TRUNK + ACTOR_HEAD + CRITIC_HEAD),
+    "critic_free": 16 * (TRUNK + ACTOR_HEAD),
 }
-HOST = {"co_resident": 0, "offloaded_optimizer": 16 * BOTH, "parked": 8 * BOTH, "shared_trunk": 0}
+HOST = dict.fromkeys(STRATEGIES, 0) | {"offloaded_optimizer": 16 * BOTH, "parked": 8 * BOTH}
 BUS_PER_STEP = dict.fromkeys(STRATEGIES, 0) | {"offloaded_optimizer": 8 * BOTH}
 BUS_PER_ITERATION = dict.fromkeys(STRATEGIES, 0) | {"parked": 16 * BOTH}
 
@@ -56,8 +57,8 @@ def test_a_parameter_costs_what_was_worked_out_by_hand(strategy):
     chosen = config(f"memory={strategy}", *LARGE)
     *sizes, num_parameters = counted(strategy)
     expected = [t[strategy] for t in (DEVICE, HOST, BUS_PER_STEP, BUS_PER_ITERATION)]
-    # Beside them: blocks of 512 B, buckets rounded up, step counts, and a record of some KiB.
-    assert sizes == pytest.approx(expected, rel=1e-3, abs=32 * 1024)
+    # Beside them: blocks of 512 B, buckets rounded up, step counts, and a record of 17 B a row.
+    assert sizes == pytest.approx(expected, rel=1e-3, abs=80 * 1024)
     assert said(strategy, num_parameters, chosen.weights_dtype.itemsize) == expected
 
 
@@ -69,7 +70,7 @@ def test_a_strategys_numbers_are_those_of_the_dry_run_in_every_type(strategy, dt
     """Under autocast weights, gradients and moments stay float32."""
     *sizes, num_parameters = counted(strategy, f"dtype={dtype}")
     expected = said(strategy, num_parameters, element_size)
-    assert sizes == pytest.approx(expected, rel=1e-3, abs=32 * 1024)
+    assert sizes == pytest.approx(expected, rel=1e-3, abs=80 * 1024)
 
 
 def test_the_cost_is_said_in_words_and_in_bytes_of_the_weights_type():
@@ -81,6 +82,7 @@ def test_the_cost_is_said_in_words_and_in_bytes_of_the_weights_type():
         "parked": "4 B on the device, 12 B more on the device while its network is trained,"
         " 8 B on the host, 16 B over PCIe per iteration",
         "shared_trunk": "16 B on the device",
+        "critic_free": "16 B on the device",
     }
     assert STRATEGIES["co_resident"].cost.describe(8) == "32 B on the device"
 

@@ -117,7 +117,7 @@ def made_up_rollout(trainer: Trainer, reference: Reference, seed: int) -> dict[s
 def stacked(rollouts: Sequence[Mapping[str, Tensor]], dtype: torch.dtype) -> Rollout:
     """Return the lanes' rollouts as the collector would: (T, L, N, …), views of (L, T, N, …)."""
     columns = {}
-    for name in Rollout._fields:
+    for name in rollouts[0]:
         column = torch.stack([rollout[name] for rollout in rollouts])
         column = column.to(dtype) if column.is_floating_point() else column
         columns[name] = column.transpose(0, 1)

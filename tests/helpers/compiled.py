@@ -53,6 +53,8 @@ def check_agreement(compiled, plain):
     pair = compiled, plain
     rollouts = [trainer.collect() for trainer in pair]
     for name, mine, its in zip(rollouts[0]._fields, *rollouts):
+        if mine is None and its is None:  # what only whole episodes and sequences have
+            continue
         assert mine.shape == its.shape, name
         assert mine.dtype == its.dtype, name
         assert largest_difference(mine.double(), its.double()) < 1e-5, name

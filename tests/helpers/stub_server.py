@@ -14,15 +14,23 @@ from typing import Any
 _PROJECT = {"id": "P", "name": "ppo_lab", "entity": {"id": "E", "name": "me"}}
 
 
+def _bucket_of(rows: list[str]) -> dict[str, Any]:
+    """Return what the server knows of a run with ``rows``."""
+    lines = {f"{name}LineCount": 0 for name in ("log", "events")} | {"historyLineCount": len(rows)}
+    tails = {"historyTail": json.dumps(rows[-1:]), "eventsTail": "[]"}
+    more = {"summaryMetrics": "{}", "config": "{}", "tags": [], "wandbConfig": '{"t": 1}'}
+    return {"id": "B", "name": "a", **lines, **tails, **more}
+
+
 class StubServer(ThreadingHTTPServer):
     """Answers per ``fault``: ok, hang or a status, each also as FAULT_after_init, later."""
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, fault: str) -> None:
+    def __init__(self, fault: str, history: dict[str, list[str]]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.fault = fault
+        self.fault, self.history = fault, history
         self.is_closing = threading.Event()
         self.bodies: list[bytes] = []
 
@@ -48,11 +56,21 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "hang":
             self.server.is_closing.wait(60)
         elif fault == "ok":
+            self._keep_rows(query)
             self._reply(200, self._answer(query))
         else:
             self._reply(int(fault), {"error": "stub"})
 
     do_GET = do_PUT = do_POST  # noqa: N815 - http.server's names
+
+    def _keep_rows(self, query: str) -> None:
+        """Keep the rows that a run streams: ``/files/ENTITY/PROJECT/RUN/file_stream``."""
+        if not self.path.endswith("/file_stream"):
+            return
+        sent = json.loads(query).get("files", {}).get("wandb-history.jsonl")
+        if sent is not None:
+            rows = self.server.history.setdefault(self.path.split("/")[-2], [])
+            rows[sent["offset"] :] = sent["content"]
 
     def _answer(self, query: str) -> dict[str, Any]:
         if "UpsertBucket" in query:
@@ -60,7 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
             bucket = {"id": "B", "name": name, "displayName": name, "project": _PROJECT}
             return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
         if "RunResumeStatus" in query:
-            return {"data": {"model": None}}
+            rows = self.server.history.get(json.loads(query)["variables"]["name"])
+            return {"data": {"model": rows and {"bucket": _bucket_of(rows)}}}
         if "CreateRunFiles" in query:  # wandb's process dies of an empty answer here
             return {"data": {"createRunFiles": {"runID": "B", "uploadHeaders": [], "files": []}}}
         return {"data": {}}
@@ -78,14 +97,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(fault: str) -> Iterator[str]:
-    """Yield the base URL of a server with ``fault``; ``refused`` is a port nobody listens on."""
+def serve(fault: str, history: dict[str, list[str]] | None = None) -> Iterator[str]:
+    """Yield the base URL of a server with ``fault``; ``refused`` is a port nobody listens on.
+
+    A run's rows are added to ``history``, and the server knows the runs of which it holds rows.
+    """
     if fault == "refused":
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
             yield f"http://127.0.0.1:{unused.getsockname()[1]}"
         return
-    server = StubServer(fault)
+    server = StubServer(fault, {} if history is None else history)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -67,7 +67,7 @@ def record_rows(trainer: Trainer) -> RolloutRows:
 
 def lane_of(rows: RolloutRows, lane: int) -> RolloutRows:
     """Return one lane's rows as a stack of one."""
-    return RolloutRows(*(tensor[lane : lane + 1].clone() for tensor in rows))
+    return rows.map(lambda column: column[lane : lane + 1].clone())
 
 
 def weights(trainer: Trainer, lane: int = 0) -> torch.Tensor:

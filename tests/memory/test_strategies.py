@@ -77,7 +77,7 @@ def test_offloaded_and_co_resident_end_with_the_same_parameters(setting):
     start = weights(resident)
     assert torch.equal(weights(offloaded), start)
     for iteration in range(2):
-        resident.iteration = offloaded.iteration = iteration
+        resident.progress.iteration = offloaded.progress.iteration = iteration
         expected, found = resident.update(rows), offloaded.update(rows)
         assert largest_difference(weights(resident), weights(offloaded)) < 1e-6
         for mine, theirs in zip(numbers_of(found), numbers_of(expected)):

@@ -26,17 +26,24 @@ WORK = {
 
 
 def iteration_traffic(trainer):
-    """Return the bytes of one iteration but the record's; the native environment moves none."""
+    """Return the bytes of one iteration but the record's, and the steps that were collected.
+
+    The native environment moves none; whole episodes are collected until the last has ended.
+    """
+    num_steps = 0
 
     def iterate():
+        nonlocal num_steps
         rollout = trainer.collect()
+        live = rollout.live
+        num_steps = len(rollout.rewards) if live is None else int(live.sum(0).max())
         rows = lane_rows(rollout, trainer.advantages(rollout))
         trainer.diagnose(rollout, rows, trainer.update(rows))
 
-    return traffic_of(trainer, iterate=iterate)
+    return traffic_of(trainer, iterate=iterate), num_steps
 
 
-def expected_traffic(trainer):
+def expected_traffic(trainer, num_collected):
     """Return the same by the strategy's cost and the rollout's size."""
     run, cost = trainer.config, trainer.config.memory.cost
     element_size = run.weights_dtype.itemsize
@@ -48,12 +55,14 @@ def expected_traffic(trainer):
         d2h_bytes += num_steps * (2 + (2 if run.clips_separately else 1)) * element_size
     if run.memory.rollout_place is Place.host:
         # Observations and last observations go down as they are collected; both come up for their
-        # values, the former again after the update, and every epoch's rows in its own order.
+        # values, if there is a critic, the former again after the update, and every epoch's rows in
+        # its own order.
         num_rows = run.num_rows * len(trainer.configs)
         observations = num_rows * trainer.spec.observation_size * element_size
         num_epochs = run.num_epochs * (2 if run.memory.name == "parked" else 1)
-        h2d_bytes += (3 + num_epochs) * observations
-        d2h_bytes += 2 * observations + num_epochs * 8 * num_rows
+        h2d_bytes += ((3 if run.memory.has_critic else 1) + num_epochs) * observations
+        d2h_bytes += 2 * observations * num_collected // run.rollout_steps
+        d2h_bytes += num_epochs * 8 * num_rows
     return Traffic(h2d_bytes, d2h_bytes)
 
 
@@ -62,7 +71,8 @@ def expected_traffic(trainer):
 def test_an_iteration_moves_exactly_the_bytes_its_strategy_says(strategy, work):
     trainer = trainer_of(strategy, *WORK[work])
     for _ in range(2):
-        assert iteration_traffic(trainer) == expected_traffic(trainer)
+        moved, num_collected = iteration_traffic(trainer)
+        assert moved == expected_traffic(trainer, num_collected)
 
 
 def test_the_bytes_of_an_iteration_worked_out_by_hand():
@@ -71,6 +81,7 @@ def test_the_bytes_of_an_iteration_worked_out_by_hand():
     expected = {
         ("co_resident", False): Traffic(0, 0),
         ("shared_trunk", False): Traffic(0, 0),
+        ("critic_free", False): Traffic(0, 0),
         # 20 steps: weights up; gradients, lr, switch and one clip coefficient down.
         ("offloaded_optimizer", False): Traffic(20 * 9548, 20 * (9548 + 12)),
         ("parked", False): Traffic(2 * 9548, 2 * 9548),
@@ -88,4 +99,4 @@ def test_the_bytes_of_an_iteration_worked_out_by_hand():
     assert trainer_of("offloaded_optimizer").placement.traffic == Traffic(8, 9548)
     for (name, on_host), traffic in expected.items():
         options = ("memory.rollout_place=host",) if on_host else ()
-        assert iteration_traffic(trainer_of(name, *options)) == traffic
+        assert iteration_traffic(trainer_of(name, *options))[0] == traffic

@@ -171,15 +171,17 @@ def test_signs_after_an_update_are_those_of_the_loss(mode):
 def test_a_plan_splits_only_what_is_longer_than_a_pass():
     sizes = []
 
-    def count(observations):
+    def count(observations, part):
+        assert part.stop - part.start == observations.shape[1]
         sizes.append(observations.shape[1])
-        return observations[..., 0]
+        return [observations[..., 0]]
 
     plan = UpdatePlan(1, AdvantageNormalization.none, rows_per_pass=4)
     for num_rows, expected in ((4, [4]), (9, [4, 4, 1])):
         sizes.clear()
         rows = torch.arange(2.0 * num_rows).view(1, num_rows, 2)
-        assert torch.equal(plan.in_passes(count, rows), rows[..., 0])
+        (found,) = plan.in_passes(count, rows)
+        assert torch.equal(found, rows[..., 0])
         assert sizes == expected
 
 

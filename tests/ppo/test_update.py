@@ -69,7 +69,7 @@ def test_the_ratio_is_one_on_the_first_minibatch_of_every_update(setting, strate
     """Whatever the environment's statistics did since: the rollout keeps what the policy saw."""
     trainer = trainer_of(*FIRST_STEP_SETTINGS[setting], f"memory={strategy}")
     for iteration in range(3):
-        trainer.iteration = iteration
+        trainer.progress.iteration = iteration
         rows = record_rows(trainer)
         first = next(one_step_at_a_time(trainer, rows))
         assert abs(math.log(first.ratio_min)) < 1e-6
@@ -113,9 +113,10 @@ def test_values_in_several_passes_are_the_values_in_one():
     keys = trainer._lanes.keys(rng.Stream.ACTION, 0)
     noise = trainer.model.distribution.noise(keys, 32 * 8, torch.float32)
     trainer.env.reset()
-    whole = collectors[0].collect(noise)
+    keys = torch.zeros(1, dtype=torch.int64)  # of whole episodes, which these are not
+    whole = collectors[0].collect(noise, keys)
     trainer.env.reset()
-    parts = collectors[1].collect(noise)
+    parts = collectors[1].collect(noise, keys)
     assert torch.equal(whole.observations, parts.observations)
     torch.testing.assert_close(whole.values, parts.values, rtol=0.0, atol=1e-6)
     torch.testing.assert_close(whole.next_values, parts.next_values, rtol=0.0, atol=1e-6)
@@ -299,7 +300,7 @@ def test_diagnostics_are_means_over_the_gradient_steps():
 def test_an_update_shuffles_anew_in_every_epoch_and_iteration():
     trainer = trainer_of()
     permutations = [permutations_of(trainer)]
-    trainer.iteration = 1
+    trainer.progress.iteration = 1
     permutations.append(permutations_of(trainer))
     rows = torch.cat(permutations).flatten(0, 1)  # 10 orders
     assert len(rows.unique(dim=0)) == 10
@@ -312,6 +313,6 @@ def test_the_orders_that_are_drawn_are_those_that_are_dealt(monkeypatch):
         "ppo_lab.training.trainer.update",
         lambda model, optimizer, rows, permutations, *rest: seen.append(permutations),
     )
-    trainer.iteration = 3
+    trainer.progress.iteration = 3
     trainer.update(record_rows(trainer))
     assert torch.equal(seen[0], permutations_of(trainer))

@@ -97,13 +97,18 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, at_iteration):
     assert exit_status(read_summary(tmp_path / "a" / "summary.json")) == 130
 
 
+def common(*folders, **changes):
+    """Return the iterations from which the runs in ``folders`` go on together."""
+    configs = [dataclasses.replace(BASE, **changes)] * len(folders)
+    return [found.state.numbers["iteration"] for found in newest_common(configs, folders)]
+
+
 def test_all_runs_of_a_stack_leave_a_checkpoint_of_one_iteration(tmp_path, at_iteration):
     at_iteration(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     group = group_of(tmp_path, *(dataclasses.replace(BASE, seed=seed) for seed in (1, 2, 3)))
     with pytest.raises(Interrupted):
         run_group(group)
-    folders = [tmp_path / f"seed_{seed}" for seed in (1, 2, 3)]
-    assert [found.state.numbers["iteration"] for found in newest_common(folders)] == [3, 3, 3]
+    assert common(*(tmp_path / f"seed_{seed}" for seed in (1, 2, 3))) == [3, 3, 3]
 
 
 def test_runs_go_on_from_the_newest_iteration_that_all_of_them_have(tmp_path):
@@ -113,9 +118,11 @@ def test_runs_go_on_from_the_newest_iteration_that_all_of_them_have(tmp_path):
             config = dataclasses.replace(BASE, **changes)
             go_on(tmp_path / str(seed), config)
     folders = [tmp_path / "1", tmp_path / "2"]
-    assert [found.state.numbers["iteration"] for found in newest_common(folders)] == [4, 4]
+    assert common(*folders, total_steps=32 * 10) == [4, 4]
+    # The first has ended and waits for no other.
+    assert common(*folders, total_steps=32 * 6) == [6, 4]
     (tmp_path / "3").mkdir()
-    assert newest_common([*folders, tmp_path / "3"]) == ()
+    assert common(*folders, tmp_path / "3") == []
 
 
 def test_a_fault_of_the_environment_is_one_line_and_leaves_the_policy_of_the_last_update(

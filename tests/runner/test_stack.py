@@ -4,12 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ppo_lab.config.run import Config
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.run import RunOutput, run_in_folder
 from ppo_lab.runner.stack import LaneUtilization, Stack
 from ppo_lab.tracking import read_metrics, read_summary
+from ppo_lab.training.checkpoint import load_checkpoint
 from ppo_lab.training.trainer import Trainer
 from tests.helpers.trainers import config as config_of
 
@@ -73,6 +75,46 @@ def test_every_run_of_a_queue_leaves_what_it_would_leave_alone(base, tmp_path):
         assert {p.relative_to(folder) for p in folder.rglob("*")} == {
             p.relative_to(alone_folder) for p in alone_folder.rglob("*")
         }
+
+
+WHOLE_EPISODES = {
+    "critic-free": (
+        *("memory=critic_free", "env.normalize_observations=true", "env.max_episode_steps=20"),
+        *("total_steps=150", "lr=1e-3"),
+    ),
+    "text": (
+        *("env=text", "network=gpt_tiny", "network.width=16", "network.num_heads=2", "num_envs=4"),
+        *("env.pretrain_steps=0", "network.depth=1", "total_steps=200", "num_steps=12"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE_EPISODES)
+def test_seeds_that_end_at_different_iterations_leave_what_they_leave_alone(base, tmp_path, kind):
+    del base  # its folder
+    config = config_of(*QUICK, *WHOLE_EPISODES[kind])
+    seeds = [dataclasses.replace(config, seed=seed) for seed in (1, 2, 3, 4)]
+    (tmp_path / "alone").mkdir()
+    group = group_of(tmp_path, *seeds)
+    train(Stack(4), [group])
+    iterations = set()
+    for run, summary in zip(seeds, group.summaries, strict=True):
+        folder, alone_folder = tmp_path / f"seed_{run.seed}", tmp_path / "alone" / str(run.seed)
+        alone_folder.mkdir()
+        alone = run_in_folder(run, alone_folder, overrides=[])
+        assert summary["status"] == "finished"
+        assert summary["env_steps"] == alone["env_steps"] >= config.total_steps
+        mine, its = (load_checkpoint(f) for f in (folder, alone_folder))
+        assert mine.state.numbers["iteration"] == its.state.numbers["iteration"]
+        iterations.add(mine.state.numbers["iteration"])
+        for name, tensor in its.state.tensors.items():
+            torch.testing.assert_close(mine.state.tensors[name], tensor, rtol=1e-3, atol=1e-5)
+        saved, saved_alone = (
+            load_file(f / "checkpoint" / "model.safetensors") for f in (folder, alone_folder)
+        )
+        for name, tensor in saved_alone.items():
+            torch.testing.assert_close(saved[name], tensor, rtol=1e-3, atol=1e-5)
+    assert len(iterations) > 1
 
 
 def test_the_lanes_are_busy_until_the_queue_is_empty(base, tmp_path):

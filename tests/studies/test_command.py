@@ -83,7 +83,8 @@ def test_a_larger_total_adds_the_difference(study, monkeypatch):
 
 def test_killed_trials_and_parents_cost_nothing_but_time(tmp_path):
     outcome = kill_study(
-        tmp_path, num_trials=4, trial_kill_s=(2.0, 5.0), seed=3, begin=start_into
+        tmp_path, num_trials=4, num_parent_kills=2, parent_kill_s=(1.0, 4.0),
+        trial_kill_s=(2.0, 5.0), seed=3, overrides=("total_steps=8192",), begin=start_into
     )  # fmt: skip
     assert outcome.num_parent_kills == 2, (tmp_path / "shown").read_text()
     assert outcome.is_exact, f"{outcome}\n{(tmp_path / 'shown').read_text()}"

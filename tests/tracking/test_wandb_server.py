@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,3 +95,15 @@ def test_a_good_server_gets_the_run_and_the_link_is_its_page(run_with: Run) -> N
         (result,) = run_with(url, 1, 1).runs
     assert result["link"] == f"{url}/me/ppo_lab/runs/r0-l0"
     assert result["num_failures"] == 0
+
+
+def test_a_resumed_run_goes_on_under_its_id_after_the_rows_that_the_server_has(
+    run_with: Run,
+) -> None:
+    history: dict[str, list[str]] = {}
+    with serve("ok", history) as url:
+        (first,) = run_with(url, 1, 1).runs
+        (resumed,) = run_with(url, 1, 1, "first=3").runs  # iterations 3 to 5; 3 is there already
+    assert first["link"] == resumed["link"] == f"{url}/me/ppo_lab/runs/r0-l0"
+    assert list(history) == ["r0-l0"]
+    assert [json.loads(row)["iteration"] for row in history["r0-l0"]] == [1, 2, 3, 4, 5]

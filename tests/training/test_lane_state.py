@@ -16,11 +16,19 @@ from tests.helpers.trainers import config, state_of, weights
 
 SIZES = ("num_envs=4", "num_steps=16", "num_epochs=2", "num_minibatches=2", "total_steps=640")
 NORMALISED = ("env.normalize_observations=true", "env.normalize_rewards=true")
+SMALL_TEXT = (
+    *("network=gpt_tiny", "network.width=16", "network.num_heads=2", "env.pretrain_steps=0"),
+    *("network.depth=1", "num_envs=8"),
+)
 ENVS = {
     "native": ("env=pendulum", "env.max_episode_steps=25"),
     "normalised": ("env=pendulum", "env.max_episode_steps=25", *NORMALISED),
-    "gymnasium": ("env=gymnasium", "env.id=CartPole-v1"),
-    "unreadable": ("env=gymnasium", "env.id=Clock-v0", *NORMALISED),
+    "gymnasium": ("env=gymnasium", "env.id=CartPole-v1", "env.max_episode_steps=25"),
+    "unreadable": ("env=gymnasium", "env.id=Clock-v0", "env.max_episode_steps=16", *NORMALISED),
+    "recurrent": (
+        *("env=cartpole_masked", "network=lstm", "network.hidden=8", "env.max_episode_steps=25"),
+    ),
+    "text": ("env=text", *SMALL_TEXT, "env.kl_target=1"),
 }
 TIMES = ("time/", "perf/", "charts/SPS")
 
@@ -28,11 +36,10 @@ TIMES = ("time/", "perf/", "charts/SPS")
 def base_of(kind, strategy="co_resident"):
     """Return a config whose environments restart after iterations 2, 4, … if they have to."""
     return dataclasses.replace(
-        config(*SIZES, *ENVS[kind]),
+        config(*SIZES, *ENVS[kind], f"memory={strategy}"),
         checkpoint=CheckpointConfig(boundary_steps=128),
         lr_schedule=Schedule.linear,
         epsilon_schedule=Schedule.linear,
-        memory=STRATEGIES[strategy](),
     )
 
 
@@ -82,9 +89,10 @@ def test_a_resumed_run_is_the_undisturbed_run(kind, strategy):
     check_equal(whole, records, resumed, its_records)
 
 
+@pytest.mark.parametrize("strategy", ["co_resident", "critic_free"])
 @pytest.mark.parametrize("kind", ENVS)
-def test_lanes_of_different_ages_go_on_in_a_new_stack(kind):
-    configs = [dataclasses.replace(base_of(kind), seed=seed) for seed in (1, 2, 3)]
+def test_lanes_of_different_ages_go_on_in_a_new_stack(kind, strategy):
+    configs = [dataclasses.replace(base_of(kind, strategy), seed=seed) for seed in (1, 2, 3)]
     whole, records = trained(configs, 2)
     whole.replace_lanes({1: dataclasses.replace(configs[1], seed=9, lr=1e-3)})
     for _ in range(2):
@@ -151,6 +159,29 @@ def test_without_any_one_part_the_numbers_differ(interrupted, dropped):
         resumed.iterate()
     is_equal = numbers_in(records) == numbers_in(its_records)
     assert not (is_equal and whole.history(0) == resumed.history(0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dropped"),
+    [
+        ("recurrent", "env.actor_memory.0"),
+        ("recurrent", "env.actor_memory.1"),
+        ("recurrent", "env.critic_memory.0"),
+        ("recurrent", "env.critic_memory.1"),
+        ("recurrent", "env.starts"),
+        ("text", "reference.kl_coef"),
+    ],
+)
+def test_without_what_a_sequence_policy_adds_the_numbers_differ(kind, dropped):
+    whole, records = trained([base_of(kind)], 3)
+    state = whole.lane_state(0)
+    resumed, its_records = trained([base_of(kind)], 0)
+    fresh = resumed.lane_state(0).tensors[dropped]
+    resumed.load_lane_state(0, LaneState({**state.tensors, dropped: fresh}, state.numbers))
+    records.clear()
+    for trainer in (whole, resumed):
+        trainer.iterate()
+    assert numbers_in(records) != numbers_in(its_records)
 
 
 @pytest.mark.parametrize("kind", ["native", "normalised"])

@@ -41,6 +41,9 @@ FOUR = (
         "lr_schedule": Schedule.linear,
         "epsilon_schedule": Schedule.linear,
         "max_grad_norm": 0.1,
+        "gae_lambda_policy": 0.8,
+        "gae_lambda_value": 1.0,
+        "policy_start_iteration": 1,
     },
 )
 STACKABLE = ("co_resident", "shared_trunk")
@@ -155,7 +158,7 @@ def test_scheduled_metrics_say_what_the_coefficients_are():
     lanes = LaneValues(configs, CPU, torch.float64)
     for iteration in range(10):
         found = lanes.hyperparameters(iteration)
-        metrics = [schedule_metrics(c, iteration) for c in configs]
+        metrics = [schedule_metrics(c, iteration / 10) for c in configs]
         assert [m["charts/learning_rate"] for m in metrics] == pytest.approx(found.lr.tolist())
         assert metrics[0]["ppo/epsilon"] == pytest.approx(found.clip.low[0].item())
         assert "ppo/epsilon" not in metrics[1]  # there is no clip to report

@@ -23,8 +23,7 @@ def iteration_of(trainer):
 
 
 def recorder_of(trainer):
-    num_lanes, num_rows = len(trainer.configs), trainer.config.num_rows
-    return Recorder(num_lanes, num_rows, trainer.placement, trainer.model.distribution.max_entropy)
+    return Recorder(trainer.env, trainer.placement, trainer.model.distribution.max_entropy)
 
 
 def train(*changes, num_iterations=3, overrides=TWENTY_STEPS):
@@ -65,7 +64,7 @@ def test_episode_statistics_are_those_worked_out_by_hand():
     recorder = recorder_of(trainer)
     records = recorder.records(
         dataclasses.replace(tensors, episodes=episodes),
-        iterations={0: 1, 1: 1},
+        trainer.progress,
         shared={"perf/x": 4.0},
     )
     some, none = records[0], records[1]
@@ -119,11 +118,11 @@ def test_a_number_that_must_be_finite_and_is_not_is_noted_by_name(part, field, n
         spoilt = spoil(spoilt, value)
     bad = dataclasses.replace(tensors, **{part: whole._replace(**{field: spoilt})})
     recorder = recorder_of(trainer)
-    recorder.records(tensors, iterations={0: 1, 1: 1}, shared={})
+    recorder.records(tensors, trainer.progress, shared={})
     assert [each.diverged for each in recorder.histories] == [None, None]
-    recorder.records(bad, iterations={0: 2, 1: 2}, shared={})
+    recorder.records(bad, trainer.progress, shared={})
     assert [each.diverged for each in recorder.histories] == [None, f"{name} is {value}"]
-    recorder.records(tensors, iterations={0: 3, 1: 3}, shared={})  # the first reason stays
+    recorder.records(tensors, trainer.progress, shared={})  # the first reason stays
     assert [each.diverged for each in recorder.histories] == [
         None,
         f"{name} is {value}",
@@ -136,7 +135,7 @@ def test_a_constant_critics_undefined_explained_variance_is_no_divergence():
     after = tensors.after._replace(explained_variance=torch.tensor([math.nan]))
     tensors = dataclasses.replace(tensors, after=after)
     recorder = recorder_of(trainer)
-    recorder.records(tensors, iterations={0: 1}, shared={})
+    recorder.records(tensors, trainer.progress, shared={})
     assert [each.diverged for each in recorder.histories] == [None]
 
 

@@ -21,13 +21,22 @@ from tests.helpers.trainers import (
 
 GYMNASIUM = ("env=gymnasium", "env.id=CartPole-v1", "num_envs=2", "num_steps=64", *TWENTY_STEPS)
 NORMALIZED = (*PENDULUM, "env.normalize_observations=true", "env.normalize_rewards=true")
+RECURRENT = (
+    *("env=cartpole_masked", "network=gru", "network.hidden=8", "num_envs=4", "num_steps=16"),
+)
+TEXT = (
+    *("env=text", "network=gpt_tiny", "network.width=16", "network.num_heads=2", "num_envs=8"),
+    *("env.pretrain_steps=0", "network.depth=1", "env.kl_target=1"),
+)
 BACKENDS = {
     "torch": TWENTY_STEPS,
     "torch, continuous and normalised": NORMALIZED,
     "gymnasium": GYMNASIUM,
     "gymnasium, normalised": (*GYMNASIUM, "env.normalize_observations=true"),
+    "recurrent": (*RECURRENT, *TWENTY_STEPS),
+    "text": (*TEXT, *TWENTY_STEPS),
 }
-STACKABLE = ("co_resident", "shared_trunk")
+STACKABLE = ("co_resident", "shared_trunk", "critic_free")
 NEW = {
     "seed": 77,
     "epsilon": 0.3,
@@ -102,7 +111,7 @@ def test_parameters_moments_and_coefficients_keep_their_storage():
 
     def addresses():
         held = [*trainer.model.parameters(), *state_of(trainer.optimizer)]
-        held += [trainer._lanes.gamma, trainer._lanes.gae_lambda]
+        held += [trainer._lanes.gamma, trainer._lanes.lambda_policy]
         return [tensor.data_ptr() for tensor in held]
 
     before = addresses()

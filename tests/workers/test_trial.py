@@ -12,6 +12,7 @@ import torch
 from ppo_lab.runner import group
 from ppo_lab.runner.result import Result, read_result
 from ppo_lab.runner.run_record import RunOutput
+from ppo_lab.runner.signals import Interrupted
 from ppo_lab.runner.stack import Stack
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.display.progress import StudyProgress
@@ -21,12 +22,14 @@ from ppo_lab.studies.store.lease import Lease
 from ppo_lab.studies.store.retry import RetryPolicy
 from ppo_lab.studies.store.trial_store import TrialStore
 from ppo_lab.tracking import read_metrics
+from ppo_lab.training.checkpoint import load_checkpoint
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.workers import trial
 from ppo_lab.workers.base import Decision, Exited, Task, TrialProgress, TrialReport, WorkerPool
 from ppo_lab.workers.processes import ProcessPool
-from ppo_lab.workers.trial import TaskRun
+from ppo_lab.workers.trial import Mailbox, TaskRun
+from ppo_lab.workers.worker import _Worker
 from tests.helpers.studies import plan_of
 
 
@@ -128,6 +131,37 @@ def test_a_trial_that_was_stopped_goes_on_in_the_folder_of_its_next_attempt(
         assert rows_of(tmp_path / "0007" / "attempt_3" / seed) == rows_of(tmp_path / "alone" / seed)
     reports = [message for message in second.sent if isinstance(message, TrialReport)]
     assert reports == [message for message in undisturbed.sent if isinstance(message, TrialReport)]
+
+
+@pytest.mark.parametrize("is_awaited", [False, True], ids=["at a message", "at a decision"])
+def test_a_trial_whose_scheduler_is_gone_is_interrupted_and_leaves_its_checkpoint(
+    plan, tmp_path, monkeypatch, is_awaited
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trial, "_PROGRESS_INTERVAL_S", 0.0)
+    ours, theirs = multiprocessing.Pipe()
+    send = Mailbox.send
+
+    def die(mailbox, message):
+        if is_awaited:
+            send(mailbox, message)
+            ours.recv()  # an end that is closed with unread messages resets the connection
+        if not is_awaited or isinstance(message, TrialReport):
+            ours.close()
+        if not is_awaited:
+            send(mailbox, message)
+
+    monkeypatch.setattr(Mailbox, "send", die)
+    task = task_of(plan, tmp_path / "0000", report_steps=(1000,), total_steps=4096)
+    ours.send(task)
+    log_file = tmp_path / "log"
+    with pytest.raises(Interrupted):
+        _Worker(theirs, log_file, max_lanes=2, exits_after_task=True).run()
+    result = read_result(task.folder)
+    assert (result.status, result.reason) == ("interrupted", "stopped by a signal")
+    assert [load_checkpoint(task.folder / name).folder.name for name in ("seed_1", "seed_2")] == [
+        "1", "1"
+    ]  # fmt: skip
 
 
 def rows_of(folder):

@@ -22,20 +22,27 @@ _SHORT = {  # short name to dotted key of the summary
     "forecast_vram_gib": "memory.forecast.total_gib",
 }
 _PHASES = (
-    "build", "compile", "env", "rollout", "advantages", "update", "diagnostics", "record",
+    "build", "compile", "env", "rollout", "evaluation", "advantages", "update", "diagnostics",
+    "record",
 )  # fmt: skip
 _CATEGORIES = (
-    "weights", "gradients", "optimizer", "activations", "rollout", "environment", "workspace",
+    "weights", "gradients", "optimizer", "activations", "logits", "cache", "rollout",
+    "environment", "workspace",
 )  # fmt: skip
 _NETWORKS = ("actor", "critic", "trunk")
 _PEAK = [
     "peak_gib", "host_pinned_gib", "host_pageable_gib",
     *(f"categories_gib.{category}" for category in _CATEGORIES),
-    *(f"networks_gib.{category}_{net}" for category in _CATEGORIES for net in _NETWORKS),
+    *(f"networks_gib.{category}_{net}" for category in _CATEGORIES
+      for net in (*_NETWORKS, "reference")),
     *(f"phases_gib.{phase}" for phase in _PHASES),
 ]  # fmt: skip
 _SECTIONS: dict[str, Sequence[str]] = {
     "num_parameters": _NETWORKS,
+    "text": [
+        "reward_mean", "reward_with_kl", "kl", "kl_k3", "kl_coef", "length_mean", "distinct_frac",
+        "grammatical_frac", "exact_frac",
+    ],
     "stack": ["num_lanes", "lane", "busy_frac"],
     "time": [f"{phase}_s" for phase in _PHASES],
     "memory.measured": [

@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL
 from ppo_lab.config.checkpoint import CheckpointConfig
 from ppo_lab.config.composer import Composer
 from ppo_lab.config.run import Config
+from ppo_lab.config.settings import settings_of
 from ppo_lab.config.study import StudyConfig
 from ppo_lab.studies.definition.base_run import BaseRun
 from ppo_lab.studies.definition.objective import (
@@ -102,7 +103,7 @@ class Plan:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The settings that make trials comparable, as JSON values with their digest."""
-        run = self.config.as_dict()
+        run = settings_of(self.config)
         run = {key: value for key, value in run.items() if key not in _NOT_IN_FINGERPRINT}
         del run["env"]["timeout_s"]
         # Studies of before it was an option have none, so the default has no key.

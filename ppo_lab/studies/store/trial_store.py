@@ -76,6 +76,7 @@ class TrialStore:
         """Create or join the study of ``plan``; raise ``ConfigError`` if it is another or lost."""
         self.plan, self._database, self.lease = plan, database, lease
         self._held: set[int] = set()
+        self._counted: dict[int, int] = {}  # attempts that a claim which failed halfway has counted
         with database.exclusive(plan.name):
             self._refuse_loss()
             self.study = self._open()
@@ -153,6 +154,7 @@ class TrialStore:
         if claim is not None:
             # Only once the lock is released: if that fails, the next claim finds this trial ours.
             self._held.add(claim.number)
+            del self._counted[claim.number]
         return claim
 
     def _claim(self) -> Claim | None:
@@ -188,7 +190,10 @@ class TrialStore:
         folder = attrs.get("folder") if attrs.get("owner") else None  # released: it has no result
         result = read_result(Path(folder)) if folder else None
         # Counted before the attempt starts, which may take its machine down.
-        attempt = attrs.get("attempt", 0) + 1
+        attempt = attrs.get("attempt", 0)
+        if attempt != self._counted.get(trial.number):
+            attempt += 1
+        self._counted[trial.number] = attempt
         trial.set_user_attr("attempt", attempt)
         trial.set_user_attr(CLAIMED, datetime.now().isoformat())
         trial.set_user_attr("owner", self.lease.owner._asdict())

@@ -22,6 +22,7 @@ from ppo_lab.studies.definition.plan import Plan, differences
 from ppo_lab.studies.definition.space import read_space
 from ppo_lab.utils.errors import ConfigError
 from tests.helpers.spaces import make_base
+from tests.helpers.trainers import config as config_of
 
 SUMMARY = {
     "final_return": 480.0,
@@ -130,6 +131,11 @@ def test_an_objective_that_means_nothing_is_refused(arguments, reason):
     assert refused.value.key == f"study.{changed.replace('key', 'objective')}"
 
 
+def test_four_seeds_have_an_interquartile_mean():
+    (objective,) = objectives(aggregate=Aggregate.iqm, num_seeds=4)
+    assert objective.aggregate is Aggregate.iqm
+
+
 def test_a_constraint_is_broken_by_its_worst_seed():
     (vram, speed) = parse_constraints(["peak_vram_gib <= 2", "env_steps_per_s>=1e4"])
     assert vram.text == "peak_vram_gib<=2"
@@ -151,7 +157,8 @@ def test_what_is_no_limit_is_refused(text):
 
 
 def test_a_limit_on_what_no_summary_has_is_refused():
-    with pytest.raises(ConfigError, match=r"peek_vram_gib <= 8: .*did you mean peak_vram_gib\?"):
+    line = r"study.constraints=peek_vram_gib <= 8: .*did you mean peak_vram_gib\?"
+    with pytest.raises(ConfigError, match=line):
         parse_constraints(["peek_vram_gib <= 8"])
 
 
@@ -174,6 +181,59 @@ def test_every_number_of_a_profiled_runs_summary_may_be_an_objective(memory, tmp
     for key in keys:
         if not key.startswith(("machine.", "versions.", "git.")):
             objectives(key)
+
+
+@pytest.mark.parametrize(
+    ("env", "quality"), [("text", "grammatical_frac"), ("arithmetic", "exact_frac")]
+)
+def test_every_number_of_a_run_on_texts_may_be_an_objective(env, quality, tmp_path):
+    sizes = ("network=gpt_tiny", "network.width=16", "network.depth=1", "network.num_heads=2")
+    words = (f"env={env}", *sizes, "env.kl_coef=0.1", "env.pretrain_steps=0", "total_steps=100")
+    run = config_of(*words, "num_envs=8", "profile=always", "tracking.terminal=none")
+    summary = run_in_folder(run, tmp_path, overrides=[])
+    keys = set(numbers_of(summary)) - {"seed"}
+    assert {"text.kl", "text.reward_with_kl", f"text.{quality}", "time.evaluation_s"} <= keys
+    for key in keys:
+        if not key.startswith(("machine.", "versions.", "git.")):
+            objectives(key)
+
+
+BY_PHASE = ["build", "compile", "env", "rollout", "advantages", "update", "diagnostics", "record"]
+PEAK = [
+    "peak_gib", "host_pinned_gib", "host_pageable_gib", "categories_gib.workspace",
+    "categories_gib.weights", "categories_gib.gradients", "categories_gib.optimizer",
+    "categories_gib.activations", "categories_gib.rollout", "categories_gib.environment",
+    "networks_gib.weights_actor", "networks_gib.gradients_critic", "networks_gib.optimizer_trunk",
+    *(f"phases_gib.{phase}" for phase in BY_PHASE),
+]  # fmt: skip
+PARTS = {
+    "num_parameters": ["actor", "critic", "trunk"],
+    "stack": ["num_lanes", "lane", "busy_frac"],
+    "time": [f"{phase}_s" for phase in BY_PHASE],
+    "memory.measured": ["host_gib", "allocated_gib", "reserved_gib",
+                        *(f"phases_gib.{phase}" for phase in BY_PHASE)],
+    "memory.ledger": PEAK,
+    "memory.forecast": [*PEAK, "workspace_gib", "context_gib", "allocated_gib", "total_gib",
+                        "h2d_bytes_per_iteration", "d2h_bytes_per_iteration"],
+    "pcie": ["pageable_bytes", "h2d_bytes", "h2d_limit_gb_per_s", "h2d_gb_per_s",
+             "h2d_limit_frac", "d2h_bytes", "d2h_limit_gb_per_s", "d2h_gb_per_s",
+             "d2h_limit_frac"],
+    "perf": ["kernel_busy_frac", "exposed_copy_frac", "idle_no_copy_frac", "window_s"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_number_of_a_part_of_a_summary_may_be_an_objective_and_no_other(part):
+    for name in PARTS[part]:
+        objectives(f"{part}.{name}")
+    with pytest.raises(ConfigError, match="no number"):
+        objectives(f"{part}.x")
+
+
+def test_the_numbers_of_a_summary_itself_may_be_objectives():
+    keys = ["final_return", "best_return", "auc_return", "env_steps", "num_episodes"]
+    keys += ["env_steps_per_s", "wall_time_s", "epsilon"]
+    assert [objective.key for objective in objectives(keys)] == keys
 
 
 def test_one_limit_twice_is_refused():

@@ -16,6 +16,9 @@ OTHERS = [Spread(0.2, 3), Spread(3.0, 4), Spread(0.02, 5), Spread(9.0, 3), Sprea
 # Little more than samples would: the prior is strong, but not all.
 ALIKE = [Spread(v, 3) for v in (0.05, 0.4, 1.0, 2.0, 7.0)]
 
+# Of an excess below 1: the prior is strong, and not all.
+MILD = [Spread(v, 3) for v in (0.15, 0.5, 1.0, 2.0, 6.5)]
+
 
 def smyth(own, others):
     """Return s^2 and its degrees of freedom (Smyth 2004, section 6.2), the prior by bisection."""
@@ -36,7 +39,9 @@ def smyth(own, others):
 
 @pytest.mark.parametrize("own", [Spread(0.5, 4), Spread(0.0, 3), Spread(50.0, 5)])
 @pytest.mark.parametrize(
-    "others", [OTHERS, [*OTHERS, Spread(0.0, 3)], ALIKE], ids=["positive", "zero", "alike"]
+    "others",
+    [OTHERS, [*OTHERS, Spread(0.0, 3)], ALIKE, MILD],
+    ids=["positive", "zero", "alike", "mild"],
 )
 def test_a_moderated_variance_is_smyths(own, others):
     assert moderated(own, others) == pytest.approx(smyth(own, others), rel=1e-6)

@@ -134,6 +134,30 @@ def test_a_released_trial_is_claimed_again(open_store):
     assert (again.number, again.attempt, again.params) == (0, 2, claim.params)
 
 
+@pytest.mark.parametrize("lost", ["attempt", "owner"])
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_claim_that_failed_halfway_is_no_attempt(open_store, monkeypatch, lost, is_written):
+    store = open_store()
+    store.release(store.claim())  # the first attempt
+    write = optuna.Trial.set_user_attr
+
+    def fail(trial, key, value):
+        if key != lost or is_written:
+            write(trial, key, value)
+        if key == lost:
+            raise OperationalError("UPDATE", {}, Exception("the connection is lost"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Trial, "set_user_attr", fail)
+        for _ in range(2):
+            with pytest.raises(OperationalError):
+                store.claim()
+    again = store.claim()
+    assert (again.number, again.attempt) == (0, 2)
+    store.release(again)
+    assert store.claim().attempt == 3
+
+
 @pytest.mark.parametrize("status", ["diverged", "out_of_memory", "over_budget"])
 def test_what_could_not_run_is_pruned_and_ranks_below_all_that_could(open_store, status):
     store = open_store()

@@ -1,0 +1,32 @@
+"""The settings of a run by which a stored run or study is recognised as the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ppo_lab.config.run import Config
+from ppo_lab.ppo.baselines import Gae
+
+__all__ = ["settings_of"]
+
+_LATER = (
+    *("policy_loss", "aggregation", "policy_start_iteration"),
+    *("gae_lambda_policy", "gae_lambda_value"),
+)
+"""Keys that were added to runs and studies which exist; a new key belongs here."""
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Return the config as nested JSON values, without later keys at their defaults.
+
+    So what was begun before there were such keys can go on.
+    """
+    values = config.as_dict()
+    if values["baseline"] == {"name": Gae.name}:
+        del values["baseline"]
+    for key in _LATER:
+        if getattr(config, key) == getattr(Config, key):
+            del values[key]
+    if config.memory.reference_place is type(config.memory).reference_place:
+        del values["memory"]["reference_place"]
+    return values
