@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.result_page import publish, table
 from benchmarks.resumable import in_child
 from ppo_lab import cli
-from tests.config import test_wrong_configs as corpus
+from tests.config import wrong_configs as corpus
 
 _MOST_S = 2.0
 """Processor time that a refusal may take, with the import."""

@@ -2,11 +2,17 @@
 
 import torch
 
+from ppo_lab.envs.base import DiscreteActions, EnvSpec
+from ppo_lab.networks import HfConfig, Initializer
+
 SENTENCES = [
     "the gentle beaver greets a farmer .",
     "a rude sailor paints the tall robot slowly .",
     "every teacher helps this lovely pony today .",
 ]
+
+NUM_TOKENS = 80  # of the environment; the models know some more
+SPEC = EnvSpec(1, DiscreteActions(NUM_TOKENS), num_tokens=NUM_TOKENS, max_episode_steps=16)
 
 
 def save_tokenizer(folder):
@@ -57,3 +63,16 @@ def save_checkpoint(folder, kind="llama", *, seed=0, **options):
 def count_gentle(texts):
     """A reward: how many words of each text are ``gentle``."""
     return [float(text.split().count("gentle")) for text in texts]
+
+
+def initializer(dtype=torch.float32, device="cpu", seed=1):
+    return Initializer(torch.tensor([seed]), torch.device(device), dtype)
+
+
+def build(folder, number=1, *, dtype=torch.float32, device="cpu", **options):
+    network = HfConfig(path=str(folder), **options)
+    network.check()
+    network.check_env(SPEC)
+    given = initializer(dtype, device)
+    trunks = network.build_trunks(SPEC, given, number)
+    return network, trunks, network.build_policy_head(trunks[0], given, NUM_TOKENS)

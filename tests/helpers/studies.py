@@ -5,6 +5,7 @@ from __future__ import annotations
 import optuna
 
 from ppo_lab.config.compose import check_jobs, register
+from ppo_lab.runner.result import Result
 from ppo_lab.studies.definition.plan import Plan, make_plan
 from tests.helpers import commands
 
@@ -60,3 +61,19 @@ def plan_of(*overrides) -> Plan:
     )
     (plan,) = plans
     return plan
+
+
+def summary(seed, final_return, status="finished", reason=None, **measured):
+    return {
+        "seed": seed,
+        "status": status,
+        "reason": reason,
+        "final_return": final_return,
+        "folder": f"seed_{seed}",
+        **measured,
+    }
+
+
+def finished(number, *returns):
+    summaries = [summary(seed, value) for seed, value in enumerate(returns, 1)]
+    return Result(number, "finished", None, summaries)

@@ -2,23 +2,18 @@
 
 import copy
 import json
-import socket
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ppo_lab.envs.base import DiscreteActions, EnvSpec
-from ppo_lab.networks import HfConfig, Initializer
+from ppo_lab.networks import HfConfig
 from ppo_lab.networks.bound import LowRank
 from ppo_lab.networks.hf import BaseDtype
 from ppo_lab.ppo.adam import LaneAdam
-from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.torch_private import FakeTensor, FakeTensorMode
-from tests.helpers.checkpoints import save_checkpoint
+from tests.helpers.checkpoints import NUM_TOKENS, SPEC, build, save_checkpoint
 
-NUM_TOKENS = 80  # of the environment; the models know some more
-SPEC = EnvSpec(1, DiscreteActions(NUM_TOKENS), num_tokens=NUM_TOKENS, max_episode_steps=16)
 KINDS = {
     "llama": {"tie_word_embeddings": False},
     "llama, tied": {"tie_word_embeddings": True},
@@ -42,19 +37,6 @@ def folder(request, folders):
 @pytest.fixture
 def llama(folders):
     return folders["llama"]
-
-
-def initializer(dtype=torch.float32, device="cpu", seed=1):
-    return Initializer(torch.tensor([seed]), torch.device(device), dtype)
-
-
-def build(folder, number=1, *, dtype=torch.float32, device="cpu", **options):
-    network = HfConfig(path=str(folder), **options)
-    network.check()
-    network.check_env(SPEC)
-    given = initializer(dtype, device)
-    trunks = network.build_trunks(SPEC, given, number)
-    return network, trunks, network.build_policy_head(trunks[0], given, NUM_TOKENS)
 
 
 def tokens(num_sequences=3, num_steps=7):
@@ -248,110 +230,3 @@ def test_a_forecast_builds_and_runs_without_reading_weights(llama, lora_rank, mo
         with torch.inference_mode():
             features, _ = actor.read(given[:, :, :1], None, actor.empty_memory(3, 7))
         assert features.shape == (1, 3, 1, 32)
-
-
-def test_nothing_is_asked_of_the_network(llama, monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("a connection")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    build(llama)
-
-
-@pytest.mark.parametrize(
-    ("options", "key", "told"),
-    [
-        ({"path": ""}, "network.path", "name the folder"),
-        ({"path": "nowhere/at/all"}, "network.path", "there is no such folder"),
-        ({"lora_rank": -1}, "network.lora_rank", "must be >= 0"),
-        ({"lora_rank": 2, "lora_alpha": 0.0}, "network.lora_alpha", "> 0"),
-        ({"base_dtype": BaseDtype.bfloat16}, "network.base_dtype", "needs adapters"),
-    ],
-)
-def test_unusable_options_are_refused_in_a_line(llama, options, key, told):
-    with pytest.raises(ConfigError, match=told) as caught:
-        HfConfig(**({"path": str(llama)} | options)).check()
-    assert caught.value.key == key
-    assert "\n" not in str(caught.value)
-
-
-OF_CODE = '{"model_type": "x", "auto_map": {"AutoConfig": "x.X"}}'
-
-
-@pytest.mark.parametrize(
-    ("files", "told"),
-    [
-        ({}, "no config.json"),
-        ({"config.json": "{}"}, "no weights as .*safetensors"),
-        ({"config.json": "{}", "pytorch_model.bin": ""}, "other formats can hold code"),
-        ({"adapter_config.json": "{}"}, "holds adapters"),
-    ],
-)
-def test_a_folder_without_a_checkpoint_is_refused(tmp_path, files, told):
-    write(tmp_path, files)
-    with pytest.raises(ConfigError, match=told) as caught:
-        HfConfig(path=str(tmp_path)).check()
-    assert caught.value.key == "network.path"
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"config.json": "{}"},
-        {"config.json": "{"},
-        {"config.json": OF_CODE, "x.py": "raise SystemExit"},
-    ],
-)
-def test_a_config_of_no_known_model_is_refused_in_a_line(tmp_path, files):
-    write(tmp_path, files | {"model.safetensors": ""})
-    network = HfConfig(path=str(tmp_path))
-    network.check()
-    with pytest.raises(ConfigError, match="no causal language model") as caught:
-        network.check_env(SPEC)
-    assert "\n" not in str(caught.value)
-
-
-def write(folder, files):
-    for name, content in files.items():
-        (folder / name).write_text(content)
-
-
-@pytest.mark.parametrize(
-    ("spec", "told"),
-    [
-        (EnvSpec(4, DiscreteActions(2)), "reads tokens"),
-        (EnvSpec(1, DiscreteActions(1000), num_tokens=1000), "the environment has 1,000"),
-        (EnvSpec(1, DiscreteActions(9), num_tokens=9, max_episode_steps=65), "up to 64 tokens"),
-    ],
-)
-def test_an_environment_that_does_not_fit_is_refused(llama, spec, told):
-    with pytest.raises(ConfigError, match=told):
-        HfConfig(path=str(llama)).check_env(spec)
-
-
-def test_a_target_that_is_no_layer_is_refused_with_those_there_are(llama):
-    network = HfConfig(path=str(llama), lora_rank=2, lora_targets=["c_attn"])
-    with pytest.raises(ConfigError, match="c_attn is no linear layer; there are down_proj, "):
-        network.num_trunk_parameters(SPEC)
-
-
-def test_damaged_weights_are_refused(tmp_path):
-    save_checkpoint(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(ConfigError, match="no causal language model"):
-        build(tmp_path)
-
-
-def test_capped_logits_are_refused(tmp_path, llama):
-    options = {"num_hidden_layers": 1, "head_dim": 8, "final_logit_softcapping": 1.0}
-    save_checkpoint(tmp_path, "gemma2", **options)
-    with pytest.raises(ConfigError, match="not linear"):
-        build(tmp_path)
-
-
-def test_without_the_extra_the_line_says_how_to_install_it(llama, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'ppo_lab\[text\]'"):
-        HfConfig(path=str(llama)).check()

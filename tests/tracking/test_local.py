@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import errno
 import json
 import math
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +15,16 @@ import pytest
 from ppo_lab.tracking import (
     Histogram,
     LocalSink,
-    Progress,
     Record,
-    RunInfo,
     SafeSink,
-    Sink,
-    Terminal,
-    Tracker,
-    TrackingConfig,
-    TrackingMode,
-    WandbSink,
     cut_metrics,
     local,
     read_metrics,
     read_summary,
 )
-from ppo_lab.tracking.local import METRICS_FILE, SAMPLES_FILE
+from ppo_lab.tracking.local import METRICS_FILE
 from ppo_lab.utils import json_files
-
-
-def describe(folder: Path) -> RunInfo:
-    return RunInfo(folder, "id", "name", None, (), 1000, {})
+from tests.helpers.local_files import Broken, describe, files_tracker, no_file_above
 
 
 def write(folder: Path, *iterations: int, value: float = 1.5) -> None:
@@ -104,27 +88,6 @@ def test_a_resumed_run_cuts_the_torn_line_and_replaces_repeated_iterations(tmp_p
     rows = read_metrics(path)
     assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
     assert [row["losses/value_loss"] for row in rows] == [1.5, 9.0, 9.0, 9.0]
-
-
-@contextmanager
-def no_file_above(num_bytes: int) -> Iterator[None]:
-    """Let the system refuse to write beyond ``num_bytes`` of any file, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def files_tracker(folder: Path, other: Sink | None = None, log_every: int = 1) -> Tracker:
-    """Return a tracker that has started, with ``other`` as its second sink."""
-    config = TrackingConfig(mode=TrackingMode.disabled, log_every=log_every)
-    tracker = Tracker(config, folder / "outputs", Progress(Terminal.none))
-    if other is not None:
-        tracker._wandb = SafeSink(other)
-    tracker.start(describe(folder))
-    return tracker
 
 
 @pytest.mark.parametrize("spare_bytes", [0, 30, 100])  # no room, half a row, one row and a half
@@ -255,28 +218,6 @@ def test_every_tenth_record_goes_to_the_other_sinks_and_the_last(
     assert len(read_metrics(tmp_path / METRICS_FILE)) == 25
 
 
-class Broken(Sink):
-    """Raises in the named methods, and records calls."""
-
-    def __init__(self, *broken: str, error: type[BaseException] = OSError) -> None:
-        self.broken, self.error = broken, error
-        self.calls: list[str] = []
-
-    def _call(self, name: str) -> None:
-        self.calls.append(name)
-        if name in self.broken:
-            raise self.error("no space\nleft")
-
-    def start(self, run: object) -> None:
-        self._call("start")
-
-    def record(self, record: object) -> None:
-        self._call("record")
-
-    def finish(self, summary: object, exit_code: object) -> None:
-        self._call("finish")
-
-
 def use(guard: SafeSink, folder: Path) -> None:
     guard.start(describe(folder))
     for iteration in range(1, 6):
@@ -337,87 +278,3 @@ def test_a_tracker_writes_the_failure_of_another_sink_into_the_summary(tmp_path:
     assert summary["tracking_failures"] == {
         "Broken": "1 failed, first finish: OSError: no space left"
     }
-
-
-def sample_rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / SAMPLES_FILE).read_text().splitlines()]
-
-
-def with_samples(iteration: int) -> Record:
-    samples = [(f"text {iteration} .", 0.5), ("naïve .", math.nan)]
-    return Record(100 * iteration, iteration, {}, samples=samples)
-
-
-def test_samples_come_back_with_their_iteration_and_rewards(tmp_path: Path) -> None:
-    sink = LocalSink()
-    sink.start(describe(tmp_path))
-    assert not (tmp_path / SAMPLES_FILE).exists()  # most runs have none
-    sink.record(with_samples(1))
-    sink.record(Record(200, 2, {}))
-    assert sample_rows(tmp_path) == [
-        {
-            "iteration": 1,
-            "global_step": 100,
-            "texts": ["text 1 .", "naïve ."],
-            "rewards": [0.5, "NaN"],
-        }
-    ]
-    assert [row["iteration"] for row in read_metrics(tmp_path / METRICS_FILE)] == [1, 2]
-
-
-@pytest.mark.parametrize(("resumed_at", "kept"), [(0, []), (2, [1, 2]), (9, [1, 2, 3])])
-def test_samples_are_cut_back_to_where_a_run_goes_on(
-    tmp_path: Path, resumed_at: int, kept: list[int]
-) -> None:
-    sink = LocalSink()
-    sink.start(describe(tmp_path))
-    for iteration in (1, 2, 3):
-        sink.record(with_samples(iteration))
-    path = tmp_path / SAMPLES_FILE
-    path.write_bytes(path.read_bytes() + b'{"iterat')  # of a killed run
-    again = LocalSink()
-    again.start(dataclasses.replace(describe(tmp_path), resumed_at=resumed_at))
-    again.record(with_samples(resumed_at + 1))
-    assert [row["iteration"] for row in sample_rows(tmp_path)] == [*kept, resumed_at + 1]
-
-
-def test_samples_wait_for_space_as_metrics_do(tmp_path: Path) -> None:
-    sink = LocalSink()
-    sink.start(describe(tmp_path))
-    sink.record(with_samples(1))
-    size = (tmp_path / SAMPLES_FILE).stat().st_size
-    with no_file_above(size + 3):  # the metrics' rows are shorter and may fit
-        for iteration in (2, 3):
-            with contextlib.suppress(OSError):
-                sink.record(with_samples(iteration))
-    sink.finish({}, 0)
-    assert [row["iteration"] for row in sample_rows(tmp_path)] == [1, 2, 3]
-    assert [row["iteration"] for row in read_metrics(tmp_path / METRICS_FILE)] == [1, 2, 3]
-
-
-def test_records_with_samples_go_to_every_sink(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-    monkeypatch.setattr(sink := Broken(), "record", lambda record: seen.append(record.iteration))
-    tracker = files_tracker(tmp_path, sink, log_every=10)
-    for iteration in range(1, 8):
-        tracker.record(with_samples(iteration) if iteration == 4 else Record(1, iteration, {}))
-    tracker.finish({}, 0)
-    assert seen == [1, 4, 7]
-
-
-def test_wandb_gets_samples_as_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = []
-
-    class Run:
-        def log(self, row: dict[str, Any], **_: object) -> None:
-            rows.append(row)
-
-    sink = WandbSink(TrackingConfig(mode=TrackingMode.offline), tmp_path)
-    monkeypatch.setattr(sink, "_run", Run())
-    sink.record(Record(7, 1, {"a/b": 1.0}))
-    sink.record(dataclasses.replace(with_samples(2), samples=[("one .", 0.5), ("two .", 1.0)]))
-    assert "samples" not in rows[0]
-    assert rows[1]["samples"].columns == ["text", "reward"]
-    assert rows[1]["samples"].data == [["one .", 0.5], ["two .", 1.0]]

@@ -11,47 +11,8 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from ppo_lab.runner.result import Result
-from ppo_lab.studies.store.database import Database
-from ppo_lab.studies.store.lease import Lease
-from ppo_lab.studies.store.retry import RetryPolicy
-from ppo_lab.studies.store.trial_store import TrialStore
 from ppo_lab.utils.errors import ConfigError
-from tests.helpers.engine import tables
-from tests.helpers.studies import plan_of
-
-
-@pytest.fixture(scope="module")
-def plan():
-    return plan_of("study.num_trials=4", "study.num_seeds=2", "study.storage=sqlite:///study.db")
-
-
-@pytest.fixture
-def open_store(plan, tmp_path, monkeypatch):
-    """Open the study as another parent each time; variations are fields of the plan."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "study.db").write_bytes(tables())
-    database = Database(plan.url, tmp_path)
-
-    def open_another(**variations):
-        return TrialStore(dataclasses.replace(plan, **variations), database, Lease(database, 60.0))
-
-    return open_another
-
-
-def summary(seed, final_return, status="finished", reason=None, **measured):
-    return {
-        "seed": seed,
-        "status": status,
-        "reason": reason,
-        "final_return": final_return,
-        "folder": f"seed_{seed}",
-        **measured,
-    }
-
-
-def finished(number, *returns):
-    summaries = [summary(seed, value) for seed, value in enumerate(returns, 1)]
-    return Result(number, "finished", None, summaries)
+from tests.helpers.studies import finished, plan_of, summary
 
 
 def die(store):
@@ -317,55 +278,3 @@ def test_a_trial_beyond_a_lowered_total_waits_until_the_total_is_raised(open_sto
     assert fewer.claim() is None
     raised = open_store().claim()
     assert (raised.number, raised.params) == (3, claims[3].params)
-
-
-class Flaky:
-    """An Optuna storage whose n-th write fails as if the server had gone, before or after it."""
-
-    def __init__(self, storage, fails_at, *, after):
-        self._storage, self._fails_at, self._after, self.num_calls = storage, fails_at, after, 0
-
-    def __call__(self, name):
-        real = getattr(self._storage, name)
-
-        def write(*args, **kwargs):
-            self.num_calls += 1
-            is_due = self.num_calls == self._fails_at
-            error = OperationalError("x", {}, sqlite3.OperationalError("disk I/O error"))
-            if is_due and not self._after:
-                raise error
-            result = real(*args, **kwargs)
-            if is_due:
-                raise error
-            return result
-
-        return write
-
-
-WRITES = (
-    "create_new_trial", "set_trial_user_attr", "set_trial_param", "set_trial_state_values",
-    "set_trial_system_attr", "set_trial_intermediate_value",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("fails_at", range(1, 12))
-def test_an_outage_at_any_write_loses_no_trial(open_store, plan, monkeypatch, fails_at, after):
-    store = open_store(study=dataclasses.replace(plan.study, num_trials=2))
-    flaky = Flaky(store.study._storage, fails_at, after=after)
-    writes = {name: flaky(name) for name in WRITES}
-    for name, write in writes.items():
-        monkeypatch.setattr(store.study._storage, name, write)
-    policy = RetryPolicy(10.0)
-    num_finished = 0
-    while (claim := policy.call("claim", store.claim)) is not None:
-        policy.call("report", lambda claim=claim: store.report(claim, 200, (1.0, 2.0)))
-        result = finished(claim.number, 1.0, 2.0)
-        assert policy.call("tell", lambda claim=claim, result=result: store.finish(claim, result))
-        num_finished += 1
-    assert flaky.num_calls >= fails_at
-    monkeypatch.undo()
-    states = [trial.state for trial in store.study.trials]
-    assert states == [TrialState.COMPLETE] * 2
-    assert num_finished == 2
-    assert optuna.get_all_study_names(store.study._storage) == ["quick"]
