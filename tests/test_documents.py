@@ -92,12 +92,20 @@ def test_documents_name_files_that_exist(document):
 
 @functools.cache
 def logged():
-    """Return the names of the metrics of two iterations of a run on a CPU."""
+    """Return the names of the metrics of two iterations of runs on a CPU, on steps and on texts."""
     names = set()
-    run = config("total_steps=256", "num_envs=4", "num_steps=32", "target_kl=0.1")
-    trainer = Trainer([run], lambda lane, record: names.update(record.metrics, record.histograms))
-    for _ in range(2):
-        trainer.iterate()
+    texts = ("network=gpt_tiny", "num_envs=8", "env.pretrain_steps=0", "memory=critic_free")
+    for overrides in (
+        ("total_steps=256", "num_envs=4", "num_steps=32", "target_kl=0.1"),
+        ("env=text", *texts),
+        ("env=arithmetic", *texts),
+    ):
+        trainer = Trainer(
+            [config(*overrides)],
+            lambda lane, record: names.update(record.metrics, record.histograms),
+        )
+        for _ in range(2):
+            trainer.iterate()
     return names
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "Gae",
     "GroupBaseline",
     "Grpo",
+    "OutcomeBaseline",
     "PerStep",
     "ReinforcePP",
     "Rloo",
@@ -209,36 +210,41 @@ class GroupBaseline(Baseline, ABC):
 
 
 @dataclass(kw_only=True)
-class Grpo(GroupBaseline):
-    """See ``grpo``; it does not discount."""
+class OutcomeBaseline(GroupBaseline):
+    """Base class of the baselines that compare whole returns; they do not discount."""
+
+    @staticmethod
+    @abstractmethod
+    def formula(rewards: Tensor, live: Tensor, group_size: int) -> Tensor:
+        """Return advantages (T, L, N) in groups of ``group_size``."""
+
+    def advantages(self, rewards: Tensor, live: Tensor, gamma: Tensor) -> Tensor:  # noqa: ARG002
+        """See the baseline's ``formula``."""
+        return self.formula(rewards, live, self.group_size)
+
+
+@dataclass(kw_only=True)
+class Grpo(OutcomeBaseline):
+    """See ``grpo``."""
 
     name: ClassVar[str] = "grpo"
-
-    def advantages(self, rewards: Tensor, live: Tensor, gamma: Tensor) -> Tensor:  # noqa: ARG002
-        """See ``grpo``."""
-        return grpo(rewards, live, self.group_size)
+    formula = staticmethod(grpo)
 
 
 @dataclass(kw_only=True)
-class DrGrpo(GroupBaseline):
-    """See ``dr_grpo``; it does not discount."""
+class DrGrpo(OutcomeBaseline):
+    """See ``dr_grpo``."""
 
     name: ClassVar[str] = "dr_grpo"
-
-    def advantages(self, rewards: Tensor, live: Tensor, gamma: Tensor) -> Tensor:  # noqa: ARG002
-        """See ``dr_grpo``."""
-        return dr_grpo(rewards, live, self.group_size)
+    formula = staticmethod(dr_grpo)
 
 
 @dataclass(kw_only=True)
-class Rloo(GroupBaseline):
-    """See ``rloo``; it does not discount."""
+class Rloo(OutcomeBaseline):
+    """See ``rloo``."""
 
     name: ClassVar[str] = "rloo"
-
-    def advantages(self, rewards: Tensor, live: Tensor, gamma: Tensor) -> Tensor:  # noqa: ARG002
-        """See ``rloo``."""
-        return rloo(rewards, live, self.group_size)
+    formula = staticmethod(rloo)
 
 
 @dataclass(kw_only=True)

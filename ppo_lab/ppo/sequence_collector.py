@@ -21,6 +21,9 @@ from ppo_lab.ppo.update import UpdatePlan
 
 __all__ = ["SequenceCollector"]
 
+_STEPS_PER_LOOK = 16
+"""Steps on CUDA after which it is asked whether all episodes are over."""
+
 
 class SequenceCollector(Collector):
     """Collects rollouts whose rows stay together, environment by environment.
@@ -45,6 +48,8 @@ class SequenceCollector(Collector):
         self._group_size = group_size
         self._actor_memory = self._critic_memory = None
         self._starts = torch.ones(env.num_lanes, env.num_envs, dtype=torch.bool, device=env.device)
+        # Whether all episodes are over is on the device: looking there waits for it.
+        self._steps_per_look = _STEPS_PER_LOOK if env.device.type == "cuda" else 1
         # Where episodes are whole, each rollout begins with empty memories.
         self._keeps_memory = model.memory_outlives_rollout and group_size is None
         if self._keeps_memory:
@@ -140,7 +145,7 @@ class SequenceCollector(Collector):
             observations, starts = step.observations, step.terminated | step.truncated
             if is_whole:
                 is_over |= starts
-                if not is_dry and bool(is_over.all()):
+                if number % self._steps_per_look == 0 and not is_dry and bool(is_over.all()):
                     break
         assert writer is not None
         if self._keeps_memory:

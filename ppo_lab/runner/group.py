@@ -103,9 +103,8 @@ class RunGroup:
             if has_failed:
                 phase = trainer.meters.running_phase or "record"
                 recorder.summary["stopped_in"] = phase
-                if (
-                    phase == "rollout" and lane not in self._ended
-                ):  # the weights are those of the last update
+                # In a rollout the weights are those of the last update.
+                if phase == "rollout" and lane not in self._ended:
                     recorder.attempt(recorder.save_policy, trainer, lane)
             recorder.attempt(recorder.measure, trainer, lane, busy_frac)
 
