@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppo_lab.studies.results.format import score_text
 from ppo_lab.tracking import read_metrics, read_summary
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.tracking.tables import override_values, varying_keys
@@ -98,7 +99,7 @@ def draw_returns(curves: Sequence[Curve], output: Path) -> None:
             axes.plot(curve.steps, curve.returns, color=color, linewidth=0.7, alpha=0.4)
         steps, mean = _mean_curve(group)
         finals = [curve.returns[-1] for curve in group]
-        label = f"{setting}: {np.mean(finals):,.0f} ± {np.std(finals):,.0f}"
+        label = f"{setting}: {score_text(float(np.mean(finals)), float(np.std(finals)))}"
         axes.plot(steps, mean, color=color, linewidth=2.4, label=label)
     seeds = {sum(curve.setting == setting for curve in curves) for setting in settings}
     counts = " or ".join(map(str, sorted(seeds))) + (" seed" if seeds == {1} else " seeds")
