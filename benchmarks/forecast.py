@@ -19,10 +19,10 @@ from typing import Any
 from benchmarks.result_page import publish, table
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
-from ppo_lab.forecast.budget import over_budget
-from ppo_lab.forecast.counting import counted_trainer, ledger_of
-from ppo_lab.forecast.dry_run import dry_run
-from ppo_lab.forecast.forecast import forecast
+from ppo_lab.forecasting.budget import over_budget
+from ppo_lab.forecasting.counting import counted_trainer, ledger_of
+from ppo_lab.forecasting.dry_run import dry_run
+from ppo_lab.forecasting.forecast import forecast
 from ppo_lab.memory import STRATEGIES
 
 _GIB = 1024**3
@@ -47,7 +47,7 @@ _MEASURE = """
 import json, sys, time
 from pathlib import Path
 from ppo_lab.config.compose import check_jobs, register
-from ppo_lab.forecast.forecast import forecast
+from ppo_lab.forecasting.forecast import forecast
 register()
 (job,) = check_jobs(sys.argv[1:], is_multirun=False, config_dir=None, config_name=None)
 def peak_mib():

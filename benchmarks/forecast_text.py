@@ -13,8 +13,8 @@ import time
 from benchmarks.result_page import publish, table
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
-from ppo_lab.forecast.categories import Category
-from ppo_lab.forecast.forecast import Forecast, forecast
+from ppo_lab.forecasting.categories import Category
+from ppo_lab.forecasting.forecast import Forecast, forecast
 from ppo_lab.memory import STRATEGIES
 
 _GIB = 1024**3

@@ -25,8 +25,8 @@ from benchmarks import offload_step
 from benchmarks.result_page import publish, table
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.devices.pcie import measure_bus
-from ppo_lab.forecast.budget import over_budget
-from ppo_lab.forecast.forecast import cuda_context, forecast
+from ppo_lab.forecasting.budget import over_budget
+from ppo_lab.forecasting.forecast import cuda_context, forecast
 from ppo_lab.memory import STRATEGIES
 from ppo_lab.runner.run import Status, run_in_folder
 from ppo_lab.tracking import read_metrics

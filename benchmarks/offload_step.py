@@ -19,7 +19,7 @@ from benchmarks.result_page import table
 from ppo_lab.config.compose import check_jobs
 from ppo_lab.config.run import Config
 from ppo_lab.devices.pcie import BusLimit
-from ppo_lab.forecast.counting import counted_trainer
+from ppo_lab.forecasting.counting import counted_trainer
 from ppo_lab.ppo.rollout import lane_rows
 from ppo_lab.tracking import Record
 from ppo_lab.training.precision import configure_torch

@@ -36,8 +36,8 @@ from ppo_lab.config.compose import (
 from ppo_lab.config.composer import open_hydra
 from ppo_lab.config.error_messages import explain
 from ppo_lab.config.run import Config
-from ppo_lab.forecast.budget import over_budget, resolve_memory
-from ppo_lab.forecast.tables import forecast_json, forecast_table, forecasts_table
+from ppo_lab.forecasting.budget import over_budget, resolve_memory
+from ppo_lab.forecasting.tables import forecast_json, forecast_table, forecasts_table
 from ppo_lab.grids.results import grid_summaries
 from ppo_lab.grids.resume import Stored, split_stored, unfinished_jobs
 from ppo_lab.grids.start import command_folder, start_multirun, start_run

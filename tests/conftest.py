@@ -8,10 +8,10 @@ import pytest
 
 TESTS = Path(__file__).parent
 LONGEST = (
-    "compiler/test_compiled.py", "studies/test_command.py", "forecast/test_forecast.py",
+    "compiler/test_compiled.py", "studies/test_command.py", "forecasting/test_forecast.py",
     "memory/test_options.py", "cli/test_cli.py", "studies/test_scheduler.py",
     "studies/store/test_postgres.py", "config/test_error_messages.py",
-    "forecast/test_parameter_cost.py", "cli/test_launchers.py", "workers/test_stacked.py",
+    "forecasting/test_parameter_cost.py", "cli/test_launchers.py", "workers/test_stacked.py",
     "tracking/test_wandb_server.py", "studies/results/test_wandb.py",
 )  # fmt: skip
 """Files that begin first, so that the processes of ``-n 2 --dist loadfile`` end together."""

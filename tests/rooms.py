@@ -24,7 +24,7 @@ ROOMS = {  # from top to bottom: a room imports only from rooms below it
     "grids": "grids: the stacked launcher, the table of results",
     "workers": "processes that run trials",
     "runner": "a run in its folder; a stack that trains many runs",
-    "forecast": "bytes by category: dry run, ledger, budget, tables",
+    "forecasting": "bytes by category: dry run, ledger, budget, tables",
     "training": "the training loop, lane values, records, saved policy",
     "compiler": "an iteration as compiled programs or CUDA graphs",
     "config": "typed configuration, composed and checked",

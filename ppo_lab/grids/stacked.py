@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 from ppo_lab.config.compose import load
 from ppo_lab.config.run import Config
-from ppo_lab.forecast.budget import resolve_memory
+from ppo_lab.forecasting.budget import resolve_memory
 from ppo_lab.runner.run_record import RunOutput, Status
 from ppo_lab.tracking import Terminal, read_summary
 from ppo_lab.tracking.local import SUMMARY_FILE

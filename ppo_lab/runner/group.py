@@ -12,8 +12,8 @@ from typing import Any
 from ppo_lab.config.lanes import stack_key
 from ppo_lab.config.run import Config
 from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory
-from ppo_lab.forecast.budget import resolve_memory
-from ppo_lab.forecast.summary import out_of_memory_line
+from ppo_lab.forecasting.budget import resolve_memory
+from ppo_lab.forecasting.summary import out_of_memory_line
 from ppo_lab.runner.run_record import RunOutput, RunRecorder, Status, one_line, static_summary
 from ppo_lab.tracking import Progress
 from ppo_lab.training.checkpoint import Checkpoint, load_checkpoint

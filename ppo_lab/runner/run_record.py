@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ppo_lab.config.run import Config
-from ppo_lab.forecast.summary import device_section, forecast_section, memory_section
+from ppo_lab.forecasting.summary import device_section, forecast_section, memory_section
 from ppo_lab.networks import ActorCritic
 from ppo_lab.runner.lock import lock_run_folder
 from ppo_lab.runner.resume import comparable

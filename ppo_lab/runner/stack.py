@@ -13,8 +13,8 @@ from ppo_lab.compiler.compilation import should_compile
 from ppo_lab.devices.cuda_memory import is_out_of_memory, release_memory, vram_limit
 from ppo_lab.devices.pcie import measure_bus
 from ppo_lab.envs.time_limit import on_timeout
-from ppo_lab.forecast.budget import over_budget
-from ppo_lab.forecast.counting import counted_trainer
+from ppo_lab.forecasting.budget import over_budget
+from ppo_lab.forecasting.counting import counted_trainer
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.pace import CheckpointPace
 from ppo_lab.runner.queue import GroupQueue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ppo_lab.config.study import Executor
-from ppo_lab.forecast.budget import resolve_memory
+from ppo_lab.forecasting.budget import resolve_memory
 from ppo_lab.studies.definition.objective import is_measured
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.display.log_lines import print_line

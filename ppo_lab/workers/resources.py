@@ -8,8 +8,8 @@ import os
 import torch
 
 from ppo_lab.config.run import Config
-from ppo_lab.forecast.budget import budget_bytes, resolve_memory
-from ppo_lab.forecast.forecast import forecast
+from ppo_lab.forecasting.budget import budget_bytes, resolve_memory
+from ppo_lab.forecasting.forecast import forecast
 from ppo_lab.utils.cores import usable_cores
 
 __all__ = ["choose_lanes", "choose_num_workers"]

@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ppo_lab.config.run import Config
-from ppo_lab.forecast.budget import resolve_memory
+from ppo_lab.forecasting.budget import resolve_memory
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.result import Result, worst_status
 from ppo_lab.runner.resume import copy_run

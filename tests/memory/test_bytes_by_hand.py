@@ -7,9 +7,9 @@ gives blocks of 512 B.
 
 import pytest
 
-from ppo_lab.forecast.categories import Category
-from ppo_lab.forecast.counting import counted_trainer, ledger_of
-from ppo_lab.forecast.dry_run import dry_run
+from ppo_lab.forecasting.categories import Category
+from ppo_lab.forecasting.counting import counted_trainer, ledger_of
+from ppo_lab.forecasting.dry_run import dry_run
 from ppo_lab.memory import STRATEGIES
 from tests.helpers.trainers import config
 

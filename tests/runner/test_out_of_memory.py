@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ppo_lab.config.run import Config
-from ppo_lab.forecast import forecast as forecasting
-from ppo_lab.forecast import summary as memory_summary
-from ppo_lab.forecast.budget import Change
-from ppo_lab.forecast.forecast import forecast
+from ppo_lab.forecasting import forecast as forecasting
+from ppo_lab.forecasting import summary as memory_summary
+from ppo_lab.forecasting.budget import Change
+from ppo_lab.forecasting.forecast import forecast
 from ppo_lab.runner import stack
 from ppo_lab.runner.run import run_in_folder
 from ppo_lab.tracking import read_metrics
@@ -165,7 +165,7 @@ def test_nothing_of_a_full_run_is_left_and_the_next_job_runs(
 # The first job's update runs out of memory; later ones train.
 PROGRAM = """
 import torch
-from ppo_lab.forecast import summary as memory_summary
+from ppo_lab.forecasting import summary as memory_summary
 from ppo_lab.__main__ import main
 from ppo_lab.training.trainer import Trainer
 update = Trainer.update

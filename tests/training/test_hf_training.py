@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ppo_lab.forecast.dry_run import dry_run
+from ppo_lab.forecasting.dry_run import dry_run
 from ppo_lab.networks.sequences import Sequences
 from ppo_lab.training.policy import load_policy, save_policy
 from ppo_lab.training.trainer import Trainer

@@ -10,7 +10,7 @@ from ppo_lab.compiler.compiled import CompileSpec
 from ppo_lab.compiler.program_cache import ProgramCache
 from ppo_lab.config.choices import Dtype, MatmulPrecision
 from ppo_lab.config.lanes import check_stack, stack_key
-from ppo_lab.forecast.dry_run import dry_run
+from ppo_lab.forecasting.dry_run import dry_run
 from ppo_lab.training.precision import configure_torch
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.errors import ConfigError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ppo_lab.config.run import Config
-from ppo_lab.forecast import forecast as forecasting
+from ppo_lab.forecasting import forecast as forecasting
 from ppo_lab.workers.resources import choose_num_workers
 from ppo_lab.workers.trial import _in_worker
 from tests.helpers.trainers import config

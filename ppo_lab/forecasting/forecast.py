@@ -16,7 +16,7 @@ import torch
 
 from ppo_lab.config.lanes import LANE_KEYS, stack_values
 from ppo_lab.config.run import Config
-from ppo_lab.forecast.dry_run import DryRun, dry_run
+from ppo_lab.forecasting.dry_run import DryRun, dry_run
 
 __all__ = ["Forecast", "Overhead", "cublas_workspace", "cuda_context", "forecast", "try_forecast"]
 

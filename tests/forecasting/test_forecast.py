@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ppo_lab.devices.placement import Place
-from ppo_lab.forecast import forecast as forecasting
-from ppo_lab.forecast.categories import Category, MemoryKey
-from ppo_lab.forecast.counting import counted_trainer, ledger_of
-from ppo_lab.forecast.dry_run import dry_run
-from ppo_lab.forecast.forecast import cublas_workspace, forecast
+from ppo_lab.forecasting import forecast as forecasting
+from ppo_lab.forecasting.categories import Category, MemoryKey
+from ppo_lab.forecasting.counting import counted_trainer, ledger_of
+from ppo_lab.forecasting.dry_run import dry_run
+from ppo_lab.forecasting.forecast import cublas_workspace, forecast
 from ppo_lab.memory import STRATEGIES
 from tests.helpers.commands import ppo_lab
 from tests.helpers.trainers import config
@@ -123,7 +123,7 @@ BILLIONS = """
 import sys
 from pathlib import Path
 from ppo_lab.config.compose import check_jobs, register
-from ppo_lab.forecast.forecast import forecast
+from ppo_lab.forecasting.forecast import forecast
 register()
 words = ["network.hidden=[" + ",".join(["16384"] * 8) + "]", "tracking=local", "device=cpu"]
 words.append("forecast=true")  # else refused where so much memory is not there

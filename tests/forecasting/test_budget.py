@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 
 from ppo_lab.devices.placement import Place, Traffic
-from ppo_lab.forecast import budget as budgeting
-from ppo_lab.forecast import forecast as forecasting
-from ppo_lab.forecast.budget import advice, budget_bytes, over_budget, resolve_memory
-from ppo_lab.forecast.categories import Category, HostBytes, MemoryKey, Peak
-from ppo_lab.forecast.dry_run import BusBytes
-from ppo_lab.forecast.forecast import Forecast, Overhead
+from ppo_lab.forecasting import budget as budgeting
+from ppo_lab.forecasting import forecast as forecasting
+from ppo_lab.forecasting.budget import advice, budget_bytes, over_budget, resolve_memory
+from ppo_lab.forecasting.categories import Category, HostBytes, MemoryKey, Peak
+from ppo_lab.forecasting.dry_run import BusBytes
+from ppo_lab.forecasting.forecast import Forecast, Overhead
 from ppo_lab.memory import AutoMemory
 from tests.helpers.trainers import config
 

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from ppo_lab.config.compose import Job
 from ppo_lab.config.run import Config
-from ppo_lab.forecast.budget import budget_bytes, over_budget
-from ppo_lab.forecast.categories import Category, MemoryKey
-from ppo_lab.forecast.forecast import Forecast, forecast
+from ppo_lab.forecasting.budget import budget_bytes, over_budget
+from ppo_lab.forecasting.categories import Category, MemoryKey
+from ppo_lab.forecasting.forecast import Forecast, forecast
 from ppo_lab.tracking.tables import override_values, varying_keys
 
 __all__ = ["forecast_json", "forecast_table", "forecasts_table"]

@@ -7,9 +7,9 @@ import pytest
 from ppo_lab.devices.pcie import BusLimit
 from ppo_lab.devices.placement import Traffic
 from ppo_lab.devices.trace import Copies, DeviceUse
-from ppo_lab.forecast.categories import Category
-from ppo_lab.forecast.counting import counted_trainer, ledger_of
-from ppo_lab.forecast.summary import device_section, memory_section
+from ppo_lab.forecasting.categories import Category
+from ppo_lab.forecasting.counting import counted_trainer, ledger_of
+from ppo_lab.forecasting.summary import device_section, memory_section
 from ppo_lab.training.trainer import Trainer
 from tests.helpers.trainers import config, train_to_end
 

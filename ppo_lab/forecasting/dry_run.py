@@ -24,8 +24,8 @@ from ppo_lab.config.choices import Compile, Profile
 from ppo_lab.config.run import Config
 from ppo_lab.devices.observers import PhaseObserver
 from ppo_lab.devices.placement import Placement, Traffic
-from ppo_lab.forecast.categories import HostBytes, Peak
-from ppo_lab.forecast.counting import counted_trainer, ledger_of
+from ppo_lab.forecasting.categories import HostBytes, Peak
+from ppo_lab.forecasting.counting import counted_trainer, ledger_of
 from ppo_lab.ppo.collector import MAX_BUFFERED_STEPS
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils import torch_private

@@ -8,8 +8,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ppo_lab.devices.placement import Place, Placement
-from ppo_lab.forecast.categories import Category, HostBytes, MemoryKey, sum_by_key
-from ppo_lab.forecast.ledger import Ledger
+from ppo_lab.forecasting.categories import Category, HostBytes, MemoryKey, sum_by_key
+from ppo_lab.forecasting.ledger import Ledger
 
 CPU = torch.device("cpu")
 KIB = 1024

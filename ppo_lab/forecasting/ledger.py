@@ -24,7 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from ppo_lab.devices.placement import Place, Placement
-from ppo_lab.forecast.categories import Allocation, Category, HostBytes, MemoryKey, Peak, sum_by_key
+from ppo_lab.forecasting.categories import (
+    Allocation,
+    Category,
+    HostBytes,
+    MemoryKey,
+    Peak,
+    sum_by_key,
+)
 from ppo_lab.networks.sequences import SequenceTrunk
 from ppo_lab.utils import torch_private
 from ppo_lab.utils.torch_private import TorchDispatchMode

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ppo_lab.forecast.categories import Category
-from ppo_lab.forecast.dry_run import dry_run
+from ppo_lab.forecasting.categories import Category
+from ppo_lab.forecasting.dry_run import dry_run
 from ppo_lab.memory import STRATEGIES
 from tests.helpers.trainers import config
 

@@ -11,10 +11,10 @@ import torch
 from ppo_lab.config.run import Config
 from ppo_lab.devices.meters import peak_host_gib
 from ppo_lab.devices.pcie import use_metrics
-from ppo_lab.forecast.budget import advice
-from ppo_lab.forecast.counting import ledger_of
-from ppo_lab.forecast.forecast import Forecast, try_forecast
-from ppo_lab.forecast.ledger import Ledger
+from ppo_lab.forecasting.budget import advice
+from ppo_lab.forecasting.counting import ledger_of
+from ppo_lab.forecasting.forecast import Forecast, try_forecast
+from ppo_lab.forecasting.ledger import Ledger
 from ppo_lab.training.trainer import Trainer
 
 __all__ = ["device_section", "forecast_section", "memory_section", "out_of_memory_line"]

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 from ppo_lab.config.run import Config, Dtype
 from ppo_lab.devices.placement import Place
-from ppo_lab.forecast.categories import Category
-from ppo_lab.forecast.forecast import Forecast, cuda_context, forecast, try_forecast
+from ppo_lab.forecasting.categories import Category
+from ppo_lab.forecasting.forecast import Forecast, cuda_context, forecast, try_forecast
 from ppo_lab.memory import STRATEGIES, AutoMemory, MemoryStrategy
 from ppo_lab.networks import NETWORKS, NetworkConfig
 from ppo_lab.utils.errors import ConfigError
