@@ -25,7 +25,8 @@ def trained(name: str) -> list[SeedRun]:
     what = [f"resume={folder}"] if is_begun else [f"sweep=claims/{name}", "tracking=local"]
     what += [] if is_begun else [f"hydra.sweep.dir={folder}", "-m"]
     command = [sys.executable, "-m", "ppo_lab", *what]
-    if subprocess.run(command, check=False).returncode not in (0, 1):  # 1: a run diverged
+    status = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+    if status not in (0, 1):  # 1: a run diverged
         raise RuntimeError(f"{' '.join(command)} failed")
     runs = find_runs([folder])
     if bad := {run.summary["status"] for run in runs} - {"finished", "diverged"}:

@@ -51,6 +51,8 @@ def lucky() -> list[str]:
     returns.legend(frameon=False, fontsize=8)
     for panel in (returns, largest):
         panel.set_xscale("log")
+        panel.set_xticks(_EPOCHS, [str(num_epochs) for num_epochs in _EPOCHS])
+        panel.minorticks_off()
         panel.set_xlabel("epochs on one rollout", fontsize=8)
     largest.set_yscale("log")
     save(figure, "lucky")

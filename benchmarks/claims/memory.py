@@ -64,7 +64,7 @@ def memory() -> list[str]:
             f"{critic / peaks[0].total:.0%}",
         ])  # fmt: skip
     panels[0].set_ylabel("GiB at the peak", fontsize=8)
-    panels[0].legend(frameon=False, fontsize=7)
+    panels[1].legend(frameon=False, fontsize=7)
     save(figure, "memory")
     return [
         "## The critic's memory",
