@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from benchmarks.claims.grids import interval, setting_values, trained
-from benchmarks.claims.pictures import COLOURS, axes, draw_bands, ratio_map, save
+from benchmarks.claims.pictures import axes, draw_bands, ratio_map, save
 from benchmarks.result_page import table
 from benchmarks.runs import SeedRun, by_setting
 
@@ -149,34 +149,24 @@ def normalised() -> list[str]:
 
 
 def critic() -> list[str]:
-    """What do a critic, a shared trunk and no critic reach, and what do they take?"""
+    """What do a critic, a shared trunk and no critic reach?"""
     runs = trained("critic")
     groups = {setting_values(its[0])["memory"]: its for its in by_setting(runs).values()}
-    figure, panels = axes(["return", "seconds of a stack's lane"])
+    figure, panels = axes(["return"])
     draw_bands(panels[0], groups, _RETURN)
     panels[0].legend(frameon=False, fontsize=8)
-    seconds = [statistics.fmean(_busy_s(run) for run in its) for its in groups.values()]
-    panels[1].bar(list(groups), seconds, color=COLOURS)
     save(figure, "critic")
     rows = []
-    for (name, its), busy_s in zip(groups.items(), seconds):
+    for name, its in groups.items():
         returns = [run.summary["final_return"] for run in its]
         parameters = its[0].summary["num_parameters"]
         rows.append([
             name, len(its), interval(returns), f"{min(returns):.0f}",
-            f"{sum(filter(None, parameters.values())):,}", f"{busy_s:.1f}",
+            f"{sum(filter(None, parameters.values())):,}",
         ])  # fmt: skip
     header = ["setting", "seeds", "final return, 95 %", "worst seed", "parameters"]
     return [
         "## With a critic and without, control",
-        "`python -m ppo_lab sweep=claims/critic -m`, CartPole; seconds: of a stack, by its lanes, "
-        "without compilation. Whole episodes have room for 500 steps, so updates without a critic "
-        "compute dead rows while the policy is poor.",
-        table([*header, "seconds a run"], rows),
+        "`python -m ppo_lab sweep=claims/critic -m`, CartPole:",
+        table(header, rows),
     ]
-
-
-def _busy_s(run: SeedRun) -> float:
-    """Return the seconds that a run took of its stack."""
-    phases = {k: v for k, v in run.summary["time"].items() if k not in ("compile_s", "env_s")}
-    return float(sum(phases.values())) / int(run.summary["stack"]["num_lanes"])
