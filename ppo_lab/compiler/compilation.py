@@ -53,6 +53,8 @@ _NOT_IN_A_PROGRAM = (
     "checkpoint",
     "compile",
     "device",
+    "eval_episodes",
+    "eval_every",
     "forecast",
     "forecast_format",
     "num_epochs",

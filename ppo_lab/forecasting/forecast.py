@@ -29,7 +29,7 @@ _HOPPER_WORKSPACE = 4096 * 8 * 1024
 _OLDER_WORKSPACE = (4096 * 2 + 16 * 8) * 1024
 _WITHOUT_EFFECT = (
     *("device", "num_threads", "profile", "forecast", "forecast_format"),
-    *("vram_budget_gib", "vram_limit_gib", "matmul_precision"),
+    *("vram_budget_gib", "vram_limit_gib", "matmul_precision", "eval_every", "eval_episodes"),
 )
 """Keys that change no tensor's size. Of the keys that vary by lane, only being None or not does."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import re
 import secrets
 import time
@@ -28,7 +29,8 @@ from ppo_lab.training.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
-from ppo_lab.training.policy import save_policy
+from ppo_lab.training.evaluation import BestPolicy
+from ppo_lab.training.policy import BEST_FOLDER, save_policy, write_policy
 from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.crash_points import crash_point
@@ -100,6 +102,7 @@ class RunRecorder:
         self._begin = _Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
         self._run_id, self._settings = "", comparable(config)
+        self._saved_best: BestPolicy | None = None
         self.earlier: Mapping[str, Any] = {}
         """Manifest of the checkpoint from which the run goes on; empty for a new run."""
 
@@ -168,6 +171,7 @@ class RunRecorder:
 
     def conclude(self, trainer: Trainer, lane: int, stopped: str | None) -> None:
         """Set the status, and save the run unless it diverged; ``stopped`` is why if pruned."""
+        self._save_best(trainer, lane)
         diverged = trainer.history(lane).diverged
         if diverged is not None:
             self.end(Status.diverged, diverged)
@@ -177,9 +181,18 @@ class RunRecorder:
         self.end(Status.finished if stopped is None else Status.pruned, stopped)
 
     def save_policy(self, trainer: Trainer, lane: int) -> None:
-        """Save the policy as it is."""
+        """Save the policy as it is, and the best one."""
         state, folder, spec = trainer.env.state_dict(), self.output.folder, trainer.spec
         save_policy(folder, self.config, trainer.model, state, spec=spec, lane=lane)
+        self._save_best(trainer, lane)
+
+    def _save_best(self, trainer: Trainer, lane: int) -> None:
+        """Save the best policy of the evaluations so far, unless it is saved."""
+        best = trainer.evaluator.best[lane]
+        if best is not None and best is not self._saved_best:
+            folder, model = self.output.folder / BEST_FOLDER, trainer.model
+            write_policy(folder, self.config, model, best.tensors, spec=trainer.spec)
+            self._saved_best = best
 
     def save_checkpoint(self, trainer: Trainer, lane: int) -> bool:
         """Write a checkpoint if the run can go on exactly from here; return whether it is there.
@@ -309,6 +322,9 @@ def _scores(config: Config, history: History) -> dict[str, Any]:
     }
     if history.texts:
         scores["text"] = history.texts
+    if config.eval_every and (returns := history.eval_returns):
+        best = max(filter(math.isfinite, returns), default=None)
+        scores |= {"final_eval_return": returns[-1], "best_eval_return": best}
     if score_range := config.env.score_range():
         random_return, target_return = score_range
         scores["collapsed"] = has_collapsed(
