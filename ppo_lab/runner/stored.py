@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from ppo_lab.config.run import Config
 from ppo_lab.runner.lock import holder_of
 from ppo_lab.tracking import read_summary
 from ppo_lab.tracking.local import SUMMARY_FILE
+from ppo_lab.utils.json_files import atomic_write
+from ppo_lab.utils.redaction import mask
 
-__all__ = ["stored_summary"]
+__all__ = ["CONFIG_FILE", "stored_summary", "write_config"]
+
+CONFIG_FILE = Path(".hydra", "config.yaml")
+"""The resolved config in a run's folder, where Hydra writes it."""
+
+
+def write_config(folder: Path, config: Config, overrides: Sequence[str]) -> None:
+    """Write into a run's folder what Hydra writes where it starts the run; secrets are masked."""
+    (folder / CONFIG_FILE).parent.mkdir(parents=True, exist_ok=True)
+    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    for name, content in (
+        (CONFIG_FILE.name, text),
+        ("overrides.yaml", OmegaConf.to_yaml([*overrides])),
+    ):
+        atomic_write((folder / CONFIG_FILE).with_name(name), mask(content).encode())
 
 
 def stored_summary(folder: Path) -> dict[str, Any]:
