@@ -14,6 +14,7 @@ from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["compose"]
 
+_ONE = "describes several runs; compose() returns the config of one"
 _register_once = functools.cache(register)
 
 
@@ -38,14 +39,12 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         ppo_lab.utils.errors.ConfigError: epsilon=-1: must be a number > 0, or none
     """
     if isinstance(overrides, str):
-        raise ConfigError("overrides", overrides, "must be a list of words: [..., ...]")
+        raise ConfigError("overrides", overrides, "must be a list, one entry per word")
     _register_once()
-    words, folder = [str(word) for word in overrides], config_dir and str(config_dir)
+    words = [str(word) for word in overrides]
     try:
-        with open_hydra(check_config_dir(folder)) as hydra:
-            for word in words:
-                if parse(word).is_sweep_override():
-                    _refuse_several(word)
+        with open_hydra(check_config_dir(str(config_dir) if config_dir else None)) as hydra:
+            _refuse_several(words)
             command = check_command(hydra, words, is_multirun=False)
     except Exception as error:
         message = explain(error, words)
@@ -54,13 +53,14 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         what, _, allowed = message.removeprefix("ppo_lab: ").partition(": ")
         key, _, value = what.partition("=")
         raise ConfigError(key, value, allowed) from None
-    if command.is_multirun or command.config.study is not None:
-        _refuse_several(
-            next(word for word in words if word.startswith(("sweep", "study", "hydra")))
-        )
+    if command.is_multirun:
+        raise ConfigError("hydra.mode", "MULTIRUN", _ONE)
     return command.jobs[0].config
 
 
-def _refuse_several(word: str) -> None:
-    key, _, value = word.partition("=")
-    raise ConfigError(key, value, "describes several runs; compose() returns the config of one")
+def _refuse_several(words: Sequence[str]) -> None:
+    """Raise ``ConfigError`` for a word that makes a grid or a study."""
+    for word in words:
+        key, _, value = word.partition("=")
+        if parse(word).is_sweep_override() or (key in ("sweep", "study") and value != "null"):
+            raise ConfigError(key, value, _ONE)

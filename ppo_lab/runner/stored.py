@@ -23,13 +23,11 @@ CONFIG_FILE = Path(".hydra", "config.yaml")
 
 def write_config(folder: Path, config: Config, overrides: Sequence[str]) -> None:
     """Write into a run's folder what Hydra writes where it starts the run; secrets are masked."""
-    (folder / CONFIG_FILE).parent.mkdir(parents=True, exist_ok=True)
-    text = OmegaConf.to_yaml(OmegaConf.structured(config))
-    for name, content in (
-        (CONFIG_FILE.name, text),
-        ("overrides.yaml", OmegaConf.to_yaml([*overrides])),
-    ):
-        atomic_write((folder / CONFIG_FILE).with_name(name), mask(content).encode())
+    hydras = (folder / CONFIG_FILE).parent
+    hydras.mkdir(parents=True, exist_ok=True)
+    values = OmegaConf.structured(config), [*overrides]
+    for name, value in zip((CONFIG_FILE.name, "overrides.yaml"), values):
+        atomic_write(hydras / name, mask(OmegaConf.to_yaml(value)).encode())
 
 
 def stored_summary(folder: Path) -> dict[str, Any]:

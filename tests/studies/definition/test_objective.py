@@ -350,5 +350,5 @@ def test_returns_of_evaluations_need_evaluations():
     best = objectives("best_eval_return")
     assert best[0].direction == "maximize"
     check_measured(best, [], is_cuda=False, is_evaluated=True)
-    with pytest.raises(ConfigError, match="best_eval_return: is known .* add eval_every=10"):
+    with pytest.raises(ConfigError, match="is known of evaluated policies: add eval_every=10"):
         check_measured(best, [], is_cuda=False, is_evaluated=False)
