@@ -25,7 +25,7 @@ def test_the_page_runs_and_shows_what_it_prints(tmp_path, monkeypatch):
             assert (found[: len(expected)] if cut else found) == expected, code
     clipped = names["clipped"]
     assert clipped.index.nlevels == 2
-    assert len(clipped) == 2 * 4  # two epsilons, four iterations
+    assert len(clipped) == 2 * 2  # two epsilons, two iterations
     assert (tmp_path / "runs" / "first" / "best" / "checkpoint" / "policy.json").is_file()
 
 
