@@ -22,7 +22,8 @@ class EvaluationConfig:
     and the statistics of normalised observations as they are. The last policy is always evaluated,
     the best is kept in best/. 0: never. 10 to 50 is usual; time/eval_s shows the cost."""
     eval_episodes: int = 10
-    """Whole episodes of an evaluation, stepped together; more give a more precise mean."""
+    """Whole episodes of an evaluation, stepped together; more give a more precise mean. A forecast
+    of memory leaves them out: they are so many rows of a forward pass."""
 
     def check_evaluation(self, env: EnvConfig) -> None:
         """Raise ``ConfigError`` unless policies can be evaluated in ``env``, if they are to be."""
