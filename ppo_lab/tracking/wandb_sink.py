@@ -257,10 +257,12 @@ def _settings(config: TrackingConfig) -> wandb.Settings:
         save_code=config.save_code,
         disable_code=not config.save_code,
         disable_git=not config.save_code,
+        disable_job_creation=True,
+        host=os.environ.get("WANDB_HOST", ""),  # else this machine's name
         x_disable_meta=True,  # it includes the command line
-        x_disable_machine_info=not config.save_code,  # wandb saves code along with it
         x_save_requirements=False,
         x_disable_stats=bool(PROCESS.live),  # measure the machine once, not per lane
+        x_stats_pid=os.getpid(),  # wandb's default is the process that imported it
         x_transaction_log_flush_interval=_FLUSH_S,
     )
 
