@@ -17,9 +17,9 @@ from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.json_files import flat
 from ppo_lab.utils.redaction import mask_values
 
-__all__ = ["check_resume", "comparable", "copy_run", "fork_run"]
+__all__ = ["HARMLESS", "check_resume", "comparable", "copy_run", "fork_run"]
 
-_HARMLESS = (
+HARMLESS = (
     *("name", "tracking", "checkpoint.every_s", "num_threads", "forecast", "forecast_format"),
     *("vram_budget_gib", "vram_limit_gib", "profile", "compile"),
 )
@@ -60,7 +60,7 @@ def _changed_keys(
         if key == "device":
             old, new = (str(value).partition(":")[0] for value in (old, new))
         grows = key == "total_steps" and new is not None and old is not None and new >= old
-        is_harmless = any(key == name or key.startswith(f"{name}.") for name in _HARMLESS)
+        is_harmless = any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
         if old != new and not grows and not is_harmless:
             changed[key] = (old, new)
     return changed

@@ -42,6 +42,11 @@ class SafeSink(Sink):
         """Start the sink."""
         self._has_started = self._attempt("start", self.sink.start, run)
 
+    def describe(self, values: Mapping[str, Any]) -> None:
+        """Forward additions to the config."""
+        if self._has_started and self.num_failures < MAX_FAILURES:
+            self._attempt("describe", self.sink.describe, values)
+
     def record(self, record: Record) -> None:
         """Forward a record unless the sink has failed too often."""
         if self.keeps or (self._has_started and self.num_failures < MAX_FAILURES):
@@ -129,6 +134,11 @@ class Tracker(Sink):
         self._first = run.resumed_at + 1
         for sink in self._sinks:
             sink.start(run)
+
+    def describe(self, values: Mapping[str, Any]) -> None:
+        """Add to the run's config in every sink that shows one."""
+        for sink in self._sinks:
+            sink.describe(values)
 
     def sync(self) -> int:
         """Write all rows to disk; return the position for ``cut_metrics``.

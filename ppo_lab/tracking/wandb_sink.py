@@ -110,6 +110,12 @@ class WandbSink(Sink):
         opened.define_metric("global_step")
         opened.define_metric("*", step_metric="global_step")
 
+    def describe(self, values: Mapping[str, Any]) -> None:
+        """Add to the run's config."""
+        if self._run is not None:
+            config: Any = self._run.config
+            config.update(to_jsonable(values), allow_val_change=True)
+
     def record(self, record: Record) -> None:
         """Queue one row for wandb's service process; takes 0.1 to 0.5 ms.
 
@@ -227,7 +233,8 @@ class WandbSink(Sink):
                 mode=mode,  # type: ignore[arg-type]
                 dir=str(self._outputs),
                 id=run_id,
-                name=_choose_name(run),
+                # A page that exists keeps its name, which may have been changed there.
+                name=None if run.resumed_at and mode == "online" else _choose_name(run),
                 project=config.resolved_project,
                 entity=config.entity,
                 group=config.group or os.environ.get("WANDB_RUN_GROUP") or run.group,
