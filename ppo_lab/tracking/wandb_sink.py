@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ _FLUSH_S = 2.0  # how much of a killed run is lost at most; wandb's default is 1
 # Time for a run's finish once the server is known to be unreachable; a stack has many runs.
 _BROKEN_FINISH_S = 0.05
 _MAX_NAME_CHARS = 128
+_POLICIES = ("checkpoint", "best")  # folders of a run; the second if it was evaluated
 
 
 class WandbSink(Sink):
@@ -61,6 +62,7 @@ class WandbSink(Sink):
         self._run: wandb.Run | None = None
         self._is_online = False
         self._folder: Path | None = None
+        self._run_folder = Path()  # ours, not W&B's
         self._url: str | None = None
         self._sent = 0  # iterations that an earlier process has recorded
         self._id = ""
@@ -87,6 +89,7 @@ class WandbSink(Sink):
         mode = self._config.resolved_mode()
         if mode == "disabled":
             return
+        self._run_folder = run.folder
         if PROCESS.is_online_broken:
             mode = "offline"
         run_id = _choose_id(run)
@@ -153,16 +156,40 @@ class WandbSink(Sink):
             return
         PROCESS.live.discard(self._id)
         try:
-            run.summary.update(mask_values(to_jsonable(summary)))
-            if (status := summary.get("status", "finished")) != "finished":
-                run.tags = (*(run.tags or ()), str(status))  # filters pruned or failed runs
-            if self._is_online and PROCESS.is_upload_broken:
-                self._close_in_background(run, exit_code)
-            else:
-                self._close(run, exit_code)
+            try:
+                self._log_results(run)
+            finally:
+                self._end(run, summary, exit_code)
         except ConnectionError:
             self._lose_service()
             raise
+
+    def _end(self, run: wandb.Run, summary: Mapping[str, Any], exit_code: int) -> None:
+        run.summary.update(mask_values(to_jsonable(summary)))
+        if (status := summary.get("status", "finished")) != "finished":
+            run.tags = (*(run.tags or ()), str(status))  # filters pruned or failed runs
+        if self._is_online and PROCESS.is_upload_broken:
+            self._close_in_background(run, exit_code)
+        else:
+            self._close(run, exit_code)
+
+    def _log_results(self, run: wandb.Run) -> None:
+        """Log what there is at the end only: the policy, which ``load_policy`` can read."""
+        if self._config.log_model:
+            names = [name for name in _POLICIES if (self._run_folder / name).is_dir()]
+            self._log_artifact(run, "model", names)
+
+    def _log_artifact(self, run: wandb.Run, kind: str, names: Sequence[str]) -> None:
+        """Log files and folders of the run's folder as one artifact, if there are any."""
+        import wandb
+
+        if not names:
+            return
+        artifact = wandb.Artifact(f"{self._id.replace('=', '-')}-{kind}", type=kind)
+        for name in names:
+            path = self._run_folder / name
+            (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path), name=name)
+        run.log_artifact(artifact)
 
     def _lose_service(self) -> None:
         """Forget a dead service process; what it has written can be uploaded, if there is any."""
