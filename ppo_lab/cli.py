@@ -55,6 +55,7 @@ from ppo_lab.tracking import (
     summary_panel,
 )
 from ppo_lab.tracking.tables import overridden_keys
+from ppo_lab.tracking.wandb_sweep import agent_overrides, agent_parameters
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 from ppo_lab.utils.redaction import mask_output
@@ -179,6 +180,7 @@ def _open_hydra(arguments: Namespace) -> Iterator[tuple[Hydra, Stored | None]]:
                 allowed = "a pickle can execute anything; use resume=FOLDER"
                 raise ConfigError("--experimental-rerun", arguments.experimental_rerun, allowed)
             stored, arguments.overrides = split_stored(arguments.overrides)
+            arguments.overrides += agent_overrides(arguments.overrides)
             if stored is not None:
                 arguments.config_dir = arguments.config_dir or stored.config_dir
                 arguments.config_name = arguments.config_name or stored.config_name
@@ -214,6 +216,9 @@ def _check(opened: Hydra, arguments: Namespace, stored: Stored | None) -> Comman
             check_study=_check_study,
             progress=_show_checked,
         )
+        if command.is_multirun and (parameters := agent_parameters()):
+            allowed = "an agent of a W&B sweep starts one run at a time, no grid and no study"
+            raise ConfigError("wandb agent", ", ".join(parameters), allowed)
         if stored is not None and not command.is_multirun:
             stored.check(command.jobs[0].config)
         return command

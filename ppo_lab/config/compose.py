@@ -46,6 +46,8 @@ __all__ = [
 
 SWEEP_FILES: dict[str, Path] = {}
 """The file of each option of ``sweep=``."""
+_OF_WANDB = "wandb"
+"""A file of ``sweeps/`` that is for the command ``wandb sweep``."""
 _MAY_BE_SECRET = re.compile(r"(?i)://|@|key|token|secret|pass|[\w-]{20,}")
 
 
@@ -134,8 +136,10 @@ def _make_unused(path: str) -> str:
 
 
 def _register_sweeps(folder: Path) -> None:
-    """Register every YAML file of ``folder`` as an option of ``sweep=``, at the top level."""
+    """Register the YAML files of ``folder`` as options of ``sweep=``, at the top level."""
     for path in sorted(folder.glob("*.yaml")):
+        if path.stem == _OF_WANDB:
+            continue
         check_file(path)
         SWEEP_FILES[path.stem] = path
         node = OmegaConf.load(path)

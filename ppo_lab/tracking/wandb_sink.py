@@ -32,6 +32,7 @@ from ppo_lab.tracking.wandb_service import (
     upload_error,
     waits_for_sync,
 )
+from ppo_lab.tracking.wandb_sweep import unused_parameter
 from ppo_lab.utils.json_files import to_jsonable
 from ppo_lab.utils.redaction import mask, mask_values
 
@@ -110,8 +111,18 @@ class WandbSink(Sink):
         self._id = opened.id
         PROCESS.live.add(self._id)
         self._folder, self._url = Path(opened.dir).parent, opened.url
+        self._refuse_unused(opened, run)
         opened.define_metric("global_step")
         opened.define_metric("*", step_metric="global_step")
+
+    def _refuse_unused(self, opened: wandb.Run, run: RunInfo) -> None:
+        """Close the run as failed if W&B itself sets parameters that the run does not use."""
+        shown, sent = to_jsonable(dict(opened.config)), mask_values(to_jsonable(run.config))
+        key = None if opened.resumed else unused_parameter(shown, sent)
+        if key is not None:
+            self.finish({"status": "failed"}, 1)
+            reason = f"W&B sets {key}={shown[key]}, which the run does not use"
+            raise ValueError(f"{reason}; see sweeps/wandb.yaml")
 
     def describe(self, values: Mapping[str, Any]) -> None:
         """Add to the run's config."""

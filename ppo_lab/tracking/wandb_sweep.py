@@ -1,0 +1,93 @@
+"""Parameters of a W&B sweep, which ``wandb agent`` hands to a run by its words and by a file.
+
+W&B shows those of the file as the run's config, whatever the run was trained with. So the command
+takes them from there if they were not typed, and nothing is shown that was not used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppo_lab.utils.errors import ConfigError
+from ppo_lab.utils.json_files import flat, read_bounded
+
+__all__ = ["agent_overrides", "agent_parameters", "unused_parameter"]
+
+_FILE = "WANDB_SWEEP_PARAM_PATH"
+_MAX_BYTES = 1 << 20
+
+
+def agent_parameters() -> dict[str, Any]:
+    """Return the parameters by dotted key, empty where no agent has started this process.
+
+    Raises:
+        ConfigError: The agent's file cannot be read.
+    """
+    if not (path := os.environ.get(_FILE)):
+        return {}
+    import yaml
+
+    try:
+        content = yaml.safe_load(read_bounded(Path(path), _MAX_BYTES))
+        values = {key: entry["value"] for key, entry in content.items() if key != "wandb_version"}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())
+        allowed = f"must hold the parameters of a W&B sweep as `wandb agent` writes them: {told}"
+        raise ConfigError(_FILE, path, allowed) from None
+    return dict(flat(values))
+
+
+def agent_overrides(typed: Sequence[str]) -> list[str]:
+    """Return the parameters that were not ``typed``, as overrides in Hydra's grammar.
+
+    Raises:
+        ConfigError: A parameter was typed with another value.
+    """
+    parameters, overrides = agent_parameters(), []
+    for key, value in parameters.items():
+        words = [text for text in typed if _key(text) == key]
+        if not words:
+            overrides.append(f"{key}={_word(value)}")
+        elif not any(_is_same(text, value) for text in words):
+            allowed = f"the W&B sweep sets {key} to {_word(value)}; type one of them only"
+            raise ConfigError(key, words[-1].partition("=")[2], allowed)
+    return overrides
+
+
+def unused_parameter(shown: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """Return the first key that W&B shows with another value than the run's; None if none is.
+
+    ``config`` is the run's, whose ``overrides`` also count: an option such as ``network=tiny``.
+    """
+    overrides = [str(text) for text in config.get("overrides", ())]
+    for key, value in shown.items():
+        is_used = any(_key(text) == key and _is_same(text, value) for text in overrides)
+        if not is_used and not (key in config and config[key] == value):
+            return key
+    return None
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
+
+
+def _is_same(override: str, value: Any) -> bool:  # noqa: ANN401 - any YAML value
+    import yaml
+
+    text = override.partition("=")[2]
+    try:
+        return text in (str(value), _word(value)) or yaml.safe_load(text) == value
+    except yaml.YAMLError:
+        return False
+
+
+def _word(value: Any) -> str:  # noqa: ANN401 - any YAML value
+    """Return a value in Hydra's grammar."""
+    if isinstance(value, str):
+        is_plain = value.replace("_", "").replace(".", "").isalnum()
+        return value if is_plain else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return json.dumps(value)
