@@ -32,7 +32,7 @@ from ppo_lab.tracking.wandb_service import (
     upload_error,
     waits_for_sync,
 )
-from ppo_lab.tracking.wandb_sweep import unused_parameter
+from ppo_lab.tracking.wandb_sweep import check_used
 from ppo_lab.utils.json_files import to_jsonable
 from ppo_lab.utils.redaction import mask, mask_values
 
@@ -86,10 +86,14 @@ class WandbSink(Sink):
 
         A resumed run continues under its id, offline if its first part has not been uploaded;
         iterations that are recorded already are skipped.
+
+        Raises:
+            ConfigError: A W&B sweep sets what the run does not use.
         """
         mode = self._config.resolved_mode()
         if mode == "disabled":
             return
+        check_used(run.config)
         self._run_folder = run.folder
         if PROCESS.is_online_broken:
             mode = "offline"
@@ -111,18 +115,8 @@ class WandbSink(Sink):
         self._id = opened.id
         PROCESS.live.add(self._id)
         self._folder, self._url = Path(opened.dir).parent, opened.url
-        self._refuse_unused(opened, run)
         opened.define_metric("global_step")
         opened.define_metric("*", step_metric="global_step")
-
-    def _refuse_unused(self, opened: wandb.Run, run: RunInfo) -> None:
-        """Close the run as failed if W&B itself sets parameters that the run does not use."""
-        shown, sent = to_jsonable(dict(opened.config)), mask_values(to_jsonable(run.config))
-        key = None if opened.resumed else unused_parameter(shown, sent)
-        if key is not None:
-            self.finish({"status": "failed"}, 1)
-            reason = f"W&B sets {key}={shown[key]}, which the run does not use"
-            raise ValueError(f"{reason}; see sweeps/wandb.yaml")
 
     def describe(self, values: Mapping[str, Any]) -> None:
         """Add to the run's config."""

@@ -6,6 +6,7 @@ takes them from there if they were not typed, and nothing is shown that was not 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.json_files import flat, read_bounded
 
-__all__ = ["agent_overrides", "agent_parameters", "unused_parameter"]
+__all__ = ["agent_overrides", "agent_parameters", "check_used"]
 
 _FILE = "WANDB_SWEEP_PARAM_PATH"
 _MAX_BYTES = 1 << 20
@@ -58,17 +59,22 @@ def agent_overrides(typed: Sequence[str]) -> list[str]:
     return overrides
 
 
-def unused_parameter(shown: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
-    """Return the first key that W&B shows with another value than the run's; None if none is.
+def check_used(config: Mapping[str, Any]) -> None:
+    """Check that a run uses the parameters that W&B is going to show.
 
     ``config`` is the run's, whose ``overrides`` also count: an option such as ``network=tiny``.
+
+    Raises:
+        ConfigError: It does not, since it was not started by the command.
     """
-    overrides = [str(text) for text in config.get("overrides", ())]
-    for key, value in shown.items():
-        is_used = any(_key(text) == key and _is_same(text, value) for text in overrides)
-        if not is_used and not (key in config and config[key] == value):
-            return key
-    return None
+    if not (parameters := agent_parameters()):
+        return
+    values = dict(flat(config))
+    for key, value in parameters.items():
+        words = [text for text in config.get("overrides", ()) if _key(text) == key]
+        if not any(_is_same(text, value) for text in words) and values.get(key) != value:
+            allowed = "the W&B sweep sets it, but the run does not use it; see sweeps/wandb.yaml"
+            raise ConfigError(key, _word(value), allowed)
 
 
 def _key(override: str) -> str:
@@ -76,13 +82,13 @@ def _key(override: str) -> str:
 
 
 def _is_same(override: str, value: Any) -> bool:  # noqa: ANN401 - any YAML value
-    import yaml
-
     text = override.partition("=")[2]
-    try:
-        return text in (str(value), _word(value)) or yaml.safe_load(text) == value
-    except yaml.YAMLError:
-        return False
+    if type(value) in (int, float):
+        with contextlib.suppress(ValueError):
+            return float(text) == value
+    spellings = (text, str(value), _word(value))  # the agent's own is Python's
+    ours, *theirs = (spelling.lower().replace(" ", "") for spelling in spellings)
+    return ours in theirs
 
 
 def _word(value: Any) -> str:  # noqa: ANN401 - any YAML value

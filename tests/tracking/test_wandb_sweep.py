@@ -12,7 +12,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from wandb.sdk.lib.config_util import save_config_file_from_dict
 
 from ppo_lab.config.compose import SWEEP_FILES, check_jobs, register
-from ppo_lab.tracking.wandb_sweep import agent_overrides, unused_parameter
+from ppo_lab.tracking.wandb_sweep import agent_overrides, check_used
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import SWEEPS_DIR
 from tests.helpers.commands import ppo_lab
@@ -76,24 +76,27 @@ def test_a_parameter_that_was_typed_otherwise_and_a_damaged_file_are_refused(
             agent_overrides([])
 
 
+CONFIG = {
+    "lr": 0.1,
+    "memory": {"strategy": "parked"},
+    "network": {"hidden": [64, 64]},
+    "overrides": ["network=tiny", "memory.num_micro_batches=2"],
+}
+
+
+def test_a_run_that_uses_what_the_sweep_sets_is_accepted(agent: Agent) -> None:
+    check_used(CONFIG)  # no agent
+    agent(lr=0.1, memory__strategy="parked", network="tiny", memory__num_micro_batches=2)
+    check_used(CONFIG)
+
+
 @pytest.mark.parametrize(
-    ("shown", "unused"),
-    [
-        ({"lr": 0.1, "memory": {"strategy": "parked"}}, None),
-        ({"network": "tiny", "memory.num_micro_batches": 2}, None),  # by overrides
-        ({"lr": 0.2}, "lr"),
-        ({"learning_rate": 0.1}, "learning_rate"),
-        ({"network": "small"}, "network"),
-    ],
+    ("key", "value"), [("lr", 0.2), ("learning_rate", 0.1), ("network", "small")]
 )
-def test_what_wandb_shows_is_compared_with_the_run(shown: dict, unused: str | None) -> None:
-    config = {
-        "lr": 0.1,
-        "memory": {"strategy": "parked"},
-        "network": {"hidden": [64, 64]},
-        "overrides": ["network=tiny", "memory.num_micro_batches=2"],
-    }
-    assert unused_parameter(shown, config) == unused
+def test_a_run_that_does_not_is_refused(agent: Agent, key: str, value: object) -> None:
+    agent(**{key: value})
+    with pytest.raises(ConfigError, match=f"{key}={value}: the W&B sweep sets it"):
+        check_used(CONFIG)
 
 
 def test_a_run_of_an_agent_is_trained_with_its_parameters_under_its_id(
@@ -110,7 +113,7 @@ def test_a_run_of_an_agent_is_trained_with_its_parameters_under_its_id(
     assert trained["epsilon"] == 0.125
     assert trained["num_parameters"]["actor"] == 4610  # of a tiny network
     (folder,) = (tmp_path / "outputs" / "wandb").glob("offline-run-*-r-1")
-    (started,) = of_kind(inspect(folder), "run")
+    (started, *_) = of_kind(inspect(folder), "run")
     assert (started["sweep_id"], started["config"]["update"]["epsilon"]) == ("s", 0.125)
 
     grid = ppo_lab(tmp_path, "lr=0.1,0.2", "-m", **environment)
@@ -121,12 +124,7 @@ def test_a_run_of_an_agent_is_trained_with_its_parameters_under_its_id(
 def test_wandb_records_no_run_that_would_show_what_it_did_not_use(
     run_program: Callable[..., Outcome], agent: Agent, tmp_path: Path
 ) -> None:
-    path = agent(lr=0.5)
-    outputs = tmp_path / "outputs"
+    outputs, path = tmp_path / "outputs", agent(lr=0.5)
     outcome = run_program(outputs, 1, 1, WANDB_SWEEP_PARAM_PATH=path, WANDB_MODE="offline")
-    (result,) = outcome.runs
-    assert "W&B sets lr=0.5, which the run does not use" in result["reason"]
-    (folder,) = (outputs / "wandb").glob("offline-run-*")
-    records = inspect(folder)
-    assert of_kind(records, "exit")[0]["exit_code"] == 1  # so that an agent sees it has failed
-    assert not of_kind(records, "history")
+    assert "lr=0.5: the W&B sweep sets it" in outcome.runs[0]["reason"]
+    assert not outputs.exists()
