@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab.config.run import Config
-from ppo_lab.config.settings import settings_of
+from ppo_lab.config.settings import ABOUT_A_RUN, settings_of
 from ppo_lab.tracking import cut_metrics
 from ppo_lab.tracking.local import METRICS_FILE
 from ppo_lab.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -17,12 +17,9 @@ from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.json_files import flat
 from ppo_lab.utils.redaction import mask_values
 
-__all__ = ["HARMLESS", "check_resume", "comparable", "copy_run", "fork_run"]
+__all__ = ["check_resume", "comparable", "copy_run", "fork_run"]
 
-HARMLESS = (
-    *("name", "tracking", "checkpoint.every_s", "num_threads", "forecast", "forecast_format"),
-    *("vram_budget_gib", "vram_limit_gib", "profile", "compile"),
-)
+_HARMLESS = (*ABOUT_A_RUN, "checkpoint.every_s", "compile")
 """Keys that change no number of a run that goes on: it stays compiled if it was."""
 
 
@@ -60,7 +57,7 @@ def _changed_keys(
         if key == "device":
             old, new = (str(value).partition(":")[0] for value in (old, new))
         grows = key == "total_steps" and new is not None and old is not None and new >= old
-        is_harmless = any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
+        is_harmless = any(key == name or key.startswith(f"{name}.") for name in _HARMLESS)
         if old != new and not grows and not is_harmless:
             changed[key] = (old, new)
     return changed

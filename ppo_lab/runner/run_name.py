@@ -12,14 +12,14 @@ import yaml
 from omegaconf import OmegaConf
 
 from ppo_lab.config.run import Config
+from ppo_lab.config.settings import ABOUT_A_RUN
 from ppo_lab.networks import NETWORKS, NetworkConfig
-from ppo_lab.runner.resume import HARMLESS
 from ppo_lab.utils.paths import CONF_DIR
 
 __all__ = ["name_parts", "network_name", "run_name"]
 
 _IN_PARTS = ("name", "env", "memory", "epsilon", "seed")
-_UNNAMED = (*HARMLESS, "hydra", "checkpoint", "device")
+_UNNAMED = (*ABOUT_A_RUN, "compile", "checkpoint", "device", "hydra")
 _SHORT = 8  # characters of a number that are shown as they are
 
 
