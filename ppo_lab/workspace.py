@@ -10,8 +10,8 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ppo_lab.tracking.config import TrackingConfig
 from ppo_lab.tracking.wandb_service import has_key
@@ -24,57 +24,34 @@ if TYPE_CHECKING:
 __all__ = ["build", "describe", "main"]
 
 PARAMS = ("epsilon", "lr", "network.name", "memory.strategy", "num_parameters.total")
-_GOAL = "final_return"  # in the summary of every run
-_STEPS = "global_step"
-
-
-class _Lines(NamedTuple):
-    """Metrics in one line plot over environment steps."""
-
-    title: str
-    metrics: tuple[str, ...]
-    is_log: bool = False
-    is_stacked: bool = False
-
-
-SECTIONS = {
-    "Returns": [
-        _Lines("return, last 100 episodes", ("charts/episodic_return_last100",)),
-        _Lines("return of this iteration's episodes", ("charts/episodic_return",)),
-        _Lines("episode length", ("charts/episodic_length",)),
-    ],
-    "Clip": [
-        _Lines("clipped, above and below", ("ppo/clip_above_frac", "ppo/clip_below_frac")),
-        _Lines("outside [0.8, 1.2]", ("ppo/outside_0p2_frac",)),
-        _Lines("KL of the update (k3, nats)", ("ppo/kl_k3",), is_log=True),
-        _Lines(
-            "ratio: 1 %, 99 %, largest",
-            ("ppo/ratio_p01", "ppo/ratio_p99", "ppo/ratio_max"),
-            is_log=True,
-        ),
-        _Lines("entropy, share of its maximum", ("ppo/entropy_frac",)),
-        _Lines("epsilon", ("ppo/epsilon",)),
-    ],
-    "Memory": [
-        _Lines(
-            "peak of the device (GiB)", ("memory/peak_allocated_gib", "memory/peak_reserved_gib")
-        ),
-        _Lines(
-            "peak by phase (GiB)",
-            ("memory/peak_rollout_gib", "memory/peak_advantages_gib", "memory/peak_update_gib"),
-        ),
-        _Lines("over PCIe (bytes per iteration)", ("pcie/h2d_bytes", "pcie/d2h_bytes")),
-    ],
-    "Speed": [
-        _Lines("environment steps per second", ("charts/SPS",)),
-        _Lines("of rollout and update alone", ("perf/SPS_rollout", "perf/SPS_update")),
-        _Lines(
-            "time of an iteration (s)",
-            ("time/rollout_s", "time/advantages_s", "time/update_s", "time/record_s"),
-            is_stacked=True,
-        ),
-    ],
+SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "Returns": {
+        "return, last 100 episodes": ("charts/episodic_return_last100",),
+        "return of this iteration's episodes": ("charts/episodic_return",),
+        "episode length": ("charts/episodic_length",),
+    },
+    "Clip": {
+        "clipped, above and below": ("ppo/clip_above_frac", "ppo/clip_below_frac"),
+        "outside [0.8, 1.2]": ("ppo/outside_0p2_frac",),
+        "KL of the update (k3, nats)": ("ppo/kl_k3",),
+        "ratio: 1 %, 99 %, largest": ("ppo/ratio_p01", "ppo/ratio_p99", "ppo/ratio_max"),
+        "entropy, share of its maximum": ("ppo/entropy_frac",),
+        "epsilon": ("ppo/epsilon",),
+    },
+    "Memory": {
+        "peak (GiB)": ("memory/peak_allocated_gib", "memory/peak_reserved_gib"),
+        "peak by phase (GiB)": ("memory/peak_rollout_gib", "memory/peak_update_gib"),
+        "over PCIe (bytes per iteration)": ("pcie/h2d_bytes", "pcie/d2h_bytes"),
+    },
+    "Speed": {
+        "environment steps per second": ("charts/SPS",),
+        "of rollout and update alone": ("perf/SPS_rollout", "perf/SPS_update"),
+        "time of an iteration (s)": ("time/rollout_s", "time/update_s", "time/record_s"),
+    },
 }
+"""Metrics in each line plot of each section but Sweep."""
+_LOGARITHMIC = ("ppo/kl_k3", "ppo/ratio_p01")  # plots that begin with these
+_GOAL, _STEPS = "final_return", "global_step"
 
 
 def build(entity: str, project: str, name: str, params: Sequence[str] = PARAMS) -> Workspace:
@@ -92,8 +69,8 @@ def build(entity: str, project: str, name: str, params: Sequence[str] = PARAMS) 
     from wandb_workspaces import workspaces as ws
 
     sections = [
-        ws.Section(name=title, panels=[_line_plot(lines) for lines in group], is_open=True)
-        for title, group in SECTIONS.items()
+        ws.Section(name=name, panels=_line_plots(plots), is_open=True)
+        for name, plots in SECTIONS.items()
     ]
     sections.append(ws.Section(name="Sweep", panels=_sweep_panels(params), is_open=True))
     return ws.Workspace(
@@ -106,33 +83,27 @@ def build(entity: str, project: str, name: str, params: Sequence[str] = PARAMS) 
     )
 
 
-def _line_plot(lines: _Lines) -> Panel:
+def _line_plots(plots: Mapping[str, Sequence[str]]) -> list[Panel]:
     from wandb_workspaces.reports import v2 as wr
 
-    return wr.LinePlot(
-        title=lines.title,
-        x=_STEPS,
-        y=[*lines.metrics],
-        log_y=lines.is_log or None,
-        plot_type="stacked-area" if lines.is_stacked else None,
-    )
+    return [
+        wr.LinePlot(title=title, x=_STEPS, y=[*ys], log_y=ys[0] in _LOGARITHMIC)
+        for title, ys in plots.items()
+    ]
 
 
 def _sweep_panels(params: Sequence[str]) -> list[Panel]:
     from wandb_workspaces.reports import v2 as wr
 
-    goal = wr.SummaryMetric(_GOAL)
-    axes = [*map(wr.Config, params), goal]
-    columns = [wr.ParallelCoordinatesPlotColumn(metric=axis) for axis in axes]
+    goal, peak = map(wr.SummaryMetric, (_GOAL, "memory/peak_reserved_gib"))
+    axes = [
+        wr.ParallelCoordinatesPlotColumn(metric=axis) for axis in (*map(wr.Config, params), goal)
+    ]
     return [
-        wr.ParallelCoordinatesPlot(title="parallel coordinates", columns=columns),
+        wr.ParallelCoordinatesPlot(title=", ".join([*params, _GOAL]), columns=axes),
         wr.ParameterImportancePlot(with_respect_to=_GOAL),
-        *(wr.ScatterPlot(title=f"{_GOAL} by {p}", x=wr.Config(p), y=goal) for p in params[:1]),
-        wr.ScatterPlot(
-            title=f"{_GOAL} by peak memory (GiB)",
-            x=wr.SummaryMetric("memory/peak_reserved_gib"),
-            y=goal,
-        ),
+        wr.ScatterPlot(title=f"{_GOAL} by {params[0]}", x=wr.Config(params[0]), y=goal),
+        wr.ScatterPlot(title=f"{_GOAL} by peak memory (GiB)", x=peak, y=goal),
         wr.RunComparer(diff_only="split"),
     ]
 
@@ -143,11 +114,9 @@ def describe(workspace: Workspace) -> Iterator[str]:
     for section in workspace.sections:
         yield section.name
         for panel in section.panels:
-            shown = getattr(panel, "title", None) or type(panel).__name__
-            metrics = getattr(panel, "y", ())  # one, or a list
-            axes = [column.metric for column in getattr(panel, "columns", ())]
-            axes += metrics if isinstance(metrics, list) else []
-            yield f"  {shown:<38}{'  '.join(getattr(axis, 'name', axis) for axis in axes)}".rstrip()
+            kind = type(panel).__name__
+            metrics = "  ".join(panel.y) if kind == "LinePlot" else ""
+            yield f"  {kind:<24}{getattr(panel, 'title', ''):<38}{metrics}".rstrip()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

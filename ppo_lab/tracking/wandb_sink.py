@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ _FLUSH_S = 2.0  # how much of a killed run is lost at most; wandb's default is 1
 # Time for a run's finish once the server is known to be unreachable; a stack has many runs.
 _BROKEN_FINISH_S = 0.05
 _MAX_NAME_CHARS = 128
-_POLICIES = ("checkpoint", "best")  # folders of a run; the second if it was evaluated
+_POLICY = ("checkpoint", "best", ".hydra/config.yaml")  # the second if the run was evaluated
 
 
 class WandbSink(Sink):
@@ -179,21 +179,21 @@ class WandbSink(Sink):
             self._close(run, exit_code)
 
     def _log_results(self, run: wandb.Run) -> None:
-        """Log what there is at the end only: the policy, which ``load_policy`` can read."""
+        """Log what there is at the end only: the policy, as ``load_policy`` and play read it."""
         if self._config.log_model:
-            names = [name for name in _POLICIES if (self._run_folder / name).is_dir()]
-            self._log_artifact(run, "model", names)
+            self._log_artifact(run, "model", *_POLICY)
 
-    def _log_artifact(self, run: wandb.Run, kind: str, names: Sequence[str]) -> None:
-        """Log files and folders of the run's folder as one artifact, if there are any."""
+    def _log_artifact(self, run: wandb.Run, kind: str, first: str, *more: str) -> None:
+        """Log files and folders of the run's folder as one artifact if the first is there."""
         import wandb
 
-        if not names:
+        if not (self._run_folder / first).exists():
             return
         artifact = wandb.Artifact(f"{self._id.replace('=', '-')}-{kind}", type=kind)
-        for name in names:
+        for name in (first, *more):
             path = self._run_folder / name
-            (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path), name=name)
+            if path.exists():
+                (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path), name=name)
         run.log_artifact(artifact)
 
     def _lose_service(self) -> None:

@@ -73,7 +73,8 @@ def test_the_policy_is_an_artifact_whose_files_lie_as_in_the_runs_folder(grid: P
         (artifact,) = of_kind(records, "artifact")
         assert artifact["type"] == "model"
         files = {file["path"]: file for file in artifact["manifest"]["contents"]}
-        assert set(files) == {"checkpoint/model.safetensors", "checkpoint/policy.json"}
+        policy = {"checkpoint/model.safetensors", "checkpoint/policy.json"}
+        assert set(files) == policy | {".hydra/config.yaml"}  # which play reads
         for file in files.values():  # copied to where `wandb sync` finds them
             assert Path(file["local_path"]).stat().st_size == int(file["size"])
 

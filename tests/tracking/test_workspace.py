@@ -25,7 +25,8 @@ def test_every_metric_is_one_that_runs_have() -> None:
         for alternatives in metrics_of(cells[0])
         for name in alternatives
     }
-    shown = {m for group in workspace.SECTIONS.values() for lines in group for m in lines.metrics}
+    plots = [plot for section in workspace.SECTIONS.values() for plot in section.values()]
+    shown = {metric for plot in plots for metric in plot}
     assert len(shown) > 20
     assert not shown - documented
 
@@ -40,7 +41,7 @@ def test_without_network_or_key_it_is_printed_with_the_axes_that_were_asked_for(
     assert lines[0] == "workspace 'ppo_lab' of ENTITY/mine"
     sections = [line for line in lines[1:] if not line.startswith(" ")]
     assert sections == ["Returns", "Clip", "Memory", "Speed", "Sweep"]
-    assert "  parallel coordinates                  gamma  final_return" in lines
+    assert "  ParallelCoordinatesPlot gamma, final_return" in lines
     assert not err
 
 

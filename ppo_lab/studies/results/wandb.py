@@ -46,8 +46,7 @@ class _StudySink(WandbSink):
                 run.log({f"study/importance_{objective}": chart})
         if any(trial.label == "kept" for trial in self._result.trials):
             run.log(self._parallel_coordinates())
-        names = [name for name in (_REPORT_FILE,) if (self._run_folder / name).is_file()]
-        self._log_artifact(run, "report", names)
+        self._log_artifact(run, "report", _REPORT_FILE)
 
     def _parallel_coordinates(self) -> dict[str, Any]:
         """Return a Plotly figure for each objective."""
