@@ -19,7 +19,7 @@ from ppo_lab.utils.redaction import printable
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-__all__ = ["find_runs_folder", "find_studies", "main"]
+__all__ = ["find_runs_folder", "main"]
 
 
 def find_runs_folder(start: Path) -> Path | None:
@@ -34,15 +34,6 @@ def find_runs_folder(start: Path) -> Path | None:
         if any(folder.glob("offline-run-*")) or any(folder.glob("run-*")):
             return folder
     return None
-
-
-def find_studies(start: Path) -> list[Path]:
-    """Return the SQLite files of the studies in ``start``: outputs, its ``studies``, or one study.
-
-    Each study has a storage of its own; those on a server such as PostgreSQL have no file.
-    """
-    patterns = ("study.db", "*/study.db", "studies/*/study.db")
-    return sorted(path for pattern in patterns for path in start.glob(pattern))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +61,9 @@ def _browse_studies(folder: Path, port: int) -> int:
     """Serve the studies on this machine alone until Ctrl-C."""
     if importlib.util.find_spec("optuna_dashboard") is None:
         return _refuse("--optuna needs pip install 'ppo_lab[dashboard]'")
-    if not (files := find_studies(folder)):
+    # In outputs, in its studies, or of one study; those on a server such as PostgreSQL have no file.
+    patterns = ("study.db", "*/study.db", "studies/*/study.db")
+    if not (files := sorted(path for pattern in patterns for path in folder.glob(pattern))):
         hint = "of one on a server: optuna-dashboard URL"
         return _refuse(f"no studies (study.db) in {printable(folder)}; {hint}")
     import optuna

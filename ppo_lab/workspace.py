@@ -55,16 +55,9 @@ _GOAL, _STEPS = "final_return", "global_step"
 
 
 def build(entity: str, project: str, name: str, params: Sequence[str] = PARAMS) -> Workspace:
-    """Return the workspace; needs neither a network nor a key.
+    """Return a workspace whose ``save()`` uploads it; needs neither a network nor a key.
 
-    Args:
-        entity: W&B user or team.
-        project: W&B project of the runs.
-        name: Name of the view.
-        params: Dotted keys of the config that the section Sweep compares.
-
-    Returns:
-        A workspace whose ``save()`` uploads it.
+    The section Sweep compares ``params``, dotted keys of the config.
     """
     from wandb_workspaces import workspaces as ws
 

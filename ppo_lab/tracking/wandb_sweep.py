@@ -48,14 +48,14 @@ def agent_overrides(typed: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: A parameter was typed with another value.
     """
-    parameters, overrides = agent_parameters(), []
-    for key, value in parameters.items():
-        words = [text for text in typed if _key(text) == key]
+    overrides = []
+    for key, value in agent_parameters().items():
+        words = _values_of(key, typed)
         if not words:
             overrides.append(f"{key}={_word(value)}")
         elif not any(_is_same(text, value) for text in words):
             allowed = f"the W&B sweep sets {key} to {_word(value)}; type one of them only"
-            raise ConfigError(key, words[-1].partition("=")[2], allowed)
+            raise ConfigError(key, words[-1], allowed)
     return overrides
 
 
@@ -67,22 +67,22 @@ def check_used(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: It does not, since it was not started by the command.
     """
-    if not (parameters := agent_parameters()):
-        return
-    values = dict(flat(config))
-    for key, value in parameters.items():
-        words = [text for text in config.get("overrides", ()) if _key(text) == key]
-        if not any(_is_same(text, value) for text in words) and values.get(key) != value:
+    for key, value in agent_parameters().items():
+        words = _values_of(key, config.get("overrides", ()))
+        if (
+            not any(_is_same(text, value) for text in words)
+            and dict(flat(config)).get(key) != value
+        ):
             allowed = "the W&B sweep sets it, but the run does not use it; see sweeps/wandb.yaml"
             raise ConfigError(key, _word(value), allowed)
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+").partition("=")[0]
+def _values_of(key: str, overrides: Sequence[str]) -> list[str]:
+    pairs = [text.lstrip("+").partition("=") for text in overrides]
+    return [value for name, _, value in pairs if name == key]
 
 
-def _is_same(override: str, value: Any) -> bool:  # noqa: ANN401 - any YAML value
-    text = override.partition("=")[2]
+def _is_same(text: str, value: Any) -> bool:  # noqa: ANN401 - any YAML value
     if type(value) in (int, float):
         with contextlib.suppress(ValueError):
             return float(text) == value

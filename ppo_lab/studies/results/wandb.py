@@ -5,6 +5,7 @@ Logged once the study has ended and through ``SafeSink``, so that W&B can neithe
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,15 +53,17 @@ class _StudySink(WandbSink):
         """Return a Plotly figure for each objective."""
         from optuna.visualization import plot_parallel_coordinate
 
-        figures, names = {}, [objective.key for objective in self._result.plan.objectives]
-        for number, name in enumerate(names):
+        names = [objective.key for objective in self._result.plan.objectives]
+        return {
+            f"study/parallel_{name}": plot_parallel_coordinate(
+                self._study, target=partial(_value, number), target_name=name
+            )
+            for number, name in enumerate(names)
+        }
 
-            def value_of(trial: FrozenTrial, number: int = number) -> float:
-                return trial.values[number]
 
-            figure = plot_parallel_coordinate(self._study, target=value_of, target_name=name)
-            figures[f"study/parallel_{name}"] = figure
-        return figures
+def _value(number: int, trial: FrozenTrial) -> float:
+    return trial.values[number]
 
 
 def track_study(result: StudyResult, study: Study) -> str | None:
