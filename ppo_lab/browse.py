@@ -61,7 +61,7 @@ def _browse_studies(folder: Path, port: int) -> int:
     """Serve the studies on this machine alone until Ctrl-C."""
     if importlib.util.find_spec("optuna_dashboard") is None:
         return _refuse("--optuna needs pip install 'ppo_lab[dashboard]'")
-    # In outputs, in its studies, or of one study; those on a server such as PostgreSQL have no file.
+    # In outputs, in its studies, or of one study; those on a server have no file.
     patterns = ("study.db", "*/study.db", "studies/*/study.db")
     if not (files := sorted(path for pattern in patterns for path in folder.glob(pattern))):
         hint = "of one on a server: optuna-dashboard URL"

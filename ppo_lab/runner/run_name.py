@@ -9,11 +9,11 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from ppo_lab.config.run import Config
 from ppo_lab.config.settings import ABOUT_A_RUN
 from ppo_lab.networks import NETWORKS, NetworkConfig
+from ppo_lab.utils.json_files import to_jsonable
 from ppo_lab.utils.paths import CONF_DIR
 
 __all__ = ["name_parts", "network_name", "run_name"]
@@ -66,9 +66,9 @@ def network_name(network: NetworkConfig, overrides: Sequence[str]) -> str:
         ('tiny', 'mlp')
     """
     kind = next(name for name, cls in NETWORKS.items() if type(network) is cls)
-    values = dataclasses.asdict(network)
+    values, defaults = (to_jsonable(dataclasses.asdict(it)) for it in (network, type(network)()))
     for name, option in _options(kind).items():
-        if option == values:
+        if defaults | option == values:
             return name
     typed = [text.partition("=") for text in overrides if text.startswith("network")]
     is_own_file = len(typed) == 1 and typed[0][0] == "network"  # of --config-dir
@@ -77,11 +77,11 @@ def network_name(network: NetworkConfig, overrides: Sequence[str]) -> str:
 
 @functools.cache
 def _options(kind: str) -> dict[str, dict[str, Any]]:
-    """Return the values of each option of ``network=`` of one kind."""
-    found = dict[str, dict[str, Any]]()
-    for path in sorted(CONF_DIR.glob("network/*.yaml")):
-        option = yaml.safe_load(path.read_text())
-        if f"schema/{kind}@_here_" in option.pop("defaults"):
-            network: Any = OmegaConf.merge(OmegaConf.structured(NETWORKS[kind]), option)
-            found[path.stem] = dataclasses.asdict(OmegaConf.to_object(network))  # type: ignore[arg-type]
-    return found
+    """Return what each option of ``network=`` of one kind sets."""
+    texts = {path.stem: path.read_text() for path in sorted(CONF_DIR.glob("network/*.yaml"))}
+    own = {name: text for name, text in texts.items() if f"schema/{kind}@_here_" in text}
+    options = {name: yaml.safe_load(text) for name, text in own.items()}
+    return {
+        name: {key: value for key, value in option.items() if key != "defaults"}
+        for name, option in options.items()
+    }
