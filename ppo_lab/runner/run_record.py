@@ -125,8 +125,8 @@ class RunRecorder:
             output = replace(output, run_id=f"{output.run_id}-{attempt}")
         resumed_at = self.earlier.get("iteration", 0)
         info = replace(_run_info(self.config, output), resumed_at=resumed_at)
-        self._run_id = info.id
         self.tracker.start(info)
+        self._run_id = self.tracker.run_id or info.id
         if self.output.has_forecast or self.config.is_profiled:
             self.summary["memory"]["forecast"] = forecast_section(self.config)
 

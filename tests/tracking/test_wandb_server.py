@@ -108,9 +108,13 @@ def test_a_resumed_run_goes_on_under_its_id_after_the_rows_that_the_server_has(
     run_with: Run,
 ) -> None:
     history: dict[str, list[str]] = {}
-    with serve("ok", history) as url:
+    bodies: list[bytes] = []
+    with serve("ok", history, bodies) as url:
         (first,) = run_with(url, 1, 1).runs
+        assert b"name-r0-l0" in b"".join(bodies)
+        bodies.clear()
         (resumed,) = run_with(url, 1, 1, "first=3").runs  # iterations 3 to 5; 3 is there already
     assert first["link"] == resumed["link"] == f"{url}/me/ppo_lab/runs/r0-l0"
+    assert b"name-r0-l0" not in b"".join(bodies)  # it may have another name there by now
     assert list(history) == ["r0-l0"]
     assert [json.loads(row)["iteration"] for row in history["r0-l0"]] == [1, 2, 3, 4, 5]

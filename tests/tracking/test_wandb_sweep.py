@@ -114,6 +114,8 @@ def test_a_run_of_an_agent_is_trained_with_its_parameters_under_its_id(
     assert trained["num_parameters"]["actor"] == 4610  # of a tiny network
     (folder,) = (tmp_path / "outputs" / "wandb").glob("offline-run-*-r-1")
     (started, *_) = of_kind(inspect(folder), "run")
+    (manifest,) = summary.parent.glob("checkpoints/*/manifest.json")
+    assert json.loads(manifest.read_text())["run_id"] == "r-1"  # so that it resumes as that
     assert (started["sweep_id"], started["config"]["update"]["epsilon"]) == ("s", 0.125)
 
     grid = ppo_lab(tmp_path, "lr=0.1,0.2", "-m", **environment)
