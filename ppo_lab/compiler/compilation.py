@@ -28,6 +28,7 @@ from ppo_lab.compiler.program_cache import ProgramCache
 from ppo_lab.config.choices import Compile
 from ppo_lab.config.lanes import stack_values
 from ppo_lab.config.run import Config
+from ppo_lab.config.settings import ABOUT_A_RUN
 from ppo_lab.envs.native import NativeEnv
 from ppo_lab.envs.normalized import NormalizedEnv
 from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer
@@ -50,18 +51,7 @@ each other keep both cores compiling for some 45 s, which takes twice as many st
 time."""
 
 _NOT_IN_A_PROGRAM = (
-    "checkpoint",
-    "compile",
-    "device",
-    "eval_episodes",
-    "eval_every",
-    "forecast",
-    "forecast_format",
-    "num_epochs",
-    "num_threads",
-    "profile",
-    "vram_budget_gib",
-    "vram_limit_gib",
+    *(*ABOUT_A_RUN, "checkpoint", "compile", "device", "num_epochs", "eval_every", "eval_episodes"),
 )
 """Keys that no program depends on, beside the lanes' own."""
 

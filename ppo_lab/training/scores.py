@@ -61,10 +61,17 @@ class History:
 
     def add_eval(self, step: int, mean_return: float) -> bool:
         """Append an evaluation; return whether its policy is the best so far."""
-        is_best = mean_return > max(filter(math.isfinite, self.eval_returns), default=-math.inf)
+        best = self.eval_scores().get("best_eval_return")
         self.eval_steps.append(step)
         self.eval_returns.append(mean_return)
-        return is_best
+        return math.isfinite(mean_return) and (best is None or mean_return > best)
+
+    def eval_scores(self) -> dict[str, float | None]:
+        """Return the mean returns of the last and of the best evaluation; empty without any."""
+        if not self.eval_returns:
+            return {}
+        best = max(filter(math.isfinite, self.eval_returns), default=None)
+        return {"final_eval_return": self.eval_returns[-1], "best_eval_return": best}
 
     def columns(self) -> dict[str, list[float]]:
         """Return all sequences, for ``from_columns``."""
