@@ -34,12 +34,6 @@ class TrainedRun:
         """How it ended: ``finished``, or another value of ``Status``."""
         return str(self.summary["status"])
 
-    @property
-    def final_return(self) -> float | None:
-        """Mean return of the last 100 training episodes; None if none has ended."""
-        value: float | None = self.summary.get("final_return")
-        return value
-
     def policy(self, *, best: bool = False) -> Policy:
         """Return the last policy, or the ``best`` of the evaluations; see ``load_policy``."""
         return load_policy(self.folder / BEST_FOLDER if best else self.folder)

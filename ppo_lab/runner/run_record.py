@@ -324,8 +324,7 @@ def _scores(config: Config, history: History) -> dict[str, Any]:
     }
     if history.texts:
         scores["text"] = history.texts
-    if config.eval_every:
-        scores |= history.eval_scores()
+    scores |= history.eval_scores() if config.eval_every else {}
     if score_range := config.env.score_range():
         random_return, target_return = score_range
         scores["collapsed"] = has_collapsed(
