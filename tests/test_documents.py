@@ -98,7 +98,7 @@ def logged():
     names = set()
     texts = ("network=gpt_tiny", "num_envs=8", "env.pretrain_steps=0", "memory=critic_free")
     for overrides in (
-        ("total_steps=256", "num_envs=4", "num_steps=32", "target_kl=0.1"),
+        ("total_steps=256", "num_envs=4", "num_steps=32", "target_kl=0.1", "eval_every=1"),
         ("env=text", *texts),
         ("env=arithmetic", *texts),
     ):

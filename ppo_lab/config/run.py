@@ -25,6 +25,7 @@ from ppo_lab.config.choices import (
     Profile,
     Schedule,
 )
+from ppo_lab.config.evaluation import EvaluationConfig
 from ppo_lab.config.hyperparameters import Hyperparameters
 from ppo_lab.devices.placement import Place
 from ppo_lab.envs.base import EnvSpec
@@ -41,7 +42,6 @@ from ppo_lab.utils.json_files import to_jsonable
 
 __all__ = ["Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule"]
 
-
 _MOST = {
     "num_envs": 10**6, "num_steps": 10**6, "num_epochs": 1000, "num_minibatches": 10**6,
     "total_steps": 10**12,
@@ -53,7 +53,7 @@ _MOST_ROWS, _MOST_PARAMETERS, _MOST_THREADS = 10**9, 10**10, 1024
 
 
 @dataclass(kw_only=True)
-class Config(Hyperparameters):
+class Config(EvaluationConfig, Hyperparameters):
     """One run: environment, network, memory strategy and PPO's hyperparameters."""
 
     env: EnvConfig = MISSING
@@ -178,6 +178,7 @@ class Config(Hyperparameters):
         """Return the environment's spaces; raise ``ConfigError`` if it cannot be used."""
         spec = self.env.check()
         self.env.check_rollout(self.rollout_steps)
+        self.check_evaluation(self.env)
         self.network.check_env(spec)
         if spec.num_tokens is not None:
             self.network.check_num_steps(self.rollout_steps)
@@ -345,6 +346,4 @@ class Config(Hyperparameters):
             return int(self.num_threads)
         parameters = self.memory.num_trunks * self.network.num_trunk_parameters(spec)
         flop = 6 * parameters * self.num_rows / self.num_minibatches
-        if flop < 2e9:
-            return 1
-        return idle_cores()
+        return 1 if flop < 2e9 else idle_cores()

@@ -17,7 +17,7 @@ ABOUT_A_RUN = (
 
 _LATER = (
     *("policy_loss", "aggregation", "policy_start_iteration"),
-    *("gae_lambda_policy", "gae_lambda_value"),
+    *("gae_lambda_policy", "gae_lambda_value", "eval_every", "eval_episodes"),
 )
 """Keys that were added to runs and studies which exist; a new key belongs here."""
 

@@ -28,7 +28,8 @@ from ppo_lab.training.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
-from ppo_lab.training.policy import save_policy
+from ppo_lab.training.evaluation import BestPolicy
+from ppo_lab.training.policy import BEST_FOLDER, save_policy, write_policy
 from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.crash_points import crash_point
@@ -102,6 +103,7 @@ class RunRecorder:
         self._begin = _Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
         self._run_id, self._settings = "", comparable(config)
+        self._saved_best: BestPolicy | None = None
         self.earlier: Mapping[str, Any] = {}
         """Manifest of the checkpoint from which the run goes on; empty for a new run."""
 
@@ -177,6 +179,7 @@ class RunRecorder:
         """Set the status, and save the run unless it diverged; ``stopped`` is why if pruned."""
         diverged = trainer.history(lane).diverged
         if diverged is not None:
+            self._save_best(trainer, lane)
             self.end(Status.diverged, diverged)
             return
         self.save_checkpoint(trainer, lane)
@@ -184,9 +187,18 @@ class RunRecorder:
         self.end(Status.finished if stopped is None else Status.pruned, stopped)
 
     def save_policy(self, trainer: Trainer, lane: int) -> None:
-        """Save the policy as it is."""
+        """Save the policy as it is, and the best one."""
         state, folder, spec = trainer.env.state_dict(), self.output.folder, trainer.spec
         save_policy(folder, self.config, trainer.model, state, spec=spec, lane=lane)
+        self._save_best(trainer, lane)
+
+    def _save_best(self, trainer: Trainer, lane: int) -> None:
+        """Save the best policy of the evaluations so far, unless it is saved."""
+        best = trainer.evaluator.best[lane]
+        if best is not None and best is not self._saved_best:
+            folder, model = self.output.folder / BEST_FOLDER, trainer.model
+            write_policy(folder, self.config, model, best.tensors, spec=trainer.spec)
+            self._saved_best = best
 
     def save_checkpoint(self, trainer: Trainer, lane: int) -> bool:
         """Write a checkpoint if the run can go on exactly from here; return whether it is there.
@@ -312,6 +324,7 @@ def _scores(config: Config, history: History) -> dict[str, Any]:
     }
     if history.texts:
         scores["text"] = history.texts
+    scores |= history.eval_scores() if config.eval_every else {}
     if score_range := config.env.score_range():
         random_return, target_return = score_range
         scores["collapsed"] = has_collapsed(

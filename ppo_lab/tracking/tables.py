@@ -123,6 +123,8 @@ def overridden_keys(jobs: Sequence[Sequence[str]]) -> list[str] | None:
 def _returns(summary: Mapping[str, Any]) -> Text:
     final, best = (_number(summary.get(f"{name}_return")) for name in ("final", "best"))
     text = Text.assemble("return  ", (final, "bold"), " final, ", (best, "bold"), " best")
+    if "final_eval_return" in summary:
+        text.append(f"   {_number(summary['final_eval_return'])} evaluated")
     if "env_steps_per_s" in summary:
         text.append(f"   {_number(summary['env_steps_per_s'], 0)} steps/s")
     if summary.get("collapsed"):

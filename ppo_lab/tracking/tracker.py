@@ -81,7 +81,7 @@ class SafeSink(Sink):
 class Tracker(Sink):
     """Sends each record to the run's files, to the trackers chosen, and to the terminal.
 
-    The files get every record, the others one in ``log_every`` and the last.
+    The files get every record, the others one in ``log_every``, each evaluation, and the last.
     """
 
     def __init__(self, config: TrackingConfig, outputs: Path, progress: Progress) -> None:
@@ -158,7 +158,7 @@ class Tracker(Sink):
         self._files.record(record)
         self._unsent = record
         is_due = record.iteration == self._first or record.iteration % self._log_every == 0
-        if is_due or record.samples:
+        if is_due or record.samples or "eval/return" in record.metrics:
             self._send()
 
     def _send(self) -> None:

@@ -40,6 +40,10 @@ class History:
     """The first metric that was not finite, with its value; None while all are finite."""
     texts: dict[str, float] = field(default_factory=dict)
     """Metrics of the texts of the latest iteration; empty without texts."""
+    eval_steps: list[int] = field(default_factory=list)
+    """Environment steps at the evaluations of the deterministic policy, if there are any."""
+    eval_returns: list[float] = field(default_factory=list)
+    """Mean return of each evaluation."""
     _last: deque[float] = field(default_factory=lambda: deque(maxlen=_SCORE_EPISODES))
 
     def add(
@@ -55,10 +59,28 @@ class History:
             self.steps.append(step)
             self.returns.append(sum(self._last) / len(self._last))
 
+    def add_eval(self, step: int, mean_return: float) -> bool:
+        """Append an evaluation; return whether its policy is the best so far."""
+        best = self.eval_scores().get("best_eval_return")
+        self.eval_steps.append(step)
+        self.eval_returns.append(mean_return)
+        return math.isfinite(mean_return) and (best is None or mean_return > best)
+
+    def eval_scores(self) -> dict[str, float | None]:
+        """Return the mean returns of the last and of the best evaluation; empty without any."""
+        if not self.eval_returns:
+            return {}
+        best = max(filter(math.isfinite, self.eval_returns), default=None)
+        return {"final_eval_return": self.eval_returns[-1], "best_eval_return": best}
+
     def columns(self) -> dict[str, list[float]]:
         """Return all sequences, for ``from_columns``."""
         steps, last = list(map(float, self.steps)), list(self._last)
-        return {"steps": steps, "last": last} | {name: getattr(self, name) for name in _CURVES}
+        columns = {"steps": steps, "last": last} | {name: getattr(self, name) for name in _CURVES}
+        if self.eval_steps:
+            columns["eval_steps"] = list(map(float, self.eval_steps))
+            columns["eval_returns"] = self.eval_returns
+        return columns
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Sequence[float]], num_episodes: int) -> History:
@@ -67,6 +89,8 @@ class History:
         returns, entropy_fracs, kls = curves
         history = cls(steps, returns, entropy_fracs, kls, num_episodes)
         history._last.extend(columns["last"])
+        history.eval_steps = list(map(int, columns.get("eval_steps", ())))
+        history.eval_returns = list(columns.get("eval_returns", ()))
         return history
 
     @property

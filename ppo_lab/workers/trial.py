@@ -17,8 +17,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from ppo_lab.config.run import Config
 from ppo_lab.forecasting.budget import resolve_memory
 from ppo_lab.runner.group import RunGroup
@@ -27,11 +25,11 @@ from ppo_lab.runner.resume import copy_run
 from ppo_lab.runner.run_record import RunOutput, one_line
 from ppo_lab.runner.signals import Interrupted
 from ppo_lab.runner.stack import Stack
+from ppo_lab.runner.stored import write_config
 from ppo_lab.tracking import Terminal
 from ppo_lab.training.checkpoint import load_checkpoint
 from ppo_lab.training.scores import History
 from ppo_lab.training.trainer import Trainer
-from ppo_lab.utils.json_files import atomic_write
 from ppo_lab.workers.base import Decision, Task, TrialProgress, TrialReport
 
 __all__ = ["Mailbox", "TaskRun"]
@@ -156,11 +154,8 @@ def _output(task: Task, config: Config) -> RunOutput:
         return dataclasses.replace(task.output, resumes=True)
     name = f"seed_{config.seed}"
     folder = task.folder / name
-    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     overrides = [*task.output.overrides, f"seed={config.seed}"]
-    text = OmegaConf.to_yaml(OmegaConf.structured(config))
-    atomic_write(folder / ".hydra" / "config.yaml", text.encode())
-    atomic_write(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides).encode())
+    write_config(folder, config, overrides)
     if load_checkpoint(folder) is None:
         any(copy_run(former / name, folder) for former in _former_attempts(task.folder))
     run_id = task.output.run_id and f"{task.output.run_id}-s{config.seed}"

@@ -23,8 +23,9 @@ _SHORT = {  # short name to dotted key of the summary
 }
 _PHASES = (
     "build", "compile", "env", "rollout", "evaluation", "advantages", "update", "diagnostics",
-    "record",
+    "record", "eval",
 )  # fmt: skip
+_EVALUATED = ("final_eval_return", "best_eval_return")
 _CATEGORIES = (
     "weights", "gradients", "optimizer", "activations", "logits", "cache", "rollout",
     "environment", "workspace",
@@ -62,7 +63,7 @@ _SECTIONS: dict[str, Sequence[str]] = {
 }  # fmt: skip
 _KNOWN = frozenset(
     ["final_return", "best_return", "auc_return", "env_steps", "num_episodes", "env_steps_per_s",
-     "wall_time_s", "epsilon", *_SHORT]
+     "wall_time_s", "epsilon", *_EVALUATED, *_SHORT]
     + [f"{section}.{name}" for section, names in _SECTIONS.items() for name in names]
 )  # fmt: skip
 """The numbers of a run's summary; some of them only on CUDA, in a stack or of a profiled run."""
@@ -204,15 +205,21 @@ def parse_constraints(texts: Sequence[str]) -> tuple[Constraint, ...]:
 
 
 def check_measured(
-    objectives: Sequence[Objective], constraints: Sequence[Constraint], *, is_cuda: bool
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+    *,
+    is_cuda: bool,
+    is_evaluated: bool,
 ) -> None:
-    """Raise ``ConfigError`` for a quantity that the study's device does not measure."""
+    """Raise ``ConfigError`` for a quantity that the study's runs do not measure."""
     keys = [("study.objective", objective.key) for objective in objectives]
     keys += [("study.constraints", constraint.key) for constraint in constraints]
     for where, key in keys:
         if key in _CUDA_ONLY and not is_cuda:
             allowed = "is measured on CUDA devices only; forecast_vram_gib is known everywhere"
             raise ConfigError(where, key, allowed)
+        if key in _EVALUATED and not is_evaluated:
+            raise ConfigError(where, key, "is known of evaluated policies: add eval_every=10")
 
 
 def _parse_constraint(text: str) -> Constraint:

@@ -187,7 +187,8 @@ class Plan:
             allowed = "cannot be pruned by: only final_return can; use study/pruner=none"
             raise ConfigError("study.objective", study.objective, allowed)
         is_cuda = self.config.torch_device.type == "cuda"
-        check_measured(self.objectives, self.constraints, is_cuda=is_cuda)
+        measures = {"is_cuda": is_cuda, "is_evaluated": self.config.eval_every > 0}
+        check_measured(self.objectives, self.constraints, **measures)
         self.space.check(self.base)
 
 
