@@ -35,6 +35,7 @@ from ppo_lab.config.compose import (
 )
 from ppo_lab.config.composer import open_hydra
 from ppo_lab.config.error_messages import explain
+from ppo_lab.config.other_names import check_flags
 from ppo_lab.config.run import Config
 from ppo_lab.forecasting.budget import over_budget, resolve_memory
 from ppo_lab.forecasting.tables import forecast_json, forecast_table, forecasts_table
@@ -88,7 +89,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     mask_output()
     register()
-    arguments = get_args_parser().parse_args()
+    arguments, unknown = get_args_parser().parse_known_args()
+    with _explained(()):
+        check_flags(unknown, sys.argv[1:])
     shows_only = ("help", "hydra_help", "info", "cfg", "shell_completion")
     if any(getattr(arguments, name) for name in shows_only):
         _check_shown(arguments)

@@ -62,6 +62,7 @@ class Config(Hyperparameters):
     tracking: TrackingConfig = MISSING
     baseline: Baseline = field(default_factory=AutoBaseline)
 
+    # Run
     name: str = "run"
     """Suffix of the run folder's name; letters, digits and ``._=-``."""
     seed: int = 1
@@ -69,6 +70,7 @@ class Config(Hyperparameters):
     total_steps: int = 100_000
     """Environment steps, rounded down to whole iterations."""
 
+    # Device, memory and speed
     device: str = "auto"
     """auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N."""
     dtype: Dtype = Dtype.float32
