@@ -41,7 +41,6 @@ from ppo_lab.utils.json_files import to_jsonable
 
 __all__ = ["Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule"]
 
-
 _MOST = {
     "num_envs": 10**6, "num_steps": 10**6, "num_epochs": 1000, "num_minibatches": 10**6,
     "total_steps": 10**12,
@@ -62,7 +61,6 @@ class Config(Hyperparameters):
     tracking: TrackingConfig = MISSING
     baseline: Baseline = field(default_factory=AutoBaseline)
 
-    # Run
     name: str = "run"
     """Suffix of the run folder's name; letters, digits and ``._=-``."""
     seed: int = 1
