@@ -51,6 +51,7 @@ from ppo_lab.runner.stored import stored_summary
 from ppo_lab.tracking import (
     TrackingMode,
     grid_table,
+    next_steps,
     places,
     reasons,
     summary_panel,
@@ -266,7 +267,12 @@ def _print_lines(lines: str, style: str = "") -> None:
 def _show_run(folder: Path, summary: dict[str, Any]) -> None:
     """Print the panel of a single run."""
     Console().print(summary_panel(summary))
-    _print_lines(places({"folder": folder.resolve()} | summary))
+    policy = folder.resolve() / "checkpoint"
+    shown = {"folder": folder.resolve()} | summary
+    if policy.is_dir() and summary["status"] == Status.interrupted.value:
+        shown["policy"] = policy
+    _print_lines(places(shown))
+    _print_next(folder, [summary], has_policy=policy.is_dir())
 
 
 def _show_grid(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -275,7 +281,17 @@ def _show_grid(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     Console().print(grid_table(summaries))
     _print_lines(reasons(summaries), "red")
     _print_lines(places({"folder": folder.resolve()}))
+    _print_next(folder, summaries, has_policy=False)
     return summaries
+
+
+def _print_next(folder: Path, summaries: Sequence[dict[str, Any]], *, has_policy: bool) -> None:
+    """Print what can be done with runs that have trained."""
+    if any("final_return" in summary for summary in summaries):
+        is_resumable = any(s["status"] in ("interrupted", "not started") for s in summaries)
+        tracked = any(summary.get("wandb") for summary in summaries)
+        options = {"has_policy": has_policy, "is_resumable": is_resumable, "tracked": tracked}
+        _print_lines(next_steps(folder.resolve(), **options))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

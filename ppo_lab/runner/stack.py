@@ -220,7 +220,8 @@ class Stack:
         return trainer
 
     def _record(self, lane: int, record: Record) -> None:
-        self._recorders[lane].tracker.record(record)
+        assert self._trainer is not None
+        self._recorders[lane].record(record, self._trainer.history(lane))
         crash_point("row_written")
 
     def _iterate(self, trainer: Trainer) -> None:

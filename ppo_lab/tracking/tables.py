@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rich.text import Text
 from ppo_lab.tracking.terminal import format_duration
 from ppo_lab.utils.redaction import printable
 
-__all__ = ["grid_table", "places", "plain_table", "reasons", "summary_panel"]
+__all__ = ["grid_table", "next_steps", "places", "plain_table", "reasons", "summary_panel"]
 __all__ += ["override_values", "varying_keys"]
 
 _BAR_CELLS = 24
@@ -82,13 +83,25 @@ def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def places(summary: Mapping[str, Any]) -> str:
-    """Return the run's folder and W&B link, one line each, relative to the current folder."""
+    """Return a run's folder, policy and W&B link, one a line, relative to the current folder."""
     here = f"{Path.cwd()}/"
     return "\n".join(
         f"{label:<8}{printable(summary[key]).replace(here, '')}"
-        for label, key in (("folder", "folder"), ("W&B", "wandb"))
+        for label, key in (("folder", "folder"), ("policy", "policy"), ("W&B", "wandb"))
         if summary.get(key)
     )
+
+
+def next_steps(folder: Path, *, has_policy: bool, is_resumable: bool, tracked: bool) -> str:
+    """Return the commands that follow a run or grid in ``folder``, one line each."""
+    path = shlex.quote(printable(folder).replace(f"{Path.cwd()}/", ""))
+    commands = {
+        "resume": f"python -m ppo_lab resume={path}" if is_resumable else "",
+        "play": f"python -m ppo_lab.play {path}" if has_policy else "",
+        "report": f"python -m ppo_lab.report {path}",
+        "browse": "python -m ppo_lab.browse" if tracked else "",
+    }
+    return "\n".join(f"{label:<8}{command}" for label, command in commands.items() if command)
 
 
 def override_values(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -120,9 +133,14 @@ def _returns(summary: Mapping[str, Any]) -> Text:
     text = Text.assemble("return  ", (final, "bold"), " final, ", (best, "bold"), " best")
     if "env_steps_per_s" in summary:
         text.append(f"   {_number(summary['env_steps_per_s'], 0)} steps/s")
-    if summary.get("collapsed"):
-        text.append("   collapsed", "red")
+    if state := _state(summary):
+        text.append(f"   {state}", "red")
     return text
+
+
+def _state(summary: Mapping[str, Any]) -> str:
+    """Return ``dead`` or ``collapsed`` if the policy is, else an empty text."""
+    return next((name for name in ("dead", "collapsed") if summary.get(name)), "")
 
 
 def _time_bars(summary: Mapping[str, Any]) -> list[Table]:

@@ -17,10 +17,12 @@ from ppo_lab.tracking import (
     Terminal,
     TerminalSink,
     grid_table,
+    next_steps,
     places,
     reasons,
     summary_panel,
 )
+from ppo_lab.tracking.terminal import progress_line
 
 METRICS = {
     "charts/episodic_return": 20.0,
@@ -140,6 +142,35 @@ def test_a_terminal_shows_a_live_line_and_leaves_one_plain_line() -> None:
     text = shown(Terminal.auto, Record(100, 1, METRICS), is_terminal=True)
     assert "━" in text
     assert text.splitlines()[-1].endswith("clipped 12.5%  100 steps/s  in 0:01")
+
+
+def test_the_line_says_kl_and_that_the_policy_is_dead() -> None:
+    dead = Record(100, 1, METRICS | {"ppo/kl_k3": 0.00432}, state="dead")
+    line = shown(Terminal.plain, dead).splitlines()[0]
+    assert line.startswith("100/1,000  return 20.0  dead  ε 0.2  clipped 12.5%  KL 0.0043  ")
+    # A record that is no longer dead is not shown as dead.
+    again = shown(Terminal.plain, dead, Record(200, 2, METRICS)).splitlines()[-1]
+    assert "dead" not in again
+
+
+def test_a_narrow_line_loses_what_matters_least_and_keeps_the_state_and_the_time() -> None:
+    lane = TerminalSink(Progress(), 1_000_000, 100_000, state="collapsed")
+    lane.metrics = METRICS | {"ppo/kl_k3": 0.01, "memory/allocated_gib": 1.5}
+    line = progress_line([lane], elapsed_s=10.0, width=70)
+    assert line == "100,000/1,000,000  return 20.0  collapsed  KL 0.01  ETA 1:30"
+    assert len(progress_line([lane], 10.0)) > 100
+
+
+def test_next_steps_are_commands_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "outputs" / "a run"
+    shown = next_steps(folder, has_policy=True, is_resumable=True, tracked=False)
+    assert shown.splitlines() == [
+        "resume  python -m ppo_lab resume='outputs/a run'",
+        "play    python -m ppo_lab.play 'outputs/a run'",
+        "report  python -m ppo_lab.report 'outputs/a run'",
+    ]
+    assert "browse" in next_steps(folder, has_policy=False, is_resumable=False, tracked=True)
 
 
 def test_none_prints_nothing() -> None:
