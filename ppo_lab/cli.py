@@ -39,9 +39,10 @@ from ppo_lab.config.other_names import check_flags
 from ppo_lab.config.run import Config
 from ppo_lab.forecasting.budget import over_budget, resolve_memory
 from ppo_lab.forecasting.tables import forecast_json, forecast_table, forecasts_table
-from ppo_lab.grids.results import grid_summaries
+from ppo_lab.grids.results import RESULTS_FILE, grid_summaries, write_results
 from ppo_lab.grids.resume import Stored, split_stored, unfinished_jobs
 from ppo_lab.grids.start import command_folder, start_multirun, start_run
+from ppo_lab.grids.table import grid_table
 from ppo_lab.runner.exit_status import EXIT_FAILED, EXIT_REFUSED, exit_status, interrupt_status
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.resume import fork_run
@@ -50,7 +51,6 @@ from ppo_lab.runner.signals import Interrupted
 from ppo_lab.runner.stored import stored_summary
 from ppo_lab.tracking import (
     TrackingMode,
-    grid_table,
     next_steps,
     places,
     reasons,
@@ -276,9 +276,13 @@ def _show_run(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def _show_grid(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Print the table of a grid, and return the summaries of its jobs."""
+    """Print the table of a grid, write it, and return the summaries of its jobs."""
     summaries = grid_summaries(folder, jobs)
-    Console().print(grid_table(summaries))
+    Console().print(grid_table(summaries), crop=False)
+    try:
+        write_results(folder, summaries)
+    except OSError as error:
+        _print_lines(f"{RESULTS_FILE} cannot be written: {error.strerror}", "red")
     _print_lines(reasons(summaries), "red")
     _print_lines(places({"folder": folder.resolve()}))
     _print_next(folder, summaries, has_policy=False)

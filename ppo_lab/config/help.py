@@ -134,11 +134,13 @@ def _listed(chosen: Sequence[Key], width: int) -> Iterator[str]:
 def _options(group: str) -> dict[str, str]:
     """Return the options of a config group, with the comment at the head of their files."""
     folder = SWEEPS_DIR if group == "sweep" else CONF_DIR / group
-    return {path.stem: _comment(path) for path in sorted(folder.glob("*.yaml"))}
+    files = {path.relative_to(folder).with_suffix(""): path for path in folder.rglob("*.yaml")}
+    return {str(name): _comment(files[name]) for name in sorted(files)}
 
 
 def _comment(path: Path) -> str:
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+    lines = path.read_text().splitlines()
+    lines = [line for line in lines if not line.startswith(("# @package", "# python -m ppo_lab "))]
     head = lines[: next((n for n, line in enumerate(lines) if line[:1] != "#"), len(lines))]
     return " ".join(line.removeprefix("#").strip() for line in head)
 

@@ -16,7 +16,6 @@ from ppo_lab.tracking import (
     RunInfo,
     Terminal,
     TerminalSink,
-    grid_table,
     next_steps,
     places,
     reasons,
@@ -254,25 +253,5 @@ def test_the_panel_says_which_tracking_failed_and_shows_no_control_characters() 
     text = text_of(summary_panel(summary))
     assert r"tracking: WandbSink 1 failed, first finish: RuntimeError: \x1b[31mrefused" in text
     assert r"http://...@h\x07" in text
-    rows = [{"status": "x\x1b", "reason": "a\nb", "overrides": [f"k={n}\x1b[2J"]} for n in "12"]
-    assert "\x1b" not in text_of(grid_table(rows))
+    rows = [{"status": "x\x1b", "reason": "a\nb"} for _ in range(2)]
     assert reasons(rows).splitlines() == [rf"job {n} x\x1b: a\nb" for n in (0, 1)]
-
-
-def test_the_grid_shows_what_varies_and_why_a_job_failed() -> None:
-    rows: list[dict[str, Any]] = [
-        SUMMARY,
-        SUMMARY | {"overrides": ["epsilon=0.2", "env=cartpole", "network.sizes=[64,64]"]},
-        {
-            "status": "failed",
-            "reason": "OOM",
-            "overrides": ["epsilon=0.3", "env=cartpole", "network.sizes=[8]"],
-        },
-    ]
-    lines = [line.split() for line in text_of(grid_table(rows)).splitlines() if line.strip()]
-    assert lines[0][:4] == ["#", "epsilon", "network.sizes", "return"]  # env is the same in all
-    results = ["480.2", "500.0", "no", "52,310", "12.5", "s", "finished"]
-    assert lines[2] == ["0", "0.1", "[64,64]", *results]
-    assert lines[3] == ["1", "0.2", "[64,64]", *results]
-    assert lines[4] == ["2", "0.3", "[8]", *"-----", "failed"]
-    assert reasons(rows) == "job 2 failed: OOM"

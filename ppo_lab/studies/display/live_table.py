@@ -21,7 +21,7 @@ from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.format import number_text, score_text
 from ppo_lab.studies.results.trial_table import TrialSummary
 from ppo_lab.studies.store.outcome import Counts
-from ppo_lab.tracking.tables import plain_table
+from ppo_lab.tracking.wide_table import plain_table
 
 __all__ = ["LiveTable", "draw"]
 
