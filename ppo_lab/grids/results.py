@@ -64,7 +64,7 @@ def write_results(folder: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows that have the same keys, atomically."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["job"])
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["number"])
     writer.writeheader()
     writer.writerows(rows)
     atomic_write(path, text.getvalue().encode())
