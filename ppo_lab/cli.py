@@ -39,6 +39,7 @@ from ppo_lab.config.other_names import check_flags
 from ppo_lab.config.run import Config
 from ppo_lab.forecasting.budget import over_budget, resolve_memory
 from ppo_lab.forecasting.tables import forecast_json, forecast_table, forecasts_table
+from ppo_lab.grids.progress import GridProgress
 from ppo_lab.grids.results import RESULTS_FILE, grid_summaries, write_results
 from ppo_lab.grids.resume import Stored, split_stored, unfinished_jobs
 from ppo_lab.grids.start import command_folder, start_multirun, start_run
@@ -66,19 +67,30 @@ _CHECKED_EVERY = 250  # jobs: some seconds
 
 
 def job(
-    cfg: DictConfig, *, group: str | None = None, notes: Mapping[str, Any] | None = None
+    cfg: DictConfig,
+    *,
+    group: str | None = None,
+    notes: Mapping[str, Any] | None = None,
+    grid: GridProgress | None = None,
 ) -> dict[str, Any]:
     """Run one job in the folder that Hydra made for it, or go on with it; return its summary.
 
     A failed run is a status, not an exception: Hydra would report only the first one of a grid.
     ``group`` is the grid of a run that is resumed alone; ``notes`` are added to the summary.
+    ``grid`` shows the job's progress.
     """
     hydra_config = HydraConfig.get()
     if hydra_config.mode is RunMode.MULTIRUN:
         group = Path(hydra_config.sweep.dir).name
     folder, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
     output = RunOutput(folder, overrides, group, notes=notes or {}, resumes=True)
-    (summary,) = run_group(RunGroup([load(cfg)], [output]))
+    config = load(cfg)
+    if grid is None:
+        (summary,) = run_group(RunGroup([config], [output]))
+        return summary
+    shown = grid.alone(hydra_config.job.num, config.total_steps)
+    (summary,) = run_group(RunGroup([config], [output]), shown)
+    grid.end_alone(hydra_config.job.num, summary)
     return summary
 
 
@@ -157,11 +169,23 @@ def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
         folder = stack.enter_context(command_folder(config, "hydra.sweep.dir", resumed, subdirs))
         try:
             if left:
-                start_multirun(opened, config, job, left)
+                _train_grid(opened, config, left, folder.name)
         finally:
             summaries = _show_grid(folder, jobs)
     if any(summary["status"] != Status.finished.value for summary in summaries):
         sys.exit(EXIT_FAILED)
+
+
+def _train_grid(
+    opened: Hydra, config: DictConfig, left: Sequence[tuple[int, Job]], name: str
+) -> None:
+    """Run the jobs that are ``left``; those of this process share one display."""
+    if config.hydra.runtime.choices["hydra/launcher"] != "basic":
+        start_multirun(opened, config, job, left)
+        return
+    named = {number: each.overrides for number, each in left}
+    with GridProgress(name, named, left[0][1].config.tracking.terminal) as grid:
+        start_multirun(opened, config, functools.partial(job, grid=grid), left)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from ppo_lab.config.run import Config
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.run_record import RunOutput, Status
 from ppo_lab.runner.stack import Stack
+from ppo_lab.tracking import Progress
 
 __all__ = ["RunOutput", "Status", "run_group", "run_in_folder"]
 
@@ -31,8 +32,8 @@ def run_in_folder(
     return summary
 
 
-def run_group(group: RunGroup) -> list[dict[str, Any]]:
-    """Train a group as one stack, and return its runs' summaries.
+def run_group(group: RunGroup, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Train a group as one stack, and return its runs' summaries; ``progress`` replaces its line.
 
     An exception of the run becomes summaries of status ``failed`` or ``out_of_memory``, and its
     memory is freed, so that the next run in this process has all of it.
@@ -40,7 +41,7 @@ def run_group(group: RunGroup) -> list[dict[str, Any]]:
     Raises:
         Interrupted: Ctrl-C or SIGTERM has stopped the runs; their trackers are closed.
     """
-    stack = Stack(len(group.configs), group.configs[0].tracking.terminal)
+    stack = Stack(len(group.configs), progress or Progress(group.configs[0].tracking.terminal))
     stack.queue.put(group)
     try:
         while stack.has_work:

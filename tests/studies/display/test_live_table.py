@@ -10,8 +10,9 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from ppo_lab.config.study import Aggregate
+from ppo_lab.grids.live_table import draw
 from ppo_lab.studies.definition.objective import parse_objectives
-from ppo_lab.studies.display.live_table import LiveTable, draw
+from ppo_lab.studies.display.live_table import LiveTable
 from ppo_lab.studies.display.log_lines import LogLines
 from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.format import number_text, params_text, score_text
