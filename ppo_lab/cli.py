@@ -275,7 +275,8 @@ def _show_forecasts(jobs: Sequence[tuple[Job, Config]]) -> None:
     if config.forecast_format is ForecastFormat.json:
         print(forecast_json(jobs))  # noqa: T201 - the command's output
     else:
-        Console().print(forecasts_table(jobs) if first.is_multirun else forecast_table(config))
+        shown = forecasts_table(jobs) if first.is_multirun else forecast_table(config)
+        Console().print(shown, crop=False)
 
 
 def _refuse(message: str) -> NoReturn:

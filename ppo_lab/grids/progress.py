@@ -88,13 +88,16 @@ class GridProgress:
         self._screen.close()
 
     def start(self, number: int, total_steps: int) -> None:
-        """Add a job that has been given to a worker."""
-        self.running[number] = JobRow(number, self._settings[number], total_steps=total_steps)
+        """Add a job that has been given to a worker; it runs once there is progress of it."""
+        row = JobRow(
+            number, varied=self._settings[number], total_steps=total_steps, label="waiting"
+        )
+        self.running[number] = row
 
     def advance(self, progress: TrialProgress) -> None:
         """Update a job by what its worker sent."""
         if row := self.running.get(progress.number):
-            self.running[progress.number] = replace(row, **vars(progress))
+            self.running[progress.number] = replace(row, label="running", **vars(progress))
 
     def end(self, number: int, summary: Mapping[str, Any]) -> None:
         """Move a job to those that have ended, by its summary."""
@@ -106,7 +109,7 @@ class GridProgress:
             reason=None if summary.get("reason") is None else printable(summary["reason"]),
             step=row.total_steps if status == "finished" else row.step,
             returns=(summary.get("final_return"),),
-            env_steps_per_s=summary.get("env_steps_per_s"),
+            env_steps_per_s=row.env_steps_per_s or summary.get("env_steps_per_s"),
             state=state_of(summary),
         )
         self.ended.append(row)
@@ -123,7 +126,8 @@ class GridProgress:
     def headline(self) -> str:
         """The number of jobs by outcome, and the time left for all of them."""
         num_jobs, num_ended = len(self._settings), self._counts.total()
-        parts = [f"{num_ended} of {num_jobs} jobs ended, {len(self.running)} running"]
+        num_running = sum(row.label == "running" for row in self.running.values())
+        parts = [f"{num_ended} of {num_jobs} jobs ended, {num_running} running"]
         parts += [f"{n} {status}" for status, n in self._counts.items() if status != "finished"]
         done = num_ended + sum(row.done_frac for row in self.running.values())
         if 0 < done < num_jobs:

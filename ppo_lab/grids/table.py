@@ -13,7 +13,7 @@ from rich.text import Text
 from ppo_lab.grids.results import memory_of
 from ppo_lab.runner.run_record import Status
 from ppo_lab.tracking.tables import duration, override_values, state_of, varying_keys
-from ppo_lab.tracking.wide_table import Column, WideTable
+from ppo_lab.tracking.wide_table import TextColumn, WideTable
 from ppo_lab.utils.format import number_text, score_text, t_half_width
 from ppo_lab.utils.redaction import printable
 
@@ -39,20 +39,20 @@ def grid_table(summaries: Sequence[Summary]) -> RenderableType:
     if overrides and (shared := {k: v for k, v in overrides[0].items() if k not in varying}):
         parts += [Text(printable(" ".join(f"{k}={v}" for k, v in shared.items())), "dim"), Text()]
     firsts = [numbers[0] for numbers in rows]
-    columns = [Column("#", [_span(numbers) for numbers in rows])]
+    columns = [TextColumn("#", [_span(numbers) for numbers in rows])]
     columns += [
-        Column(printable(k), [printable(overrides[n].get(k, _ABSENT)) for n in firsts])
+        TextColumn(printable(k), [printable(overrides[n].get(k, _ABSENT)) for n in firsts])
         for k in keys
     ]
     memory, note = _memory_columns(groups)
     measured = [*_score_columns(groups), *memory, *_speed_columns(groups)]
     parts.append(WideTable([*columns, *measured], num_fixed=len(columns)))
-    notes = (
-        ["±: 95 % interval of the mean over the seeds that finished"]
-        if len(rows) < len(summaries)
-        else []
-    )
-    parts += [Text(text, "dim") for text in [*notes, note] if text]
+    notes = [note]
+    if len(rows) < len(summaries):
+        notes.append("±: 95 % interval of the mean over the seeds that finished")
+    if len(rows) > 1 and not any(column.heading == "status" for column in measured):
+        notes.append(f"all {len(summaries)} jobs finished")
+    parts += [Text(text, "dim") for text in notes if text]
     return Group(*parts)
 
 
@@ -74,28 +74,29 @@ def _span(numbers: Sequence[int]) -> str:
     return ",".join(map(str, shown))
 
 
-def _score_columns(groups: Sequence[Sequence[Summary]]) -> list[Column]:
+def _score_columns(groups: Sequence[Sequence[Summary]]) -> list[TextColumn]:
     columns = []
     if any(len(group) > 1 for group in groups):
-        columns.append(Column("seeds", [str(len(group)) for group in groups]))
-    for heading, key in (("return", "final_return"), ("best", "best_return")):
-        columns.append(Column(heading, [_mean(group, key) for group in groups]))
+        columns.append(TextColumn("seeds", [str(len(group)) for group in groups]))
+    columns.append(TextColumn("return", [_mean(group, "final_return") for group in groups]))
+    best = [[s["best_return"] for s in g if s.get("best_return") is not None] for g in groups]
+    columns.append(TextColumn("best", [f"{max(v):,.1f}" if v else _ABSENT for v in best]))
     if any(state_of(summary) for group in groups for summary in group):
-        columns.append(Column("policy", [_counted(map(state_of, g)) for g in groups], False))
+        columns.append(TextColumn("policy", [_counted(map(state_of, g)) for g in groups], False))
     return columns
 
 
-def _speed_columns(groups: Sequence[Sequence[Summary]]) -> list[Column]:
+def _speed_columns(groups: Sequence[Sequence[Summary]]) -> list[TextColumn]:
     speeds = [[s["env_steps_per_s"] for s in g if s.get("env_steps_per_s")] for g in groups]
     times = [[s["wall_time_s"] for s in g if s.get("wall_time_s")] for g in groups]
     states = [_counted([printable(s.get("status", _FINISHED)) for s in g]) for g in groups]
     columns = [
-        Column("steps/s", [f"{statistics.fmean(v):,.0f}" if v else _ABSENT for v in speeds]),
-        Column("time", [duration(statistics.fmean(v)) if v else _ABSENT for v in times]),
+        TextColumn("steps/s", [f"{statistics.fmean(v):,.0f}" if v else _ABSENT for v in speeds]),
+        TextColumn("time", [duration(statistics.fmean(v)) if v else _ABSENT for v in times]),
     ]
     if set(states) != {_FINISHED}:
         cells = [Text(state, "green" if state == _FINISHED else "red") for state in states]
-        columns.append(Column("status", cells, is_number=False))
+        columns.append(TextColumn("status", cells, is_number=False))
     return columns
 
 
@@ -118,7 +119,7 @@ def _mean(group: Sequence[Summary], key: str) -> str:
     return score_text(statistics.fmean(values), t_half_width(error, len(values) - 1))
 
 
-def _memory_columns(groups: Sequence[Sequence[Summary]]) -> tuple[list[Column], str]:
+def _memory_columns(groups: Sequence[Sequence[Summary]]) -> tuple[list[TextColumn], str]:
     """Return the columns of jobs whose memory was forecast or counted, and the note about them."""
     sizes = [memory_of(group[0]) for group in groups]
     if not any(size.get("forecast_gib") or size.get("counted_gib") for size in sizes):
@@ -127,7 +128,7 @@ def _memory_columns(groups: Sequence[Sequence[Summary]]) -> tuple[list[Column], 
     most = max(v for name in _MEMORY[:3] for v in values[name] if v is not None)
     unit, factor = ("GiB", 1.0) if most >= 1.0 else ("MiB", 1024.0)
     columns = [
-        Column(name, [_ABSENT if v is None else number_text(v * factor) for v in values[name]])
+        TextColumn(name, [_ABSENT if v is None else number_text(v * factor) for v in values[name]])
         for name in _MEMORY
         if any(value is not None for value in values[name])
     ]

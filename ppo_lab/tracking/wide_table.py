@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Column", "WideTable", "plain_table"]
+__all__ = ["TextColumn", "WideTable", "plain_table"]
 
 _GAP = 2  # a blank and the box's own
 
@@ -23,7 +23,7 @@ def plain_table(title: str | None = None) -> Table:
 
 
 @dataclass(frozen=True)
-class Column:
+class TextColumn:
     """A column of texts; plain text is never read as markup."""
 
     heading: str
@@ -44,7 +44,7 @@ class WideTable:
     of them where they fill half a line; a file gets one table. Print it with ``crop=False``.
     """
 
-    columns: Sequence[Column]
+    columns: Sequence[TextColumn]
     num_fixed: int = 1
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -67,11 +67,11 @@ class WideTable:
             left = rest
 
 
-def _width(columns: Sequence[Column]) -> int:
+def _width(columns: Sequence[TextColumn]) -> int:
     return sum(column.width + _GAP for column in columns)
 
 
-def _table(columns: Sequence[Column]) -> Table:
+def _table(columns: Sequence[TextColumn]) -> Table:
     table = plain_table()
     for column in columns:
         table.add_column(Text(column.heading), no_wrap=True)

@@ -64,9 +64,13 @@ class TrialSummary(Row):
 
     @property
     def scores(self) -> list[str]:
-        """Its values as text, the first with its interval."""
+        """Its values as text, the first with its 95 % interval."""
         half_widths = [self.half_width, *[None] * len(self.values)]
-        return [score_text(*pair) for pair in zip(self.values, half_widths) if pair[0] is not None]
+        return [
+            score_text(value, half_width) + (" (95 %)" if half_width is not None else "")
+            for value, half_width in zip(self.values, half_widths)
+            if value is not None
+        ]
 
     def mean_return(self, aggregate: Aggregate) -> tuple[float | None, float | None]:
         """Return the latest return over seeds and half its interval, once every seed has one."""
