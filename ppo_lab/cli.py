@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -35,12 +35,15 @@ from ppo_lab.config.compose import (
 )
 from ppo_lab.config.composer import open_hydra
 from ppo_lab.config.error_messages import explain
+from ppo_lab.config.other_names import check_flags
 from ppo_lab.config.run import Config
 from ppo_lab.forecasting.budget import over_budget, resolve_memory
 from ppo_lab.forecasting.tables import forecast_json, forecast_table, forecasts_table
-from ppo_lab.grids.results import grid_summaries
+from ppo_lab.grids.progress import GridProgress
+from ppo_lab.grids.results import RESULTS_FILE, grid_summaries, write_results
 from ppo_lab.grids.resume import Stored, split_stored, unfinished_jobs
 from ppo_lab.grids.start import command_folder, start_multirun, start_run
+from ppo_lab.grids.table import grid_table
 from ppo_lab.runner.exit_status import EXIT_FAILED, EXIT_REFUSED, exit_status, interrupt_status
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.resume import fork_run
@@ -49,7 +52,7 @@ from ppo_lab.runner.signals import Interrupted
 from ppo_lab.runner.stored import stored_summary
 from ppo_lab.tracking import (
     TrackingMode,
-    grid_table,
+    next_steps,
     places,
     reasons,
     summary_panel,
@@ -71,19 +74,26 @@ def job(
     group: str | None = None,
     varying: Collection[str] | None = None,
     notes: Mapping[str, Any] | None = None,
+    grid: GridProgress | None = None,
 ) -> dict[str, Any]:
     """Run one job in the folder that Hydra made for it, or go on with it; return its summary.
 
     A failed run is a status, not an exception: Hydra would report only the first one of a grid.
     ``group`` is the grid of a run that is resumed alone, ``varying`` the keys that a grid varies;
-    ``notes`` are added to the summary.
+    ``notes`` are added to the summary. ``grid`` shows the job's progress.
     """
     hydra_config = HydraConfig.get()
     if hydra_config.mode is RunMode.MULTIRUN:
         group = Path(hydra_config.sweep.dir).name
     folder, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
     output = RunOutput(folder, overrides, group, varying, notes=notes or {}, resumes=True)
-    (summary,) = run_group(RunGroup([load(cfg)], [output]))
+    config = load(cfg)
+    if grid is None:
+        (summary,) = run_group(RunGroup([config], [output]))
+        return summary
+    shown = grid.alone(hydra_config.job.num, config.total_steps)
+    (summary,) = run_group(RunGroup([config], [output]), shown)
+    grid.end_alone(hydra_config.job.num, summary)
     return summary
 
 
@@ -95,7 +105,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     mask_output()
     register()
-    arguments = get_args_parser().parse_args()
+    arguments, unknown = get_args_parser().parse_known_args()
+    with _explained(()):
+        check_flags(unknown, sys.argv[1:])
     shows_only = ("help", "hydra_help", "info", "cfg", "shell_completion")
     if any(getattr(arguments, name) for name in shows_only):
         _check_shown(arguments)
@@ -161,11 +173,28 @@ def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
         try:
             if left:
                 varying = overridden_keys([job.overrides for job in jobs])
-                start_multirun(opened, config, functools.partial(job, varying=varying), left)
+                task = functools.partial(job, varying=varying)
+                _train_grid(opened, config, task, left, folder.name)
         finally:
             summaries = _show_grid(folder, jobs)
     if any(summary["status"] != Status.finished.value for summary in summaries):
         sys.exit(EXIT_FAILED)
+
+
+def _train_grid(
+    opened: Hydra,
+    config: DictConfig,
+    task: Callable[..., dict[str, Any]],
+    left: Sequence[tuple[int, Job]],
+    name: str,
+) -> None:
+    """Run the jobs that are ``left``; those of this process share one display."""
+    if config.hydra.runtime.choices["hydra/launcher"] != "basic":
+        start_multirun(opened, config, task, left)
+        return
+    named = {number: each.overrides for number, each in left}
+    with GridProgress(name, named, left[0][1].config.tracking.terminal) as grid:
+        start_multirun(opened, config, functools.partial(task, grid=grid), left)
 
 
 @contextmanager
@@ -259,7 +288,8 @@ def _show_forecasts(jobs: Sequence[tuple[Job, Config]]) -> None:
     if config.forecast_format is ForecastFormat.json:
         print(forecast_json(jobs))  # noqa: T201 - the command's output
     else:
-        Console().print(forecasts_table(jobs) if first.is_multirun else forecast_table(config))
+        shown = forecasts_table(jobs) if first.is_multirun else forecast_table(config)
+        Console().print(shown, crop=False)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -275,16 +305,35 @@ def _print_lines(lines: str, style: str = "") -> None:
 def _show_run(folder: Path, summary: dict[str, Any]) -> None:
     """Print the panel of a single run."""
     Console().print(summary_panel(summary))
-    _print_lines(places({"folder": folder.resolve()} | summary))
+    policy = folder.resolve() / "checkpoint"
+    shown = {"folder": folder.resolve()} | summary
+    if policy.is_dir() and summary["status"] == Status.interrupted.value:
+        shown["policy"] = policy
+    _print_lines(places(shown))
+    _print_next(folder, [summary], has_policy=policy.is_dir())
 
 
 def _show_grid(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Print the table of a grid, and return the summaries of its jobs."""
+    """Print the table of a grid, write it, and return the summaries of its jobs."""
     summaries = grid_summaries(folder, jobs)
-    Console().print(grid_table(summaries))
+    Console().print(grid_table(summaries), crop=False)
+    try:
+        write_results(folder, summaries)
+    except OSError as error:
+        _print_lines(f"{RESULTS_FILE} cannot be written: {error.strerror}", "red")
     _print_lines(reasons(summaries), "red")
     _print_lines(places({"folder": folder.resolve()}))
+    _print_next(folder, summaries, has_policy=False)
     return summaries
+
+
+def _print_next(folder: Path, summaries: Sequence[dict[str, Any]], *, has_policy: bool) -> None:
+    """Print what can be done with runs that have trained."""
+    if any("final_return" in summary for summary in summaries):
+        is_resumable = any(s["status"] in ("interrupted", "not started") for s in summaries)
+        tracked = any(summary.get("wandb") for summary in summaries)
+        options = {"has_policy": has_policy, "is_resumable": is_resumable, "tracked": tracked}
+        _print_lines(next_steps(folder.resolve(), **options))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

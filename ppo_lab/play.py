@@ -164,7 +164,8 @@ def _show(played: Played, env_id: str, *, as_json: bool) -> None:
     decimals = 2 if played.texts else 1
     span = f"({min(returns):,.{decimals}f} to {max(returns):,.{decimals}f})"
     over = f"over {len(returns)} episodes of {printable(env_id)} {span}"
-    lines = [f"eval_return {mean:,.{decimals}f} ± {deviation:,.{decimals}f} {over}"]
+    spread = f", sd {deviation:,.{decimals}f}," if len(returns) > 1 else ""
+    lines = [f"eval_return {mean:,.{decimals}f}{spread} {over}"]
     if played.metrics:
         lines.append("  ".join(f"{name} {value:.2f}" for name, value in played.metrics.items()))
     for line in lines:

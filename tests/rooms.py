@@ -21,7 +21,7 @@ ROOMS = {  # from top to bottom: a room imports only from rooms below it
     "studies/results": "statistics, confirmation, trials.csv, best.yaml, panel",
     "studies/store": "trials in Optuna's storage: retries, leases, outcomes",
     "studies/definition": "a study's plan: space, objective, sampler, pruner",
-    "grids": "grids: the stacked launcher, the table of results",
+    "grids": "grids: the stacked launcher, live table, results",
     "workers": "processes that run trials",
     "runner": "a run in its folder; a stack that trains many runs",
     "forecasting": "bytes by category: dry run, ledger, budget, tables",

@@ -69,6 +69,7 @@ class Config(EvaluationConfig, Hyperparameters):
     total_steps: int = 100_000
     """Environment steps, rounded down to whole iterations."""
 
+    # Device, memory and speed
     device: str = "auto"
     """auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N."""
     dtype: Dtype = Dtype.float32

@@ -48,7 +48,8 @@ class Change:
     @property
     def price(self) -> str:
         """Changes in the numbers and on the bus; empty for none."""
-        moved = f"{self.more_moved / _GIB:+,.1f} GiB PCIe"
+        gib = self.more_moved / _GIB
+        moved = f"{gib:+,.{1 if abs(gib) >= 0.1 else 2}f} GiB PCIe"  # at least 0.01
         parts = [self.alters, moved if abs(self.more_moved) > _NOTICEABLE_BYTES else ""]
         return "; ".join(part for part in parts if part)
 

@@ -13,6 +13,7 @@ from ppo_lab.runner.resume import check_resume
 from ppo_lab.runner.run_record import RunOutput, Status
 from ppo_lab.runner.stack import Stack
 from ppo_lab.runner.stored import write_config
+from ppo_lab.tracking import Progress
 from ppo_lab.tracking.local import METRICS_FILE
 from ppo_lab.training.acting import Policy
 from ppo_lab.training.policy import BEST_FOLDER, load_policy
@@ -90,8 +91,8 @@ def run_in_folder(
     return summary
 
 
-def run_group(group: RunGroup) -> list[dict[str, Any]]:
-    """Train a group as one stack, and return its runs' summaries.
+def run_group(group: RunGroup, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Train a group as one stack, and return its runs' summaries; ``progress`` replaces its line.
 
     An exception of the run becomes summaries of status ``failed`` or ``out_of_memory``, and its
     memory is freed, so that the next run in this process has all of it.
@@ -99,7 +100,7 @@ def run_group(group: RunGroup) -> list[dict[str, Any]]:
     Raises:
         Interrupted: Ctrl-C or SIGTERM has stopped the runs; their trackers are closed.
     """
-    stack = Stack(len(group.configs), group.configs[0].tracking.terminal)
+    stack = Stack(len(group.configs), progress or Progress(group.configs[0].tracking.terminal))
     stack.queue.put(group)
     try:
         while stack.has_work:

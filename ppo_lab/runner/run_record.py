@@ -20,7 +20,7 @@ from ppo_lab.networks import ActorCritic
 from ppo_lab.runner.lock import lock_run_folder
 from ppo_lab.runner.resume import comparable
 from ppo_lab.runner.run_name import name_parts, network_name, run_name
-from ppo_lab.tracking import Progress, RunInfo, Tracker, cut_metrics
+from ppo_lab.tracking import Progress, Record, RunInfo, Tracker, cut_metrics
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.training.checkpoint import (
     Checkpoint,
@@ -30,7 +30,13 @@ from ppo_lab.training.checkpoint import (
 )
 from ppo_lab.training.evaluation import BestPolicy
 from ppo_lab.training.policy import BEST_FOLDER, save_policy, write_policy
-from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
+from ppo_lab.training.scores import (
+    History,
+    area_under_curve,
+    has_collapsed,
+    is_dead,
+    policy_state,
+)
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.crash_points import crash_point
 from ppo_lab.utils.errors import EnvironmentFault
@@ -99,6 +105,7 @@ class RunRecorder:
         self._lock = lock_run_folder(output.folder)
         self.config, self.output = config, output
         self.tracker = Tracker(config.tracking, Path("outputs").resolve(), progress)
+        self._is_shown = progress.is_shown
         self.summary = static_summary(config, output)
         self._begin = _Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
@@ -153,6 +160,12 @@ class RunRecorder:
     def begin(self, trainer: Trainer) -> None:
         """Note the stack's progress before this run."""
         self._begin = _Begin(trainer.elapsed_s, trainer.num_live_steps, trainer.phase_seconds())
+
+    def record(self, record: Record, history: History) -> None:
+        """Send an iteration to the trackers, with the policy's state where it is shown."""
+        if self._is_shown and (state := policy_state(history, self.config.env.score_range())):
+            record = replace(record, state=state)
+        self.tracker.record(record)
 
     def measure(self, trainer: Trainer, lane: int, busy_frac: float) -> None:
         """Add measurements; ``busy_frac`` is the share of the stack's lanes that trained."""

@@ -15,11 +15,12 @@ from optuna.study import Study
 from rich.console import Console
 
 from ppo_lab.config.error_messages import explain
+from ppo_lab.grids.table import grid_table
 from ppo_lab.studies.choose_executor import choose_executor
 from ppo_lab.studies.definition.plan import Plan, make_plan
 from ppo_lab.studies.display.log_lines import print_line
 from ppo_lab.studies.results.confirmation import Confirmed, confirmation_plan, read_confirmation
-from ppo_lab.studies.results.files import output_files
+from ppo_lab.studies.results.files import output_files, run_summaries
 from ppo_lab.studies.results.panel import commands, study_panel
 from ppo_lab.studies.results.study_result import StudyResult, importances, read_study
 from ppo_lab.studies.results.wandb import track_study
@@ -134,6 +135,8 @@ class _LastSteps:
 def _show(result: StudyResult) -> None:
     console = Console()
     console.print(study_panel(result))
+    if result.plan.is_forecast and (runs := run_summaries(result)):
+        console.print(grid_table(runs), crop=False)
     console.out(commands(result.plan), highlight=False)
 
 

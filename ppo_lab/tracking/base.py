@@ -38,6 +38,8 @@ class Record:
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
     samples: Sequence[tuple[str, float]] = ()
     """Some texts with their rewards; most records have none."""
+    state: str = ""
+    """``dead`` or ``collapsed`` while the policy is; see ``training.scores``."""
 
 
 @dataclass(frozen=True)

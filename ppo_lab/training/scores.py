@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["History", "area_under_curve", "has_collapsed", "is_dead"]
+__all__ = ["History", "area_under_curve", "has_collapsed", "is_dead", "policy_state"]
 
 _SCORE_EPISODES = 100  # averaged in final_return, as in the paper (arXiv:1707.06347, 6.1)
 _COLLAPSE_GAIN = 0.2  # share of the task's range that must have been gained before a collapse
@@ -169,3 +169,23 @@ def is_dead(
         and all(kl < _DEAD_KL for kl in kls[-_DEAD_UPDATES:])
         and returns[-1] <= random_return
     )
+
+
+def policy_state(history: History, score_range: tuple[float, float] | None) -> str:
+    """Return ``dead`` or ``collapsed`` while that holds for a run so far, else an empty text.
+
+    ``score_range`` is the return of a random and of a good policy; without it neither is known.
+    """
+    if score_range is None or not history.returns:
+        return ""
+    low, high = score_range
+    if is_dead(history.returns, history.entropy_fracs, history.kls, random_return=low):
+        return "dead"
+    # The search for the best window is needed only once the return is well below its maximum.
+    best = max(history.returns) if high > low else min(history.returns)
+    width = max(int(len(history.returns) * _WINDOW_SHARE), 1)
+    last = sum(history.returns[-width:]) / width
+    may_have = (last - low) / (high - low) < _COLLAPSE_KEPT * (best - low) / (high - low)
+    if may_have and has_collapsed(history.returns, random_return=low, target_return=high):
+        return "collapsed"
+    return ""

@@ -181,14 +181,12 @@ class Plan:
             raise ConfigError("study.confirm.top", study.confirm.top, allowed)
         if (text := self.space.texts().get("seed")) is not None:
             raise ConfigError("seed", text, "is not searched but repeated over: study.num_seeds=3")
+        check_measured(self.objectives, self.constraints, self.config)
         check_sampler(study, self.space, self.starts, num_objectives)
         check_pruner(study, self.config.total_steps, num_objectives)
         if not self._is_of_returns and study.pruner["_target_"] != _NO_PRUNER:
             allowed = "cannot be pruned by: only final_return can; use study/pruner=none"
             raise ConfigError("study.objective", study.objective, allowed)
-        is_cuda = self.config.torch_device.type == "cuda"
-        measures = {"is_cuda": is_cuda, "is_evaluated": self.config.eval_every > 0}
-        check_measured(self.objectives, self.constraints, **measures)
         self.space.check(self.base)
 
 
