@@ -1,0 +1,62 @@
+"""Make the page of runs, grids and studies, and its pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ppo_lab.reports.comparisons import cost_figures, return_figures
+from ppo_lab.reports.curves import curve_figures, ratio_figures
+from ppo_lab.reports.figure import Figure
+from ppo_lab.reports.groups import Section, make_sections
+from ppo_lab.reports.loading import find_runs
+from ppo_lab.reports.page import Chapter, counts_text, page_html, run_rows
+from ppo_lab.reports.players import player_of
+from ppo_lab.reports.studies import find_studies, study_chapter
+from ppo_lab.utils.json_files import atomic_write
+
+__all__ = ["PAGE_FILE", "figures_of", "write_page"]
+
+PAGE_FILE = "report.html"
+
+
+def figures_of(section: Section) -> Iterator[Figure]:
+    """Yield the figures for which a section has data."""
+    yield from curve_figures(section)
+    yield from return_figures(section)
+    yield from ratio_figures(section)
+    yield from cost_figures(section)
+
+
+def write_page(
+    folders: Sequence[Path], output: Path, skipped: Callable[[str], object]
+) -> list[Figure]:
+    """Write the page of all runs and studies in or below ``folders``; return its figures.
+
+    ``skipped`` is called with a line for whatever cannot be read.
+
+    Raises:
+        FileNotFoundError: There is no run.
+        ModuleNotFoundError: plotly is not installed.
+        OSError: ``output`` cannot be written.
+    """
+    runs = find_runs(folders, skipped)
+    sections = make_sections(runs)
+    chapters = [chapter for folder in find_studies(folders)
+                if (chapter := study_chapter(folder, skipped))]  # fmt: skip
+    for section in sections:
+        members = [run for group in section.groups for run in group.runs]
+        num_groups = len(section.groups)
+        facts = f"{num_groups} setting{'s' if num_groups > 1 else ''}; {counts_text(members)}"
+        if section.keys:
+            facts += f"; what varies: {', '.join(section.keys)}"
+        figures = list(figures_of(section))
+        chapters.append(Chapter(section.title, facts, figures, player_of(section, skipped)))
+    table = Chapter("All runs", counts_text(runs), tables=[run_rows(sections, output)])
+    title = ", ".join(folder.resolve().name for folder in folders[:3])
+    title += f" and {len(folders) - 3} more" if len(folders) > 3 else ""
+    facts_of_all = [f"{len(runs):,} runs", time.strftime("%Y-%m-%d %H:%M"), "ppo_lab"]
+    text = page_html(title, facts_of_all, [*chapters, table])
+    atomic_write(output, text.encode("utf-8", "replace"))
+    return [figure for chapter in chapters for figure in chapter.figures]
