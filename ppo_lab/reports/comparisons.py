@@ -32,7 +32,7 @@ def return_figures(section: Section) -> Iterator[Figure]:
     """Yield the final returns, and the probability that one setting beats another."""
     where, groups = slug(section.title), [group for group in section.groups if group.returns]
     if groups:
-        shown = groups if len(groups) <= 40 else [g for g in section.shown if g.returns]
+        shown = groups if len(groups) <= 40 else [g for g in section.colored if g.returns]
         note = (
             "A dot per finished seed; the diamond is their mean or IQM with its 95 % bootstrap "
             "interval. Crosses did not finish, and are in no mean."
@@ -43,7 +43,7 @@ def return_figures(section: Section) -> Iterator[Figure]:
         traces = [trace for group in shown for trace in _final(group)]
         more = {"showlegend": False}
         yield Figure(f"final-{where}", "Final return", note, traces, x, y, more, height)
-    several = [group for group in section.shown if len(group.returns) > 1]
+    several = [group for group in section.colored if len(group.returns) > 1]
     if len(several) > 1:
         yield _improvement(several, where)
 
@@ -103,7 +103,7 @@ def _improvement(groups: Sequence[Group], where: str) -> Figure:
         "text": texts,
         "zmin": 0,
         "zmax": 1,
-        "colorscale": "RdBu",
+        "colorscale": [[0, "#cf6a3a"], [0.5, "#8d939e"], [1, "#2f74d0"]],
         "texttemplate": "%{z:.2f}" if len(groups) <= 12 else "",
         "hovertemplate": "%{y} beats %{x}: %{z:.2f} %{text}<extra></extra>",
         "colorbar": {"thickness": 12, "title": {"text": "P"}},
@@ -126,7 +126,7 @@ def _improvement(groups: Sequence[Group], where: str) -> Figure:
 def cost_figures(section: Section) -> Iterator[Figure]:
     """Yield memory, time, bytes over PCIe, and return against memory."""
     where = slug(section.title)
-    groups = [group for group in section.shown if group.finished]
+    groups = [group for group in section.colored if group.finished]
     bars = _memory(groups)
     if bars:
         note = (

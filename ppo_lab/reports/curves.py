@@ -20,6 +20,7 @@ __all__ = ["curve_figures", "ratio_figures", "slug"]
 GREY = "#8a8f98"
 _STEPS = {"title": "environment steps", "tickformat": "~s"}
 _MOST_HEAT_MAPS = 8
+_MOST_SEEDS = 240  # thin lines of a figure
 _MOST_COLUMNS = 60
 _LIMIT_COLOR = "#ff3d7f"
 _SMALLEST_SHARE = 1e-4
@@ -32,17 +33,17 @@ def curve_figures(section: Section) -> Iterator[Figure]:
     where = slug(section.title)
     if traces := _returns(section, grid):
         note = (
-            "Thick: the finished seeds of a setting, with a 95 % bootstrap interval. Thin: every "
+            "Thick: the finished seeds of a setting, with a 95 % bootstrap interval. Thin: each "
             "seed; dotted if it did not finish, and then in no mean."
         )
-        if len(section.shown) < len(section.groups):
-            note += f" The best {len(section.shown)} of {len(section.groups)} settings in colour."
+        if len(section.colored) < len(section.groups):
+            note += f" The best {len(section.colored)} of {len(section.groups)} settings in colour."
         y = {"title": "return, mean of the last 100 episodes"}
         yield Figure(f"returns-{where}", "Return", note, traces, _STEPS, y, height=460)
     for name, title, note, metrics, y in _DIAGNOSTICS:
         lines = [
             trace
-            for group in section.shown
+            for group in section.colored
             for index, (metric, side) in enumerate(metrics.items())
             for trace in _mean_line(group, grid, metric, side, index)
         ]
@@ -66,10 +67,11 @@ _DIAGNOSTICS: Sequence[tuple[str, str, str, Mapping[str, str], dict[str, Any]]] 
 def _returns(section: Section, grid: Grid) -> list[dict[str, Any]]:
     """Return every seed's curve, then the interval and mean of each setting."""
     seeds, means = [], []
+    most = max(_MOST_SEEDS // max(len(section.colored), 1), 1)
     for group in section.groups:
         color, is_shown = group.color or GREY, bool(group.color)
         curves = [run for run in group.runs if RETURN in run.series]
-        for run in curves if is_shown else ():
+        for run in curves[:most] if is_shown else ():
             seeds.append(_seed_line(run, group, grid, color))
         finished = [grid.values(run.series[RETURN]) for run in curves if run.is_finished]
         if not finished:
@@ -127,9 +129,10 @@ def _mean_line(
     curves = [grid.values(r.series[metric]) for r in group.finished if metric in r.series]
     if not curves:
         return
-    name = f"{group.label}, {side}" if side else group.label
+    hover = f"%{{y:.4g}} {side}<extra>{escaped(group.label)}</extra>"
+    named = {"name": escaped(group.label), "hovertemplate": hover}
     yield _line(
-        {"name": escaped(name), "legendgroup": group.label, "showlegend": not index, **grid.x},
+        {**named, "legendgroup": group.label, "showlegend": not index, **grid.x},
         np.array(curves).mean(0),
         line={"color": group.color, "width": 2} | ({"dash": "dot"} if index else {}),
     )
@@ -137,7 +140,7 @@ def _mean_line(
 
 def ratio_figures(section: Section) -> Iterator[Figure]:
     """Yield a heat map of the ratio's histogram over training for settings that have one."""
-    groups = [group for group in section.shown if any(RATIO in r.series for r in group.finished)]
+    groups = [group for group in section.colored if any(RATIO in r.series for r in group.finished)]
     for group in groups[:_MOST_HEAT_MAPS]:
         runs = [run for run in group.finished if RATIO in run.series]
         edges = runs[0].series[RATIO].edges

@@ -5,10 +5,10 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from ppo_lab.reports.loading import Run, natural
-from ppo_lab.utils.redaction import printable
+from ppo_lab.reports.loading import Run, natural, plain
 
 __all__ = ["Group", "Section", "make_sections"]
 
@@ -29,7 +29,7 @@ class Group:
     runs: Sequence[Run]
     color: str
 
-    @property
+    @cached_property
     def finished(self) -> list[Run]:
         """The runs that enter means."""
         return [run for run in self.runs if run.is_finished]
@@ -56,7 +56,7 @@ class Section:
     groups: Sequence[Group]
 
     @property
-    def shown(self) -> list[Group]:
+    def colored(self) -> list[Group]:
         """The groups with a colour: all, or the best of many."""
         return [group for group in self.groups if group.color]
 
@@ -108,7 +108,7 @@ def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "none" if value is None else printable(value)
+    return "none" if value is None else plain(value)
 
 
 def _unique(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,14 @@ from ppo_lab.tracking.tables import override_values
 from ppo_lab.utils.json_files import flat
 from ppo_lab.utils.redaction import printable
 
-__all__ = ["RATIO", "RETURN", "Run", "Series", "find_runs", "natural"]
+__all__ = ["RATIO", "RETURN", "Run", "Series", "find_runs", "natural", "plain"]
 
 RETURN = "charts/episodic_return_last100"
 RATIO = "ppo/ratio"
 _METRICS = (
     RETURN, "ppo/clip_above_frac", "ppo/clip_below_frac", "ppo/kl_k3", "ppo/entropy", "ppo/epsilon",
 )  # fmt: skip
-_MOST_ROWS = 400  # read of a run: more than a curve has points
+_MOST_ROWS = 120  # read of a run: more than a curve has points
 _CONFIRMATION = "confirm"  # folder of a study's runs with fresh seeds
 _NO_SETTINGS = re.compile(
     r"seed|name|tracking\..*|study.*|checkpoint\..*|num_threads|forecast.*|profile|report"
@@ -56,27 +58,27 @@ class Run:
     series: Mapping[str, Series] = field(default_factory=dict)
     is_confirmation: bool = False
 
-    @property
+    @cached_property
     def env(self) -> str:
         """Id of the environment."""
-        return printable(self.summary.get("env", "unknown environment"))
+        return plain(self.summary.get("env", "unknown environment"))
 
-    @property
+    @cached_property
     def status(self) -> str:
         """How the run ended; see ``runner.run_record.Status``."""
-        return printable(self.summary.get("status", "finished"))
+        return plain(self.summary.get("status", "finished"))
 
     @property
     def is_finished(self) -> bool:
         """Whether the run enters means."""
         return self.status == "finished" and self.final_return is not None
 
-    @property
+    @cached_property
     def seed(self) -> str:
         """The run's seed."""
-        return printable(self.summary.get("seed", "-"))
+        return plain(self.summary.get("seed", "-"))
 
-    @property
+    @cached_property
     def final_return(self) -> float | None:
         """The last value of the return curve."""
         if (curve := self.series.get(RETURN)) is not None and len(curve.values):
@@ -121,7 +123,7 @@ def find_runs(folders: Sequence[Path], skipped: Callable[[str], object]) -> list
         try:
             runs.append(_read_run(folder, configs))
         except (OSError, ValueError) as error:
-            skipped(f"skipped {printable(error)}")
+            skipped(f"skipped {plain(error)}")
     return runs
 
 
@@ -161,13 +163,8 @@ def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
         if pairs:
             steps, values = np.array(pairs, dtype=np.float64).T
             found[name] = Series(steps, values)
-    pairs = [(row["global_step"], row[RATIO]) for row in rows if _is_histogram(row.get(RATIO))]
-    if pairs:
-        edges = pairs[0][1]["edges"]
-        pairs = [pair for pair in pairs if pair[1]["edges"] == edges]
-        steps = np.array([step for step, _ in pairs], dtype=np.float64)
-        counts = np.array([histogram["counts"] for _, histogram in pairs], dtype=np.float64)
-        found[RATIO] = Series(steps, counts, edges)
+    if (histograms := _histograms(rows)) is not None:
+        found[RATIO] = histograms
     return found
 
 
@@ -175,13 +172,19 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_histogram(value: object) -> bool:
-    if not isinstance(value, Mapping):
-        return False
-    counts, edges = value.get("counts"), value.get("edges")
-    if not (isinstance(counts, list) and isinstance(edges, list)):
-        return False
-    return len(edges) == len(counts) + 1 > 1 and all(map(_is_number, counts + edges))
+def _histograms(rows: Sequence[Mapping[str, Any]]) -> Series | None:
+    """Return the ratio's histograms that have the edges of the first; None if there are none."""
+    pairs = [(row["global_step"], row[RATIO]) for row in rows if RATIO in row]
+    try:
+        edges = np.array(pairs[0][1]["edges"], dtype=np.float64).tolist()
+        kept = [(step, found["counts"]) for step, found in pairs if found["edges"] == edges]
+        steps = np.array([step for step, _ in kept], dtype=np.float64)
+        counts = np.array([numbers for _, numbers in kept], dtype=np.float64)
+    except (LookupError, TypeError, ValueError):  # none, or not ours
+        return None
+    if counts.ndim != 2 or counts.shape[1] != len(edges) - 1 or not np.isfinite(counts).all():
+        return None
+    return Series(steps, counts, edges)
 
 
 class _Configs:
@@ -210,6 +213,14 @@ class _Configs:
             except (ConfigError, AttributeError, RecursionError) as error:
                 raise ValueError(f"{path}: {error}") from None
         return {**self._known[key], "seed": seed[1]} if seed else self._known[key]
+
+
+def plain(text: object) -> str:
+    """Return ``printable(text)``, faster for the texts of a report, most of which recur."""
+    return _printable(str(text))
+
+
+_printable = functools.lru_cache(1 << 14)(printable)
 
 
 def natural(text: object) -> list[tuple[int, float, str]]:

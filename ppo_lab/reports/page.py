@@ -16,8 +16,7 @@ from urllib.parse import quote
 from ppo_lab.reports.comparisons import gib_of
 from ppo_lab.reports.figure import Figure
 from ppo_lab.reports.groups import Section
-from ppo_lab.reports.loading import Run
-from ppo_lab.utils.redaction import printable
+from ppo_lab.reports.loading import Run, plain
 
 __all__ = ["Chapter", "TableRows", "page_html", "plotly_script", "run_rows"]
 
@@ -98,7 +97,7 @@ def _asset(name: str) -> str:
 
 
 def _text(value: object) -> str:
-    return html.escape(printable(value))
+    return html.escape(plain(value))
 
 
 def _plotly(figure: Figure) -> dict[str, Any]:
@@ -149,7 +148,7 @@ def _table(table: TableRows) -> str:
     heads = "".join(f"<th><button>{_text(name)}</button></th>" for name in table.columns)
     rows = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
     return (
-        f'<div class="sortable"><h2>{_text(table.title)}</h2><div class="controls">'
+        f'<div class="sortable"><div class="controls">'
         f'<input type="search" placeholder="filter" aria-label="filter {_text(table.title)}">'
         f"<output></output></div>"
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
@@ -164,8 +163,8 @@ def _cell(value: object) -> str:
         text, link = value
         return f'<td><a href="{html.escape(link)}">{_text(text)}</a></td>'
     if isinstance(value, int | float):
-        shown = f"{value:,}" if isinstance(value, int) else _number(value)
-        return f'<td class="number" data-value="{value!r}">{shown}</td>'
+        text = f"{value:,}" if isinstance(value, int) else _number(value)
+        return f'<td class="number" data-value="{value!r}">{text}</td>'
     text = _text(value)
     if text in _STATUSES:
         return f'<td><span class="badge {text}">{text}</span></td>'
@@ -219,7 +218,7 @@ def _results(run: Run) -> list[Any]:
         run.number("env_steps_per_s"),
         run.number("wall_time_s"),
         gib_of(run),
-        "" if reason is None else printable(reason)[:_MOST_REASON_CHARS],
+        "" if reason is None else plain(reason)[:_MOST_REASON_CHARS],
     ]
 
 

@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo_lab.reports.groups import Group, Section
-from ppo_lab.reports.loading import Run
-from ppo_lab.utils.redaction import printable
+from ppo_lab.reports.loading import Run, plain
 
 __all__ = ["player_of", "saved_policy"]
 
 _LIMITS = {"CartPole-v1": 500, "Acrobot-v1": 500, "Pendulum-v1": 200}
 """Steps of an episode, by environments that the page has dynamics for."""
-_MOST_CHARS = 600_000  # of all weights of a player, so that the page stays small
 
 
-def player_of(section: Section, skipped: Callable[[str], object]) -> dict[str, Any] | None:
+def player_of(
+    section: Section, most_chars: int, skipped: Callable[[str], object]
+) -> dict[str, Any] | None:
     """Return a policy for each setting of ``section``: of the seed whose return is the median.
 
-    None where the page cannot play the environment, or there is no policy. If the weights of all
-    would be too large, those of settings with lower returns are left out.
+    None where the page cannot play the environment, or there is no policy. If all weights together
+    exceed ``most_chars``, those of settings with lower returns are left out.
     """
     groups = [g for g in section.groups if g.finished and _is_played(g.runs[0])]
     found = []
@@ -36,10 +36,10 @@ def player_of(section: Section, skipped: Callable[[str], object]) -> dict[str, A
         try:
             policy = saved_policy(run.folder)
         except (OSError, ValueError) as error:
-            skipped(f"a policy does not play: {printable(error)}")
+            skipped(f"a policy does not play: {plain(error)}")
             continue
         size = sum(len(text) for layer in policy["layers"] for text in layer) if policy else 0
-        if policy is None or num_chars + size > _MOST_CHARS:
+        if policy is None or num_chars + size > most_chars:
             continue
         num_chars += size
         about = {"label": group.label, "seed": run.seed, "final_return": run.final_return}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ppo_lab.reports.comparisons import cost_figures, return_figures
@@ -19,6 +21,8 @@ from ppo_lab.utils.json_files import atomic_write
 __all__ = ["PAGE_FILE", "figures_of", "write_page"]
 
 PAGE_FILE = "report.html"
+
+_MOST_CHARS = 500_000  # of the weights of all policies that play, so that the page stays small
 
 
 def figures_of(section: Section) -> Iterator[Figure]:
@@ -52,11 +56,25 @@ def write_page(
         if section.keys:
             facts += f"; what varies: {', '.join(section.keys)}"
         figures = list(figures_of(section))
-        chapters.append(Chapter(section.title, facts, figures, player_of(section, skipped)))
-    table = Chapter("All runs", counts_text(runs), tables=[run_rows(sections, output)])
+        player = player_of(section, _MOST_CHARS // len(sections), skipped)
+        chapters.append(Chapter(section.title, facts, figures, player))
+    table = Chapter("Runs", counts_text(runs), tables=[run_rows(sections, output)])
     title = ", ".join(folder.resolve().name for folder in folders[:3])
     title += f" and {len(folders) - 3} more" if len(folders) > 3 else ""
     facts_of_all = [f"{len(runs):,} runs", time.strftime("%Y-%m-%d %H:%M"), "ppo_lab"]
+    chapters = _with_unique_names(chapters)
     text = page_html(title, facts_of_all, [*chapters, table])
     atomic_write(output, text.encode("utf-8", "replace"))
     return [figure for chapter in chapters for figure in chapter.figures]
+
+
+def _with_unique_names(chapters: Sequence[Chapter]) -> list[Chapter]:
+    """Number the figures whose names are shared, as those of long settings may be."""
+    count: Counter[str] = Counter()
+
+    def renamed(figure: Figure) -> Figure:
+        count[figure.name] += 1
+        number = count[figure.name]
+        return figure if number == 1 else replace(figure, name=f"{figure.name}_{number}")
+
+    return [replace(chapter, figures=[*map(renamed, chapter.figures)]) for chapter in chapters]

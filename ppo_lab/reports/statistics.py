@@ -79,9 +79,11 @@ def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -
     x, y = np.asarray(ours, np.float64)[:, None], np.asarray(theirs, np.float64)[None]
     wins = (x > y) + 0.5 * (x == y)  # (n, m)
     rng = np.random.default_rng(0)
-    rows, columns = (rng.integers(size, size=(_NUM_RESAMPLES, size)) for size in wins.shape)
-    means = [wins[i][:, j].mean() for i, j in zip(rows, columns)]
-    low, high = np.percentile(means, _LEVELS)
+    # How often each seed is drawn: a resample's mean is then a product with the matrix.
+    rows, columns = (
+        rng.multinomial(n, np.full(n, 1 / n), _NUM_RESAMPLES) / n for n in wins.shape
+    )  # (B, n), (B, m)
+    low, high = np.percentile(((rows @ wins) * columns).sum(1), _LEVELS)
     return Estimate(np.array([wins.mean()]), np.array([low]), np.array([high]))
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from ppo_lab.reports.curves import GREY, slug
 from ppo_lab.reports.figure import Figure, escaped, rounded
+from ppo_lab.reports.loading import plain
 from ppo_lab.reports.page import Chapter, TableRows
 from ppo_lab.utils.errors import ConfigError
-from ppo_lab.utils.redaction import printable
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -69,7 +69,7 @@ def study_chapter(folder: Path, skipped: Callable[[str], object]) -> Chapter | N
         trials = _read(folder)
     except Exception as error:  # SQLAlchemy's and Optuna's: another version, a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        skipped(f"skipped the study in {printable(folder)}: {printable(reason)}")
+        skipped(f"skipped the study in {plain(folder)}: {plain(reason)}")
         return None
     if not trials.read:
         return None
@@ -127,7 +127,7 @@ def _color(label: str) -> str:
 
 def _about(trial: TrialSummary) -> str:
     text = f"#{trial.number} {trial.label}: {trial.setting}"
-    return escaped(printable(f"{text}; {trial.reason}" if trial.reason else text))
+    return escaped(plain(f"{text}; {trial.reason}" if trial.reason else text))
 
 
 def _dots(
@@ -316,7 +316,7 @@ def _table(trials: _Trials) -> TableRows:
     for trial in trials.read:
         values = [*trial.values, *[None] * len(trials.objectives)][: len(trials.objectives)]
         params = [_cell(trial.params.get(key)) for key in keys]
-        reason = printable(trial.reason or "")
+        reason = plain(trial.reason or "")
         rows.append([trial.number, trial.label, *values, trial.half_width, *params,
                      trial.step or None, reason])  # fmt: skip
     return TableRows("Trials", columns, rows)
@@ -324,4 +324,4 @@ def _table(trials: _Trials) -> TableRows:
 
 def _cell(value: object) -> Any:  # noqa: ANN401
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number or value is None else printable(value)
+    return value if is_number or value is None else plain(value)

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import re
 import secrets
 import stat
 import time
@@ -23,7 +22,7 @@ __all__ += ["retry_while_full", "to_jsonable", "write_json"]
 _LOG = logging.getLogger(__name__)
 
 _FULL_PAUSE_S = 0.5
-_MAY_BE_NON_FINITE = re.compile(rb'"(NaN|-?(Infinity|inf))"|\\u')
+_OF_NON_FINITE = (b'NaN"', b'nfinity"', b'inf"', b"\\u")
 # "inf" is an earlier spelling in settings; both are read.
 _NON_FINITE = {"NaN": math.nan} | {
     sign + word: float(sign + word) for word in ("Infinity", "inf") for sign in ("", "-")
@@ -105,7 +104,7 @@ def parse_object(text: bytes, where: object) -> dict[str, Any]:
     """
     try:
         content = json.loads(text)
-        if _MAY_BE_NON_FINITE.search(text):  # else a tenth of the time
+        if any(part in text for part in _OF_NON_FINITE):  # without them it takes a fifth
             content = from_jsonable(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: is not JSON ({error})") from None

@@ -17,16 +17,19 @@ function themed(figure) {
     margin: { l: isNarrow ? 44 : 60, r: 12, t: 10, b: 44 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: isNarrow ? 11 : 12, color: css("--text") },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--dim"), activecolor: css("--accent") },
     legend: { orientation: "h", y: -0.2, yanchor: "top", ...figure.layout.legend },
   };
 }
 const drawn = DATA.figures.map((figure) => ({ figure, place: document.getElementById(figure.name) }));
 const select = document.getElementById("aggregate");
 const isShown = (trace) => !trace.meta || trace.meta === (select ? select.value : "mean");
+const hasMouse = matchMedia("(hover: hover)").matches;
+const CONFIG = { responsive: true, displaylogo: false, displayModeBar: hasMouse ? "hover" : false };
 function draw() {
   for (const { figure, place } of drawn) {
     const data = figure.data.map((trace) => ({ ...trace, visible: isShown(trace) }));
-    Plotly.react(place, data, themed(figure), { responsive: true, displaylogo: false });
+    Plotly.react(place, data, themed(figure), CONFIG);
   }
 }
 draw();
