@@ -156,6 +156,10 @@ def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
                 start_multirun(opened, config, job, left)
         finally:
             summaries = _show_grid(folder, jobs)
+        if config.report:
+            from ppo_lab.reports.report import report_line
+
+            _print_lines(report_line(folder))
     if any(summary["status"] != Status.finished.value for summary in summaries):
         sys.exit(EXIT_FAILED)
 

@@ -63,7 +63,8 @@ def read_plain(path: Path) -> dict[str, Any]:
     """
     nodes = _read_nodes(path)
     try:
-        values: Any = yaml.constructor.SafeConstructor().construct_document(nodes[0]) if nodes else {}
+        build = yaml.constructor.SafeConstructor().construct_document
+        values: Any = build(nodes[0]) if nodes else {}
     except (yaml.YAMLError, ValueError) as error:  # a tag that makes objects, a date without a day
         told = " ".join(str(error).split())
         raise ConfigError("config file", path, f"cannot be read: {told}") from None

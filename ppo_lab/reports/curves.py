@@ -56,8 +56,8 @@ _DIAGNOSTICS: Sequence[tuple[str, str, str, Mapping[str, str], dict[str, Any]]] 
      "the update. Solid: above 1 + ε. Dotted: below 1 - ε. Without a clip it is 0 by definition.",
      {"ppo/clip_above_frac": "above", "ppo/clip_below_frac": "below"},
      {"title": "share of steps", "tickformat": ".0%", "rangemode": "tozero"}),
-    ("kl", "KL divergence of an update", "From the policy that collected the rollout to the updated "
-     "one (k3 estimator). Above 0.02 is large.",
+    ("kl", "KL divergence of an update", "From the policy that collected the rollout to the one "
+     "after the update (k3 estimator). Above 0.02 is large.",
      {"ppo/kl_k3": ""}, {"title": "nats", "type": "log", "exponentformat": "power"}),
     ("entropy", "Entropy", "Of the policy, over the rollout. Of continuous actions it may be "
      "negative.", {"ppo/entropy": ""}, {"title": "nats"}),
@@ -71,8 +71,8 @@ def _returns(section: Section, grid: Grid) -> list[dict[str, Any]]:
     for group in section.groups:
         color, is_shown = group.color or GREY, bool(group.color)
         curves = [run for run in group.runs if RETURN in run.series]
-        for run in curves[:most] if is_shown else ():
-            seeds.append(_seed_line(run, group, grid, color))
+        if is_shown:
+            seeds += [_seed_line(run, group, grid, color) for run in curves[:most]]
         finished = [grid.values(run.series[RETURN]) for run in curves if run.is_finished]
         if not finished:
             continue
@@ -168,8 +168,12 @@ def ratio_figures(section: Section) -> Iterator[Figure]:
                 "title": {"text": "share"},
             },
         }
-        y = {"title": "ratio π_new / π_old", "type": "log", "tickformat": ".3~g"}
-        y["range"] = [math.log10(edges[i]) for i in (first, last)]
+        y = {
+            "title": "ratio π_new / π_old",
+            "type": "log",
+            "tickformat": ".3~g",
+            "range": [math.log10(edges[i]) for i in (first, last)],
+        }
         note = f"{len(histograms)} seed{'s' if len(histograms) > 1 else ''}, after each update."
         yield Figure(
             f"ratio-{slug(section.title)}-{slug(group.label)}",

@@ -153,7 +153,7 @@ def _network(settings: Mapping[str, Any], overrides: Mapping[str, str]) -> str:
     if "network" in overrides and not any(key.startswith("network.") for key in overrides):
         return overrides["network"]
     hidden = settings.get("network.hidden")
-    return "×".join(map(str, hidden)) if isinstance(hidden, list) else "default"
+    return "-".join(map(str, hidden)) if isinstance(hidden, list) else "default"
 
 
 def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, Series]:

@@ -22,8 +22,7 @@ __all__ = ["Chapter", "TableRows", "page_html", "plotly_script", "run_rows"]
 
 _ASSETS = Path(__file__).with_name("assets")
 _POLICY = (  # no request can leave the page
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src data: blob:"
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 )
 _MOST_REASON_CHARS = 300
 
@@ -71,6 +70,7 @@ def page_html(title: str, facts: Sequence[str], chapters: Sequence[Chapter]) -> 
     players = [chapter.player for chapter in chapters if chapter.player]
     figures = [_plotly(figure) for chapter in chapters for figure in chapter.figures]
     data = json.dumps({"figures": figures, "players": players}, separators=(",", ":"))
+    data = data.replace("<", r"\u003c")  # it stands in texts only; none of them ends the script
     links = "".join(f'<a href="#c{i}">{_text(c.title)}</a>' for i, c in enumerate(chapters))
     numbers = iter(range(len(players)))
     parts = [
@@ -84,8 +84,7 @@ def page_html(title: str, facts: Sequence[str], chapters: Sequence[Chapter]) -> 
         f"<nav>{links}</nav>" if len(chapters) > 1 else "",
         choice if has_choice else "",
         *(_chapter(f"c{i}", c, numbers) for i, c in enumerate(chapters)),
-        # In JSON, "<" stands in texts only: so written, none of them can end the script.
-        f'<script type="application/json" id="data">{data.replace("<", chr(92) + "u003c")}</script>',
+        f'<script type="application/json" id="data">{data}</script>',
         *(f"<script>{js}</script>" for js in (plotly_script(), _asset("player.js"))),
         f"<script>{_asset('page.js')}</script></body></html>",
     ]
@@ -127,6 +126,7 @@ def _figure(figure: Figure) -> str:
 
 def _player(number: int, player: Mapping[str, Any]) -> str:
     last = len(player["policies"]) - 1
+    speeds = "".join(f'<option value="{n}">&times; {n}</option>' for n in (1, 2, 5, 0.25))
     slider = (
         f'<input type="range" data-part="policy" min="0" max="{last}" value="{player["first"]}" '
         f'aria-label="setting"{"" if last else " hidden"}>'
@@ -134,11 +134,10 @@ def _player(number: int, player: Mapping[str, Any]) -> str:
     return (
         f'<div class="player" id="player-{number}"><h3>The trained policy plays</h3>'
         '<p class="dim">The saved weights, run by this page; the most probable action in each '
-        'step. Of each setting, the seed with the median return.</p><canvas></canvas>'
+        "step. Of each setting, the seed with the median return.</p><canvas></canvas>"
         '<div class="controls"><button data-part="play">Play</button>'
         '<button data-part="new">New episode</button><label>speed <select data-part="speed">'
-        '<option value="1">1×</option><option value="2">2×</option><option value="5">5×</option>'
-        '<option value="0.25">¼×</option></select></label>'
+        f"{speeds}</select></label>"
         f'{slider}<output data-part="label"></output><output data-part="facts"></output>'
         "</div></div>"
     )

@@ -30,11 +30,19 @@ def draw_figure(figure: Figure, output: Path) -> None:
     """Write a figure of the page to ``output``."""
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(5.6 if figure.is_small else 8.0, figure.height / 100))
+    width, height = 5.6 if figure.is_small else 8.0, max(figure.height / 100, 2.4)
+    canvas = Canvas(figsize=(width, height))
     axes = canvas.add_subplot()
     _draw(axes, figure)
     axes.set_title(_plain(figure.title), fontsize=11)
-    canvas.savefig(output, dpi=_DPI, bbox_inches="tight")
+    # Placed by hand: matplotlib's own layouts draw everything twice.
+    names = {
+        str(name) for t in figure.data if figure.y.get("type") == "category" for name in t["y"]
+    }
+    left = min(0.75 + 0.075 * max(map(len, names), default=0), width / 2)
+    below = 1.1 if "barmode" in figure.layout else 0.6
+    canvas.subplots_adjust(left / width, below / height, 1 - 0.25 / width, 1 - 0.4 / height)
+    canvas.savefig(output, dpi=_DPI)
 
 
 def draw_returns(sections: Sequence[Section], output: Path) -> bool:
@@ -60,8 +68,8 @@ def draw_returns(sections: Sequence[Section], output: Path) -> bool:
         counts = {len(group.runs) for group in section.groups}
         seeds = " or ".join(map(str, sorted(counts))) + (" seed" if counts == {1} else " seeds")
         axes.set_title(_plain(f"{section.title}: {seeds} per setting"))
-        if axes.get_legend() is not None:
-            axes.get_legend().set_title("final return, mean ± sd")
+        if (legend := axes.get_legend()) is not None:
+            legend.set_title("final return, mean ± sd")
     canvas.savefig(output, dpi=140)
     return True
 
@@ -97,15 +105,18 @@ def _draw(axes: Axes, figure: Figure, labels: Mapping[str, str] | None = None) -
     for axis, name in ((figure.x, "x"), (figure.y, "y")):
         _axis(axes, axis, name)
     for note in figure.layout.get("annotations", ()):
-        place, shift = (note["x"], note["y"]), (0, note["yshift"])
-        axes.annotate(_plain(note["text"]), place, shift, textcoords="offset points",
+        point, shift = (note["x"], note["y"]), (0, note["yshift"])
+        axes.annotate(_plain(note["text"]), point, shift, textcoords="offset points",
                       ha="center", va="center", fontsize=8)  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(alpha=0.2)
     handles, names = axes.get_legend_handles_labels()
     if 0 < len(names) <= _MOST_LEGEND:
-        axes.legend(handles, names, frameon=False, loc="best", fontsize=9)
+        place: dict[str, Any] = {"loc": "best"}
+        if "barmode" in figure.layout:  # bars leave no room
+            place = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.28), "ncols": 5}
+        axes.legend(handles, names, frameon=False, fontsize=8, **place)
 
 
 def _scatter(
@@ -153,13 +164,16 @@ def _bar(axes: Axes, trace: Mapping[str, Any], ends: dict[Any, float]) -> None:
 
 
 def _heat(axes: Axes, trace: Mapping[str, Any]) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
     z = np.array([[np.nan if v is None else v for v in row] for row in trace["z"]])
     limits = {"vmin": trace["zmin"], "vmax": trace["zmax"]}
     is_grid = len(trace["x"]) == z.shape[1] + 1
     if is_grid:
         mesh = axes.pcolormesh(trace["x"], trace["y"], z, cmap="viridis", **limits)
     else:
-        mesh = axes.pcolormesh(z, cmap="RdYlBu", **limits)
+        colors = LinearSegmentedColormap.from_list("", [color for _, color in trace["colorscale"]])
+        mesh = axes.pcolormesh(z, cmap=colors, **limits)
         for axis, labels in ((axes.xaxis, trace["x"]), (axes.yaxis, trace["y"])):
             axis.set_ticks(np.arange(len(labels)) + 0.5, [_plain(label) for label in labels])
         for (i, j), value in np.ndenumerate(z):
@@ -171,11 +185,17 @@ def _heat(axes: Axes, trace: Mapping[str, Any]) -> None:
 
 
 def _axis(axes: Axes, axis: Mapping[str, Any], name: str) -> None:
-    from matplotlib.ticker import EngFormatter, PercentFormatter
+    from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
+
+    def decimal(value: float, position: object) -> str:  # noqa: ARG001
+        return f"{value:g}"
 
     ours = axes.xaxis if name == "x" else axes.yaxis
     if axis.get("type") == "log":
         (axes.set_xscale if name == "x" else axes.set_yscale)("log")
+        ours.set_major_formatter(decimal)
+        low, high = axis.get("range", (0.0, 9.0))
+        ours.set_minor_formatter(decimal if high - low < 1.5 else NullFormatter())
     elif axis.get("tickformat") == "~s":
         ours.set_major_formatter(EngFormatter(sep=""))
     elif axis.get("tickformat") == ".0%":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ppo_lab.reports.comparisons import cost_figures, return_figures
 from ppo_lab.reports.curves import curve_figures, ratio_figures
@@ -17,8 +19,14 @@ from ppo_lab.reports.page import Chapter, counts_text, page_html, run_rows
 from ppo_lab.reports.players import player_of
 from ppo_lab.reports.studies import find_studies, study_chapter
 from ppo_lab.utils.json_files import atomic_write
+from ppo_lab.utils.redaction import printable
 
-__all__ = ["PAGE_FILE", "figures_of", "write_page"]
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+__all__ = ["PAGE_FILE", "figures_of", "report_line", "write_page"]
+
+_LOG = logging.getLogger(__name__)
 
 PAGE_FILE = "report.html"
 
@@ -33,12 +41,33 @@ def figures_of(section: Section) -> Iterator[Figure]:
     yield from cost_figures(section)
 
 
+def report_line(folder: Path, storage: URL | None = None) -> str:
+    """Write the page of a grid or study that has ended; return the line that says where it is.
+
+    Whatever fails costs the page only, and is named in the line.
+    """
+    output = folder / PAGE_FILE
+    try:
+        write_page([folder], output, _LOG.info, storage)
+    except Exception as error:
+        _LOG.info("no report", exc_info=True)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"report     none: {printable(reason)}"
+    here = Path.cwd()
+    shown = output.resolve()
+    return f"report     {shown.relative_to(here) if shown.is_relative_to(here) else shown}"
+
+
 def write_page(
-    folders: Sequence[Path], output: Path, skipped: Callable[[str], object]
+    folders: Sequence[Path],
+    output: Path,
+    skipped: Callable[[str], object],
+    storage: URL | None = None,
 ) -> list[Figure]:
     """Write the page of all runs and studies in or below ``folders``; return its figures.
 
-    ``skipped`` is called with a line for whatever cannot be read.
+    ``skipped`` is called with a line for whatever cannot be read. ``storage`` is that of studies
+    without a database in their folder; None: PPO_LAB_STORAGE.
 
     Raises:
         FileNotFoundError: There is no run.
@@ -48,7 +77,7 @@ def write_page(
     runs = find_runs(folders, skipped)
     sections = make_sections(runs)
     chapters = [chapter for folder in find_studies(folders)
-                if (chapter := study_chapter(folder, skipped))]  # fmt: skip
+                if (chapter := study_chapter(folder, storage, skipped))]  # fmt: skip
     for section in sections:
         members = [run for group in section.groups for run in group.runs]
         num_groups = len(section.groups)

@@ -18,6 +18,7 @@ from ppo_lab.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
+    from sqlalchemy.engine import URL
 
     from ppo_lab.studies.results.trial_table import TrialSummary
 
@@ -63,10 +64,12 @@ def find_studies(folders: Sequence[Path]) -> list[Path]:
     return sorted(found)
 
 
-def study_chapter(folder: Path, skipped: Callable[[str], object]) -> Chapter | None:
+def study_chapter(
+    folder: Path, storage: URL | None, skipped: Callable[[str], object]
+) -> Chapter | None:
     """Return the chapter of the study in ``folder``; None if its trials cannot be read."""
     try:
-        trials = _read(folder)
+        trials = _read(folder, storage)
     except Exception as error:  # SQLAlchemy's and Optuna's: another version, a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         skipped(f"skipped the study in {plain(folder)}: {plain(reason)}")
@@ -84,7 +87,7 @@ def study_chapter(folder: Path, skipped: Callable[[str], object]) -> Chapter | N
     return Chapter(f"Study {trials.name}", facts, figures, tables=[_table(trials)])
 
 
-def _read(folder: Path) -> _Trials:
+def _read(folder: Path, shared: URL | None) -> _Trials:
     import optuna
     from optuna.storages import RDBStorage
     from optuna.trial import TrialState
@@ -102,9 +105,10 @@ def _read(folder: Path) -> _Trials:
     if database.is_file():
         url = f"sqlite:///file:{database.resolve()}?mode=ro&uri=true"
     else:
-        url = storage_url("auto", folder).render_as_string(hide_password=False)
-        if url.startswith("sqlite"):
+        elsewhere = shared or storage_url("auto", folder)
+        if elsewhere == storage_url(f"sqlite:///{database}", folder):  # which is not there
             raise ConfigError("study.storage", "auto", "set PPO_LAB_STORAGE to the study's storage")
+        url = elsewhere.render_as_string(hide_password=False)
     storage = RDBStorage(url, skip_table_creation=True)
     try:
         study = optuna.load_study(study_name=name, storage=storage)
@@ -117,7 +121,8 @@ def _read(folder: Path) -> _Trials:
         storage.remove_session()
         storage.engine.dispose()
     importance = folder / "importance.json"
-    shares = parse_object(read_bounded(importance, 1 << 20), importance) if importance.exists() else {}
+    content = read_bounded(importance, 1 << 20) if importance.exists() else b"{}"
+    shares = parse_object(content, importance)
     return _Trials(name, objectives, stored, read, shares)
 
 
@@ -131,7 +136,10 @@ def _about(trial: TrialSummary) -> str:
 
 
 def _dots(
-    name: str, color: Any, points: Sequence[tuple[Any, Any, str]], **more: Any  # noqa: ANN401
+    name: str,
+    color: str | list[int],
+    points: Sequence[tuple[Any, Any, str]],
+    **more: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
     """Return a trace of markers for points (x, y, text)."""
     x, y, texts = (list(part) for part in zip(*points))
@@ -155,9 +163,10 @@ def _history(trials: _Trials, where: str) -> list[Figure]:
         values = np.array([trial.values[0] for trial in kept], dtype=np.float64)
         best = (np.maximum if trials.is_maximised else np.minimum).accumulate(values)
         line = {"color": GREY, "shape": "hv", "width": 2}
-        x = [trial.number for trial in kept]
-        traces.append({"type": "scatter", "mode": "lines", "name": "best so far", "x": x,
-                       "y": rounded(best), "line": line})  # fmt: skip
+        traces.append({
+            "type": "scatter", "mode": "lines", "name": "best so far", "line": line,
+            "x": [trial.number for trial in kept], "y": rounded(best),
+        })  # fmt: skip
     note = "Each finished trial, and the best so far of those within limits."
     x = {"title": "trial", "tickformat": ",d"}
     return [Figure(f"history-{where}", "History", note, traces, x, {"title": trials.key})]
@@ -169,14 +178,17 @@ def _importance(trials: _Trials, where: str) -> list[Figure]:
         if not isinstance(shares, Mapping) or len(shares) < 2:
             continue
         names = list(shares)[:_MOST_PARAMETERS]
-        bar = {"type": "bar", "orientation": "h", "y": [escaped(name) for name in names],
-               "x": rounded(shares[name] for name in names), "marker": {"color": "#4c8dff"}}  # fmt: skip
+        bar = {
+            "type": "bar", "orientation": "h", "marker": {"color": _COLORS["kept"]},
+            "x": rounded(shares[name] for name in names), "y": [escaped(name) for name in names],
+        }  # fmt: skip
         y = {"type": "category", "autorange": "reversed", "automargin": True}
         note = f"PED-ANOVA: the share in reaching the best tenth of trials by {key}."
         x = {"title": "share", "tickformat": ".0%", "rangemode": "tozero"}
         name = f"importance-{slug(key)}-{where}"
-        figures.append(Figure(name, f"Importance for {key}", note, [bar], x, y,
-                              {"showlegend": False}, 140 + 34 * len(names), is_small=True))  # fmt: skip
+        more: dict[str, Any] = {"showlegend": False}
+        title, height = f"Importance for {key}", 140 + 34 * len(names)
+        figures.append(Figure(name, title, note, [bar], x, y, more, height, is_small=True))
     return figures
 
 
@@ -228,8 +240,10 @@ def _parallel(trials: _Trials, where: str) -> list[Figure]:
     traces: list[dict[str, Any]] = [
         {
             "type": "scatter", "mode": "lines", "x": names, "showlegend": False,
-            "y": rounded(column[0][i] for column in columns), "text": [_about(valued[i])] * len(names),
-            "line": {"color": _blend(scores[i]), "width": 1.5}, "hovertemplate": "%{text}<extra></extra>",
+            "y": rounded(column[0][i] for column in columns),
+            "text": [_about(valued[i])] * len(names),
+            "line": {"color": _blend(scores[i]), "width": 1.5},
+            "hovertemplate": "%{text}<extra></extra>",
         }
         for i in np.argsort(scores)
     ]  # fmt: skip
@@ -255,8 +269,8 @@ def _scaled(key: str, values: Sequence[Any], trials: _Trials) -> tuple[list[floa
     numbers = [math.log(value) if is_log else float(value) for value in values]
     low, high = min(numbers), max(numbers)
     width = (high - low) or 1.0
-    texts = (f"{value:,.3g}" for value in (min(values), max(values)))
-    return [(number - low) / width for number in numbers], *texts
+    texts = [f"{value:,.3g}" for value in (min(values), max(values))]
+    return [(number - low) / width for number in numbers], texts[0], texts[1]
 
 
 def _blend(score: float) -> str:
@@ -275,14 +289,14 @@ def _intermediate(trials: _Trials, where: str) -> list[Figure]:
         if not reports:
             continue
         is_kept = trial.label == "kept"
-        x, y = zip(*reports)
+        steps, values = zip(*reports)
         color = _color(trial.label)
         traces.append({
-            "type": "scatter", "mode": "lines" if is_kept else "lines+markers", "x": list(x),
-            "y": rounded(y), "name": escaped(trial.label), "legendgroup": trial.label,
-            "showlegend": trial.label not in seen, "text": [_about(trial)] * len(x),
+            "type": "scatter", "mode": "lines" if is_kept else "lines+markers", "x": list(steps),
+            "y": rounded(values), "name": escaped(trial.label), "legendgroup": trial.label,
+            "showlegend": trial.label not in seen, "text": [_about(trial)] * len(steps),
             "line": {"color": color, "width": 1}, "opacity": 0.6 if is_kept else 0.9,
-            "marker": {"color": color, "symbol": "x", "size": [0] * (len(x) - 1) + [9]},
+            "marker": {"color": color, "symbol": "x", "size": [0] * (len(steps) - 1) + [9]},
             "hovertemplate": "%{text}<br>%{y:,.4g}<extra></extra>",
         })  # fmt: skip
         seen.add(trial.label)
