@@ -157,9 +157,9 @@ def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
         finally:
             summaries = _show_grid(folder, jobs)
         if config.report:
-            from ppo_lab.reports.report import report_line
+            from ppo_lab.reports.report import report_place
 
-            _print_lines(report_line(folder))
+            _print_lines(f"report  {report_place(folder)}")
     if any(summary["status"] != Status.finished.value for summary in summaries):
         sys.exit(EXIT_FAILED)
 

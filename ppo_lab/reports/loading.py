@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -129,7 +130,7 @@ def find_runs(folders: Sequence[Path], skipped: Callable[[str], object]) -> list
 
 def _read_run(folder: Path, configs: _Configs) -> Run:
     path = folder / SUMMARY_FILE
-    summary = read_summary(path) if path.exists() else stored_summary(folder)
+    summary = read_summary(path) if path.exists() else _without_summary(folder, configs)
     overrides = override_values(summary)
     config = configs.read(folder / ".hydra" / "config.yaml")
     if config:
@@ -143,9 +144,18 @@ def _read_run(folder: Path, configs: _Configs) -> Run:
     settings["memory"] = memory.get("strategy", "-") if isinstance(memory, Mapping) else "-"
     settings["baseline"] = overrides.get("baseline", "auto")
     metrics = folder / METRICS_FILE
-    rows = read_metrics(metrics, most=_MOST_ROWS) if metrics.exists() else []
+    has_rows = os.path.lexists(metrics)  # none of a run that was refused
+    rows = read_metrics(metrics, most=_MOST_ROWS) if has_rows else []
     is_confirmation = _CONFIRMATION in folder.absolute().parts[-5:-4]
     return Run(folder, summary, settings, _series(rows), is_confirmation)
+
+
+def _without_summary(folder: Path, configs: _Configs) -> dict[str, Any]:
+    """Return the status of a run that has not ended, and what Hydra's files say of it."""
+    hydra = configs.read(folder / ".hydra" / "hydra.yaml")
+    memory = {"strategy": hydra.get("hydra.runtime.choices.memory", "-")}
+    found = {"overrides": hydra.get("hydra.overrides.task", []), "memory": memory}
+    return stored_summary(folder) | found
 
 
 def _network(settings: Mapping[str, Any], overrides: Mapping[str, str]) -> str:

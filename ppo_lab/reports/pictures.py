@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ppo_lab.reports.curves import curve_figures
 from ppo_lab.reports.figure import Figure
 from ppo_lab.reports.groups import Group, Section
+from ppo_lab.reports.loading import RETURN
 from ppo_lab.studies.results.format import score_text
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def draw_returns(sections: Sequence[Section], output: Path) -> bool:
         axes = canvas.add_subplot(len(found), 1, index)
         labels = {group.label: _scored(group) for group in section.groups}
         _draw(axes, figure, labels)
-        counts = {len(group.runs) for group in section.groups}
+        counts = {sum(RETURN in run.series for run in group.runs) for group in section.groups}
+        counts.discard(0)
         seeds = " or ".join(map(str, sorted(counts))) + (" seed" if counts == {1} else " seeds")
         axes.set_title(_plain(f"{section.title}: {seeds} per setting"))
         if (legend := axes.get_legend()) is not None:

@@ -28,11 +28,12 @@ def player_of(
     None where the page cannot play the environment, or there is no policy. If all weights together
     exceed ``most_chars``, those of settings with lower returns are left out.
     """
-    groups = [g for g in section.groups if g.finished and _is_played(g.runs[0])]
+    groups = [group for group in section.groups if _saved(group)]
     found = []
     num_chars = 0
     for group in sorted(groups, key=lambda group: -(group.mean_return or 0.0)):
-        run = _median(group)
+        ranked = sorted(_saved(group), key=lambda run: run.final_return or 0.0)
+        run = ranked[len(ranked) // 2]
         try:
             policy = saved_policy(run.folder)
         except (OSError, ValueError) as error:
@@ -55,6 +56,12 @@ def player_of(
     }
 
 
+def _saved(group: Group) -> list[Run]:
+    """Return the finished runs whose policy can play."""
+    runs = [run for run in group.finished if _is_played(run)]
+    return [run for run in runs if (run.folder / "checkpoint" / "policy.json").is_file()]
+
+
 def _is_played(run: Run) -> bool:
     is_changed = any(
         key.startswith("env.kwargs") and value not in ({}, None)
@@ -66,11 +73,6 @@ def _is_played(run: Run) -> bool:
 def _limit(run: Run) -> int:
     steps = run.settings.get("env.max_episode_steps")
     return steps if isinstance(steps, int) else _LIMITS[run.env]
-
-
-def _median(group: Group) -> Run:
-    ranked = sorted(group.finished, key=lambda run: run.final_return or 0.0)
-    return ranked[len(ranked) // 2]
 
 
 def saved_policy(folder: Path) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from ppo_lab.utils.redaction import printable
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
-__all__ = ["PAGE_FILE", "figures_of", "report_line", "write_page"]
+__all__ = ["PAGE_FILE", "figures_of", "report_place", "write_page"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,10 +41,10 @@ def figures_of(section: Section) -> Iterator[Figure]:
     yield from cost_figures(section)
 
 
-def report_line(folder: Path, storage: URL | None = None) -> str:
-    """Write the page of a grid or study that has ended; return the line that says where it is.
+def report_place(folder: Path, storage: URL | None = None) -> str:
+    """Write the page of a grid or study that has ended; return where it is.
 
-    Whatever fails costs the page only, and is named in the line.
+    Whatever fails costs the page only, and is named in place of it.
     """
     output = folder / PAGE_FILE
     try:
@@ -52,10 +52,9 @@ def report_line(folder: Path, storage: URL | None = None) -> str:
     except Exception as error:
         _LOG.info("no report", exc_info=True)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"report     none: {printable(reason)}"
-    here = Path.cwd()
-    shown = output.resolve()
-    return f"report     {shown.relative_to(here) if shown.is_relative_to(here) else shown}"
+        return f"none: {printable(reason)}"
+    here, shown = Path.cwd(), output.resolve()
+    return str(shown.relative_to(here) if shown.is_relative_to(here) else shown)
 
 
 def write_page(

@@ -15,7 +15,7 @@ from optuna.study import Study
 from rich.console import Console
 
 from ppo_lab.config.error_messages import explain
-from ppo_lab.reports.report import report_line
+from ppo_lab.reports.report import report_place
 from ppo_lab.studies.choose_executor import choose_executor
 from ppo_lab.studies.definition.plan import Plan, make_plan
 from ppo_lab.studies.display.log_lines import print_line
@@ -111,7 +111,8 @@ def _run(
             last.take(name, runner.call, "write", write)
         last.take("the panel", _show, result)
         if makes_report and not interrupts.is_stopping:
-            Console().out(report_line(plan.folder, plan.url), highlight=False)
+            place = report_place(plan.folder, plan.url)
+            Console().out(f"report     {place}", highlight=False)
         if runner.had_work and not interrupts.is_urgent:
             last.take("W&B", _track, result)
     runner.close()  # else the trials stay reserved until the next start finds us dead
