@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ppo_lab.reports.curves import GREY, slug
-from ppo_lab.reports.figure import Figure, escaped, rounded
+from ppo_lab.reports.figure import Figure, escaped, rounded, wrapped
 from ppo_lab.reports.groups import Group, Section
 from ppo_lab.reports.loading import Run
 from ppo_lab.reports.statistics import (
@@ -21,6 +21,7 @@ from ppo_lab.reports.statistics import (
 __all__ = ["cost_figures", "gib_of", "return_figures"]
 
 _KINDS = {"forecast": "memory.forecast", "counted": "memory.ledger"}
+_MOST_COLUMN_CHARS = 16
 _IN_OTHERS = ("env_s", "total_s", "elapsed_s")  # parts or sums of other phases
 _COLORS = (
     "#4c8dff", "#ff9f40", "#2fb380", "#e5484d", "#a66bff", "#e0b400", "#27b5c9", "#f06fb0",
@@ -37,7 +38,7 @@ def return_figures(section: Section) -> Iterator[Figure]:
             "A dot per finished seed; the diamond is their mean or IQM with its 95 % bootstrap "
             "interval. Crosses did not finish, and are in no mean."
         )
-        height = 130 + 34 * len(shown)
+        height = 130 + 38 * len(shown)
         x = {"title": "final return", "tickformat": ",~r"}
         y = {"type": "category", "autorange": "reversed", "automargin": True}
         traces = [trace for group in shown for trace in _final(group)]
@@ -49,7 +50,7 @@ def return_figures(section: Section) -> Iterator[Figure]:
 
 
 def _final(group: Group) -> Iterator[dict[str, Any]]:
-    label, color = escaped(group.label), group.color or GREY
+    label, color = wrapped(group.label), group.color or GREY
     for runs, symbol in ((group.finished, "circle"), (_unfinished(group), "x")):
         if runs:
             yield {
@@ -86,7 +87,11 @@ def _unfinished(group: Group) -> list[Run]:
 
 def _improvement(groups: Sequence[Group], where: str) -> Figure:
     """Return the matrix of P(row > column)."""
-    labels = [escaped(group.label) for group in groups]
+    labels = [wrapped(group.label) for group in groups]
+    columns = labels
+    if max(map(len, labels)) > _MOST_COLUMN_CHARS:
+        columns = [f"{number}" for number, _ in enumerate(groups, 1)]
+        labels = [f"{label} ({number})" for label, number in zip(labels, columns)]
     cells, texts = [], []
     for ours in groups:
         row = [
@@ -97,7 +102,7 @@ def _improvement(groups: Sequence[Group], where: str) -> Figure:
         texts.append(["" if c is None else f"[{c.low[0]:.2f}, {c.high[0]:.2f}]" for c in row])
     heat = {
         "type": "heatmap",
-        "x": labels,
+        "x": columns,
         "y": labels,
         "z": cells,
         "text": texts,
@@ -127,16 +132,14 @@ def cost_figures(section: Section) -> Iterator[Figure]:
     """Yield memory, time, bytes over PCIe, and return against memory."""
     where = slug(section.title)
     groups = [group for group in section.colored if group.finished]
-    bars = _memory(groups)
-    if bars:
+    rows = _memory(groups)
+    if rows:
         note = (
             "Peak of the device by category. Forecast: before the run. Counted: every tensor of "
             "the first iteration. Measured: by CUDA's allocator. Of one seed."
         )
-        y = {"title": "GiB", "rangemode": "tozero"}
-        x = {"type": "multicategory", "automargin": True}
-        stacked: dict[str, Any] = {"barmode": "stack"}
-        yield Figure(f"memory-{where}", "Memory", note, bars, x, y, stacked, height=440)
+        bars, unit = _memory_bars(rows)
+        yield _bars(f"memory-{where}", "Memory", note, bars, len(rows), unit)
     times = _stacked(groups, "time", skipped=_IN_OTHERS, suffix="_s")
     if times:
         note = "Mean over finished seeds. In a stack, of all its lanes while the run was in it."
@@ -150,30 +153,40 @@ def cost_figures(section: Section) -> Iterator[Figure]:
     yield from _front(groups, where)
 
 
-def _memory(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Return a bar of each setting and kind, in parts by category."""
-    rows: list[tuple[str, str, dict[str, float]]] = []
+def _memory(groups: Sequence[Group]) -> list[tuple[str, dict[str, float]]]:
+    """Return GiB by category for each setting and kind that its runs have."""
+    rows = []
     for group in groups:
         for kind, key in _KINDS.items():
             categories = next((c for r in group.finished if (c := _categories(r, key))), {})
             if categories:
-                rows.append((group.label, kind, categories))
+                rows.append((f"{wrapped(group.label)}<br>{kind}", categories))
         measured = (run.number("memory.measured.allocated_gib") for run in group.finished)
         if (gib := next((value for value in measured if value is not None), None)) is not None:
-            rows.append((group.label, "measured", {"allocated": gib}))
-    names = dict.fromkeys(name for _, _, parts in rows for name in parts)
-    x = [[escaped(label) for label, _, _ in rows], [kind for _, kind, _ in rows]]
-    return [
+            rows.append((f"{wrapped(group.label)}<br>measured", {"allocated": gib}))
+    return rows
+
+
+def _memory_bars(
+    rows: Sequence[tuple[str, dict[str, float]]],
+) -> tuple[list[dict[str, Any]], str]:
+    """Return a bar per row, in parts by category, and its unit."""
+    largest = max(sum(parts.values()) for _, parts in rows)
+    scale, unit = (1.0, "GiB") if largest >= 0.5 else (1024.0, "MiB")
+    names = dict.fromkeys(name for _, parts in rows for name in parts)
+    bars = [
         {
             "type": "bar",
+            "orientation": "h",
             "name": escaped(name),
-            "x": x,
-            "y": rounded(parts.get(name) for _, _, parts in rows),
+            "y": [label for label, _ in rows],
+            "x": rounded(scale * parts[name] if name in parts else None for _, parts in rows),
             "marker": {"color": _COLORS[index % len(_COLORS)]},
-            "hovertemplate": "%{y:.3g} GiB",
+            "hovertemplate": f"%{{x:.3g}} {unit}",
         }
         for index, name in enumerate(names)
     ]
+    return bars, unit
 
 
 def _categories(run: Run, key: str) -> dict[str, float]:
@@ -192,7 +205,7 @@ def _stacked(
     numbers = [[run.numbers(section) for run in group.finished] for group in groups]
     names = dict.fromkeys(name for runs in numbers for values in runs for name in values)
     kept = [n for n in names if n.endswith(suffix) and n not in skipped and (not only or n in only)]
-    labels = [escaped(group.label) for group in groups]
+    labels = [wrapped(group.label) for group in groups]
     return [
         {
             "type": "bar",
@@ -211,8 +224,8 @@ def _bars(
 ) -> Figure:
     x = {"title": unit, "rangemode": "tozero", "tickformat": "~s" if unit == "bytes" else ",~r"}
     y = {"type": "category", "autorange": "reversed", "automargin": True}
-    stack = {"barmode": "stack"}
-    return Figure(name, title, note, traces, x, y, stack, 190 + 34 * count, is_small=True)
+    stack = {"barmode": "stack", "legend": {"traceorder": "normal"}}
+    return Figure(name, title, note, traces, x, y, stack, 180 + 42 * count, is_small=True)
 
 
 def gib_of(run: Run) -> float | None:

@@ -39,7 +39,9 @@ def curve_figures(section: Section) -> Iterator[Figure]:
         if len(section.colored) < len(section.groups):
             note += f" The best {len(section.colored)} of {len(section.groups)} settings in colour."
         y = {"title": "return, mean of the last 100 episodes"}
-        yield Figure(f"returns-{where}", "Return", note, traces, _STEPS, y, height=460)
+        num_rows = 1 + sum(len(group.label) + 10 for group in section.colored) // 130
+        height = 400 + 22 * num_rows
+        yield Figure(f"returns-{where}", "Return", note, traces, _STEPS, y, height=height)
     for name, title, note, metrics, y in _DIAGNOSTICS:
         lines = [
             trace
@@ -48,12 +50,13 @@ def curve_figures(section: Section) -> Iterator[Figure]:
             for trace in _mean_line(group, grid, metric, side, index)
         ]
         if lines:
-            yield Figure(f"{name}-{where}", title, note, lines, _STEPS, y, is_small=True)
+            more = {"showlegend": False}  # colours are those above
+            yield Figure(f"{name}-{where}", title, note, lines, _STEPS, y, more, 330, is_small=True)
 
 
 _DIAGNOSTICS: Sequence[tuple[str, str, str, Mapping[str, str], dict[str, Any]]] = (
-    ("clip", "Clip fraction", "Share of the rollout's steps whose ratio is outside the clip after "
-     "the update. Solid: above 1 + ε. Dotted: below 1 - ε. Without a clip it is 0 by definition.",
+    ("clip", "Clip fraction", "Steps of the rollout whose ratio is above 1 + ε (solid) or below "
+     "1 - ε (dotted) after the update. Without a clip it is 0 by definition.",
      {"ppo/clip_above_frac": "above", "ppo/clip_below_frac": "below"},
      {"title": "share of steps", "tickformat": ".0%", "rangemode": "tozero"}),
     ("kl", "KL divergence of an update", "From the policy that collected the rollout to the one "
@@ -132,7 +135,7 @@ def _mean_line(
     hover = f"%{{y:.4g}} {side}<extra>{escaped(group.label)}</extra>"
     named = {"name": escaped(group.label), "hovertemplate": hover}
     yield _line(
-        {**named, "legendgroup": group.label, "showlegend": not index, **grid.x},
+        {**named, "legendgroup": group.label, **grid.x},
         np.array(curves).mean(0),
         line={"color": group.color, "width": 2} | ({"dash": "dot"} if index else {}),
     )

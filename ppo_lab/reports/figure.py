@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,9 @@ import numpy as np
 from ppo_lab.reports.groups import Section
 from ppo_lab.reports.loading import Series
 
-__all__ = ["NUM_POINTS", "Figure", "Grid", "escaped", "rounded"]
+__all__ = ["NUM_POINTS", "Figure", "Grid", "escaped", "rounded", "wrapped"]
+
+_LABEL_CHARS = 24  # of a line
 
 NUM_POINTS = 100
 """Of a curve."""
@@ -97,6 +100,11 @@ def rounded(values: Iterable[float | None]) -> list[float | None]:
         None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
         for value in values
     ]
+
+
+def wrapped(label: str) -> str:
+    """Return an escaped label in short lines, for an axis."""
+    return "<br>".join(map(escaped, textwrap.wrap(label, _LABEL_CHARS)))
 
 
 def escaped(text: object) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ _MOST_LABEL_CHARS = 80
 _MOST_COLORED = 12
 _OF_NETWORK = "network."
 _DEFAULT = "(default)"
+_FIRST = ("epsilon", "memory", "network", "baseline", "lr")  # in a label
 
 
 @dataclass(frozen=True)
@@ -77,20 +79,23 @@ def _make_section(env: str, title: str, runs: Sequence[Run]) -> Section:
     settings: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         # A network's name is a label: two names of the same layers are one setting.
-        identity = tuple(_text(run.settings.get(key, _DEFAULT)) for key in keys)
+        identity = tuple(repr(run.settings.get(key, _DEFAULT)) for key in keys)
         settings.setdefault(identity, []).append(run)
-    of_network = [key for key in keys if key.startswith(_OF_NETWORK)]
-    named: list[tuple[str, dict[str, str], list[Run]]] = []
-    for identity, members in settings.items():
-        values = dict(zip(keys, identity))
-        if of_network:
-            values = {k: v for k, v in values.items() if k not in of_network}
-            values["network"] = _text(members[0].settings.get("network", _DEFAULT))
-        label = ", ".join(f"{key.removeprefix('env.')} {value}" for key, value in values.items())
-        named.append((label[:_MOST_LABEL_CHARS] or "all runs", values, members))
-    named.sort(key=lambda entry: natural(entry[0]))
-    groups = [Group(label, values, members, "") for label, values, members in _unique(named)]
-    return Section(env, title, list(groups[0].values), _colored(groups))
+    shown = [key for key in keys if not key.startswith(_OF_NETWORK)]
+    if len(shown) < len(keys):
+        shown.append("network")
+    rows = [
+        {key: _text(members[0].settings.get(key, _DEFAULT)) for key in shown}
+        for members in settings.values()
+    ]
+    in_label = _distinguishing(rows, shown)
+    groups = []
+    for values, members in zip(rows, settings.values()):
+        texts = (f"{key.rpartition('.')[2]} {values[key]}" for key in in_label)
+        label = ", ".join(texts)[:_MOST_LABEL_CHARS] or "all runs"
+        groups.append(Group(label, values, members, ""))
+    groups.sort(key=lambda group: natural(group.label))
+    return Section(env, title, shown, _colored([*_unique(groups)]))
 
 
 def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -100,25 +105,42 @@ def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         key
         for key in keys
-        if len({_text(values.get(key, _DEFAULT)) for values in settings}) > 1
+        if len({repr(values.get(key, _DEFAULT)) for values in settings}) > 1
         and not (key == "network" and has_layers)
     ]
 
 
+def _distinguishing(rows: Sequence[Mapping[str, str]], keys: Sequence[str]) -> list[str]:
+    """Return the keys that tell the rows apart, leaving out those that follow from others.
+
+    Such as the options of a memory strategy, where each strategy has its own.
+    """
+    first = [key for key in _FIRST if key in keys]
+    rest = sorted((key for key in keys if key not in first), key=lambda key: "." in key)
+    chosen: list[str] = []
+    num_parts = 1
+    for key in (*first, *rest):
+        parts = {tuple(row[name] for name in (*chosen, key)) for row in rows}
+        if len(parts) > num_parts:
+            chosen, num_parts = [*chosen, key], len(parts)
+    return chosen
+
+
 def _text(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:_}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.4g}"
     return "none" if value is None else plain(value)
 
 
-def _unique(
-    named: Sequence[tuple[str, dict[str, str], list[Run]]],
-) -> Iterable[tuple[str, dict[str, str], list[Run]]]:
-    """Number the labels that are shared, as long ones may be when they are cut."""
-    count: dict[str, int] = {}
-    for label, values, members in named:
-        count[label] = count.get(label, 0) + 1
-        yield (f"{label} ({count[label]})" if count[label] > 1 else label), values, members
+def _unique(groups: Sequence[Group]) -> Iterator[Group]:
+    """Number the labels that are shared, as rounded and long ones may be."""
+    count: Counter[str] = Counter()
+    for group in groups:
+        count[group.label] += 1
+        number = count[group.label]
+        yield group if number == 1 else replace(group, label=f"{group.label} ({number})")
 
 
 def _colored(groups: Sequence[Group]) -> list[Group]:
@@ -132,7 +154,7 @@ def _colored(groups: Sequence[Group]) -> list[Group]:
     colors = {id(group): _color(i, len(clipped)) for i, group in enumerate(clipped)}
     unclipped = [g for g in groups if id(g) in chosen and id(g) not in colors]
     colors |= {id(g): _hex(0.97 - 0.03 * (i % 4), 0.48, 0.72) for i, g in enumerate(unclipped)}
-    return [Group(g.label, g.values, g.runs, colors.get(id(g), "")) for g in groups]
+    return [replace(group, color=colors.get(id(group), "")) for group in groups]
 
 
 def _color(index: int, count: int) -> str:

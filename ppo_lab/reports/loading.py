@@ -30,6 +30,7 @@ _METRICS = (
     RETURN, "ppo/clip_above_frac", "ppo/clip_below_frac", "ppo/kl_k3", "ppo/entropy", "ppo/epsilon",
 )  # fmt: skip
 _MOST_ROWS = 120  # read of a run: more than a curve has points
+_NORMALIZATION = "advantage_normalization"
 _CONFIRMATION = "confirm"  # folder of a study's runs with fresh seeds
 _NO_SETTINGS = re.compile(
     r"seed|name|tracking\..*|study.*|checkpoint\..*|num_threads|forecast.*|profile|report"
@@ -143,6 +144,8 @@ def _read_run(folder: Path, configs: _Configs) -> Run:
     memory = summary.get("memory")
     settings["memory"] = memory.get("strategy", "-") if isinstance(memory, Mapping) else "-"
     settings["baseline"] = overrides.get("baseline", "auto")
+    if settings.get(_NORMALIZATION) == "auto" and settings["memory"] != "critic_free":
+        settings[_NORMALIZATION] = "minibatch"  # as the configs of trials have it
     metrics = folder / METRICS_FILE
     has_rows = os.path.lexists(metrics)  # none of a run that was refused
     rows = read_metrics(metrics, most=_MOST_ROWS) if has_rows else []

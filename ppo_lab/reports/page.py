@@ -144,8 +144,11 @@ def _player(number: int, player: Mapping[str, Any]) -> str:
 
 
 def _table(table: TableRows) -> str:
-    heads = "".join(f"<th><button>{_text(name)}</button></th>" for name in table.columns)
-    rows = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
+    used = [
+        i for i, _ in enumerate(table.columns) if any(r[i] not in (None, "") for r in table.rows)
+    ]
+    heads = "".join(_head(table.columns[i], [row[i] for row in table.rows]) for i in used)
+    rows = "\n".join(f"<tr>{''.join(_cell(row[i]) for i in used)}</tr>" for row in table.rows)
     return (
         f'<div class="sortable"><div class="controls">'
         f'<input type="search" placeholder="filter" aria-label="filter {_text(table.title)}">'
@@ -153,6 +156,12 @@ def _table(table: TableRows) -> str:
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
         "</div></div>"
     )
+
+
+def _head(name: str, cells: Sequence[Any]) -> str:
+    is_number = all(isinstance(cell, int | float) for cell in cells if cell not in (None, ""))
+    kind = ' class="number"' if is_number else ""
+    return f"<th{kind}><button>{_text(name)}</button></th>"
 
 
 def _cell(value: object) -> str:
@@ -191,11 +200,7 @@ def run_rows(sections: Sequence[Section], page: Path) -> TableRows:
             for run in group.runs:
                 values = [_as_number(group.values.get(key, "")) for key in keys]
                 rows.append([_link(run, page), run.env, *values, *_results(run)])
-    used = [i for i, _ in enumerate(columns) if any(row[i] not in (None, "") for row in rows)]
-    if len({row[1] for row in rows}) < 2:
-        used.remove(1)
-    kept = [[row[i] for i in used] for row in rows]
-    return TableRows("Runs", [columns[i] for i in used], kept)
+    return TableRows("Runs", columns, rows)
 
 
 def _link(run: Run, page: Path) -> tuple[str, str]:

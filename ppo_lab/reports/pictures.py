@@ -87,7 +87,7 @@ def _scored(group: Group) -> str:
 
 def _plain(text: object) -> str:
     """Return text in which matplotlib finds no formula."""
-    return html.unescape(str(text)).replace("$", r"\$")
+    return html.unescape(str(text).replace("<br>", "\n")).replace("$", r"\$")
 
 
 def _draw(axes: Axes, figure: Figure, labels: Mapping[str, str] | None = None) -> None:
@@ -102,7 +102,7 @@ def _draw(axes: Axes, figure: Figure, labels: Mapping[str, str] | None = None) -
             _bar(axes, trace, ends)
         else:
             label = (labels or {}).get(trace.get("legendgroup", ""), trace.get("name", ""))
-            is_named = trace.get("showlegend", True) and figure.layout.get("showlegend", True)
+            is_named = trace.get("showlegend", True) and figure.y.get("type") != "category"
             below = _scatter(axes, trace, _plain(label) if is_named else "", below)
     for axis, name in ((figure.x, "x"), (figure.y, "y")):
         _axis(axes, axis, name)

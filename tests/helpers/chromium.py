@@ -30,9 +30,9 @@ class ChromiumPage:
         theirs_in, self._write = os.pipe()
         self._read = read
         words = [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking", f"--user-data-dir={folder}", "--remote-debugging-pipe",
-            "about:blank",
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu",
+            "--disable-background-networking", f"--user-data-dir={folder}",
+            "--remote-debugging-pipe", "--no-first-run", "about:blank",
         ]  # fmt: skip
         # Chromium reads from descriptor 3 and writes to 4.
         script = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'

@@ -37,8 +37,9 @@ def write_run(
         counts[7], counts[8], counts[9] = 40, 50, 10
         rows.append({
             "global_step": 100 * i, "iteration": i, "charts/episodic_return_last100": end * share,
-            "ppo/clip_above_frac": 0.1 * share, "ppo/clip_below_frac": 0.05, "ppo/kl_k3": 0.01 * share,
-            "ppo/entropy": 0.7 - 0.1 * share, "ppo/ratio": {"counts": counts, "edges": EDGES},
+            "ppo/clip_above_frac": 0.1 * share, "ppo/clip_below_frac": 0.05,
+            "ppo/kl_k3": 0.01 * share, "ppo/entropy": 0.7 - 0.1 * share,
+            "ppo/ratio": {"counts": counts, "edges": EDGES},
         } | ({} if epsilon is None else {"ppo/epsilon": epsilon}))  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if status is not None:

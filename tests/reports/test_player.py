@@ -60,8 +60,8 @@ def played_in_python(policy, env_config, seed, limit=100):
 @pytest.mark.parametrize("normalised", [False, True])
 def test_the_first_100_actions_are_pythons(env, normalised, tmp_path):
     given = config(
-        f"env={env}", "num_envs=4", "num_steps=32", "num_epochs=2", "num_minibatches=2", "total_steps=1024",
-        f"env.normalize_observations={str(normalised).lower()}",
+        f"env={env}", "num_envs=4", "num_steps=32", "num_epochs=2", "num_minibatches=2",
+        "total_steps=1024", f"env.normalize_observations={str(normalised).lower()}",
     )  # fmt: skip
     trainer = Trainer([given], lambda lane, record: None)
     for _ in range(2):

@@ -18,7 +18,7 @@ function themed(figure) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: isNarrow ? 11 : 12, color: css("--text") },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--dim"), activecolor: css("--accent") },
-    legend: { orientation: "h", y: -0.2, yanchor: "top", ...figure.layout.legend },
+    legend: { orientation: "h", y: -52 / (figure.height - 90), yanchor: "top", ...figure.layout.legend },
   };
 }
 const drawn = DATA.figures.map((figure) => ({ figure, place: document.getElementById(figure.name) }));
