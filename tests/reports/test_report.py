@@ -5,6 +5,7 @@ import re
 
 import matplotlib as mpl
 import numpy as np
+import optuna
 import pytest
 
 from ppo_lab import report
@@ -15,6 +16,7 @@ from ppo_lab.reports.loading import Series, find_runs
 from ppo_lab.reports.page import plotly_script
 from ppo_lab.reports.report import figures_of, report_place, write_page
 from ppo_lab.reports.statistics import estimate
+from ppo_lab.reports.studies import study_chapter
 from ppo_lab.tracking import read_metrics
 from tests.helpers.report_runs import write_run
 
@@ -123,8 +125,9 @@ def test_memory_bus_and_front_are_drawn_where_they_were_measured(tmp_path):
         "returns", "clip", "kl", "entropy", "final", "ratio", "memory", "time", "pcie", "front",
     }  # fmt: skip
     weights = figures["memory"].data[0]
-    assert weights["x"][1] == ["forecast", "counted", "measured"] * 2
-    assert weights["y"] == [0.5, 0.5, None, 1.0, 1.0, None]
+    kinds = ["forecast", "counted", "measured"]
+    assert weights["y"] == [f"epsilon {eps}<br>{kind}" for eps in (0.1, 0.2) for kind in kinds]
+    assert weights["x"] == [0.5, 0.5, None, 1.0, 1.0, None]
     assert {trace["name"] for trace in figures["time"].data} == {"rollout", "update"}
 
 
@@ -182,3 +185,64 @@ def test_metrics_are_read_in_even_steps_that_end_with_the_last(tmp_path):
     write_run(tmp_path / "0", num_rows=10)
     rows = read_metrics(tmp_path / "0" / "metrics.jsonl", most=4)
     assert [row["iteration"] for row in rows] == [1, 4, 7, 10]
+
+
+def write_study(folder):
+    """Write a study of 12 trials: one of them pruned, one diverged, with reports."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    study = optuna.create_study(storage=storage, study_name="s", direction="maximize")
+    space = {
+        "epsilon": optuna.distributions.FloatDistribution(0.01, 1.0, log=True),
+        "network": optuna.distributions.CategoricalDistribution(["tiny", "small"]),
+    }
+    complete, pruned = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+    for number in range(12):
+        status = {3: "pruned", 4: "diverged"}.get(number, "finished")
+        is_finished = status == "finished"
+        params = {"epsilon": 0.05 * (number + 1), "network": ["tiny", "small"][number % 2]}
+        seeds = [{"seed": 1, "final_return": 10.0 * number, "env_steps": 400}]
+        outcome = {"status": status, "reason": None if is_finished else f"why {number}"}
+        outcome |= {"values": [10.0 * number] if is_finished else None, "seeds": seeds}
+        study.add_trial(optuna.create_trial(
+            params=params, distributions=space, value=10.0 * number if is_finished else None,
+            state=complete if is_finished else pruned,
+            intermediate_values={100: 1.0, 200: 2.0}, user_attrs={"outcome": outcome},
+        ))  # fmt: skip
+    storage.remove_session()
+    storage.engine.dispose()
+    (folder / "space.yaml").write_text("name: s\nobjectives: {final_return: maximize}\n")
+    shares = {"final_return": {"epsilon": 0.75, "network": 0.25}}
+    (folder / "importance.json").write_text(json.dumps(shares))
+
+
+def test_a_study_shows_history_importance_slices_and_what_was_pruned(tmp_path):
+    write_study(tmp_path)
+    chapter = study_chapter(tmp_path, None, never)
+    assert chapter.facts == "12 trials: 10 kept, 1 diverged, 1 pruned; maximize final_return"
+    figures = {figure.name.removesuffix("-s"): figure for figure in chapter.figures}
+    assert set(figures) == {
+        "history", "importance-final_return", "slice-epsilon", "slice-network", "parallel",
+        "intermediate",
+    }  # fmt: skip
+    best = figures["history"].data[-1]
+    assert (best["x"][-1], best["y"][-1]) == (11, 110.0)
+    assert figures["importance-final_return"].data[0]["x"] == [0.75, 0.25]
+    assert figures["slice-epsilon"].x["type"] == "log"
+    assert figures["slice-network"].x["type"] == "category"
+    # The parameters' lows and highs, 0.05 to 0.6 on a log axis, are 0 and 1.
+    lines = [trace["y"][0] for trace in figures["parallel"].data]
+    assert (min(lines), max(lines)) == (0.0, 1.0)
+    stopped = [t for t in figures["intermediate"].data if t["name"] == "pruned"]
+    assert "why 3" in stopped[0]["text"][-1]
+    assert stopped[0]["marker"]["symbol"] == "x"
+    (table,) = chapter.tables
+    reasons = [row[-1] for row in table.rows if row[-1]]
+    assert reasons == ["why 3", "why 4"]
+
+
+def test_a_study_that_cannot_be_read_costs_its_chapter(tmp_path):
+    (tmp_path / "space.yaml").write_text("name: s\nobjectives: {final_return: maximize}\n")
+    (tmp_path / "study.db").write_text("no database")
+    told = []
+    assert study_chapter(tmp_path, None, told.append) is None
+    assert told[0].startswith(f"skipped the study in {tmp_path}: ")
