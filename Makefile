@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test gpu check lint types fix coverage clean
+.PHONY: help setup run test claims gpu check lint types fix coverage clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 12
@@ -28,6 +28,9 @@ run: .venv/installed ## train the default run (CartPole) and show where the resu
 
 test: .venv/installed ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+claims: .venv/installed ## measure what is claimed of PPO (docs/ppo.md); resumes
+	$(BIN)/python -m benchmarks.claims
 
 gpu: .venv/installed ## on CUDA, under 9 minutes: GPU tests, benchmarks.gpu, benchmarks.memory
 	PYTHON=$(BIN)/python .ci/gpu

@@ -36,6 +36,7 @@ def _circumstances() -> str:
     """Return date, command, commit, machine and versions as a list."""
     program = sys.modules["__main__"].__spec__
     assert program is not None  # started with -m
+    module = program.name.removesuffix(".__main__")
     git = git_state()
     commit = git.get("commit", "none")[:10] + (
         " and uncommitted changes" if git.get("dirty") else ""
@@ -50,7 +51,7 @@ def _circumstances() -> str:
     load = ", ".join(f"{minutes:.1f}" for minutes in os.getloadavg())
     return "\n".join(
         [
-            f"- command: `{shlex.join(['python', '-m', program.name, *sys.argv[1:]])}`",
+            f"- command: `{shlex.join(['python', '-m', module, *sys.argv[1:]])}`",
             f"- date: {now:%Y-%m-%d %H:%M} UTC, commit {commit}",
             f"- machine: {_cpu_model()}, {os.cpu_count()} cores; "
             f"load over the last 1, 5 and 15 minutes, this program included: {load}",

@@ -13,18 +13,13 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.result_page import publish, table
-from ppo_lab.tracking import read_metrics, read_summary
-from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
-from ppo_lab.tracking.tables import override_values, varying_keys
+from benchmarks.runs import LAST, SeedRun, by_setting, find_runs
 
-__all__ = ["TextRun", "find_runs", "reward_table", "survivor_table"]
+__all__ = ["reward_table", "survivor_table"]
 
-_LAST = 5  # iterations averaged: 640 texts, a share of 0.95 to +- 0.01
 _SURVIVES = 0.5  # grammatical share at the end of a run that has kept the language
 _TITLES = {
     "text": "Friendly sentences: reward, and what is never rewarded",
@@ -32,59 +27,7 @@ _TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class TextRun:
-    """What one run has left."""
-
-    setting: str  # the overrides that distinguish it from the others, but for the seed
-    seed: int
-    summary: dict[str, Any]
-    rows: list[dict[str, Any]]
-
-    def first(self, name: str) -> float:
-        """Return a metric of the first iteration, before any update."""
-        return float(self.rows[0][name])
-
-    def last(self, name: str) -> float:
-        """Return the mean of a metric over the last iterations."""
-        return statistics.fmean(float(row[name]) for row in self.rows[-_LAST:])
-
-    def lowest(self, name: str) -> float:
-        """Return the lowest mean of a metric over so many iterations in a row."""
-        values = [float(row[name]) for row in self.rows]
-        ends = range(min(_LAST, len(values)), len(values) + 1)
-        return min(statistics.fmean(values[max(end - _LAST, 0) : end]) for end in ends)
-
-    def steps_until(self, name: str, value: float) -> int | None:
-        """Return the steps after which a metric's running mean has reached ``value``."""
-        for end in range(_LAST, len(self.rows) + 1):
-            if statistics.fmean(row[name] for row in self.rows[end - _LAST : end]) >= value:
-                return int(self.rows[end - 1]["global_step"])
-        return None
-
-
-def find_runs(folders: Sequence[Path]) -> list[TextRun]:
-    """Return the runs below ``folders`` that have ended, by setting and seed."""
-    paths = sorted(path for folder in folders for path in folder.rglob(SUMMARY_FILE))
-    paths = [path for path in paths if (path.parent / METRICS_FILE).is_file()]
-    summaries = [read_summary(path) for path in paths]
-    overrides = [override_values(summary) for summary in summaries]
-    keys = [key for key in varying_keys(overrides) if key != "seed"]
-    runs = []
-    for path, summary, values in zip(paths, summaries, overrides, strict=True):
-        setting = " ".join(f"{key}={values.get(key, 'default')}" for key in keys)
-        rows = read_metrics(path.parent / METRICS_FILE)
-        runs.append(TextRun(setting, summary["seed"], summary, rows))
-    return sorted(runs, key=lambda run: (run.setting, run.seed))
-
-
-def by_setting(runs: Sequence[TextRun]) -> dict[str, list[TextRun]]:
-    """Return the runs of each setting, in their order."""
-    settings = dict.fromkeys(run.setting for run in runs)
-    return {setting: [run for run in runs if run.setting == setting] for setting in settings}
-
-
-def reward_table(runs: Sequence[TextRun], quality: str) -> str:
+def reward_table(runs: Sequence[SeedRun], quality: str) -> str:
     """Return a row per run: reward before and after, ``quality`` with its lowest, wall time."""
     has_kl = all("text/kl" in run.rows[-1] for run in runs)
     header = ["run", "reward before", "after", quality, "its lowest", "distinct", "tokens"]
@@ -100,7 +43,7 @@ def reward_table(runs: Sequence[TextRun], quality: str) -> str:
     return table(header, rows)
 
 
-def solved_table(runs: Sequence[TextRun], goal: float) -> str:
+def solved_table(runs: Sequence[SeedRun], goal: float) -> str:
     """Return a row per setting: exact answers by seed, and when ``goal`` was reached."""
     rows = []
     for setting, its in by_setting(runs).items():
@@ -117,7 +60,7 @@ def solved_table(runs: Sequence[TextRun], goal: float) -> str:
     return table(header, rows)
 
 
-def survivor_table(runs: Sequence[TextRun]) -> str:
+def survivor_table(runs: Sequence[SeedRun]) -> str:
     """Return a row per setting: share of seeds that still write sentences, and each one's share."""
     rows = []
     for setting, its in by_setting(runs).items():
@@ -146,7 +89,7 @@ def main() -> None:
         else:
             parts += [solved_table(runs, 0.95), reward_table(runs, "exact_frac")]
     if survivors := find_runs(args.survivors):
-        share = f"grammatical share at least {_SURVIVES:g} in the last {_LAST} iterations"
+        share = f"grammatical share at least {_SURVIVES:g} in the last {LAST} iterations"
         parts += [f"Survivors ({share}):", survivor_table(survivors)]
     publish(args.page, _TITLES[args.page], parts, write=args.write)
 

@@ -28,6 +28,7 @@ from ppo_lab.compiler.program_cache import ProgramCache
 from ppo_lab.config.choices import Compile
 from ppo_lab.config.lanes import stack_values
 from ppo_lab.config.run import Config
+from ppo_lab.config.settings import ABOUT_A_RUN
 from ppo_lab.envs.native import NativeEnv
 from ppo_lab.envs.normalized import NormalizedEnv
 from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer
@@ -49,18 +50,7 @@ which is fast without it, after 3.3 million (benchmarks/results/compile_time.md)
 each other keep both cores compiling for some 45 s, which takes twice as many steps to repay in wall
 time."""
 
-_NOT_IN_A_PROGRAM = (
-    "checkpoint",
-    "compile",
-    "device",
-    "forecast",
-    "forecast_format",
-    "num_epochs",
-    "num_threads",
-    "profile",
-    "vram_budget_gib",
-    "vram_limit_gib",
-)
+_NOT_IN_A_PROGRAM = (*ABOUT_A_RUN, "checkpoint", "compile", "device", "num_epochs")
 """Keys that no program depends on, beside the lanes' own."""
 
 

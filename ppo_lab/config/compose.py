@@ -46,6 +46,8 @@ __all__ = [
 
 SWEEP_FILES: dict[str, Path] = {}
 """The file of each option of ``sweep=``."""
+_OF_WANDB = "wandb"
+"""A file of ``sweeps/`` that is for the command ``wandb sweep``."""
 _MAY_BE_SECRET = re.compile(r"(?i)://|@|key|token|secret|pass|[\w-]{20,}")
 
 
@@ -134,12 +136,16 @@ def _make_unused(path: str) -> str:
 
 
 def _register_sweeps(folder: Path) -> None:
-    """Register every YAML file of ``folder`` as an option of ``sweep=``, at the top level."""
-    for path in sorted(folder.glob("*.yaml")):
+    """Register every YAML file in or below ``folder`` as an option of ``sweep=``."""
+    for path in sorted(folder.rglob("*.yaml")):
+        if path.stem == _OF_WANDB:
+            continue
         check_file(path)
-        SWEEP_FILES[path.stem] = path
+        option = path.relative_to(folder).with_suffix("")
+        SWEEP_FILES[option.as_posix()] = path
+        group = ("sweep" / option).parent.as_posix()
         node = OmegaConf.load(path)
-        ConfigStore.instance().store(group="sweep", name=path.stem, node=node, package="_global_")
+        ConfigStore.instance().store(group=group, name=option.name, node=node, package="_global_")
 
 
 def load(cfg: DictConfig) -> Config:

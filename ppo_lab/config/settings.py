@@ -7,7 +7,13 @@ from typing import Any
 from ppo_lab.config.run import Config
 from ppo_lab.ppo.baselines import Gae
 
-__all__ = ["settings_of"]
+__all__ = ["ABOUT_A_RUN", "settings_of"]
+
+ABOUT_A_RUN = (
+    *("name", "tracking", "num_threads", "profile", "forecast", "forecast_format"),
+    *("vram_budget_gib", "vram_limit_gib"),
+)
+"""Keys that say how a run is carried out and shown, not what is computed."""
 
 _LATER = (
     *("policy_loss", "aggregation", "policy_start_iteration"),

@@ -16,6 +16,7 @@ import torch
 
 from ppo_lab.config.lanes import LANE_KEYS, stack_values
 from ppo_lab.config.run import Config
+from ppo_lab.config.settings import ABOUT_A_RUN
 from ppo_lab.forecasting.dry_run import DryRun, dry_run
 
 __all__ = ["Forecast", "Overhead", "cublas_workspace", "cuda_context", "forecast", "try_forecast"]
@@ -27,10 +28,7 @@ _A100_CONTEXT = 501 * _MIB
 _MOST_CONTEXT = 1024 * _MIB  # more than that includes another process on the GPU
 _HOPPER_WORKSPACE = 4096 * 8 * 1024
 _OLDER_WORKSPACE = (4096 * 2 + 16 * 8) * 1024
-_WITHOUT_EFFECT = (
-    *("device", "num_threads", "profile", "forecast", "forecast_format"),
-    *("vram_budget_gib", "vram_limit_gib", "matmul_precision"),
-)
+_WITHOUT_EFFECT = (*ABOUT_A_RUN, "device", "matmul_precision")
 """Keys that change no tensor's size. Of the keys that vary by lane, only being None or not does."""
 
 

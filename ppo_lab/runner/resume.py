@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab.config.run import Config
-from ppo_lab.config.settings import settings_of
+from ppo_lab.config.settings import ABOUT_A_RUN, settings_of
 from ppo_lab.tracking import cut_metrics
 from ppo_lab.tracking.local import METRICS_FILE
 from ppo_lab.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -19,10 +19,7 @@ from ppo_lab.utils.redaction import mask_values
 
 __all__ = ["check_resume", "comparable", "copy_run", "fork_run"]
 
-_HARMLESS = (
-    *("name", "tracking", "checkpoint.every_s", "num_threads", "forecast", "forecast_format"),
-    *("vram_budget_gib", "vram_limit_gib", "profile", "compile"),
-)
+_HARMLESS = (*ABOUT_A_RUN, "checkpoint.every_s", "compile")
 """Keys that change no number of a run that goes on: it stays compiled if it was."""
 
 

@@ -2,7 +2,8 @@
 
 import json
 
-from benchmarks.texts import find_runs, reward_table, solved_table, survivor_table
+from benchmarks.runs import find_runs
+from benchmarks.texts import reward_table, solved_table, survivor_table
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 
 

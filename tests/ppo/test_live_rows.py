@@ -80,6 +80,8 @@ def test_the_standard_deviation_of_live_rows():
     live = torch.tensor([[True, True, False, True], [False, True, False, False]])
     x = torch.tensor([[1.0, 2.0, math.nan, 3.0], [9.0, 5.0, 9.0, 9.0]])
     assert standard_deviation(x, live).tolist() == [1.0, 0.0]
+    pair = torch.tensor([[False, True, False, True]])
+    assert standard_deviation(x[:1], pair).tolist() == [pytest.approx(0.5**0.5)]  # of 2 and 3
     assert standard_deviation(x[:1, :2]).item() == pytest.approx(0.5**0.5)
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL
 from ppo_lab.config.checkpoint import CheckpointConfig
 from ppo_lab.config.composer import Composer
 from ppo_lab.config.run import Config
-from ppo_lab.config.settings import settings_of
+from ppo_lab.config.settings import ABOUT_A_RUN, settings_of
 from ppo_lab.config.study import StudyConfig
 from ppo_lab.studies.definition.base_run import BaseRun
 from ppo_lab.studies.definition.objective import (
@@ -46,10 +46,7 @@ _PRUNED_SHARE = 0.5  # of all steps, where trials are pruned (benchmarks/results
 _OF_STUDY = ("sweep", "study")
 _NOT_IN_NAME = (*_OF_STUDY, "hydra", "tracking", "num_threads", "device", "report")
 # Keys that change where and how a run is computed and shown, not its numbers.
-_NOT_IN_FINGERPRINT = {
-    "tracking", "name", "device", "num_threads", "forecast", "forecast_format", "profile",
-    "vram_budget_gib", "vram_limit_gib", "checkpoint",
-}  # fmt: skip
+_NOT_IN_FINGERPRINT = {*ABOUT_A_RUN, "device", "checkpoint"}
 _MOST_LINES = 12
 _SEEDS_APART = 10_000  # between repeats of a point: more than a search and its confirmation use
 

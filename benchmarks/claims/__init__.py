@@ -1,0 +1,1 @@
+"""The claims that are made of PPO, measured: docs/ppo.md shows what was found."""
