@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,14 @@ __all__ = ["cost_figures", "gib_of", "return_figures"]
 
 _KINDS = {"forecast": "memory.forecast", "counted": "memory.ledger"}
 _MOST_COLUMN_CHARS = 16
-_IN_OTHERS = ("env_s", "total_s", "elapsed_s")  # parts or sums of other phases
+_PHASES = {
+    f"{phase}_s": phase
+    for phase in ("build", "compile", "rollout", "evaluation", "advantages", "update",
+                  "diagnostics", "record", "eval")
+}  # fmt: skip
+"""Without ``env_s``, which is a part of the rollout's."""
+_WAYS = {"h2d_bytes": "host to device", "d2h_bytes": "device to host"}
+_Row = tuple[str, dict[str, float]]  # a label, and its parts
 _COLORS = (
     "#4c8dff", "#ff9f40", "#2fb380", "#e5484d", "#a66bff", "#e0b400", "#27b5c9", "#f06fb0",
     "#8a8f98", "#7fbf3f",
@@ -132,100 +139,73 @@ def cost_figures(section: Section) -> Iterator[Figure]:
     """Yield memory, time, bytes over PCIe, and return against memory."""
     where = slug(section.title)
     groups = [group for group in section.colored if group.finished]
-    rows = _memory(groups)
-    if rows:
+    if rows := _memory(groups):
         note = (
             "Peak of the device by category. Forecast: before the run. Counted: every tensor of "
             "the first iteration. Measured: by CUDA's allocator. Of one seed."
         )
-        bars, unit = _memory_bars(rows)
-        yield _bars(f"memory-{where}", "Memory", note, bars, len(rows) * 5 // 4, unit)
-    times = _stacked(groups, "time", skipped=_IN_OTHERS, suffix="_s")
-    if times:
+        unit = "GiB" if max(sum(parts.values()) for _, parts in rows) >= 0.5 else "MiB"
+        yield _bars(f"memory-{where}", "Memory", note, rows, unit)
+    if rows := _means(groups, "time", _PHASES):
         note = "Mean over finished seeds. In a stack, of all its lanes while the run was in it."
-        yield _bars(f"time-{where}", "Time by phase", note, times, len(groups), "seconds")
-    traffic = _stacked(groups, "pcie", only=("h2d_bytes", "d2h_bytes"), suffix="_bytes")
-    if traffic and any(value for trace in traffic for value in trace["x"]):
-        names = {"h2d": "host to device", "d2h": "device to host"}
-        named = [trace | {"name": names[trace["name"]]} for trace in traffic]
+        yield _bars(f"time-{where}", "Time by phase", note, rows, "seconds")
+    rows = _means(groups, "pcie", _WAYS)
+    if any(sum(parts.values()) for _, parts in rows):
         note = "Bytes that crossed between host and device in the whole run, mean over seeds."
-        yield _bars(f"pcie-{where}", "Bytes over PCIe", note, named, len(groups), "bytes")
+        yield _bars(f"pcie-{where}", "Bytes over PCIe", note, rows, "bytes")
     yield from _front(groups, where)
 
 
-def _memory(groups: Sequence[Group]) -> list[tuple[str, dict[str, float]]]:
+def _memory(groups: Sequence[Group]) -> list[_Row]:
     """Return GiB by category for each setting and kind that its runs have."""
     rows = []
     for group in groups:
-        for kind, key in _KINDS.items():
-            categories = next((c for r in group.finished if (c := _categories(r, key))), {})
-            if categories:
-                rows.append((f"{wrapped(group.label)}<br>{kind}", categories))
+        kinds = {
+            kind: next((c for r in group.finished if (c := r.numbers(f"{key}.categories_gib"))), {})
+            for kind, key in _KINDS.items()
+        }
         measured = (run.number("memory.measured.allocated_gib") for run in group.finished)
-        if (gib := next((value for value in measured if value is not None), None)) is not None:
-            rows.append((f"{wrapped(group.label)}<br>measured", {"allocated": gib}))
+        gib = next((value for value in measured if value is not None), None)
+        kinds["measured"] = {} if gib is None else {"allocated": gib}
+        rows += [
+            (f"{wrapped(group.label)}<br>{kind}", parts) for kind, parts in kinds.items() if parts
+        ]
     return rows
 
 
-def _memory_bars(
-    rows: Sequence[tuple[str, dict[str, float]]],
-) -> tuple[list[dict[str, Any]], str]:
-    """Return a bar per row, in parts by category, and its unit."""
-    largest = max(sum(parts.values()) for _, parts in rows)
-    scale, unit = (1.0, "GiB") if largest >= 0.5 else (1024.0, "MiB")
-    names = dict.fromkeys(name for _, parts in rows for name in parts)
+def _means(groups: Sequence[Group], section: str, names: Mapping[str, str]) -> list[_Row]:
+    """Return the means of a summary's section over each setting's seeds, by our ``names``."""
+    rows = []
+    for group in groups:
+        runs = [run.numbers(section) for run in group.finished]
+        known = [key for key in names if any(key in numbers for numbers in runs)]
+        parts = {names[key]: float(np.mean([n.get(key, 0.0) for n in runs])) for key in known}
+        rows.append((wrapped(group.label), parts))
+    return rows if any(parts for _, parts in rows) else []
+
+
+def _bars(name: str, title: str, note: str, rows: Sequence[_Row], unit: str) -> Figure:
+    """Return a horizontal bar per row, stacked from its parts."""
+    scale = 1024.0 if unit == "MiB" else 1.0
+    sizes = {
+        part: sum(parts.get(part, 0.0) for _, parts in rows) for _, parts in rows for part in parts
+    }
     bars = [
         {
             "type": "bar",
             "orientation": "h",
-            "name": escaped(name),
+            "name": escaped(part),
             "y": [label for label, _ in rows],
-            "x": rounded(scale * parts[name] if name in parts else None for _, parts in rows),
+            "x": rounded(scale * parts[part] if part in parts else None for _, parts in rows),
             "marker": {"color": _COLORS[index % len(_COLORS)]},
-            "hovertemplate": f"%{{x:.3g}} {unit}",
+            "hovertemplate": f"%{{x:,.3~g}} {unit}",
         }
-        for index, name in enumerate(names)
+        for index, part in enumerate(part for part, size in sizes.items() if size)
     ]
-    return bars, unit
-
-
-def _categories(run: Run, key: str) -> dict[str, float]:
-    return {n: gib for n, gib in run.numbers(f"{key}.categories_gib").items() if gib > 0}
-
-
-def _stacked(
-    groups: Sequence[Group],
-    section: str,
-    *,
-    suffix: str,
-    skipped: Sequence[str] = (),
-    only: Sequence[str] = (),
-) -> list[dict[str, Any]]:
-    """Return a horizontal bar of each setting: the means of a summary's section over its seeds."""
-    numbers = [[run.numbers(section) for run in group.finished] for group in groups]
-    names = dict.fromkeys(name for runs in numbers for values in runs for name in values)
-    kept = [n for n in names if n.endswith(suffix) and n not in skipped and (not only or n in only)]
-    labels = [wrapped(group.label) for group in groups]
-    return [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": escaped(name.removesuffix(suffix).replace("_", " ")),
-            "y": labels,
-            "x": rounded(float(np.mean([v.get(name, 0.0) for v in runs])) for runs in numbers),
-            "marker": {"color": _COLORS[index % len(_COLORS)]},
-        }
-        for index, name in enumerate(kept)
-    ]
-
-
-def _bars(
-    name: str, title: str, note: str, traces: Sequence[dict[str, Any]], count: int, unit: str
-) -> Figure:
     x = {"title": unit, "rangemode": "tozero", "tickformat": "~s" if unit == "bytes" else ",~r"}
     y = {"type": "category", "autorange": "reversed", "automargin": True}
     stack = {"barmode": "stack", "legend": {"traceorder": "normal"}}
-    return Figure(name, title, note, traces, x, y, stack, 180 + 42 * count, is_small=True)
+    return Figure(name, title, note, bars, x, y, stack, 180 + 46 * len(rows), is_small=True)
 
 
 def gib_of(run: Run) -> float | None:
