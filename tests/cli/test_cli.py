@@ -183,10 +183,11 @@ def test_what_is_wrong_with_one_job_is_told_and_does_not_stop_a_grid(tmp_path):
         tmp_path, "env=gymnasium", "env.id=tests.helpers.faulty_env:Faulty-v0", "num_envs=2",
         "+env.kwargs.num_envs=2", "+env.kwargs.fault=error,'nan reward','error in close'",
         "total_steps=512", "network=tiny", "tracking=local",
-        "hydra.sweep.subdir=job_${hydra.job.num}", "-m",
+        "hydra.sweep.subdir=job_${hydra.job.num}", "report=false", "-m",
     )  # fmt: skip
     assert done.returncode == 1
     (path,) = (tmp_path / "outputs" / "grids").iterdir()
+    assert not (path / "report.html").exists()
     failed, nan, close = (
         json.loads((path / f"job_{i}" / "summary.json").read_text()) for i in range(3)
     )
