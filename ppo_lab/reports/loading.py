@@ -82,9 +82,10 @@ class Run:
 
     @cached_property
     def final_return(self) -> float | None:
-        """The last value of the return curve."""
-        if (curve := self.series.get(RETURN)) is not None and len(curve.values):
-            return float(curve.values[-1])
+        """The last value of the return curve; None if it is not finite."""
+        if (curve := self.series.get(RETURN)) is not None:
+            last = float(curve.values[-1])
+            return last if np.isfinite(last) else None
         return self.number("final_return")
 
     def number(self, key: str) -> float | None:

@@ -89,7 +89,10 @@ def write_page(
     table = Chapter("Runs", counts_text(runs), tables=[run_rows(sections, output)])
     title = ", ".join(folder.resolve().name for folder in folders[:3])
     title += f" and {len(folders) - 3} more" if len(folders) > 3 else ""
-    facts_of_all = [f"{len(runs):,} runs", time.strftime("made on %Y-%m-%d at %H:%M")]
+    facts_of_all = [
+        f"{len(runs):,} run{'s' if len(runs) > 1 else ''}",
+        time.strftime("made on %Y-%m-%d at %H:%M"),
+    ]
     chapters = _with_unique_names(chapters)
     text = page_html(title, facts_of_all, [*chapters, table])
     atomic_write(output, text.encode("utf-8", "replace"))

@@ -220,9 +220,10 @@ def _slices(trials: _Trials, where: str) -> list[Figure]:
         numbers = [trial.number for trial in valued]
         more = {"colorscale": "Viridis", "showscale": True, "colorbar": bar}
         dots = _dots("trials", numbers, points, **more)
+        digits = {"tickformat": ".3~g"} if is_log else {}  # else "5" stands for 0.05
         kind = "log" if is_log else "linear" if is_number else "category"
         figures.append(Figure(f"slice-{slug(key)}-{where}", f"{trials.key} by {key}", "", [dots],
-                              {"title": key, "type": kind}, {"title": trials.key},
+                              {"title": key, "type": kind} | digits, {"title": trials.key},
                               {"showlegend": False}, 320, is_small=True))  # fmt: skip
     return figures
 
