@@ -177,6 +177,10 @@ def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
                 _train_grid(opened, config, task, left, folder.name)
         finally:
             summaries = _show_grid(folder, jobs)
+        if config.report:
+            from ppo_lab.reports.report import report_place
+
+            _print_lines(f"report  {report_place(folder)}")
     if any(summary["status"] != Status.finished.value for summary in summaries):
         sys.exit(EXIT_FAILED)
 

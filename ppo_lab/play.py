@@ -2,6 +2,7 @@
 
 Every episode has its own seed and runs to its end. Prints eval_return, mean and standard deviation
 over the episodes; of texts also some samples, their reward and what says whether they are good.
+With --video it records one more episode as Gymnasium renders it.
 Actions are deterministic by default, and the tokens of texts are samples.
 """
 
@@ -27,6 +28,7 @@ from ppo_lab.devices.placement import Placement
 from ppo_lab.envs.base import DiscreteActions, Env
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.envs.text.config import TextConfig
+from ppo_lab.reports.video import VIDEO_FORMATS, record_video
 from ppo_lab.training.acting import Policy
 from ppo_lab.training.evaluation import build_raw, first_episodes
 from ppo_lab.training.policy import BEST_FOLDER, load_policy
@@ -123,27 +125,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     trust = "import the module that env.id=module:Name-v0 or env.reward names without asking"
     parser.add_argument("--trust", action="store_true", help=trust)
+    file = "record an episode as FILE.mp4 or FILE.gif; default video.mp4 in the run's folder"
+    parser.add_argument("--video", nargs="?", const="", metavar="FILE", help=file)
     parsed = parser.parse_args(arguments)
     try:
+        video = _video_path(parsed.video, parsed.run)
         policy = load_policy(parsed.run)
         run = parsed.run.parent if parsed.run.name == BEST_FOLDER else parsed.run
         env_config = _read_env_config(run / ".hydra" / "config.yaml")
         _confirm_import(env_config, is_trusted=parsed.trust)
         env_config.check()
         is_text = policy.texts is not None
+        is_deterministic = not (is_text if parsed.stochastic is None else parsed.stochastic)
         played = evaluate(
             policy,
             env_config,
             num_episodes=parsed.episodes,
             seed=parsed.seed,
-            deterministic=not (is_text if parsed.stochastic is None else parsed.stochastic),
+            deterministic=is_deterministic,
             max_steps=parsed.max_steps,
         )
+        if video is not None:
+            record_video(
+                policy, env_config, video, seed=parsed.seed, deterministic=is_deterministic,
+                max_steps=parsed.max_steps,
+            )  # fmt: skip
     except (OSError, ValueError, EnvironmentFault) as error:
         sys.stderr.write(f"ppo_lab.play: {printable(error)}\n")
         return 2
     _show(played, policy.env_id, as_json=parsed.json)
+    if video is not None:
+        sys.stderr.write(f"{printable(video)}\n")
     return 0
+
+
+def _video_path(given: str | None, run: Path) -> Path | None:
+    """Return the file of ``--video``, None without it; raise ``ValueError`` for another format."""
+    if given is None:
+        return None
+    path = Path(given) if given else run / "video.mp4"
+    if path.suffix not in VIDEO_FORMATS or not path.parent.is_dir():
+        allowed = f"must end in {' or '.join(VIDEO_FORMATS)}, in a folder that exists"
+        raise ValueError(f"--video {path}: {allowed}")
+    return path
 
 
 def _show(played: Played, env_id: str, *, as_json: bool) -> None:

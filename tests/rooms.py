@@ -17,6 +17,7 @@ COMMANDS = "(commands)"
 ROOMS = {  # from top to bottom: a room imports only from rooms below it
     COMMANDS: "the commands: run and study, play, report, browse, workspace",
     "studies": "Optuna studies: the command, scheduling, Ctrl-C",
+    "reports": "the page of runs, grids and studies: loading, figures, player",
     "studies/display": "progress of a study: live table, log lines",
     "studies/results": "statistics, confirmation, trials.csv, best.yaml, panel",
     "studies/store": "trials in Optuna's storage: retries, leases, outcomes",

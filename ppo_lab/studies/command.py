@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ppo_lab.config.error_messages import explain
 from ppo_lab.grids.table import grid_table
+from ppo_lab.reports.report import report_place
 from ppo_lab.studies.choose_executor import choose_executor
 from ppo_lab.studies.definition.plan import Plan, make_plan
 from ppo_lab.studies.display.log_lines import print_line
@@ -51,7 +52,7 @@ def run_study(command: DictConfig, loader: ConfigLoader) -> None:
         plan = make_plan(command, loader)
         if (num_trials := plan.study.num_trials) < command.study.num_trials:
             print_line(f"the grid is complete after {num_trials} trials, which end the study")
-        _, status = run_plan(plan)
+        _, status = run_plan(plan, makes_report=command.report)
     except ConfigError as error:  # found only in the stored study, such as another space
         print_line(explain(error, list(command.hydra.overrides.task)) or str(error))
         status = _EXIT_REFUSED
@@ -59,7 +60,9 @@ def run_study(command: DictConfig, loader: ConfigLoader) -> None:
         sys.exit(status)
 
 
-def run_plan(plan: Plan, pool: WorkerPool | None = None) -> tuple[Ending, int]:
+def run_plan(
+    plan: Plan, pool: WorkerPool | None = None, *, makes_report: bool = False
+) -> tuple[Ending, int]:
     """Run a study's trials and its confirmation, write its files; return why it ended.
 
     The exit status comes with it: 1 if every trial failed, if a file or another view of the result
@@ -79,7 +82,7 @@ def run_plan(plan: Plan, pool: WorkerPool | None = None) -> tuple[Ending, int]:
             # Ctrl-C ends the command at once until the storage is open, as nothing runs yet.
             runner = StudyRunner(plan, pool, interrupts)
             with closing(runner.database), interrupts.installed():
-                ending, status = _run(plan, runner, interrupts)
+                ending, status = _run(plan, runner, interrupts, makes_report)
     except StorageLostError as error:
         log.error("%s", error)
         ending, status = Ending.storage_lost, _EXIT_FAILED
@@ -90,7 +93,9 @@ def run_plan(plan: Plan, pool: WorkerPool | None = None) -> tuple[Ending, int]:
     return ending, status
 
 
-def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> tuple[Ending, int]:
+def _run(
+    plan: Plan, runner: StudyRunner, interrupts: InterruptHandler, makes_report: bool
+) -> tuple[Ending, int]:
     ending, study = runner.run(plan)
     last, confirmed = _LastSteps(), None
     if ending is Ending.complete:
@@ -106,6 +111,9 @@ def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> tuple
         for name, write in output_files(result).items():
             last.take(name, runner.call, "write", write)
         last.take("the panel", _show, result)
+        if makes_report and not interrupts.is_stopping:
+            place = report_place(plan.folder, plan.url)
+            Console().out(f"report     {place}", highlight=False)
         if runner.had_work and not interrupts.is_urgent:
             last.take("W&B", _track, result, study)
     runner.close()  # else the trials stay reserved until the next start finds us dead

@@ -44,7 +44,7 @@ _MOST_NAME_CHARS = 80
 _NO_PRUNER = "optuna.pruners.NopPruner"
 _PRUNED_SHARE = 0.5  # of all steps, where trials are pruned (benchmarks/results/pruning.md)
 _OF_STUDY = ("sweep", "study")
-_NOT_IN_NAME = (*_OF_STUDY, "hydra", "tracking", "num_threads", "device")
+_NOT_IN_NAME = (*_OF_STUDY, "hydra", "tracking", "num_threads", "device", "report")
 # Keys that change where and how a run is computed and shown, not its numbers.
 _NOT_IN_FINGERPRINT = {*ABOUT_A_RUN, "device", "checkpoint"}
 _MOST_LINES = 12
