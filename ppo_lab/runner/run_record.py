@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import secrets
 import time
@@ -10,14 +9,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ppo_lab.config.run import Config
-from ppo_lab.forecasting.summary import device_section, forecast_section, memory_section
-from ppo_lab.networks import ActorCritic
+from ppo_lab.forecasting.summary import forecast_section, memory_section
 from ppo_lab.runner.lock import lock_run_folder
+from ppo_lab.runner.measured import Begin, facts, measured, num_parameters
 from ppo_lab.runner.resume import comparable
 from ppo_lab.runner.run_name import name_parts, network_name, run_name
 from ppo_lab.tracking import Progress, Record, RunInfo, Tracker, cut_metrics
@@ -30,17 +29,10 @@ from ppo_lab.training.checkpoint import (
 )
 from ppo_lab.training.evaluation import BestPolicy
 from ppo_lab.training.policy import BEST_FOLDER, save_policy, write_policy
-from ppo_lab.training.scores import (
-    History,
-    area_under_curve,
-    has_collapsed,
-    is_dead,
-    policy_state,
-)
+from ppo_lab.training.scores import History, policy_state
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.crash_points import crash_point
 from ppo_lab.utils.errors import EnvironmentFault
-from ppo_lab.utils.provenance import git_state, machine, versions
 
 __all__ = ["RunOutput", "RunRecorder", "Status", "one_line", "static_summary"]
 
@@ -81,14 +73,6 @@ class RunOutput:
     """Whether the folder may hold a run that was killed, to go on from its newest checkpoint."""
 
 
-class _Begin(NamedTuple):
-    """Progress of the stack when the run began in it."""
-
-    elapsed_s: float
-    num_live_steps: int
-    phase_seconds: Mapping[str, float]
-
-
 class RunRecorder:
     """Trackers, checkpoints and summary of one run.
 
@@ -107,7 +91,7 @@ class RunRecorder:
         self.tracker = Tracker(config.tracking, Path("outputs").resolve(), progress)
         self._is_shown = progress.is_shown
         self.summary = static_summary(config, output)
-        self._begin = _Begin(0.0, 0, {})
+        self._begin = Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
         self._run_id, self._settings = "", comparable(config)
         self._saved_best: BestPolicy | None = None
@@ -154,12 +138,12 @@ class RunRecorder:
 
     def describe(self, trainer: Trainer) -> None:
         """Add to the trackers' config what is known only with the trainer."""
-        sizes = _num_parameters(trainer.model)
+        sizes = num_parameters(trainer.model)
         self.tracker.describe({"num_parameters": {**sizes, "total": sum(sizes.values())}})
 
     def begin(self, trainer: Trainer) -> None:
         """Note the stack's progress before this run."""
-        self._begin = _Begin(trainer.elapsed_s, trainer.num_live_steps, trainer.phase_seconds())
+        self._begin = Begin(trainer.elapsed_s, trainer.num_live_steps, trainer.phase_seconds())
 
     def record(self, record: Record, history: History) -> None:
         """Send an iteration to the trackers, with the policy's state where it is shown."""
@@ -169,7 +153,7 @@ class RunRecorder:
 
     def measure(self, trainer: Trainer, lane: int, busy_frac: float) -> None:
         """Add measurements; ``busy_frac`` is the share of the stack's lanes that trained."""
-        self.summary.update(_measured(self.config, trainer, lane, self._begin))
+        self.summary.update(measured(self.config, trainer, lane, self._begin))
         if (num_lanes := len(trainer.configs)) > 1:
             self.summary["stack"] = {"num_lanes": num_lanes, "lane": lane, "busy_frac": busy_frac}
         self.summary["memory"] |= memory_section(trainer)
@@ -273,9 +257,9 @@ def one_line(error: BaseException) -> str:
 
 
 def _run_info(config: Config, output: RunOutput) -> RunInfo:
-    facts, values = _facts(config.torch_device), config.as_dict()
+    found, values = facts(config.torch_device), config.as_dict()
     network = {"name": network_name(config.network, output.overrides), **values["network"]}
-    commit = facts["git"].get("commit")
+    commit = found["git"].get("commit")
     tags = [config.env.id, config.memory.name, *([f"g{commit[:7]}"] if commit else [])]
     return RunInfo(
         folder=output.folder,
@@ -286,7 +270,7 @@ def _run_info(config: Config, output: RunOutput) -> RunInfo:
         tags=tuple(tag[:64] for tag in [*tags, *config.tracking.tags]),
         total_steps=config.num_counted_steps,
         config=values
-        | {"network": network, "overrides": list(output.overrides), **facts, **output.notes},
+        | {"network": network, "overrides": list(output.overrides), **found, **output.notes},
         job_type=output.job_type,
     )
 
@@ -304,60 +288,5 @@ def static_summary(config: Config, output: RunOutput) -> dict[str, Any]:
         "folder": str(output.folder),
         **output.notes,
         **epsilon,
-        **_facts(config.torch_device),
+        **facts(config.torch_device),
     }
-
-
-def _measured(config: Config, trainer: Trainer, lane: int, begin: _Begin) -> dict[str, Any]:
-    """Return the measurements of a run and of its stack since the run began."""
-    trainer.meters.clock.read()
-    history = trainer.history(lane)
-    elapsed_s = trainer.elapsed_s - begin.elapsed_s
-    phases_s = trainer.phase_seconds().items()
-    measured = _scores(config, history) | {
-        "env_steps": trainer.lane_steps(lane),
-        "num_episodes": history.num_episodes,
-        "num_parameters": _num_parameters(trainer.model),
-        # Of the whole stack, like peak memory.
-        "time": {f"{name}_s": s - begin.phase_seconds.get(name, 0.0) for name, s in phases_s},
-        "env_steps_per_s": (trainer.num_live_steps - begin.num_live_steps) / max(elapsed_s, 1e-9),
-    }
-    if trainer.placement.is_cuda or config.is_profiled:
-        measured |= device_section(trainer)
-    return measured
-
-
-def _scores(config: Config, history: History) -> dict[str, Any]:
-    scores: dict[str, Any] = {
-        "final_return": history.final_return,
-        "best_return": history.best_return,
-        "auc_return": area_under_curve(history.steps, history.returns),
-        "collapsed": None,
-        "dead": None,
-    }
-    if history.texts:
-        scores["text"] = history.texts
-    scores |= history.eval_scores() if config.eval_every else {}
-    if score_range := config.env.score_range():
-        random_return, target_return = score_range
-        scores["collapsed"] = has_collapsed(
-            history.returns, random_return=random_return, target_return=target_return
-        )
-        scores["dead"] = is_dead(
-            history.returns, history.entropy_fracs, history.kls, random_return=random_return
-        )
-    return scores
-
-
-def _num_parameters(model: ActorCritic) -> dict[str, int]:
-    """Return one lane's parameters by group: actor, critic and, where shared, trunk."""
-    return {
-        name: sum(p.numel() // p.shape[0] for p in parameters)
-        for name, parameters in model.groups().items()
-    }
-
-
-@functools.cache
-def _facts(device: torch.device) -> dict[str, Any]:
-    """Return versions, commit and machine, which are the same for all runs of this process."""
-    return {"versions": versions(), "git": git_state(), "machine": machine(device)}

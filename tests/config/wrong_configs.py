@@ -21,7 +21,7 @@ REFUSED = [
     ("env=cartpol", "env=cartpol", "did you mean cartpole?"),
     ("network=huuge", "network=huuge", "did you mean huge?"),
     ("memory=nope", "memory=nope", "auto, co_resident, critic_free, offloaded_optimizer, parked"),
-    ("tracking=foo", "tracking=foo", "local, wandb"),
+    ("tracking=foo", "tracking=foo", "csv, local, tensorboard, wandb"),
     ("memory.pin_memory=false", "memory.pin_memory=false", "offloaded_optimizer or parked alone"),
     ("memory=offloaded_optimizer memory.pin=1", "memory.pin=1", "did you mean memory.pin_memory?"),
     ("env.id=CartPole-v9", "env.id=CartPole-v9", "did you mean CartPole-v1?"),
