@@ -50,7 +50,7 @@ def grid_table(summaries: Sequence[Summary]) -> RenderableType:
     notes = [note]
     if len(rows) < len(summaries):
         notes.append("±: 95 % interval of the mean over the seeds that finished")
-    if len(rows) > 1 and not any(column.heading == "status" for column in measured):
+    if len(summaries) > 1 and not any(column.heading == "status" for column in measured):
         notes.append(f"all {len(summaries)} jobs finished")
     parts += [Text(text, "dim") for text in notes if text]
     return Group(*parts)

@@ -157,11 +157,12 @@ def grid(tmp_path_factory):
 
 def test_a_grid_makes_a_folder_and_a_wandb_run_for_each_job_and_one_table(grid):
     path, done = grid
-    files = {"0", "1", "multirun.yaml", "report.html", "run.lock"}
+    files = {"0", "1", "multirun.yaml", "report.html", "results.csv", "run.lock"}
     assert {p.name for p in path.iterdir()} == files
     wandb_runs = list((path.parents[1] / "wandb").glob("offline-run-*"))
     assert len(wandb_runs) == 2
-    assert done.stdout.count("finished") == 2
+    assert "all 2 jobs finished" in done.stdout
+    assert "job 2 of 2 begins  epsilon=none" in done.stderr
     assert "epsilon" in done.stdout
     summaries = [json.loads((path / str(i) / "summary.json").read_text()) for i in (0, 1)]
     assert summaries[0]["epsilon"] == 0.1
