@@ -22,7 +22,7 @@ from ppo_lab.utils.errors import ConfigError
 __all__ = ["Fitted", "fit"]
 
 _GIB = 1024**3
-_FAR = 16  # the first size tried, and the most by which one grows: a forecast of many rows is slow
+_FIRST, _GROWTH = 1024, 64  # the sizes tried: a forecast of very many rows is slow
 _OF_A_SEARCH = ("fit", "fit_over", "forecast", "forecast_format")
 
 
@@ -183,14 +183,14 @@ def _last_that_fits(excess: Callable[[int], int], count: int) -> int:
     Extrapolates, then interpolates: memory is piecewise linear in most sizes, and one piece takes
     four calls. Bisects where that does not halve the interval. ``excess`` should rise.
     """
-    low, high = 0, min(_FAR, count - 1)
+    low, high = 0, min(_FIRST, count - 1)
     if (at_low := excess(low)) > 0:
         return -1
     while (at_high := excess(high)) <= 0:
         if high == count - 1:
             return high
         ahead = high + (high - low) * -at_high // max(at_high - at_low, 1) + 1
-        ahead = min(max(ahead, high + high // 2), high * _FAR, count - 1)
+        ahead = min(ahead, high * _GROWTH, count - 1)
         low, at_low, high = high, at_high, ahead
     while high - low > 1:
         span = high - low
