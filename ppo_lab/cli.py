@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shlex
 import signal
 import sys
 from argparse import Namespace
@@ -38,6 +39,7 @@ from ppo_lab.config.error_messages import explain
 from ppo_lab.config.other_names import check_flags
 from ppo_lab.config.run import Config
 from ppo_lab.forecasting.budget import over_budget, resolve_memory
+from ppo_lab.forecasting.fit import fit
 from ppo_lab.forecasting.tables import forecast_json, forecast_table, forecasts_table
 from ppo_lab.grids.progress import GridProgress
 from ppo_lab.grids.results import RESULTS_FILE, grid_summaries, write_results
@@ -115,7 +117,11 @@ def main() -> None:
         return
     try:
         with _open_hydra(arguments) as (opened, stored):
-            _run(opened, _check(opened, arguments, stored), stored)
+            command = _check(opened, arguments, stored)
+            if command.config.fit:
+                _show_fits(arguments, command.jobs)
+            else:
+                _run(opened, command, stored)
     except KeyboardInterrupt as error:
         sys.exit(interrupt_status(error))
 
@@ -294,6 +300,27 @@ def _show_forecasts(jobs: Sequence[tuple[Job, Config]]) -> None:
     else:
         shown = forecasts_table(jobs) if first.is_multirun else forecast_table(config)
         Console().print(shown, crop=False)
+
+
+def _show_fits(arguments: Namespace, jobs: Sequence[Job]) -> None:
+    """Print the largest run like each job that fits: its forecast and its command."""
+    with _explained(arguments.overrides):
+        if not jobs or any(text.startswith("sweep=") for text in arguments.overrides):
+            allowed = "is for runs, and grids of values typed with -m; not for sweep= or a study"
+            raise ConfigError("fit", "true", allowed)
+        fits = [fit(job.config) for job in jobs]
+    fitted = [
+        (job._replace(overrides=found.overrides(job.overrides, job.config)), found.config)
+        for job, found in zip(jobs, fits)
+    ]
+    _show_forecasts(fitted)
+    if jobs[0].config.forecast_format is ForecastFormat.json:
+        return
+    options = {"--config-dir": arguments.config_dir, "--config-name": arguments.config_name}
+    words = [word for option in options.items() if option[1] for word in option]
+    for (job, _), found in zip(fitted, fits):
+        command = shlex.join(["python", "-m", "ppo_lab", *words, *job.overrides])
+        _print_lines(f"\n{found}\n{command}")
 
 
 def _refuse(message: str) -> NoReturn:

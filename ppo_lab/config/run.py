@@ -20,6 +20,7 @@ from ppo_lab.config.checks import check_fits, check_whole
 from ppo_lab.config.choices import (
     Compile,
     Dtype,
+    FitOver,
     ForecastFormat,
     MatmulPrecision,
     Profile,
@@ -36,7 +37,6 @@ from ppo_lab.ppo.baselines import AutoBaseline, Baseline, Gae, GroupBaseline, Gr
 from ppo_lab.ppo.losses import PolicyLoss
 from ppo_lab.ppo.update import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
-from ppo_lab.utils.cores import idle_cores
 from ppo_lab.utils.errors import ConfigError, check_number
 from ppo_lab.utils.json_files import to_jsonable
 
@@ -86,6 +86,12 @@ class Config(EvaluationConfig, Hyperparameters):
     """Print the forecast of memory by category and train nothing; needs no GPU."""
     forecast_format: ForecastFormat = ForecastFormat.table
     """json prints machine-readable output, alone on stdout."""
+    fit: bool = False
+    """Print the largest run that fits ``vram_budget_gib`` by forecast, what it needs and its
+    command; train nothing. Implies ``forecast``."""
+    fit_over: FitOver = FitOver.num_envs
+    """What ``fit`` varies: num_envs (the most), network (the largest named one of its kind),
+    num_minibatches (the fewest), memory (the cheapest change of strategy or options)."""
     profile: Profile = Profile.auto
     """Count memory by category in the first iteration and profile a short window after warm-up."""
     compile: Compile = Compile.auto
@@ -100,6 +106,7 @@ class Config(EvaluationConfig, Hyperparameters):
     def __post_init__(self) -> None:
         """Check and convert every value."""
         self.check_numbers()
+        self.forecast = self.forecast or self.fit
         for key in ("vram_budget_gib", "vram_limit_gib"):
             if (key, getattr(self, key)) != ("vram_budget_gib", "auto"):
                 setattr(self, key, check_number(key, getattr(self, key), above=0.0, off=True))
@@ -238,6 +245,11 @@ class Config(EvaluationConfig, Hyperparameters):
         return self.num_steps
 
     @property
+    def most_envs(self) -> int:
+        """The most environments that may be asked for."""
+        return min(_MOST["num_envs"], _MOST_ROWS // self.rollout_steps)
+
+    @property
     def num_rows(self) -> int:
         """Steps of one rollout; not all of them live if episodes are whole."""
         return self.num_envs * self.rollout_steps
@@ -334,17 +346,3 @@ class Config(EvaluationConfig, Hyperparameters):
         if self.epsilon is None:
             del values["epsilon"]
         return values
-
-    def choose_num_threads(self, spec: EnvSpec) -> int:
-        """Return the number of CPU threads.
-
-        On an idle machine a second thread is 1.6 to 2 times as fast from about 0.5 GFLOP per
-        gradient step; beside a busy process it is 3 to 30 times slower below 2 GFLOP, and about 2
-        times above (benchmarks/results/threads.md). So auto is 1 below 2 GFLOP, and the number
-        of idle cores above.
-        """
-        if self.num_threads != "auto":
-            return int(self.num_threads)
-        parameters = self.memory.num_trunks * self.network.num_trunk_parameters(spec)
-        flop = 6 * parameters * self.num_rows / self.num_minibatches
-        return 1 if flop < 2e9 else idle_cores()

@@ -11,13 +11,13 @@ __all__ = ["ABOUT_A_RUN", "settings_of"]
 
 ABOUT_A_RUN = (
     *("name", "tracking", "num_threads", "profile", "forecast", "forecast_format"),
-    *("vram_budget_gib", "vram_limit_gib"),
+    *("fit", "fit_over", "vram_budget_gib", "vram_limit_gib"),
 )
 """Keys that say how a run is carried out and shown, not what is computed."""
 
 _LATER = (
     *("policy_loss", "aggregation", "policy_start_iteration"),
-    *("gae_lambda_policy", "gae_lambda_value", "eval_every", "eval_episodes"),
+    *("gae_lambda_policy", "gae_lambda_value", "eval_every", "eval_episodes", "fit", "fit_over"),
 )
 """Keys that were added to runs and studies which exist; a new key belongs here."""
 

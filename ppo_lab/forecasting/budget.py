@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -22,7 +22,15 @@ from ppo_lab.networks import NETWORKS, NetworkConfig
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 
-__all__ = ["Change", "Excess", "advice", "budget_bytes", "over_budget", "resolve_memory"]
+__all__ = [
+    "Change",
+    "Excess",
+    "advice",
+    "budget_bytes",
+    "named_networks",
+    "over_budget",
+    "resolve_memory",
+]
 
 _GIB = 1024**3
 _MICRO_BATCHES = (2, 8)
@@ -44,6 +52,8 @@ class Change:
     """What it changes in the numbers of a run; empty where they stay the same."""
     more_moved: int = 0
     """Bytes more over the bus in each iteration."""
+    config: Config | None = field(default=None, repr=False, compare=False)
+    """With the change."""
 
     @property
     def price(self) -> str:
@@ -176,6 +186,7 @@ def _try(config: Config, before: Forecast, *options: _Option) -> Change | None:
         after.total,
         "; ".join(option.alters for option in options if option.alters),
         after.bus.iteration.total - before.bus.iteration.total,
+        config,
     )
 
 
@@ -223,16 +234,22 @@ def _alters(config: Config, strategy: type[MemoryStrategy]) -> str:
 
 def _smaller_network(config: Config) -> tuple[str, NetworkConfig] | None:
     """Return the largest named network of this kind that is smaller; None if there is none."""
+    limit = config.network.num_trunk_parameters(config.check_env())
+    smaller = [named for named in named_networks(config) if named[0] < limit]
+    return smaller[-1][1:] if smaller else None
+
+
+def named_networks(config: Config) -> list[tuple[int, str, NetworkConfig]]:
+    """Return trunk parameters, name and config of each named network of this kind, by size."""
     if config.network.is_pretrained:
-        return None  # a checkpoint has the size that it has
+        return []  # a checkpoint has the size that it has
     spec = config.check_env()
-    limit = config.network.num_trunk_parameters(spec)
-    smaller: list[tuple[int, str, NetworkConfig]] = []
-    for path in sorted((CONF_DIR / "network").glob("*.yaml")):
-        network = _named_network(path, config.network)
-        if network is not None and (count := network.num_trunk_parameters(spec)) < limit:
-            smaller.append((count, path.stem, network))
-    return max(smaller, key=lambda entry: entry[0])[1:] if smaller else None
+    named = [
+        (network.num_trunk_parameters(spec), path.stem, network)
+        for path in sorted((CONF_DIR / "network").glob("*.yaml"))
+        if (network := _named_network(path, config.network)) is not None
+    ]
+    return sorted(named, key=lambda entry: entry[0])
 
 
 def _named_network(path: Path, network: NetworkConfig) -> NetworkConfig | None:
