@@ -192,10 +192,10 @@ class Config(Hyperparameters):
         return spec
 
     @property
-    def lane_limit(self) -> tuple[str, str, int] | None:
+    def lane_limit(self) -> tuple[str, object, int] | None:
         """The key and value that limit the lanes of a stack, and the most; None for any number."""
-        if self.memory.max_lanes is not None:
-            return "memory", self.memory.name, self.memory.max_lanes
+        if self.memory.lane_limit is not None:
+            return self.memory.lane_limit
         if self.network.max_lanes is not None:
             name = next(n for n, kind in NETWORKS.items() if type(self.network) is kind)
             return "network", name, self.network.max_lanes
@@ -301,6 +301,7 @@ class Config(Hyperparameters):
         memory = self.memory
         obstacles = {
             f"memory={memory.name}": memory.max_lanes is not None,
+            f"memory.offload_fraction={memory.offload_fraction}": memory.offload_fraction > 0.0,
             "memory.rollout_place=host": memory.rollout_place is not Place.device,
             "whole episodes": self.whole_episodes,
             "a network that reads sequences": self.network.reads_sequences,

@@ -203,9 +203,12 @@ def _options(config: Config, before: Forecast) -> Iterator[_Option]:
 
 
 def _as_strategy(memory: MemoryStrategy, strategy: type[MemoryStrategy]) -> MemoryStrategy:
-    """Return ``strategy`` with the options of ``memory`` that every strategy has."""
-    shared = [field.name for field in dataclasses.fields(MemoryStrategy)]
-    return strategy(**{name: getattr(memory, name) for name in shared})
+    """Return ``strategy`` with the options of ``memory`` that every strategy has and that are set.
+
+    Defaults are the strategy's own.
+    """
+    values = {f.name: getattr(memory, f.name) for f in dataclasses.fields(MemoryStrategy)}
+    return strategy(**{k: v for k, v in values.items() if v != getattr(type(memory), k)})
 
 
 def _alters(config: Config, strategy: type[MemoryStrategy]) -> str:

@@ -30,15 +30,15 @@ class ParameterCost(NamedTuple):
     with the parameters is left out: step counts, clip coefficients, rounding to blocks.
     """
 
-    device: int
+    device: float
     """Stored on the device throughout an update."""
-    device_in_training: int = 0
+    device_in_training: float = 0
     """Stored on the device only while the parameter's own network is trained."""
-    host: int = 0
+    host: float = 0
     """Stored in host memory."""
-    bus_per_step: int = 0
+    bus_per_step: float = 0
     """Copied over the bus in each gradient step, both directions together."""
-    bus_per_iteration: int = 0
+    bus_per_iteration: float = 0
     """Copied over the bus in each iteration, whatever the number of gradient steps."""
 
     def describe(self, element_size: int) -> str:
@@ -56,7 +56,7 @@ class ParameterCost(NamedTuple):
             "over PCIe per iteration",
         )
         parts = zip(self, places)
-        return ", ".join(f"{count * element_size} B {place}" for count, place in parts if count)
+        return ", ".join(f"{count * element_size:.4g} B {place}" for count, place in parts if count)
 
 
 @dataclass(kw_only=True)
@@ -69,8 +69,6 @@ class MemoryStrategy(ABC):
 
     name: ClassVar[str]
     """The value of ``memory=`` on the command line."""
-    cost: ClassVar[ParameterCost]
-    """Memory and bus traffic of each parameter."""
     shares_trunk: ClassVar[bool] = False
     """Whether actor and critic are two heads of one trunk: another model, with other returns, not
     only a smaller one."""
@@ -84,6 +82,11 @@ class MemoryStrategy(ABC):
     """Whether actor and critic are clipped by their own norms even if ``separate_grad_clip`` is
     false."""
 
+    offload_fraction: float = 0.0
+    """Share of the parameters whose Adam moments and step are in host memory, 0 to 1: at most that
+    many, in whole tensors, the largest first. In float32 an offloaded parameter takes 8 B on the
+    device in place of 16, and 8 B over PCIe in each gradient step. 1 is the default of
+    memory=offloaded_optimizer; memory=parked has none."""
     num_micro_batches: int = 1
     """Parts of a minibatch whose gradients are added up before a step: the same gradient (to
     rounding) with that fraction of the activations, and more, smaller operations. Must divide the
@@ -104,6 +107,8 @@ class MemoryStrategy(ABC):
         if self.num_micro_batches < 1 or minibatch_size % self.num_micro_batches:
             allowed = f"must divide the minibatch's {minibatch_size} {unit}"
             raise ConfigError("memory.num_micro_batches", self.num_micro_batches, allowed)
+        if not 0.0 <= self.offload_fraction <= 1.0:
+            raise ConfigError("memory.offload_fraction", self.offload_fraction, "must be 0 to 1")
 
     def build_model(
         self,
@@ -139,6 +144,21 @@ class MemoryStrategy(ABC):
         return ObservationStore()
 
     @property
+    def cost(self) -> ParameterCost:
+        """Memory and bus traffic of each parameter: weight, gradient, two moments."""
+        share = self.offload_fraction  # of which gradient and weight are copied each step
+        return ParameterCost(device=4 - 2 * share, host=4 * share, bus_per_step=2 * share)
+
+    @property
+    def lane_limit(self) -> tuple[str, object, int] | None:
+        """The setting that limits a stack, its value, and the most lanes; None for any number."""
+        if self.max_lanes is not None:
+            return "memory", self.name, self.max_lanes
+        if self.offload_fraction > 0.0:
+            return "memory.offload_fraction", self.offload_fraction, 1
+        return None
+
+    @property
     def num_trunks(self) -> int:
         """Trunks of a model: 1 if it is shared or there is no critic, else 2."""
         return 1 if self.shares_trunk or not self.has_critic else 2
@@ -158,6 +178,13 @@ class AutoMemory(MemoryStrategy):
     """Placeholder of ``memory=auto``; ``forecast.budget.resolve_memory`` replaces it."""
 
     name: ClassVar[str] = "auto"
+
+    def check(self, minibatch_size: int, unit: str = "rows") -> None:
+        """See ``MemoryStrategy.check``; what to offload is chosen."""
+        super().check(minibatch_size, unit)
+        if self.offload_fraction:
+            allowed = "must be 0 with memory=auto, which chooses a strategy itself"
+            raise ConfigError("memory.offload_fraction", self.offload_fraction, allowed)
 
     def build_optimizer(self, *_: object, **__: object) -> LaneOptimizer:
         """Never called: every run has a strategy."""

@@ -22,6 +22,7 @@ from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.memory.base import MemoryStrategy, ParameterCost
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer, TrainTarget
+from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["Parked", "ParkedAdam"]
 
@@ -33,12 +34,6 @@ class Parked(MemoryStrategy):
     """Weights of both networks on the device, gradients and Adam's moments of one at a time."""
 
     name: ClassVar[str] = "parked"
-    cost: ClassVar[ParameterCost] = ParameterCost(
-        device=1,  # weight
-        device_in_training=3,  # gradient, two moments
-        host=2,  # two moments
-        bus_per_iteration=4,  # two moments to the device and back
-    )
     optimizer_place: ClassVar[Place] = Place.host
     max_lanes: ClassVar[int | None] = 1
     always_clips_separately: ClassVar[bool] = True
@@ -49,6 +44,23 @@ class Parked(MemoryStrategy):
     pin_memory: bool = True
     """Page-locked host memory where there is CUDA: copies run at the bus's full speed. false where
     locked memory is scarce."""
+
+    def check(self, minibatch_size: int, unit: str = "rows") -> None:
+        """See ``MemoryStrategy.check``; all moments are on the host already, between passes."""
+        super().check(minibatch_size, unit)
+        if self.offload_fraction:
+            allowed = "must be 0 with memory=parked, which moves the moments of whole networks"
+            raise ConfigError("memory.offload_fraction", self.offload_fraction, allowed)
+
+    @property
+    def cost(self) -> ParameterCost:
+        """See ``MemoryStrategy.cost``."""
+        return ParameterCost(
+            device=1,  # weight
+            device_in_training=3,  # gradient, two moments
+            host=2,  # two moments
+            bus_per_iteration=4,  # two moments to the device and back
+        )
 
     def build_optimizer(
         self, model: ActorCritic, placement: Placement, *, eps: float, separate_grad_clip: bool

@@ -119,8 +119,25 @@ class LaneAdam(LaneOptimizer):
     @torch.no_grad()
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
         """See ``LaneOptimizer.step``."""
-        gradients = [[bucket.take_gradient() for bucket in group] for group in self._groups]
+        gradients = self.take_gradients()
         norms = [_joint_norm(group) for group in gradients]  # G of (L,)
+        self.apply(gradients, norms, lr=lr, max_grad_norm=max_grad_norm, active=active)
+        return norms[0].unsqueeze(0) if len(norms) == 1 else torch.stack(norms)
+
+    def take_gradients(self) -> list[list[Tensor]]:
+        """Return the gradients (L, D) of each group's buckets."""
+        return [[bucket.take_gradient() for bucket in group] for group in self._groups]
+
+    def apply(
+        self,
+        gradients: list[list[Tensor]],
+        norms: Iterable[Tensor],
+        *,
+        lr: Tensor,
+        max_grad_norm: Tensor,
+        active: Tensor | None,
+    ) -> None:
+        """Step with ``take_gradients``, which it consumes, clipped by the groups' norms (L,)."""
         weight1: float | Tensor = 1.0 - BETAS[0]
         weight2: float | Tensor = 1.0 - BETAS[1]
         if active is None:
@@ -147,7 +164,6 @@ class LaneAdam(LaneOptimizer):
                 root = torch.sqrt(bucket.exp_avg_sq, out=gradient)
                 root.mul_(root_scale).add_(self._eps)
                 bucket.weights.addcmul_(torch.div(bucket.exp_avg, root, out=root), step_size)
-        return norms[0].unsqueeze(0) if len(norms) == 1 else torch.stack(norms)
 
     @property
     def state_tensors(self) -> list[Tensor]:
