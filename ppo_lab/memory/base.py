@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.networks import ActorCritic, Initializer, NetworkConfig
-from ppo_lab.ppo.adam import LaneOptimizer
+from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer
+from ppo_lab.ppo.backward_adam import BackwardAdam
 from ppo_lab.ppo.rollout import HostObservations, ObservationStore
 from ppo_lab.utils.errors import ConfigError
 
@@ -87,6 +90,11 @@ class MemoryStrategy(ABC):
     many, in whole tensors, the largest first. In float32 an offloaded parameter takes 8 B on the
     device in place of 16, and 8 B over PCIe in each gradient step. 1 is the default of
     memory=offloaded_optimizer; memory=parked has none."""
+    optimizer_in_backward: bool = False
+    """Step each part of the parameters within the backward pass and free its gradient: 4 B per
+    parameter less in float32, but for the largest part (a tensor, or several of 4 M elements
+    together). The same numbers to the bit. Where gradients are clipped it takes a second backward
+    pass, and activations stay until that. Not with micro-batches or an offloaded share."""
     num_micro_batches: int = 1
     """Parts of a minibatch whose gradients are added up before a step: the same gradient (to
     rounding) with that fraction of the activations, and more, smaller operations. Must divide the
@@ -109,6 +117,13 @@ class MemoryStrategy(ABC):
             raise ConfigError("memory.num_micro_batches", self.num_micro_batches, allowed)
         if not 0.0 <= self.offload_fraction <= 1.0:
             raise ConfigError("memory.offload_fraction", self.offload_fraction, "must be 0 to 1")
+        key = "memory.optimizer_in_backward"
+        if self.optimizer_in_backward and self.offload_fraction:
+            allowed = f"needs memory.offload_fraction=0, not {self.offload_fraction:g}"
+            raise ConfigError(key, True, allowed)
+        if self.optimizer_in_backward and self.num_micro_batches > 1:
+            allowed = "needs memory.num_micro_batches=1: the sum of gradients would have to be kept"
+            raise ConfigError(key, True, allowed)
 
     def build_model(
         self,
@@ -147,7 +162,8 @@ class MemoryStrategy(ABC):
     def cost(self) -> ParameterCost:
         """Memory and bus traffic of each parameter: weight, gradient, two moments."""
         share = self.offload_fraction  # of which gradient and weight are copied each step
-        return ParameterCost(device=4 - 2 * share, host=4 * share, bus_per_step=2 * share)
+        device = 3 if self.optimizer_in_backward else 4 - 2 * share
+        return ParameterCost(device=device, host=4 * share, bus_per_step=2 * share)
 
     @property
     def lane_limit(self) -> tuple[str, object, int] | None:
@@ -165,12 +181,31 @@ class MemoryStrategy(ABC):
 
     @abstractmethod
     def build_optimizer(
-        self, model: ActorCritic, placement: Placement, *, eps: float, separate_grad_clip: bool
+        self,
+        model: ActorCritic,
+        placement: Placement,
+        *,
+        eps: float,
+        clips: bool,
+        separate_grad_clip: bool,
     ) -> LaneOptimizer:
         """Return the optimizer of ``model``, whose parameters (L, ...) are on the device.
 
-        ``placement`` makes all copies; ``eps`` is added to the root of Adam's second moment.
+        ``placement`` makes all copies; ``eps`` is added to the root of Adam's second moment;
+        ``clips`` is whether gradients are clipped at all.
         """
+
+    def build_adam(
+        self,
+        *groups: Iterable[Parameter],
+        eps: float,
+        clips: bool,
+        zeros: Callable[[Tensor], Tensor] = torch.zeros_like,
+    ) -> LaneAdam:
+        """Return Adam on the device, as ``optimizer_in_backward`` says; see ``LaneAdam``."""
+        if self.optimizer_in_backward:
+            return BackwardAdam(*groups, eps=eps, clips=clips, zeros=zeros)
+        return LaneAdam(*groups, eps=eps, zeros=zeros)
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from ppo_lab.devices.placement import Placement
 from ppo_lab.memory.base import MemoryStrategy, clip_groups
 from ppo_lab.memory.host_adam import HostAdam
 from ppo_lab.networks import ActorCritic
-from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer
+from ppo_lab.ppo.adam import LaneOptimizer
 
 __all__ = ["CoResident", "SharedTrunk"]
 
@@ -26,12 +26,18 @@ class CoResident(MemoryStrategy):
         return True
 
     def build_optimizer(
-        self, model: ActorCritic, placement: Placement, *, eps: float, separate_grad_clip: bool
+        self,
+        model: ActorCritic,
+        placement: Placement,
+        *,
+        eps: float,
+        clips: bool,
+        separate_grad_clip: bool,
     ) -> LaneOptimizer:
         """Return Adam on the device, or partly on the host."""
         groups = clip_groups(model, separate=separate_grad_clip)
         if self.offload_fraction == 0.0:
-            return LaneAdam(*groups, eps=eps)
+            return self.build_adam(*groups, eps=eps, clips=clips)
         return HostAdam(
             *groups,
             placement=placement,

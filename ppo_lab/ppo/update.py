@@ -177,7 +177,7 @@ def update(
                 total = loss(*part, target).sum()  # the lanes' gradients are independent
                 if number == num_parts:
                     optimizer.prepare_final_backward()
-                (total if num_parts == 1 else total * (1.0 / num_parts)).backward()
+                optimizer.backward(total if num_parts == 1 else total * (1.0 / num_parts))
             with plan.around_step():
                 norms = optimizer.step(
                     lr=hyperparameters.lr,

@@ -87,7 +87,11 @@ class Trainer(LaneRuns):
         self._text_kl: TextKl | None = None  # of the latest rollout
         self.model = self._build_model(seeds)
         self.optimizer = memory.build_optimizer(
-            self.model, placement, eps=config.adam_eps, separate_grad_clip=config.clips_separately
+            self.model,
+            placement,
+            eps=config.adam_eps,
+            clips=config.max_grad_norm is not None,
+            separate_grad_clip=config.clips_separately,
         )
         self._lanes = LaneValues(configs, device, dtype)
         self.env = config.env.build(

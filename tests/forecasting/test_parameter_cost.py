@@ -74,6 +74,19 @@ def test_an_offloaded_share_costs_half_on_the_device_and_8_bytes_a_step():
     assert cost.describe(4) == said
 
 
+@pytest.mark.parametrize("strategy", ["co_resident", "parked"])
+def test_stepping_in_the_backward_pass_leaves_the_gradient_of_one_matrix(strategy):
+    option = ("memory.num_micro_batches=1", "memory.optimizer_in_backward=true")
+    size, host, per_step, _, num_parameters = counted(strategy, *option)
+    gradients = {"co_resident": BOTH, "parked": TRUNK + ACTOR_HEAD}[strategy]
+    expected = DEVICE[strategy] - 4 * gradients
+    assert size == pytest.approx(expected + 4 * 4096**2, rel=1e-3)
+    assert (host, per_step) == (pytest.approx(HOST[strategy], rel=1e-3), 0)
+    cost = config(f"memory={strategy}", option[1]).memory.cost
+    in_training = cost.device_in_training * num_parameters["actor"]
+    assert 4 * (cost.device * BOTH + in_training) == expected
+
+
 @pytest.mark.parametrize(
     ("strategy", "dtype", "element_size"),
     [*((name, "bfloat16", 4) for name in STRATEGIES), ("offloaded_optimizer", "float64", 8)],
