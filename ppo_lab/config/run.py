@@ -308,6 +308,7 @@ class Config(Hyperparameters):
             "policy_start_iteration": self.policy_start_iteration > 0,
             "memory.num_micro_batches": memory.num_micro_batches > 1,
             "memory.optimizer_in_backward=true": memory.optimizer_in_backward,
+            "memory.offload_activations=true": memory.offload_activations,
             "memory.checkpoint_activations=true": memory.checkpoint_activations,
             "dtype=bfloat16 on the CPU": self.dtype is Dtype.bfloat16 and not self.is_on_cuda,
         }

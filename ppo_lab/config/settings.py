@@ -20,7 +20,9 @@ _LATER = (
     *("gae_lambda_policy", "gae_lambda_value"),
 )
 """Keys that were added to runs and studies which exist; a new key belongs here."""
-_LATER_OF_MEMORY = ("reference_place", "offload_fraction", "optimizer_in_backward")
+_LATER_OF_MEMORY = (
+    *("reference_place", "offload_fraction", "optimizer_in_backward", "offload_activations"),
+)
 """The same of ``memory.*``."""
 
 

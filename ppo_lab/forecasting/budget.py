@@ -197,6 +197,8 @@ def _options(config: Config, before: Forecast) -> Iterator[_Option]:
             yield _Option("dtype=bfloat16", Dtype.bfloat16, alters)
         if not memory.checkpoint_activations:
             yield _Option("memory.checkpoint_activations=true", True, "a third more arithmetic")
+        if not memory.offload_activations:
+            yield _Option("memory.offload_activations=true", True)
         for count in _MICRO_BATCHES:
             if count > memory.num_micro_batches:
                 yield _Option(f"memory.num_micro_batches={count}", count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -14,6 +15,7 @@ from torch.nn import Parameter
 
 from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs.base import EnvSpec
+from ppo_lab.memory.host_activations import HostActivations
 from ppo_lab.networks import ActorCritic, Initializer, NetworkConfig
 from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer
 from ppo_lab.ppo.backward_adam import BackwardAdam
@@ -103,6 +105,11 @@ class MemoryStrategy(ABC):
     """Keep only some layers' outputs for the backward pass and recompute the others: about a third
     more arithmetic. Useful where activations are most of the memory (wide, deep networks on large
     minibatches); no effect on networks of two layers."""
+    offload_activations: bool = False
+    """Keep what a forward pass saves for its backward pass in host memory: on the device are the
+    activations in use. The same numbers to the bit; every activation crosses PCIe twice in each
+    gradient step. Useful where activations are most of the memory, and on top of
+    ``checkpoint_activations``."""
     rollout_place: Place = Place.device
     """Where a rollout's observations are stored until the update. host keeps only the rows in use
     on the device and copies every row over the bus once per epoch and pass."""
@@ -157,6 +164,12 @@ class MemoryStrategy(ABC):
         if self.rollout_place is Place.host:
             return HostObservations(placement)
         return ObservationStore()
+
+    def build_saving(
+        self, model: ActorCritic, placement: Placement
+    ) -> Callable[[object], AbstractContextManager[None]]:
+        """Return the context of forward passes of ``model``, as ``offload_activations`` says."""
+        return HostActivations(model, placement) if self.offload_activations else nullcontext
 
     @property
     def cost(self) -> ParameterCost:

@@ -110,6 +110,7 @@ class Trainer(LaneRuns):
             num_micro_batches=memory.num_micro_batches,
             rows_per_pass=max(config.num_rows // config.num_minibatches, UpdatePlan.rows_per_pass),
             around_step=PhaseObservers(observers).optimizer_step if observers else nullcontext,
+            around_forward=memory.build_saving(self.model, placement),
             num_dry_steps=dry_steps,
             policy_loss=config.policy_loss,
             aggregation=config.aggregation,

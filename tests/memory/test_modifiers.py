@@ -78,6 +78,7 @@ def test_an_offloaded_share_moves_8_bytes_a_parameter_and_gradient_step(strategy
         (("memory.offload_fraction=-0.1",), "must be 0 to 1"),
         ((HALF, "compile=always"), "cannot be had with memory.offload_fraction=0.5"),
         ((IN_BACKWARD, "compile=always"), "cannot be had with memory.optimizer_in_backward=true"),
+        (("memory.offload_activations=true", "compile=always"), "offload_activations=true"),
         ((IN_BACKWARD, HALF), "needs memory.offload_fraction=0, not 0.5"),
         ((IN_BACKWARD, "memory=offloaded_optimizer"), "needs memory.offload_fraction=0, not 1"),
         ((IN_BACKWARD, "memory.num_micro_batches=2"), "needs memory.num_micro_batches=1"),
