@@ -192,7 +192,7 @@ class Config(Hyperparameters):
         return spec
 
     @property
-    def lane_limit(self) -> tuple[str, object, int] | None:
+    def lane_limit(self) -> tuple[str, str, int] | None:
         """The key and value that limit the lanes of a stack, and the most; None for any number."""
         if self.memory.lane_limit is not None:
             return self.memory.lane_limit

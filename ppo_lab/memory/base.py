@@ -179,12 +179,12 @@ class MemoryStrategy(ABC):
         return ParameterCost(device=device, host=4 * share, bus_per_step=2 * share)
 
     @property
-    def lane_limit(self) -> tuple[str, object, int] | None:
+    def lane_limit(self) -> tuple[str, str, int] | None:
         """The setting that limits a stack, its value, and the most lanes; None for any number."""
         if self.max_lanes is not None:
             return "memory", self.name, self.max_lanes
         if self.offload_fraction > 0.0:
-            return "memory.offload_fraction", self.offload_fraction, 1
+            return "memory.offload_fraction", f"{self.offload_fraction:g}", 1
         return None
 
     @property
