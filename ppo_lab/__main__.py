@@ -16,7 +16,8 @@ def main() -> None:
     if expects_study(words) or "hydra/launcher=stacked" in words:
         from ppo_lab.utils.forkserver import start_server
 
-        start_server(is_tracked="tracking=local" not in words)
+        without_wandb = {"tracking=local", "tracking=csv", "tracking=tensorboard"}
+        start_server(is_tracked=without_wandb.isdisjoint(words))
 
     from ppo_lab.cli import main as run
 

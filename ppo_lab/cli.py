@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -54,6 +54,8 @@ from ppo_lab.tracking import (
     reasons,
     summary_panel,
 )
+from ppo_lab.tracking.tables import overridden_keys
+from ppo_lab.tracking.wandb_sweep import agent_overrides, agent_parameters
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 from ppo_lab.utils.redaction import mask_output
@@ -64,18 +66,23 @@ _CHECKED_EVERY = 250  # jobs: some seconds
 
 
 def job(
-    cfg: DictConfig, *, group: str | None = None, notes: Mapping[str, Any] | None = None
+    cfg: DictConfig,
+    *,
+    group: str | None = None,
+    varying: Collection[str] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run one job in the folder that Hydra made for it, or go on with it; return its summary.
 
     A failed run is a status, not an exception: Hydra would report only the first one of a grid.
-    ``group`` is the grid of a run that is resumed alone; ``notes`` are added to the summary.
+    ``group`` is the grid of a run that is resumed alone, ``varying`` the keys that a grid varies;
+    ``notes`` are added to the summary.
     """
     hydra_config = HydraConfig.get()
     if hydra_config.mode is RunMode.MULTIRUN:
         group = Path(hydra_config.sweep.dir).name
     folder, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
-    output = RunOutput(folder, overrides, group, notes=notes or {}, resumes=True)
+    output = RunOutput(folder, overrides, group, varying, notes=notes or {}, resumes=True)
     (summary,) = run_group(RunGroup([load(cfg)], [output]))
     return summary
 
@@ -153,7 +160,8 @@ def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
         folder = stack.enter_context(command_folder(config, "hydra.sweep.dir", resumed, subdirs))
         try:
             if left:
-                start_multirun(opened, config, job, left)
+                varying = overridden_keys([job.overrides for job in jobs])
+                start_multirun(opened, config, functools.partial(job, varying=varying), left)
         finally:
             summaries = _show_grid(folder, jobs)
     if any(summary["status"] != Status.finished.value for summary in summaries):
@@ -172,6 +180,7 @@ def _open_hydra(arguments: Namespace) -> Iterator[tuple[Hydra, Stored | None]]:
                 allowed = "a pickle can execute anything; use resume=FOLDER"
                 raise ConfigError("--experimental-rerun", arguments.experimental_rerun, allowed)
             stored, arguments.overrides = split_stored(arguments.overrides)
+            arguments.overrides += agent_overrides(arguments.overrides)
             if stored is not None:
                 arguments.config_dir = arguments.config_dir or stored.config_dir
                 arguments.config_name = arguments.config_name or stored.config_name
@@ -207,6 +216,9 @@ def _check(opened: Hydra, arguments: Namespace, stored: Stored | None) -> Comman
             check_study=_check_study,
             progress=_show_checked,
         )
+        if command.is_multirun and (parameters := agent_parameters()):
+            allowed = "an agent of a W&B sweep starts one run at a time, no grid and no study"
+            raise ConfigError("wandb agent", ", ".join(parameters), allowed)
         if stored is not None and not command.is_multirun:
             stored.check(command.jobs[0].config)
         return command

@@ -46,6 +46,8 @@ __all__ = [
 
 SWEEP_FILES: dict[str, Path] = {}
 """The file of each option of ``sweep=``."""
+_OF_WANDB = "wandb"
+"""A file of ``sweeps/`` that is for the command ``wandb sweep``."""
 _MAY_BE_SECRET = re.compile(r"(?i)://|@|key|token|secret|pass|[\w-]{20,}")
 
 
@@ -136,6 +138,8 @@ def _make_unused(path: str) -> str:
 def _register_sweeps(folder: Path) -> None:
     """Register every YAML file in or below ``folder`` as an option of ``sweep=``."""
     for path in sorted(folder.rglob("*.yaml")):
+        if path.stem == _OF_WANDB:
+            continue
         check_file(path)
         option = path.relative_to(folder).with_suffix("")
         SWEEP_FILES[option.as_posix()] = path

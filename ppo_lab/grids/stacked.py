@@ -6,8 +6,9 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -21,6 +22,7 @@ from ppo_lab.forecasting.budget import resolve_memory
 from ppo_lab.runner.run_record import RunOutput, Status
 from ppo_lab.tracking import Terminal, read_summary
 from ppo_lab.tracking.local import SUMMARY_FILE
+from ppo_lab.tracking.tables import overridden_keys
 from ppo_lab.utils.json_files import write_json
 from ppo_lab.workers.base import Exited, Task, WorkerPool
 from ppo_lab.workers.stacked import StackedPool
@@ -46,7 +48,8 @@ def run_stacked_grid(
     """
     compose = context.config_loader.load_sweep_config
     numbered = enumerate(job_overrides, first_number)
-    jobs = (_begin_job(context, compose(config, list(texts)), n) for n, texts in numbered)
+    task = partial(_task, varying=overridden_keys(job_overrides))
+    jobs = (_begin_job(context, compose(config, list(texts)), n, task) for n, texts in numbered)
     first = next(jobs)  # its folder is the first in the grid's
     (shared,) = first.return_value.configs
     num_jobs = len(job_overrides)
@@ -61,12 +64,14 @@ def run_stacked_grid(
         pool.close()
 
 
-def _begin_job(context: HydraContext, cfg: DictConfig, number: int) -> JobReturn:
-    """Make a job's folder as Hydra's own launcher does; ``return_value`` is its task."""
+def _begin_job(
+    context: HydraContext, cfg: DictConfig, number: int, task: Callable[[DictConfig], Task]
+) -> JobReturn:
+    """Make a job's folder as Hydra's own launcher does; ``return_value`` is its ``task``."""
     with open_dict(cfg):
         cfg.hydra.job.id = cfg.hydra.job.num = number
     return run_job(
-        _task,
+        task,
         cfg,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
@@ -75,12 +80,12 @@ def _begin_job(context: HydraContext, cfg: DictConfig, number: int) -> JobReturn
     )
 
 
-def _task(cfg: DictConfig) -> Task:
-    """Return the task of the job that Hydra is running."""
+def _task(cfg: DictConfig, varying: Sequence[str] | None) -> Task:
+    """Return the task of the job that Hydra is running; ``varying`` are the grid's keys."""
     hydra = HydraConfig.get()
     group = Path(hydra.sweep.dir).name
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
-    output = RunOutput(folder, overrides, group, resumes=True)
+    output = RunOutput(folder, overrides, group, varying, resumes=True)
     return Task(hydra.job.num, (load(cfg),), output, is_job=True)
 
 

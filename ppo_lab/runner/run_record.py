@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -20,6 +19,7 @@ from ppo_lab.forecasting.summary import device_section, forecast_section, memory
 from ppo_lab.networks import ActorCritic
 from ppo_lab.runner.lock import lock_run_folder
 from ppo_lab.runner.resume import comparable
+from ppo_lab.runner.run_name import name_parts, network_name, run_name
 from ppo_lab.tracking import Progress, RunInfo, Tracker, cut_metrics
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.training.checkpoint import (
@@ -61,6 +61,8 @@ class RunOutput:
     overrides: Sequence[str]
     group: str | None = None
     """The grid or study this run belongs to."""
+    varying: Collection[str] | None = None
+    """Keys that differ between the runs of the group, for its name; None: unknown."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Added to the summary, such as a trial's number."""
     run_id: str | None = None
@@ -123,8 +125,8 @@ class RunRecorder:
             output = replace(output, run_id=f"{output.run_id}-{attempt}")
         resumed_at = self.earlier.get("iteration", 0)
         info = replace(_run_info(self.config, output), resumed_at=resumed_at)
-        self._run_id = info.id
         self.tracker.start(info)
+        self._run_id = self.tracker.run_id or info.id
         if self.output.has_forecast or self.config.is_profiled:
             self.summary["memory"]["forecast"] = forecast_section(self.config)
 
@@ -140,6 +142,11 @@ class RunRecorder:
             cut_metrics(folder, checkpoint.manifest["metrics_bytes"])
             remove_checkpoints(folder, keep=[checkpoint.state.numbers["iteration"]])
         crash_point("resume_after_cut")
+
+    def describe(self, trainer: Trainer) -> None:
+        """Add to the trackers' config what is known only with the trainer."""
+        sizes = _num_parameters(trainer.model)
+        self.tracker.describe({"num_parameters": {**sizes, "total": sum(sizes.values())}})
 
     def begin(self, trainer: Trainer) -> None:
         """Note the stack's progress before this run."""
@@ -241,24 +248,20 @@ def one_line(error: BaseException) -> str:
 
 
 def _run_info(config: Config, output: RunOutput) -> RunInfo:
-    facts = _facts(config.torch_device)
-    env = re.sub(r"[^A-Za-z0-9._=-]", "-", config.env.id)[:24]
-    parts = [env, config.memory.name, f"eps{config.epsilon_label}", f"s{config.seed}"]
-    named = [config.name] if config.name != Config.name else []
-    in_name = ("name", "env", "memory", "epsilon", "seed")
-    overrides = output.overrides if output.group else ()  # which tell the runs of a grid apart
-    more = [text for text in overrides if text.partition("=")[0].lstrip("+") not in in_name]
+    facts, values = _facts(config.torch_device), config.as_dict()
+    network = {"name": network_name(config.network, output.overrides), **values["network"]}
     commit = facts["git"].get("commit")
     tags = [config.env.id, config.memory.name, *([f"g{commit[:7]}"] if commit else [])]
     return RunInfo(
         folder=output.folder,
-        id=output.run_id or "-".join([*parts, secrets.token_hex(8)]),
-        name="__".join([*named, config.env.id, *parts[1:], *more]),
-        is_named=bool(named),
+        id=output.run_id or "-".join([*name_parts(config), secrets.token_hex(8)]),
+        name=run_name(config, output.overrides, output.varying),
+        is_named=config.name != Config.name,
         group=output.group,
         tags=tuple(tag[:64] for tag in [*tags, *config.tracking.tags]),
         total_steps=config.num_counted_steps,
-        config={**config.as_dict(), "overrides": list(output.overrides), **facts, **output.notes},
+        config=values
+        | {"network": network, "overrides": list(output.overrides), **facts, **output.notes},
         job_type=output.job_type,
     )
 

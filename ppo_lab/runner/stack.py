@@ -160,6 +160,8 @@ class Stack:
 
     def _load(self, group: RunGroup, trainer: Trainer, *, is_new: bool) -> None:
         """Continue a group from its checkpoints; finish it if its runs had ended there."""
+        for recorder in group.recorders:
+            recorder.describe(trainer)
         try:
             group.load(trainer)
         except Exception as error:

@@ -106,7 +106,7 @@ def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> tuple
             last.take(name, runner.call, "write", write)
         last.take("the panel", _show, result)
         if runner.had_work and not interrupts.is_urgent:
-            last.take("W&B", _track, result)
+            last.take("W&B", _track, result, study)
     runner.close()  # else the trials stay reserved until the next start finds us dead
     is_bad = last.has_failed or (result is not None and result.is_failure)
     return ending, _EXIT_FAILED if is_bad else 0
@@ -137,8 +137,8 @@ def _show(result: StudyResult) -> None:
     console.out(commands(result.plan), highlight=False)
 
 
-def _track(result: StudyResult) -> None:
-    if link := track_study(result):
+def _track(result: StudyResult, study: Study) -> None:
+    if link := track_study(result, study):
         Console().out(f"W&B        {link}", highlight=False)
 
 

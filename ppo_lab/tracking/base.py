@@ -79,6 +79,9 @@ class Sink(ABC):
     def start(self, run: RunInfo) -> None:
         """Open whatever ``run`` needs."""
 
+    def describe(self, values: Mapping[str, Any]) -> None:  # noqa: B027 - most sinks have no config
+        """Add to the run's config what was not known at its start."""
+
     @abstractmethod
     def record(self, record: Record) -> None:
         """Write one iteration's metrics."""

@@ -16,7 +16,7 @@ from ppo_lab.tracking.terminal import format_duration
 from ppo_lab.utils.redaction import printable
 
 __all__ = ["grid_table", "places", "plain_table", "reasons", "summary_panel"]
-__all__ += ["override_values", "varying_keys"]
+__all__ += ["overridden_keys", "override_values", "varying_keys"]
 
 _BAR_CELLS = 24
 _ABSENT = "-"
@@ -113,6 +113,11 @@ def varying_keys(overrides: Sequence[Mapping[str, str]]) -> list[str]:
     """
     keys = dict.fromkeys(key for values in overrides for key in values)
     return [key for key in keys if len({values.get(key) for values in overrides}) > 1]
+
+
+def overridden_keys(jobs: Sequence[Sequence[str]]) -> list[str] | None:
+    """Return the keys that differ between the overrides of a grid's jobs; None if none does."""
+    return varying_keys([override_values({"overrides": job}) for job in jobs]) or None
 
 
 def _returns(summary: Mapping[str, Any]) -> Text:
