@@ -26,7 +26,6 @@ from ppo_lab.config.choices import (
     Schedule,
 )
 from ppo_lab.config.hyperparameters import Hyperparameters
-from ppo_lab.devices.placement import Place
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.memory import MemoryStrategy
@@ -298,18 +297,11 @@ class Config(Hyperparameters):
     @property
     def compile_obstacle(self) -> str | None:
         """The setting that prevents compilation; None if there is none."""
-        memory = self.memory
         obstacles = {
-            f"memory={memory.name}": memory.max_lanes is not None,
-            f"memory.offload_fraction={memory.offload_fraction}": memory.offload_fraction > 0.0,
-            "memory.rollout_place=host": memory.rollout_place is not Place.device,
+            self.memory.compile_obstacle: self.memory.compile_obstacle is not None,
             "whole episodes": self.whole_episodes,
             "a network that reads sequences": self.network.reads_sequences,
             "policy_start_iteration": self.policy_start_iteration > 0,
-            "memory.num_micro_batches": memory.num_micro_batches > 1,
-            "memory.optimizer_in_backward=true": memory.optimizer_in_backward,
-            "memory.offload_activations=true": memory.offload_activations,
-            "memory.checkpoint_activations=true": memory.checkpoint_activations,
             "dtype=bfloat16 on the CPU": self.dtype is Dtype.bfloat16 and not self.is_on_cuda,
         }
         return next((name for name, applies in obstacles.items() if applies), None)

@@ -169,7 +169,9 @@ class MemoryStrategy(ABC):
         self, model: ActorCritic, placement: Placement
     ) -> Callable[[object], AbstractContextManager[None]]:
         """Return the context of forward passes of ``model``, as ``offload_activations`` says."""
-        return HostActivations(model, placement) if self.offload_activations else nullcontext
+        if self.offload_activations:
+            return HostActivations(model, placement)
+        return lambda _: nullcontext()
 
     @property
     def cost(self) -> ParameterCost:
@@ -186,6 +188,20 @@ class MemoryStrategy(ABC):
         if self.offload_fraction > 0.0:
             return "memory.offload_fraction", f"{self.offload_fraction:g}", 1
         return None
+
+    @property
+    def compile_obstacle(self) -> str | None:
+        """The option that prevents compilation; None if there is none."""
+        obstacles = {
+            f"memory={self.name}": self.max_lanes is not None,
+            "memory.rollout_place=host": self.rollout_place is not Place.device,
+            "memory.num_micro_batches": self.num_micro_batches > 1,
+            "memory.checkpoint_activations=true": self.checkpoint_activations,
+            "memory.offload_activations=true": self.offload_activations,
+            "memory.optimizer_in_backward=true": self.optimizer_in_backward,
+            f"memory.offload_fraction={self.offload_fraction:g}": self.offload_fraction > 0.0,
+        }
+        return next((name for name, applies in obstacles.items() if applies), None)
 
     @property
     def num_trunks(self) -> int:

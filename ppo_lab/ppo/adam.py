@@ -287,7 +287,7 @@ class Bucket:
         return torch.cat(parts, -1)
 
 
-def joint_norm(norms: Sequence[Tensor]) -> Tensor:
+def joint_norm(norms: list[Tensor]) -> Tensor:
     """Return each lane's norm (L,) over parts with norms (L,)."""
     return norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
 

@@ -72,7 +72,7 @@ class UpdatePlan:
     """Most rows per lane in a forward pass without gradients; fewer are not worth a split."""
     around_step: Callable[[], AbstractContextManager[None]] = nullcontext
     """Context of each optimizer step, for the observers that count memory."""
-    around_forward: Callable[[object], AbstractContextManager[None]] = nullcontext
+    around_forward: Callable[[object], AbstractContextManager[None]] = lambda _: nullcontext()
     """Context of each forward pass that is differentiated, given its micro-batch and its log."""
     num_dry_steps: int | None = None
     """For a forecast: only so many gradient steps per pass (they need the memory of all)."""
