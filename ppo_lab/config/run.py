@@ -28,7 +28,6 @@ from ppo_lab.config.choices import (
 )
 from ppo_lab.config.evaluation import EvaluationConfig
 from ppo_lab.config.hyperparameters import Hyperparameters
-from ppo_lab.devices.placement import Place
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.memory import MemoryStrategy
@@ -203,8 +202,8 @@ class Config(EvaluationConfig, Hyperparameters):
     @property
     def lane_limit(self) -> tuple[str, str, int] | None:
         """The key and value that limit the lanes of a stack, and the most; None for any number."""
-        if self.memory.max_lanes is not None:
-            return "memory", self.memory.name, self.memory.max_lanes
+        if self.memory.lane_limit is not None:
+            return self.memory.lane_limit
         if self.network.max_lanes is not None:
             name = next(n for n, kind in NETWORKS.items() if type(self.network) is kind)
             return "network", name, self.network.max_lanes
@@ -312,15 +311,11 @@ class Config(EvaluationConfig, Hyperparameters):
     @property
     def compile_obstacle(self) -> str | None:
         """The setting that prevents compilation; None if there is none."""
-        memory = self.memory
         obstacles = {
-            f"memory={memory.name}": memory.max_lanes is not None,
-            "memory.rollout_place=host": memory.rollout_place is not Place.device,
+            self.memory.compile_obstacle: self.memory.compile_obstacle is not None,
             "whole episodes": self.whole_episodes,
             "a network that reads sequences": self.network.reads_sequences,
             "policy_start_iteration": self.policy_start_iteration > 0,
-            "memory.num_micro_batches": memory.num_micro_batches > 1,
-            "memory.checkpoint_activations=true": memory.checkpoint_activations,
             "dtype=bfloat16 on the CPU": self.dtype is Dtype.bfloat16 and not self.is_on_cuda,
         }
         return next((name for name, applies in obstacles.items() if applies), None)

@@ -20,6 +20,10 @@ _LATER = (
     *("gae_lambda_policy", "gae_lambda_value", "eval_every", "eval_episodes", "fit", "fit_over"),
 )
 """Keys that were added to runs and studies which exist; a new key belongs here."""
+_LATER_OF_MEMORY = (
+    *("reference_place", "offload_fraction", "optimizer_in_backward", "offload_activations"),
+)
+"""The same of ``memory.*``."""
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -33,6 +37,7 @@ def settings_of(config: Config) -> dict[str, Any]:
     for key in _LATER:
         if getattr(config, key) == getattr(Config, key):
             del values[key]
-    if config.memory.reference_place is type(config.memory).reference_place:
-        del values["memory"]["reference_place"]
+    for key in _LATER_OF_MEMORY:
+        if getattr(config.memory, key) == getattr(type(config.memory), key):
+            del values["memory"][key]
     return values

@@ -17,7 +17,7 @@ from ppo_lab.config.run import Config, Dtype
 from ppo_lab.devices.placement import Place
 from ppo_lab.forecasting.categories import Category
 from ppo_lab.forecasting.forecast import Forecast, cuda_context, forecast, try_forecast
-from ppo_lab.memory import STRATEGIES, AutoMemory, MemoryStrategy
+from ppo_lab.memory import STRATEGIES, AutoMemory, MemoryStrategy, Parked
 from ppo_lab.networks import NETWORKS, NetworkConfig
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
@@ -198,12 +198,19 @@ def _options(config: Config, before: Forecast) -> Iterator[_Option]:
         if strategy is not type(memory):
             other = _as_strategy(memory, strategy)
             yield _Option(f"memory={name}", other, _alters(config, strategy))
+    if not (memory.offload_fraction or isinstance(memory, Parked)):
+        yield _Option("memory.offload_fraction=0.5", 0.5)
+    if at_peak[Category.gradients] > worth and not memory.optimizer_in_backward:
+        price = "a second backward pass" if config.max_grad_norm is not None else ""
+        yield _Option("memory.optimizer_in_backward=true", True, price)
     if at_peak[Category.activations] > worth:
         if config.dtype is Dtype.float32:
             alters = "arithmetic of 8 bits of significand"
             yield _Option("dtype=bfloat16", Dtype.bfloat16, alters)
         if not memory.checkpoint_activations:
             yield _Option("memory.checkpoint_activations=true", True, "a third more arithmetic")
+        if not memory.offload_activations:
+            yield _Option("memory.offload_activations=true", True)
         for count in _MICRO_BATCHES:
             if count > memory.num_micro_batches:
                 yield _Option(f"memory.num_micro_batches={count}", count)
@@ -215,9 +222,12 @@ def _options(config: Config, before: Forecast) -> Iterator[_Option]:
 
 
 def _as_strategy(memory: MemoryStrategy, strategy: type[MemoryStrategy]) -> MemoryStrategy:
-    """Return ``strategy`` with the options of ``memory`` that every strategy has."""
-    shared = [field.name for field in dataclasses.fields(MemoryStrategy)]
-    return strategy(**{name: getattr(memory, name) for name in shared})
+    """Return ``strategy`` with the options of ``memory`` that every strategy has and that are set.
+
+    Defaults are the strategy's own.
+    """
+    values = {f.name: getattr(memory, f.name) for f in dataclasses.fields(MemoryStrategy)}
+    return strategy(**{k: v for k, v in values.items() if v != getattr(type(memory), k)})
 
 
 def _alters(config: Config, strategy: type[MemoryStrategy]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -28,7 +27,7 @@ from ppo_lab.ppo.advantages import Advantages
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
 from ppo_lab.ppo.sequence_collector import SequenceCollector
-from ppo_lab.ppo.update import UpdatePlan, update
+from ppo_lab.ppo.update import update
 from ppo_lab.tracking import Record
 from ppo_lab.training.advantages import estimate
 from ppo_lab.training.checkpoint import LaneState
@@ -39,6 +38,7 @@ from ppo_lab.training.lane_progress import LaneProgress
 from ppo_lab.training.lane_runs import LaneRuns
 from ppo_lab.training.lane_state import LaneStates
 from ppo_lab.training.lane_values import LaneValues, schedule_metrics
+from ppo_lab.training.plan import build_plan
 from ppo_lab.training.pretraining import pretrained, start_from
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
 from ppo_lab.training.reference import TextKl, build_reference, named_metrics
@@ -88,7 +88,11 @@ class Trainer(LaneRuns):
         self._text_kl: TextKl | None = None  # of the latest rollout
         self.model = self._build_model(seeds)
         self.optimizer = memory.build_optimizer(
-            self.model, placement, eps=config.adam_eps, separate_grad_clip=config.clips_separately
+            self.model,
+            placement,
+            eps=config.adam_eps,
+            clips=config.max_grad_norm is not None,
+            separate_grad_clip=config.clips_separately,
         )
         self._lanes = LaneValues(configs, device, dtype)
         self.env = config.env.build(
@@ -100,18 +104,7 @@ class Trainer(LaneRuns):
             is_dry=dry_steps is not None,
             num_steps=config.rollout_steps,
         )
-        self.plan = UpdatePlan(
-            config.num_minibatches,
-            config.advantage_normalization,
-            store=memory.build_store(placement),
-            num_micro_batches=memory.num_micro_batches,
-            rows_per_pass=max(config.num_rows // config.num_minibatches, UpdatePlan.rows_per_pass),
-            around_step=PhaseObservers(observers).optimizer_step if observers else nullcontext,
-            num_dry_steps=dry_steps,
-            policy_loss=config.policy_loss,
-            aggregation=config.aggregation,
-            num_sequence_steps=config.rollout_steps if config.keeps_sequences else 1,
-        )
+        self.plan = build_plan(config, self.model, placement, dry_steps, observers)
         self.collector = build_collector(config, self.env, self.model, self.plan)
         if compiles is None:
             compiles = should_compile(config, num_lanes, sum(c.total_steps for c in configs))
