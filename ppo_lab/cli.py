@@ -42,23 +42,16 @@ from ppo_lab.forecasting.budget import over_budget, resolve_memory
 from ppo_lab.forecasting.fit import fit
 from ppo_lab.forecasting.tables import forecast_json, forecast_table, forecasts_table
 from ppo_lab.grids.progress import GridProgress
-from ppo_lab.grids.results import RESULTS_FILE, grid_summaries, write_results
 from ppo_lab.grids.resume import Stored, split_stored, unfinished_jobs
+from ppo_lab.grids.screen import print_lines, show_grid, show_run
 from ppo_lab.grids.start import command_folder, start_multirun, start_run
-from ppo_lab.grids.table import grid_table
 from ppo_lab.runner.exit_status import EXIT_FAILED, EXIT_REFUSED, exit_status, interrupt_status
 from ppo_lab.runner.group import RunGroup
 from ppo_lab.runner.resume import fork_run
 from ppo_lab.runner.run import RunOutput, Status, run_group
 from ppo_lab.runner.signals import Interrupted
 from ppo_lab.runner.stored import stored_summary
-from ppo_lab.tracking import (
-    TrackingMode,
-    next_steps,
-    places,
-    reasons,
-    summary_panel,
-)
+from ppo_lab.tracking import TrackingMode
 from ppo_lab.tracking.tables import overridden_keys
 from ppo_lab.tracking.wandb_sweep import agent_overrides, agent_parameters
 from ppo_lab.utils.errors import ConfigError
@@ -162,9 +155,9 @@ def _run_alone(opened: Hydra, command: Command, stored: Stored | None) -> None:
         try:
             summary = start_run(opened, config, task)
         except KeyboardInterrupt:
-            _show_run(folder, stored_summary(folder))
+            show_run(folder, stored_summary(folder))
             raise
-    _show_run(folder, summary)  # its file may not be there: the disk was full
+    show_run(folder, summary)  # its file may not be there: the disk was full
     sys.exit(exit_status(summary))
 
 
@@ -182,11 +175,11 @@ def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
                 task = functools.partial(job, varying=varying)
                 _train_grid(opened, config, task, left, folder.name)
         finally:
-            summaries = _show_grid(folder, jobs)
+            summaries = show_grid(folder, jobs)
         if config.report:
             from ppo_lab.reports.report import report_place
 
-            _print_lines(f"report  {report_place(folder)}")
+            print_lines(f"report  {report_place(folder)}")
     if any(summary["status"] != Status.finished.value for summary in summaries):
         sys.exit(EXIT_FAILED)
 
@@ -320,51 +313,12 @@ def _show_fits(arguments: Namespace, jobs: Sequence[Job]) -> None:
     words = [word for option in options.items() if option[1] for word in option]
     for (job, _), found in zip(fitted, fits):
         command = shlex.join(["python", "-m", "ppo_lab", *words, *job.overrides])
-        _print_lines(f"\n{found}\n{command}")
+        print_lines(f"\n{found}\n{command}")
 
 
 def _refuse(message: str) -> NoReturn:
     print(message, file=sys.stderr)  # noqa: T201 - the command's output
     sys.exit(EXIT_REFUSED)
-
-
-def _print_lines(lines: str, style: str = "") -> None:
-    if lines:
-        Console().print(lines, style=style, soft_wrap=True, highlight=False, markup=False)
-
-
-def _show_run(folder: Path, summary: dict[str, Any]) -> None:
-    """Print the panel of a single run."""
-    Console().print(summary_panel(summary))
-    policy = folder.resolve() / "checkpoint"
-    shown = {"folder": folder.resolve()} | summary
-    if policy.is_dir() and summary["status"] == Status.interrupted.value:
-        shown["policy"] = policy
-    _print_lines(places(shown))
-    _print_next(folder, [summary], has_policy=policy.is_dir())
-
-
-def _show_grid(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Print the table of a grid, write it, and return the summaries of its jobs."""
-    summaries = grid_summaries(folder, jobs)
-    Console().print(grid_table(summaries), crop=False)
-    try:
-        write_results(folder, summaries)
-    except OSError as error:
-        _print_lines(f"{RESULTS_FILE} cannot be written: {error.strerror}", "red")
-    _print_lines(reasons(summaries), "red")
-    _print_lines(places({"folder": folder.resolve()}))
-    _print_next(folder, summaries, has_policy=False)
-    return summaries
-
-
-def _print_next(folder: Path, summaries: Sequence[dict[str, Any]], *, has_policy: bool) -> None:
-    """Print what can be done with runs that have trained."""
-    if any("final_return" in summary for summary in summaries):
-        is_resumable = any(s["status"] in ("interrupted", "not started") for s in summaries)
-        tracked = any(summary.get("wandb") for summary in summaries)
-        options = {"has_policy": has_policy, "is_resumable": is_resumable, "tracked": tracked}
-        _print_lines(next_steps(folder.resolve(), **options))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -24,6 +24,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _SOURCES = (  # prefix of the keys, file, class, title; no title: those of the comments in the class
     ("", "config/hyperparameters", "Hyperparameters", ""),
     ("", "config/run", "Config", ""),
+    ("", "config/evaluation", "EvaluationConfig", "Evaluation"),
     ("checkpoint", "config/checkpoint", "CheckpointConfig", "Checkpoints"),
     ("env", "envs/config", "EnvConfig", "Environment"),
     ("env", "envs/text/config", "TextConfig", "Texts: env=text and env=arithmetic"),
@@ -40,6 +41,7 @@ _SOURCES = (  # prefix of the keys, file, class, title; no title: those of the c
     ("tracking", "tracking/config", "TrackingConfig", "Tracking"),
     ("study", "config/study", "StudyConfig", "Study"),
     ("study.confirm", "config/study", "ConfirmConfig", "Study: confirmation"),
+    ("", "config/study", "CommandConfig", "Report"),
 )
 _ENUMS = (
     *("config/choices", "config/study", "devices/placement", "envs/config", "envs/text/config"),
