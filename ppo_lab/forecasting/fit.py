@@ -21,7 +21,7 @@ from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["Fitted", "fit"]
 
-_GIB = 1024**3
+_GIB, _MIB = 1024**3, 1024**2
 _FIRST, _GROWTH = 1024, 64  # the sizes tried: a forecast of very many rows is slow
 _OF_A_SEARCH = ("fit", "fit_over", "forecast", "forecast_format")
 
@@ -50,7 +50,7 @@ class Fitted:
 
     def __str__(self) -> str:
         changes = _words(self.changes) or "the run as it is"
-        return f"{changes}: {_gib(self.needed)} of {_gib(self.budget)}; {self.refused}"
+        return f"{changes}: {_size(self.needed)} of {_size(self.budget)}; {self.refused}"
 
     def overrides(self, typed: Sequence[str], asked: Config) -> tuple[str, ...]:
         """Return the command line of this run; ``typed`` and ``asked`` are those of the search."""
@@ -82,12 +82,12 @@ def fit(config: Config) -> Fitted:
     best = _last_that_fits(lambda index: _needed(candidates[index]) - budget, len(candidates))
     if best < 0:
         smallest = candidates[0]
-        needs = f"{_words(smallest.changes)} needs {_gib(_needed(smallest))}"
+        needs = f"{_words(smallest.changes)} needs {_size(_needed(smallest))}"
         raise _nothing_fits(config, budget, needs)
     refused = "nothing larger may be asked for"
     if best + 1 < len(candidates):
         larger = candidates[best + 1]
-        refused = f"{_words(larger.changes)} needs {_gib(_needed(larger))}"
+        refused = f"{_words(larger.changes)} is {_size(_needed(larger) - budget)} too much"
     changes, found = candidates[best]
     return Fitted(resolve_memory(found), changes, _needed(candidates[best]), budget, refused)
 
@@ -107,11 +107,11 @@ def _fit_memory(config: Config, budget: int) -> Fitted:
     if not fitting:
         least = min(of_memory, key=lambda change: change.total, default=None)
         at_best = f"; the least is {least}" if least else ""
-        needs = f"memory={config.memory.name} needs {_gib(excess.needed)}{at_best}"
+        needs = f"memory={config.memory.name} needs {_size(excess.needed)}{at_best}"
         raise _nothing_fits(config, budget, needs)
     best = min(fitting, key=lambda c: (bool(c.alters), c.more_moved, c.total))
     changes = dict(override.split("=") for override in best.overrides)
-    refused = f"memory={config.memory.name} needs {_gib(excess.needed)}"
+    refused = f"memory={config.memory.name} needs {_size(excess.needed)}"
     if best.price:
         refused = f"{best.price}; {refused}"
     assert best.config is not None
@@ -207,7 +207,7 @@ def _last_that_fits(excess: Callable[[int], int], count: int) -> int:
 
 
 def _nothing_fits(config: Config, budget: int, needs: str) -> ConfigError:
-    return ConfigError("fit_over", config.fit_over.value, f"nothing fits {_gib(budget)}: {needs}")
+    return ConfigError("fit_over", config.fit_over.value, f"nothing fits {_size(budget)}: {needs}")
 
 
 def _value_below(config: Config, key: str) -> object:
@@ -220,5 +220,7 @@ def _words(changes: dict[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in changes.items())
 
 
-def _gib(num_bytes: int) -> str:
+def _size(num_bytes: int) -> str:
+    if num_bytes < _GIB / 10:
+        return f"{num_bytes / _MIB:,.2f} MiB"
     return f"{num_bytes / _GIB:,.2f} GiB"
