@@ -32,7 +32,7 @@ test: .venv/installed ## run the whole test suite
 claims: .venv/installed ## measure what is claimed of PPO (docs/ppo.md); resumes
 	$(BIN)/python -m benchmarks.claims
 
-gpu: .venv/installed ## on CUDA, under 9 minutes: GPU tests, benchmarks.gpu, benchmarks.memory
+gpu: .venv/installed ## GPU tests, memory, offloading, speed, under 9 minutes; a trial without CUDA
 	PYTHON=$(BIN)/python .ci/gpu
 
 lint: .venv/installed ## ruff: lint and format check

@@ -1,7 +1,7 @@
 """``python -m benchmarks.memory``: memory of each strategy, forecast and measured.
 
 On a GPU, in under 8 minutes: wide and deep networks under every strategy; an emulated card of
-24 GiB; the offloaded optimizer's step compared with its bounds. Without one: small networks,
+24 GiB. Without one: small networks,
 counted on the CPU, which shows the bytes held and moved, but not the speed.
 
 The environment is native and takes almost no time, so that the networks are measured.
@@ -14,15 +14,14 @@ import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import offload_step
-from benchmarks.result_page import publish, table
+from benchmarks.result_page import Deadline, publish, table
 from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.devices.pcie import measure_bus
 from ppo_lab.forecasting.budget import over_budget
@@ -58,7 +57,6 @@ _CPU_ROWS = [
     "total_steps=3072",
 ]
 _LIMIT_GIB = 24
-_SAMPLES = (256, 1024, 4096, 16_384, 65_536, 131_072)
 _STEADY = 2  # of three iterations: the first counts memory, the third is profiled
 _MIB = 1024**2
 _GIB = 1024**3
@@ -102,7 +100,9 @@ def train(label: str, overrides: Sequence[str]) -> Measured:
         begin_s = time.perf_counter()
         summary = run_in_folder(job.config, folder, overrides=list(overrides))
         took_s = time.perf_counter() - begin_s
-        print(f"{label}: {summary['status']} in {took_s:.1f} s", file=sys.stderr)
+        peak = summary["memory"].get("measured", {}).get("allocated_gib")
+        measured = "" if peak is None else f", peak {_gib(peak)}"
+        print(f"{label}: {summary['status']} in {took_s:.1f} s{measured}", file=sys.stderr)
         return Measured(label, summary, read_metrics(folder / "metrics.jsonl"))
 
 
@@ -151,19 +151,6 @@ def sizes_table(runs: Sequence[Measured], *, is_cuda: bool) -> str:
         ],
         rows,
     )
-
-
-@dataclass(frozen=True)
-class Deadline:
-    """A time limit after which no further run is started."""
-
-    limit_s: float
-    begin_s: float = field(default_factory=time.perf_counter)
-
-    @property
-    def has_passed(self) -> bool:
-        """Whether the time limit has passed."""
-        return time.perf_counter() - self.begin_s > self.limit_s
 
 
 def strategies(
@@ -236,13 +223,18 @@ def where_it_matters() -> str:
     )
 
 
-def on_gpu(deadline: Deadline) -> list[str]:
-    """Return the parts of the page."""
+def on_gpu(sizes: Sequence[tuple[int, int]], deadline: Deadline) -> Iterator[str]:
+    """Yield the parts of the page."""
     device = torch.device("cuda")
     limit = measure_bus(device)
+    yield (
+        f"{torch.cuda.get_device_name(device)}; bus {limit.h2d_bytes_per_s / 1e9:.1f} GB/s up, "
+        f"{limit.d2h_bytes_per_s / 1e9:.1f} GB/s down, measured. {_WHAT}"
+    )
+    has_all = len(sizes) == len(_GPU_SIZES)
     # The largest size is trained once, on the emulated card: its limit changes no peak below it.
-    runs = strategies(_GPU_SIZES[:-1], _GPU_ROWS, deadline)
-    on_card = small_card(deadline)
+    runs = strategies(sizes[:-1] if has_all else sizes, _GPU_ROWS, deadline)
+    on_card = small_card(deadline) if has_all else []
     whole = [
         # What did not fit is trained once more on the whole card, to measure what it takes.
         run
@@ -251,39 +243,36 @@ def on_gpu(deadline: Deadline) -> list[str]:
         for run, strategy in zip(on_card, STRATEGIES)
         if run.summary["status"] == Status.finished.value or not deadline.has_passed
     ]
-    plain = settings(4096, 4, "device=cuda")
-    host_s = offload_step.host_step_s([*plain, "num_envs=64", "num_steps=4"])
-    points = [
-        offload_step.measure(plain, num_samples, limit, host_s)
-        for num_samples in _SAMPLES
-        if not deadline.has_passed
-    ]
-    num_runs = len(_GPU_SIZES) * len(STRATEGIES)
-    left_out = num_runs - len(runs) - len(whole) + len(_SAMPLES) - len(points)
-    return [
-        f"{torch.cuda.get_device_name(device)}; bus {limit.h2d_bytes_per_s / 1e9:.1f} GB/s up, "
-        f"{limit.d2h_bytes_per_s / 1e9:.1f} GB/s down, measured. {_WHAT}",
-        "## Every strategy\n\n" + sizes_table([*runs, *whole], is_cuda=True),
-        f"## A card of {_LIMIT_GIB} GiB\n\n12 x 8192, emulated by `vram_limit_gib`; forced past "
-        f"the forecast by `vram_budget_gib=none`.\n\n{card_table(on_card)}",
-        "## The offloaded optimizer's gradient step\n\n4 x 4096, milliseconds. The goal is 1.15 "
-        "times the busiest resource; clipping by the exact norm allows the other bound."
-        f"\n\n{offload_step.points_table(points)}"
-        + (f"\n\nThe time limit left out {left_out} runs or numbers of samples." * bool(left_out)),
-        f"## Where it matters\n\n{where_it_matters()}",
-    ]
+    left_out = len(sizes) * len(STRATEGIES) - len(runs) - len(whole)
+    yield "## Every strategy\n\n" + sizes_table([*runs, *whole], is_cuda=True)
+    if left_out:
+        yield f"The time limit left out {left_out} runs."
+    if has_all:
+        yield (
+            f"## A card of {_LIMIT_GIB} GiB\n\n12 x 8192, emulated by `vram_limit_gib`; forced "
+            f"past the forecast by `vram_budget_gib=none`.\n\n{card_table(on_card)}"
+        )
 
 
-def on_cpu(deadline: Deadline) -> list[str]:
-    """Return the parts of the page of a machine without a GPU."""
-    runs = strategies(_CPU_SIZES, _CPU_ROWS, deadline)
-    return [
+def on_cpu(sizes: Sequence[tuple[int, int]], deadline: Deadline) -> Iterator[str]:
+    """Yield the parts of the page of a machine without a GPU."""
+    yield (
         "**No GPU: nothing here was measured on one.** Bytes are those that the same program would "
         "hold and move there, counted on the CPU, where host and device are one memory; env "
-        f"steps/s are the CPU's and compare nothing but its own arithmetic. {_WHAT}",
-        "## Every strategy\n\n" + sizes_table(runs, is_cuda=False),
-        f"## Where it matters\n\n{where_it_matters()}",
-    ]
+        f"steps/s are the CPU's and compare nothing but its own arithmetic. {_WHAT}"
+    )
+    runs = strategies(sizes, _CPU_ROWS, deadline)
+    yield "## Every strategy\n\n" + sizes_table(runs, is_cuda=False)
+
+
+def parts(num_sizes: int | None, deadline: Deadline) -> Iterator[str]:
+    """Yield the parts of the page as they are measured; None for all sizes and the forecasts."""
+    if torch.cuda.is_available():
+        yield from on_gpu(_GPU_SIZES[:num_sizes], deadline)
+    else:
+        yield from on_cpu(_CPU_SIZES[:num_sizes], deadline)
+    if num_sizes is None:
+        yield f"## Where it matters\n\n{where_it_matters()}"
 
 
 def _gib(gib: float) -> str:
@@ -300,11 +289,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--limit-s", type=float, default=330.0, help="seconds after which no run is begun"
     )
+    parser.add_argument("--sizes", type=int, help="only so many networks, the smallest")
     options = parser.parse_args(argv)
     register()
-    deadline = Deadline(options.limit_s)
-    parts = (on_gpu if torch.cuda.is_available() else on_cpu)(deadline)
-    publish("memory", "Memory strategies", parts, write=options.write)
+    found = parts(options.sizes, Deadline(options.limit_s))
+    publish("memory", "Memory strategies", found, write=options.write)
 
 
 if __name__ == "__main__":

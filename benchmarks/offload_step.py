@@ -1,24 +1,27 @@
-"""The gradient step of ``offloaded_optimizer`` compared with its bounds, over samples per step.
+"""``python -m benchmarks.offload_step``: ``offloaded_optimizer``'s step against its bounds.
 
 A step uses three resources: the device (forward and backward), the bus (gradients down, weights up)
 and the host (Adam). It takes at least as long as its busiest resource. The second, larger bound
 follows from exact clipping: the host cannot start before the norm of the whole gradient is known,
 and transfers after that point do not overlap with the device.
+
+Without CUDA tiny steps are measured against a stand-in for the bus: a trial of this program.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.result_page import table
-from ppo_lab.config.compose import check_jobs
+from benchmarks.result_page import Deadline, publish, table
+from ppo_lab.config.compose import check_jobs, register
 from ppo_lab.config.run import Config
-from ppo_lab.devices.pcie import BusLimit
+from ppo_lab.devices.pcie import BusLimit, measure_bus
 from ppo_lab.forecasting.counting import counted_trainer
 from ppo_lab.ppo.rollout import lane_rows
 from ppo_lab.tracking import Record
@@ -26,6 +29,8 @@ from ppo_lab.training.precision import configure_torch
 from ppo_lab.training.trainer import Trainer
 
 __all__ = ["Bound", "Point", "host_step_s", "measure", "points_table"]
+
+_SAMPLES = (256, 1024, 4096, 16_384, 65_536, 131_072)
 
 _BACKWARD_SHARE = 2 / 3  # of forward and backward together: two products a layer against one
 _NUM_STEPS = 4  # environment steps of a rollout: what is measured is the update
@@ -189,3 +194,45 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - begin_s
+
+
+def parts(deadline: Deadline) -> Iterator[str]:
+    """Yield the parts of the page: a table for each number of samples, as it is measured."""
+    is_cuda = torch.cuda.is_available()
+    width, depth, samples = (4096, 4, _SAMPLES) if is_cuda else (64, 2, _SAMPLES[:2])
+    limit = measure_bus(torch.device("cuda")) if is_cuda else BusLimit(1e10, 1e10)
+    settings = [
+        *("env=cartpole", "env.backend=torch", "network.activation=relu", "network.init=default"),
+        f"network.hidden={[width] * depth}".replace(" ", ""),
+        *("tracking=local", "tracking.terminal=none", "profile=always", "vram_budget_gib=none"),
+        f"device={'cuda' if is_cuda else 'cpu'}",
+    ]
+    card = torch.cuda.get_device_name() if is_cuda else "no GPU: a trial of this program"
+    yield (
+        f"{card}. {depth} x {width}, milliseconds. The goal is 1.15 times the busiest resource; "
+        "clipping by the exact norm allows the other bound."
+    )
+    host_s = host_step_s([*settings, "num_envs=64", "num_steps=4"])
+    points: list[Point] = []
+    for num_samples in samples:
+        if deadline.has_passed:
+            yield f"The time limit left out {len(samples) - len(points)} numbers of samples."
+            return
+        points.append(measure(settings, num_samples, limit, host_s))
+        yield points_table(points[-1:])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="keep the page in results/")
+    parser.add_argument(
+        "--limit-s", type=float, default=120.0, help="seconds after which no number is begun"
+    )
+    options = parser.parse_args(argv)
+    register()
+    found = parts(Deadline(options.limit_s))
+    publish("offload_step", "The offloaded optimizer's gradient step", found, write=options.write)
+
+
+if __name__ == "__main__":
+    main()

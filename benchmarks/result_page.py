@@ -6,13 +6,15 @@ import datetime
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 from ppo_lab.utils.provenance import git_state, versions
 
-__all__ = ["RESULTS_DIR", "publish", "table"]
+__all__ = ["RESULTS_DIR", "Deadline", "publish", "table"]
 
 RESULTS_DIR = Path(__file__).resolve().parent / "results"
 
@@ -23,13 +25,34 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, align, *rows])
 
 
-def publish(name: str, title: str, parts: Sequence[str], *, write: bool) -> None:
-    """Print a page of ``parts`` with command, machine and versions; ``write`` saves it."""
-    page = "\n\n".join([f"# {title}", *parts, _circumstances()]) + "\n"
-    if write:
-        RESULTS_DIR.mkdir(exist_ok=True)
-        (RESULTS_DIR / f"{name}.md").write_text(page)
-    print(page)
+@dataclass(frozen=True)
+class Deadline:
+    """A time limit after which no further run is started."""
+
+    limit_s: float
+    begin_s: float = field(default_factory=time.perf_counter)
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether the time limit has passed."""
+        return time.perf_counter() - self.begin_s > self.limit_s
+
+
+def publish(name: str, title: str, parts: Iterable[str], *, write: bool) -> None:
+    """Print a page of ``parts`` with command, machine and versions; ``write`` saves it.
+
+    Each part is printed and saved as it comes, so that what stops the program loses no other.
+    """
+    done = [f"# {title}"]
+    print(done[0])
+    for part in parts:
+        done.append(part)
+        print(f"\n{part}", flush=True)
+        if write:
+            RESULTS_DIR.mkdir(exist_ok=True)
+            page = "\n\n".join([*done, _circumstances()]) + "\n"
+            (RESULTS_DIR / f"{name}.md").write_text(page)
+    print(f"\n{_circumstances()}\n")
 
 
 def _circumstances() -> str:

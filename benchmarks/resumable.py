@@ -46,7 +46,8 @@ class Left(NamedTuple):
     iteration: str
     """Of the last checkpoint."""
     tensors: dict[str, bytes]
-    policy: bytes
+    policies: list[bytes]
+    """The last one, and the best of the evaluations."""
 
 
 def outcome(folder: Path) -> list[Left]:
@@ -63,9 +64,9 @@ def left_by(run: Path) -> Left:
     num_lines = len((run / "metrics.jsonl").read_text().splitlines())
     last = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
     state = load_file(last / "state.safetensors")
-    policy = (run / "checkpoint" / "model.safetensors").read_bytes()
+    policies = [path.read_bytes() for path in sorted(run.rglob("checkpoint/model.safetensors"))]
     tensors = {name: array.tobytes() for name, array in sorted(state.items())}
-    return Left(run.name, num_lines, rows, last.name, tensors, policy)
+    return Left(run.name, num_lines, rows, last.name, tensors, policies)
 
 
 def train(folder: Path, configs: Sequence[Config], kill_after_s: float | None = None) -> None:

@@ -1,7 +1,7 @@
 """``python -m benchmarks.threads``: when a second CPU thread is faster.
 
 One run of CartPole by network size and threads, without and beside a busy process, to place the
-threshold in ``Config.choose_num_threads``. Every measurement is a separate process; thread counts
+threshold in ``training.precision``. Every measurement is a separate process; thread counts
 are interleaved within a round.
 """
 
@@ -26,7 +26,7 @@ from benchmarks.result_page import publish, table
 _ROOT = Path(__file__).resolve().parent.parent
 _SETTINGS = ["env=cartpole", "num_epochs=4", "device=cpu"]
 _THREADS = (1, 2)
-_THRESHOLD_FLOP = 2e9  # of Config.choose_num_threads
+_THRESHOLD_FLOP = 2e9  # of training.precision
 _NUM_WARM_UP = 1  # iterations left out
 _LIMIT_S = 5.0  # two threads that wait for a core can be 50 times slower than one
 
@@ -59,7 +59,7 @@ class Speed(NamedTuple):
 
     gradient_step_ms: float
     per_s: float  # env steps per second, collecting included
-    flop: float  # of one gradient step, as choose_num_threads counts
+    flop: float  # of one gradient step, as training.precision counts
 
 
 def measure(name: str, num_threads: int) -> Speed:
@@ -179,7 +179,7 @@ def verdict(speeds: Speeds) -> str:
         lines.append(
             f"- {label}: a run of two threads is faster for {', '.join(winners) or 'none'}; the "
             f"largest gradient step for which it is slower has {largest / 1e9:.2f} GFLOP; the "
-            f"threshold of {_THRESHOLD_FLOP:.0e} FLOP in `Config.choose_num_threads` takes the "
+            f"threshold of {_THRESHOLD_FLOP:.0e} FLOP in `training/precision.py` takes the "
             f"slower count for {', '.join(wrong) or 'none'}"
         )
     return "\n".join(lines)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
+from ppo_lab import __version__
 from ppo_lab.utils.paths import SWEEPS_DIR
 
 __all__ = ["main"]
@@ -13,14 +15,38 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line; the fork server of trials starts while this process imports torch."""
     words = sys.argv[1:]
+    if shows_alone(words):
+        return
     if expects_study(words) or "hydra/launcher=stacked" in words:
         from ppo_lab.utils.forkserver import start_server
 
-        start_server(is_tracked="tracking=local" not in words)
+        without_wandb = {"tracking=local", "tracking=csv", "tracking=tensorboard"}
+        start_server(is_tracked=without_wandb.isdisjoint(words))
 
     from ppo_lab.cli import main as run
 
     run()
+
+
+def shows_alone(words: Sequence[str]) -> bool:
+    """Show the version or the help if that is all that ``words`` ask for; return whether so.
+
+    Imports neither Hydra nor torch. ``--help`` with overrides or files shows what they compose.
+    """
+    from ppo_lab.config.help import help_text, help_topics
+    from ppo_lab.utils.errors import ConfigError
+
+    if [*words] == ["--version"]:
+        print(f"ppo_lab {__version__}")  # noqa: T201 - the command's output
+        return True
+    if (topics := help_topics(words)) is None:
+        return False
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # such as | head
+    try:
+        print(help_text(topics))  # noqa: T201 - the command's output
+    except ConfigError as error:
+        sys.exit(f"ppo_lab: {error.value}: {error.allowed}")
+    return True
 
 
 def expects_study(words: Sequence[str]) -> bool:

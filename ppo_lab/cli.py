@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shlex
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -35,11 +36,14 @@ from ppo_lab.config.compose import (
 )
 from ppo_lab.config.composer import open_hydra
 from ppo_lab.config.error_messages import explain
+from ppo_lab.config.other_names import check_flags
 from ppo_lab.config.run import Config
 from ppo_lab.forecasting.budget import over_budget, resolve_memory
+from ppo_lab.forecasting.fit import fit
 from ppo_lab.forecasting.tables import forecast_json, forecast_table, forecasts_table
-from ppo_lab.grids.results import grid_summaries
+from ppo_lab.grids.progress import GridProgress
 from ppo_lab.grids.resume import Stored, split_stored, unfinished_jobs
+from ppo_lab.grids.screen import print_lines, show_grid, show_run
 from ppo_lab.grids.start import command_folder, start_multirun, start_run
 from ppo_lab.runner.exit_status import EXIT_FAILED, EXIT_REFUSED, exit_status, interrupt_status
 from ppo_lab.runner.group import RunGroup
@@ -47,13 +51,9 @@ from ppo_lab.runner.resume import fork_run
 from ppo_lab.runner.run import RunOutput, Status, run_group
 from ppo_lab.runner.signals import Interrupted
 from ppo_lab.runner.stored import stored_summary
-from ppo_lab.tracking import (
-    TrackingMode,
-    grid_table,
-    places,
-    reasons,
-    summary_panel,
-)
+from ppo_lab.tracking import TrackingMode
+from ppo_lab.tracking.tables import overridden_keys
+from ppo_lab.tracking.wandb_sweep import agent_overrides, agent_parameters
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 from ppo_lab.utils.redaction import mask_output
@@ -64,19 +64,31 @@ _CHECKED_EVERY = 250  # jobs: some seconds
 
 
 def job(
-    cfg: DictConfig, *, group: str | None = None, notes: Mapping[str, Any] | None = None
+    cfg: DictConfig,
+    *,
+    group: str | None = None,
+    varying: Collection[str] | None = None,
+    notes: Mapping[str, Any] | None = None,
+    grid: GridProgress | None = None,
 ) -> dict[str, Any]:
     """Run one job in the folder that Hydra made for it, or go on with it; return its summary.
 
     A failed run is a status, not an exception: Hydra would report only the first one of a grid.
-    ``group`` is the grid of a run that is resumed alone; ``notes`` are added to the summary.
+    ``group`` is the grid of a run that is resumed alone, ``varying`` the keys that a grid varies;
+    ``notes`` are added to the summary. ``grid`` shows the job's progress.
     """
     hydra_config = HydraConfig.get()
     if hydra_config.mode is RunMode.MULTIRUN:
         group = Path(hydra_config.sweep.dir).name
     folder, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
-    output = RunOutput(folder, overrides, group, notes=notes or {}, resumes=True)
-    (summary,) = run_group(RunGroup([load(cfg)], [output]))
+    output = RunOutput(folder, overrides, group, varying, notes=notes or {}, resumes=True)
+    config = load(cfg)
+    if grid is None:
+        (summary,) = run_group(RunGroup([config], [output]))
+        return summary
+    shown = grid.alone(hydra_config.job.num, config.total_steps)
+    (summary,) = run_group(RunGroup([config], [output]), shown)
+    grid.end_alone(hydra_config.job.num, summary)
     return summary
 
 
@@ -88,7 +100,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     mask_output()
     register()
-    arguments = get_args_parser().parse_args()
+    arguments, unknown = get_args_parser().parse_known_args()
+    with _explained(()):
+        check_flags(unknown, sys.argv[1:])
     shows_only = ("help", "hydra_help", "info", "cfg", "shell_completion")
     if any(getattr(arguments, name) for name in shows_only):
         _check_shown(arguments)
@@ -96,7 +110,11 @@ def main() -> None:
         return
     try:
         with _open_hydra(arguments) as (opened, stored):
-            _run(opened, _check(opened, arguments, stored), stored)
+            command = _check(opened, arguments, stored)
+            if command.config.fit:
+                _show_fits(arguments, command.jobs)
+            else:
+                _run(opened, command, stored)
     except KeyboardInterrupt as error:
         sys.exit(interrupt_status(error))
 
@@ -137,9 +155,9 @@ def _run_alone(opened: Hydra, command: Command, stored: Stored | None) -> None:
         try:
             summary = start_run(opened, config, task)
         except KeyboardInterrupt:
-            _show_run(folder, stored_summary(folder))
+            show_run(folder, stored_summary(folder))
             raise
-    _show_run(folder, summary)  # its file may not be there: the disk was full
+    show_run(folder, summary)  # its file may not be there: the disk was full
     sys.exit(exit_status(summary))
 
 
@@ -153,11 +171,33 @@ def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
         folder = stack.enter_context(command_folder(config, "hydra.sweep.dir", resumed, subdirs))
         try:
             if left:
-                start_multirun(opened, config, job, left)
+                varying = overridden_keys([job.overrides for job in jobs])
+                task = functools.partial(job, varying=varying)
+                _train_grid(opened, config, task, left, folder.name)
         finally:
-            summaries = _show_grid(folder, jobs)
+            summaries = show_grid(folder, jobs)
+        if config.report:
+            from ppo_lab.reports.report import report_place
+
+            print_lines(f"report  {report_place(folder)}")
     if any(summary["status"] != Status.finished.value for summary in summaries):
         sys.exit(EXIT_FAILED)
+
+
+def _train_grid(
+    opened: Hydra,
+    config: DictConfig,
+    task: Callable[..., dict[str, Any]],
+    left: Sequence[tuple[int, Job]],
+    name: str,
+) -> None:
+    """Run the jobs that are ``left``; those of this process share one display."""
+    if config.hydra.runtime.choices["hydra/launcher"] != "basic":
+        start_multirun(opened, config, task, left)
+        return
+    named = {number: each.overrides for number, each in left}
+    with GridProgress(name, named, left[0][1].config.tracking.terminal) as grid:
+        start_multirun(opened, config, functools.partial(task, grid=grid), left)
 
 
 @contextmanager
@@ -172,6 +212,7 @@ def _open_hydra(arguments: Namespace) -> Iterator[tuple[Hydra, Stored | None]]:
                 allowed = "a pickle can execute anything; use resume=FOLDER"
                 raise ConfigError("--experimental-rerun", arguments.experimental_rerun, allowed)
             stored, arguments.overrides = split_stored(arguments.overrides)
+            arguments.overrides += agent_overrides(arguments.overrides)
             if stored is not None:
                 arguments.config_dir = arguments.config_dir or stored.config_dir
                 arguments.config_name = arguments.config_name or stored.config_name
@@ -207,6 +248,9 @@ def _check(opened: Hydra, arguments: Namespace, stored: Stored | None) -> Comman
             check_study=_check_study,
             progress=_show_checked,
         )
+        if command.is_multirun and (parameters := agent_parameters()):
+            allowed = "an agent of a W&B sweep starts one run at a time, no grid and no study"
+            raise ConfigError("wandb agent", ", ".join(parameters), allowed)
         if stored is not None and not command.is_multirun:
             stored.check(command.jobs[0].config)
         return command
@@ -247,32 +291,34 @@ def _show_forecasts(jobs: Sequence[tuple[Job, Config]]) -> None:
     if config.forecast_format is ForecastFormat.json:
         print(forecast_json(jobs))  # noqa: T201 - the command's output
     else:
-        Console().print(forecasts_table(jobs) if first.is_multirun else forecast_table(config))
+        shown = forecasts_table(jobs) if first.is_multirun else forecast_table(config)
+        Console().print(shown, crop=False)
+
+
+def _show_fits(arguments: Namespace, jobs: Sequence[Job]) -> None:
+    """Print the largest run like each job that fits: its forecast and its command."""
+    with _explained(arguments.overrides):
+        if not jobs or any(text.startswith("sweep=") for text in arguments.overrides):
+            allowed = "is for runs, and grids of values typed with -m; not for sweep= or a study"
+            raise ConfigError("fit", "true", allowed)
+        fits = [fit(job.config) for job in jobs]
+    fitted = [
+        (job._replace(overrides=found.overrides(job.overrides, job.config)), found.config)
+        for job, found in zip(jobs, fits)
+    ]
+    _show_forecasts(fitted)
+    if jobs[0].config.forecast_format is ForecastFormat.json:
+        return
+    options = {"--config-dir": arguments.config_dir, "--config-name": arguments.config_name}
+    words = [word for option in options.items() if option[1] for word in option]
+    for (job, _), found in zip(fitted, fits):
+        command = shlex.join(["python", "-m", "ppo_lab", *words, *job.overrides])
+        print_lines(f"\n{found}\n{command}")
 
 
 def _refuse(message: str) -> NoReturn:
     print(message, file=sys.stderr)  # noqa: T201 - the command's output
     sys.exit(EXIT_REFUSED)
-
-
-def _print_lines(lines: str, style: str = "") -> None:
-    if lines:
-        Console().print(lines, style=style, soft_wrap=True, highlight=False, markup=False)
-
-
-def _show_run(folder: Path, summary: dict[str, Any]) -> None:
-    """Print the panel of a single run."""
-    Console().print(summary_panel(summary))
-    _print_lines(places({"folder": folder.resolve()} | summary))
-
-
-def _show_grid(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Print the table of a grid, and return the summaries of its jobs."""
-    summaries = grid_summaries(folder, jobs)
-    Console().print(grid_table(summaries))
-    _print_lines(reasons(summaries), "red")
-    _print_lines(places({"folder": folder.resolve()}))
-    return summaries
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -2,13 +2,13 @@
 
 Every episode has its own seed and runs to its end. Prints eval_return, mean and standard deviation
 over the episodes; of texts also some samples, their reward and what says whether they are good.
+With --video it records one more episode as Gymnasium renders it.
 Actions are deterministic by default, and the tokens of texts are samples.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -28,8 +28,10 @@ from ppo_lab.devices.placement import Placement
 from ppo_lab.envs.base import DiscreteActions, Env
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.envs.text.config import TextConfig
+from ppo_lab.reports.video import VIDEO_FORMATS, record_video
 from ppo_lab.training.acting import Policy
-from ppo_lab.training.policy import load_policy
+from ppo_lab.training.evaluation import build_raw, first_episodes
+from ppo_lab.training.policy import BEST_FOLDER, load_policy
 from ppo_lab.utils.errors import EnvironmentFault
 from ppo_lab.utils.redaction import printable
 
@@ -63,15 +65,14 @@ def evaluate(
         ValueError: The policy does not fit the environment.
         TimeoutError: An episode did not end within ``max_steps``.
     """
-    # The policy normalises observations with the statistics of its training.
-    raw = dataclasses.replace(env_config, normalize_observations=False, normalize_rewards=False)
     num_steps = None
-    if raw.whole_episodes:
+    if env_config.whole_episodes:
         if policy.texts is None:
             raise ValueError(f"the policy was trained for {policy.env_id}, not for texts")
         num_steps = policy.texts.num_steps
-        raw.check_rollout(num_steps)
-    env = raw.build(
+        env_config.check_rollout(num_steps)
+    env = build_raw(
+        env_config,
         seeds=torch.tensor([seed], dtype=torch.int64),
         num_envs=num_episodes,
         gamma=torch.ones(1),
@@ -80,9 +81,15 @@ def evaluate(
     )
     with closing(env):
         _check_fits(policy, env)
-        returns = _run_episodes(
-            policy, env, deterministic=deterministic, seed=seed, max_steps=max_steps
-        )
+        start = env.spec.actions.start if isinstance(env.spec.actions, DiscreteActions) else 0
+
+        def act(observations: Tensor) -> Tensor:
+            batch = observations[0].reshape(num_episodes, *env.spec.shape).numpy()
+            actions = policy.act(batch, deterministic=deterministic, seed=seed) - start
+            return torch.as_tensor(actions).unsqueeze(0)
+
+        policy.reset()
+        returns = first_episodes(env, env.reset(), act, max_steps=max_steps).returns[0]
         final = env.final_rewards()
         if final is not None:
             returns += final[0]
@@ -99,34 +106,10 @@ def _check_fits(policy: Policy, env: Env) -> None:
             raise ValueError(f"the policy was trained for {name} {its}, the environment has {ours}")
 
 
-def _run_episodes(
-    policy: Policy, env: Env, *, deterministic: bool, seed: int, max_steps: int
-) -> Tensor:
-    """Return the sums of the rewards (n,) of each environment's first episode, float64."""
-    num_episodes, shape = env.num_envs, env.spec.shape
-    start = env.spec.actions.start if isinstance(env.spec.actions, DiscreteActions) else 0
-    observations = env.reset()
-    policy.reset()
-    returns = torch.zeros(num_episodes, dtype=torch.float64)
-    is_running = torch.ones(num_episodes, dtype=torch.bool)
-    for _ in range(max_steps):
-        batch = observations[0].reshape(num_episodes, *shape).numpy()
-        chosen = policy.act(batch, deterministic=deterministic, seed=seed) - start
-        actions, _ = env.given_actions(torch.as_tensor(chosen).unsqueeze(0))
-        step = env.step(actions)
-        returns += torch.where(is_running, step.env_rewards[0].double(), 0.0)
-        is_running &= ~(step.terminated | step.truncated)[0]
-        observations = step.observations
-        if not is_running.any():
-            return returns
-    left = f"{int(is_running.sum())} of {num_episodes} episodes"
-    raise TimeoutError(f"{left} did not end within {max_steps} steps")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate the run named on the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ppo_lab.play", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("run", type=Path, help="folder of a finished run, or its best/")
     parser.add_argument("--episodes", type=_whole(1, 100_000), default=20, help="default 20")
     parser.add_argument(
         "--seed", type=_whole(0, 2**63 - 1), default=1_000_000, help="default 1000000"
@@ -142,26 +125,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     trust = "import the module that env.id=module:Name-v0 or env.reward names without asking"
     parser.add_argument("--trust", action="store_true", help=trust)
+    file = "record an episode as FILE.mp4 or FILE.gif; default video.mp4 in the run's folder"
+    parser.add_argument("--video", nargs="?", const="", metavar="FILE", help=file)
     parsed = parser.parse_args(arguments)
     try:
+        video = _video_path(parsed.video, parsed.run)
         policy = load_policy(parsed.run)
-        env_config = _read_env_config(parsed.run / ".hydra" / "config.yaml")
+        run = parsed.run.parent if parsed.run.name == BEST_FOLDER else parsed.run
+        env_config = _read_env_config(run / ".hydra" / "config.yaml")
         _confirm_import(env_config, is_trusted=parsed.trust)
         env_config.check()
         is_text = policy.texts is not None
+        is_deterministic = not (is_text if parsed.stochastic is None else parsed.stochastic)
         played = evaluate(
             policy,
             env_config,
             num_episodes=parsed.episodes,
             seed=parsed.seed,
-            deterministic=not (is_text if parsed.stochastic is None else parsed.stochastic),
+            deterministic=is_deterministic,
             max_steps=parsed.max_steps,
         )
+        if video is not None:
+            record_video(
+                policy, env_config, video, seed=parsed.seed, deterministic=is_deterministic,
+                max_steps=parsed.max_steps,
+            )  # fmt: skip
     except (OSError, ValueError, EnvironmentFault) as error:
         sys.stderr.write(f"ppo_lab.play: {printable(error)}\n")
         return 2
     _show(played, policy.env_id, as_json=parsed.json)
+    if video is not None:
+        sys.stderr.write(f"{printable(video)}\n")
     return 0
+
+
+def _video_path(given: str | None, run: Path) -> Path | None:
+    """Return the file of ``--video``, None without it; raise ``ValueError`` for another format."""
+    if given is None:
+        return None
+    path = Path(given) if given else run / "video.mp4"
+    if path.suffix not in VIDEO_FORMATS or not path.parent.is_dir():
+        allowed = f"must end in {' or '.join(VIDEO_FORMATS)}, in a folder that exists"
+        raise ValueError(f"--video {path}: {allowed}")
+    return path
 
 
 def _show(played: Played, env_id: str, *, as_json: bool) -> None:
@@ -182,7 +188,8 @@ def _show(played: Played, env_id: str, *, as_json: bool) -> None:
     decimals = 2 if played.texts else 1
     span = f"({min(returns):,.{decimals}f} to {max(returns):,.{decimals}f})"
     over = f"over {len(returns)} episodes of {printable(env_id)} {span}"
-    lines = [f"eval_return {mean:,.{decimals}f} ± {deviation:,.{decimals}f} {over}"]
+    spread = f", sd {deviation:,.{decimals}f}," if len(returns) > 1 else ""
+    lines = [f"eval_return {mean:,.{decimals}f}{spread} {over}"]
     if played.metrics:
         lines.append("  ".join(f"{name} {value:.2f}" for name, value in played.metrics.items()))
     for line in lines:

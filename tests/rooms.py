@@ -15,13 +15,14 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "ppo_lab"
 COMMANDS = "(commands)"
 ROOMS = {  # from top to bottom: a room imports only from rooms below it
-    COMMANDS: "the commands: run and study, play, report, browse",
+    COMMANDS: "the commands: run and study, play, report, browse, workspace",
     "studies": "Optuna studies: the command, scheduling, Ctrl-C",
+    "reports": "the page of runs, grids and studies: loading, figures, player",
     "studies/display": "progress of a study: live table, log lines",
     "studies/results": "statistics, confirmation, trials.csv, best.yaml, panel",
     "studies/store": "trials in Optuna's storage: retries, leases, outcomes",
     "studies/definition": "a study's plan: space, objective, sampler, pruner",
-    "grids": "grids: the stacked launcher, the table of results",
+    "grids": "grids: the stacked launcher, live table, results",
     "workers": "processes that run trials",
     "runner": "a run in its folder; a stack that trains many runs",
     "forecasting": "bytes by category: dry run, ledger, budget, tables",
@@ -32,7 +33,7 @@ ROOMS = {  # from top to bottom: a room imports only from rooms below it
     "ppo": "losses, advantages, rollout, collector, update, Adam",
     "networks": "actor-critics with a lane axis, action distributions",
     "envs": "native and Gymnasium environments, normalisation",
-    "tracking": "metrics.jsonl, summary.json, W&B, terminal",
+    "tracking": "metrics.jsonl, summary.json, W&B, TensorBoard, terminal",
     "devices": "placement and transfers, clocks, CUDA memory, profiler",
     "utils": "errors, atomic files, random numbers, paths",
 }

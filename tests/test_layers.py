@@ -44,7 +44,7 @@ def test_the_documents_show_the_rooms_as_they_are(document, option, expected):
 
 def test_a_person_finds_only_commands_in_the_root_of_the_package():
     flat = sorted(path.stem for path in PACKAGE.glob("*.py"))
-    assert flat == ["__init__", "__main__", "browse", "cli", "play", "report"]
+    assert flat == ["__init__", "__main__", "browse", "cli", "play", "report", "workspace"]
 
 
 def test_no_public_class_name_is_used_twice():

@@ -33,8 +33,9 @@ def imported(folder, *words):
     return set(json.loads(done.stderr.splitlines()[-1]))
 
 
-def test_help_imports_nothing_heavy_but_torch(tmp_path):
-    assert not HEAVY & imported(tmp_path, "--help")
+@pytest.mark.parametrize("words", [["--help"], ["--help", "epsilon"], ["--version"]])
+def test_help_and_version_import_neither_torch_nor_hydra(tmp_path, words):
+    assert not (HEAVY | {"torch", "hydra", "numpy", "rich"}) & imported(tmp_path, *words)
 
 
 def test_a_run_of_a_native_environment_imports_nothing_heavy_but_torch(tmp_path):

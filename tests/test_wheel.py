@@ -37,6 +37,12 @@ def test_the_wheel_holds_every_yaml_of_conf_and_sweeps(wheel):
     assert len(there) > 20
 
 
+def test_the_wheel_holds_what_the_page_is_made_of(wheel):
+    assets = {name for name in zipfile.ZipFile(wheel).namelist() if "/assets/" in name}
+    names = ("page.css", "page.js", "player.js")
+    assert assets == {f"ppo_lab/reports/assets/{name}" for name in names}
+
+
 def test_the_wheel_trains_from_another_folder(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)

@@ -50,7 +50,9 @@ which is fast without it, after 3.3 million (benchmarks/results/compile_time.md)
 each other keep both cores compiling for some 45 s, which takes twice as many steps to repay in wall
 time."""
 
-_NOT_IN_A_PROGRAM = (*ABOUT_A_RUN, "checkpoint", "compile", "device", "num_epochs")
+_NOT_IN_A_PROGRAM = (
+    *(*ABOUT_A_RUN, "checkpoint", "compile", "device", "num_epochs", "eval_every", "eval_episodes"),
+)
 """Keys that no program depends on, beside the lanes' own."""
 
 

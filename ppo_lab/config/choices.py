@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Compile", "Dtype", "ForecastFormat", "MatmulPrecision", "Profile", "Schedule"]
+__all__ = [
+    "Compile", "Dtype", "FitOver", "ForecastFormat", "MatmulPrecision", "Profile", "Schedule",
+]  # fmt: skip
 
 
 class Schedule(Enum):
@@ -35,6 +37,15 @@ class ForecastFormat(Enum):
 
     table = "table"
     json = "json"
+
+
+class FitOver(Enum):
+    """What ``fit=true`` varies."""
+
+    num_envs = "num_envs"
+    network = "network"  # the named ones of the same kind
+    num_minibatches = "num_minibatches"  # fewer are larger
+    memory = "memory"  # strategy and options, as little as fits
 
 
 class Dtype(Enum):

@@ -21,6 +21,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -29,6 +30,7 @@ from ppo_lab.config.composer import Composer, open_hydra, parse, without_hydra
 from ppo_lab.config.foreign import CheckedFileSource, check_file
 from ppo_lab.config.grid import check_dimensions, check_folders, expand
 from ppo_lab.config.hydra_part import check_hydra_part
+from ppo_lab.config.other_names import refuse_other_names
 from ppo_lab.config.run import Config
 from ppo_lab.config.study import CommandConfig, StudyConfig, refuse_renamed
 from ppo_lab.envs.text.config import TextConfig
@@ -46,6 +48,8 @@ __all__ = [
 
 SWEEP_FILES: dict[str, Path] = {}
 """The file of each option of ``sweep=``."""
+_OF_WANDB = "wandb"
+"""A file of ``sweeps/`` that is for the command ``wandb sweep``."""
 _MAY_BE_SECRET = re.compile(r"(?i)://|@|key|token|secret|pass|[\w-]{20,}")
 
 
@@ -136,6 +140,8 @@ def _make_unused(path: str) -> str:
 def _register_sweeps(folder: Path) -> None:
     """Register every YAML file in or below ``folder`` as an option of ``sweep=``."""
     for path in sorted(folder.rglob("*.yaml")):
+        if path.stem == _OF_WANDB:
+            continue
         check_file(path)
         option = path.relative_to(folder).with_suffix("")
         SWEEP_FILES[option.as_posix()] = path
@@ -246,6 +252,7 @@ def compose_command(
     """
     typed = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
     refuse_renamed(typed)
+    refuse_other_names(typed)
     _refuse_null(hydra.config_loader, typed)
     # As Hydra does to find out whether it should sweep, and over what.
     composed = functools.partial(
@@ -256,9 +263,11 @@ def compose_command(
     )
     try:
         command = composed(overrides=[*overrides])
-    except AssertionError:  # Hydra's, at a key below one that is null
-        key = next((key for key in typed if key.startswith("study.")), None)
-        if key is None:
+    except (AssertionError, ConfigCompositionException) as error:
+        # Hydra's, at a key below one that is null, or at an option of it
+        key = next((key for key in typed if key.startswith(("study.", "study/"))), None)
+        is_missing = isinstance(error, AssertionError) or "No match in the defaults" in str(error)
+        if key is None or not is_missing:
             raise
         allowed = "there is no study to set this of; add study=default or a sweep=..."
         raise ConfigError(key, typed[key], allowed) from None

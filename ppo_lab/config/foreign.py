@@ -61,13 +61,14 @@ def read_plain(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or is too large.
     """
-    _read_nodes(path)
+    nodes = _read_nodes(path)
     try:
-        values: dict[str, Any] | None = yaml.safe_load(path.read_text(encoding="utf-8"))
+        build = yaml.constructor.SafeConstructor().construct_document
+        values: Any = build(nodes[0]) if nodes else {}
     except (yaml.YAMLError, ValueError) as error:  # a tag that makes objects, a date without a day
         told = " ".join(str(error).split())
         raise ConfigError("config file", path, f"cannot be read: {told}") from None
-    return values or {}
+    return dict(values)
 
 
 def check_file(path: Path) -> None:

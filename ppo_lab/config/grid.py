@@ -93,7 +93,7 @@ def check_dimensions(command: DictConfig, overrides: Sequence[str]) -> None:
         named = key.removeprefix("study.space.")
         if override.is_sweep_override():
             _num_values(override)
-            if key == named and re.match(r"(study|sweep|tracking|hydra)\b", key):
+            if key == named and re.match(r"(study|sweep|tracking|hydra|report)\b", key):
                 allowed = "is a key of the whole study, which its trials cannot vary"
                 raise ConfigError(*_halves(text), allowed)
         other = searched.get(named) or searched.get(f"study.space.{named}")

@@ -18,6 +18,7 @@ __all__ = ["Hyperparameters"]
 class Hyperparameters:
     """What an update does with a rollout, and how large both are."""
 
+    # Clip and policy loss
     epsilon: Any = 0.2
     """Half-width of the clip of the probability ratio to [1 - epsilon, 1 + epsilon]. 0.1 to 0.3 is
     usual; larger learns faster but is less stable; none does not clip."""
@@ -40,6 +41,7 @@ class Hyperparameters:
     """KL limit in nats: an update ends once the k3 estimate of a minibatch exceeds 1.5 times this.
     0.01 to 0.03 is usual; none never stops."""
 
+    # Optimizer
     lr: float = 3e-4
     """Adam's learning rate, 1e-4 to 1e-3; larger needs a smaller epsilon or fewer epochs."""
     lr_schedule: Schedule = Schedule.constant
@@ -52,6 +54,7 @@ class Hyperparameters:
     """Clip the gradients of actor and critic separately: a large value loss then does not shrink
     the policy's step. Always so with memory=parked, which never holds both gradients."""
 
+    # Returns and advantages
     gamma: float = 0.99
     """Discount factor, in [0, 1]."""
     gae_lambda: float = 0.95
@@ -65,11 +68,13 @@ class Hyperparameters:
     """Bootstrap from the last observation's value when a time limit ends an episode; false treats
     a time limit as a termination."""
 
+    # Critic first
     policy_start_iteration: int = 0
     """Iterations in which only the critic trains, before the policy does too (VC-PPO,
     arXiv:2503.01491, section 3.1). Adam begins anew after them. The policy does not change before,
     unless memory=shared_trunk: there the trunk learns values, and the policy's features with it."""
 
+    # Rollout and update
     num_envs: int = 8
     """Environments stepped in parallel."""
     num_steps: int = 128

@@ -38,6 +38,10 @@ def check_lane(config: Config, other: Config) -> None:
         mine, its = getattr(config, field.name), getattr(other, field.name)
         if field.name not in LANE_KEYS and mine != its:
             raise ConfigError(field.name, mine, f"must equal {its} in every lane of a stack")
+    limits = config.max_grad_norm, other.max_grad_norm
+    if config.memory.optimizer_in_backward and limits.count(None) == 1:
+        allowed = "must be none in every lane or in none with memory.optimizer_in_backward"
+        raise ConfigError("max_grad_norm", limits[0], allowed)
 
 
 def stack_values(config: Config) -> dict[str, Any]:
@@ -45,6 +49,8 @@ def stack_values(config: Config) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     kinds = [type(part).__qualname__ for part in (config.env, config.network, config.memory)]
     shared = {key: value for key, value in values.items() if key not in LANE_KEYS}
+    if config.memory.optimizer_in_backward:  # in one backward pass or in two
+        shared["clips"] = config.max_grad_norm is not None
     return {"kinds": kinds, **to_jsonable(shared)}
 
 

@@ -20,13 +20,14 @@ from ppo_lab.config.checks import check_fits, check_whole
 from ppo_lab.config.choices import (
     Compile,
     Dtype,
+    FitOver,
     ForecastFormat,
     MatmulPrecision,
     Profile,
     Schedule,
 )
+from ppo_lab.config.evaluation import EvaluationConfig
 from ppo_lab.config.hyperparameters import Hyperparameters
-from ppo_lab.devices.placement import Place
 from ppo_lab.envs.base import EnvSpec
 from ppo_lab.envs.config import EnvConfig
 from ppo_lab.memory import MemoryStrategy
@@ -35,12 +36,10 @@ from ppo_lab.ppo.baselines import AutoBaseline, Baseline, Gae, GroupBaseline, Gr
 from ppo_lab.ppo.losses import PolicyLoss
 from ppo_lab.ppo.update import AdvantageNormalization
 from ppo_lab.tracking import TrackingConfig
-from ppo_lab.utils.cores import idle_cores
 from ppo_lab.utils.errors import ConfigError, check_number
 from ppo_lab.utils.json_files import to_jsonable
 
 __all__ = ["Compile", "Config", "Dtype", "ForecastFormat", "Profile", "Schedule"]
-
 
 _MOST = {
     "num_envs": 10**6, "num_steps": 10**6, "num_epochs": 1000, "num_minibatches": 10**6,
@@ -53,7 +52,7 @@ _MOST_ROWS, _MOST_PARAMETERS, _MOST_THREADS = 10**9, 10**10, 1024
 
 
 @dataclass(kw_only=True)
-class Config(Hyperparameters):
+class Config(EvaluationConfig, Hyperparameters):
     """One run: environment, network, memory strategy and PPO's hyperparameters."""
 
     env: EnvConfig = MISSING
@@ -69,6 +68,7 @@ class Config(Hyperparameters):
     total_steps: int = 100_000
     """Environment steps, rounded down to whole iterations."""
 
+    # Device, memory and speed
     device: str = "auto"
     """auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N."""
     dtype: Dtype = Dtype.float32
@@ -85,6 +85,12 @@ class Config(Hyperparameters):
     """Print the forecast of memory by category and train nothing; needs no GPU."""
     forecast_format: ForecastFormat = ForecastFormat.table
     """json prints machine-readable output, alone on stdout."""
+    fit: bool = False
+    """Print the largest run that fits ``vram_budget_gib`` by forecast, what it needs and its
+    command; train nothing. Implies ``forecast``."""
+    fit_over: FitOver = FitOver.num_envs
+    """What ``fit`` varies: num_envs (the most), network (the largest named one of its kind),
+    num_minibatches (the fewest), memory (the cheapest change of strategy or options)."""
     profile: Profile = Profile.auto
     """Count memory by category in the first iteration and profile a short window after warm-up."""
     compile: Compile = Compile.auto
@@ -99,6 +105,7 @@ class Config(Hyperparameters):
     def __post_init__(self) -> None:
         """Check and convert every value."""
         self.check_numbers()
+        self.forecast = self.forecast or self.fit
         for key in ("vram_budget_gib", "vram_limit_gib"):
             if (key, getattr(self, key)) != ("vram_budget_gib", "auto"):
                 setattr(self, key, check_number(key, getattr(self, key), above=0.0, off=True))
@@ -178,6 +185,7 @@ class Config(Hyperparameters):
         """Return the environment's spaces; raise ``ConfigError`` if it cannot be used."""
         spec = self.env.check()
         self.env.check_rollout(self.rollout_steps)
+        self.check_evaluation(self.env)
         self.network.check_env(spec)
         if spec.num_tokens is not None:
             self.network.check_num_steps(self.rollout_steps)
@@ -194,8 +202,8 @@ class Config(Hyperparameters):
     @property
     def lane_limit(self) -> tuple[str, str, int] | None:
         """The key and value that limit the lanes of a stack, and the most; None for any number."""
-        if self.memory.max_lanes is not None:
-            return "memory", self.memory.name, self.memory.max_lanes
+        if self.memory.lane_limit is not None:
+            return self.memory.lane_limit
         if self.network.max_lanes is not None:
             name = next(n for n, kind in NETWORKS.items() if type(self.network) is kind)
             return "network", name, self.network.max_lanes
@@ -234,6 +242,11 @@ class Config(Hyperparameters):
         if self.whole_episodes and not self.env.whole_episodes:
             return self.env.episode_limit()
         return self.num_steps
+
+    @property
+    def most_envs(self) -> int:
+        """The most environments that may be asked for."""
+        return min(_MOST["num_envs"], _MOST_ROWS // self.rollout_steps)
 
     @property
     def num_rows(self) -> int:
@@ -298,15 +311,11 @@ class Config(Hyperparameters):
     @property
     def compile_obstacle(self) -> str | None:
         """The setting that prevents compilation; None if there is none."""
-        memory = self.memory
         obstacles = {
-            f"memory={memory.name}": memory.max_lanes is not None,
-            "memory.rollout_place=host": memory.rollout_place is not Place.device,
+            self.memory.compile_obstacle: self.memory.compile_obstacle is not None,
             "whole episodes": self.whole_episodes,
             "a network that reads sequences": self.network.reads_sequences,
             "policy_start_iteration": self.policy_start_iteration > 0,
-            "memory.num_micro_batches": memory.num_micro_batches > 1,
-            "memory.checkpoint_activations=true": memory.checkpoint_activations,
             "dtype=bfloat16 on the CPU": self.dtype is Dtype.bfloat16 and not self.is_on_cuda,
         }
         return next((name for name, applies in obstacles.items() if applies), None)
@@ -332,19 +341,3 @@ class Config(Hyperparameters):
         if self.epsilon is None:
             del values["epsilon"]
         return values
-
-    def choose_num_threads(self, spec: EnvSpec) -> int:
-        """Return the number of CPU threads.
-
-        On an idle machine a second thread is 1.6 to 2 times as fast from about 0.5 GFLOP per
-        gradient step; beside a busy process it is 3 to 30 times slower below 2 GFLOP, and about 2
-        times above (benchmarks/results/threads.md). So auto is 1 below 2 GFLOP, and the number
-        of idle cores above.
-        """
-        if self.num_threads != "auto":
-            return int(self.num_threads)
-        parameters = self.memory.num_trunks * self.network.num_trunk_parameters(spec)
-        flop = 6 * parameters * self.num_rows / self.num_minibatches
-        if flop < 2e9:
-            return 1
-        return idle_cores()

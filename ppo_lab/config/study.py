@@ -161,10 +161,12 @@ class StudyConfig:
 
 @dataclass(kw_only=True)
 class CommandConfig(Config):
-    """Schema of a command: one run, and the study that varies it, if any."""
+    """Schema of a command: one run, the study that varies it, if any, and what is made of both."""
 
     baseline: Baseline = MISSING  # a default would allow no other class
     study: StudyConfig | None = None
+    report: bool = True
+    """Write report.html into the folder of a grid or study when it ends."""
 
 
 def renamed(key: str) -> str | None:

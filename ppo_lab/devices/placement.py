@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Place", "Placement", "Traffic", "copy_exactly"]
+__all__ = ["Place", "Placement", "Traffic", "copy_exactly", "tensors_of"]
 
 
 class Place(Enum):
@@ -106,3 +107,12 @@ def copy_exactly(target: Tensor, source: Tensor, name: str) -> None:
         if wanted != given:
             raise ValueError(f"{name} has {attribute} {given}, this run needs {wanted}")
     target.copy_(source)
+
+
+def tensors_of(values: Any) -> Iterator[Tensor]:  # noqa: ANN401 - any nest
+    """Return the tensors in nested tuples, lists and dictionaries."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from tensors_of(value)

@@ -105,7 +105,7 @@ class EnvConfig:
         elif limit is None:
             limit = known_limit(self.id)
         if limit is None:
-            allowed = f"{self.id} has no limit of its own, and rollouts of whole episodes need one"
+            allowed = f"{self.id} has no time limit; memory=critic_free and eval_every need one"
             raise ConfigError("env.max_episode_steps", None, allowed)
         return limit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,12 +17,20 @@ from ppo_lab.config.run import Config, Dtype
 from ppo_lab.devices.placement import Place
 from ppo_lab.forecasting.categories import Category
 from ppo_lab.forecasting.forecast import Forecast, cuda_context, forecast, try_forecast
-from ppo_lab.memory import STRATEGIES, AutoMemory, MemoryStrategy
+from ppo_lab.memory import STRATEGIES, AutoMemory, MemoryStrategy, Parked
 from ppo_lab.networks import NETWORKS, NetworkConfig
 from ppo_lab.utils.errors import ConfigError
 from ppo_lab.utils.paths import CONF_DIR
 
-__all__ = ["Change", "Excess", "advice", "budget_bytes", "over_budget", "resolve_memory"]
+__all__ = [
+    "Change",
+    "Excess",
+    "advice",
+    "budget_bytes",
+    "named_networks",
+    "over_budget",
+    "resolve_memory",
+]
 
 _GIB = 1024**3
 _MICRO_BATCHES = (2, 8)
@@ -44,11 +52,14 @@ class Change:
     """What it changes in the numbers of a run; empty where they stay the same."""
     more_moved: int = 0
     """Bytes more over the bus in each iteration."""
+    config: Config | None = field(default=None, repr=False, compare=False)
+    """With the change."""
 
     @property
     def price(self) -> str:
         """Changes in the numbers and on the bus; empty for none."""
-        moved = f"{self.more_moved / _GIB:+,.1f} GiB PCIe"
+        gib = self.more_moved / _GIB
+        moved = f"{gib:+,.{1 if abs(gib) >= 0.1 else 2}f} GiB PCIe"  # at least 0.01
         parts = [self.alters, moved if abs(self.more_moved) > _NOTICEABLE_BYTES else ""]
         return "; ".join(part for part in parts if part)
 
@@ -175,6 +186,7 @@ def _try(config: Config, before: Forecast, *options: _Option) -> Change | None:
         after.total,
         "; ".join(option.alters for option in options if option.alters),
         after.bus.iteration.total - before.bus.iteration.total,
+        config,
     )
 
 
@@ -186,12 +198,19 @@ def _options(config: Config, before: Forecast) -> Iterator[_Option]:
         if strategy is not type(memory):
             other = _as_strategy(memory, strategy)
             yield _Option(f"memory={name}", other, _alters(config, strategy))
+    if not (memory.offload_fraction or isinstance(memory, Parked)):
+        yield _Option("memory.offload_fraction=0.5", 0.5)
+    if at_peak[Category.gradients] > worth and not memory.optimizer_in_backward:
+        price = "a second backward pass" if config.max_grad_norm is not None else ""
+        yield _Option("memory.optimizer_in_backward=true", True, price)
     if at_peak[Category.activations] > worth:
         if config.dtype is Dtype.float32:
             alters = "arithmetic of 8 bits of significand"
             yield _Option("dtype=bfloat16", Dtype.bfloat16, alters)
         if not memory.checkpoint_activations:
             yield _Option("memory.checkpoint_activations=true", True, "a third more arithmetic")
+        if not memory.offload_activations:
+            yield _Option("memory.offload_activations=true", True)
         for count in _MICRO_BATCHES:
             if count > memory.num_micro_batches:
                 yield _Option(f"memory.num_micro_batches={count}", count)
@@ -203,9 +222,12 @@ def _options(config: Config, before: Forecast) -> Iterator[_Option]:
 
 
 def _as_strategy(memory: MemoryStrategy, strategy: type[MemoryStrategy]) -> MemoryStrategy:
-    """Return ``strategy`` with the options of ``memory`` that every strategy has."""
-    shared = [field.name for field in dataclasses.fields(MemoryStrategy)]
-    return strategy(**{name: getattr(memory, name) for name in shared})
+    """Return ``strategy`` with the options of ``memory`` that every strategy has and that are set.
+
+    Defaults are the strategy's own.
+    """
+    values = {f.name: getattr(memory, f.name) for f in dataclasses.fields(MemoryStrategy)}
+    return strategy(**{k: v for k, v in values.items() if v != getattr(type(memory), k)})
 
 
 def _alters(config: Config, strategy: type[MemoryStrategy]) -> str:
@@ -222,16 +244,22 @@ def _alters(config: Config, strategy: type[MemoryStrategy]) -> str:
 
 def _smaller_network(config: Config) -> tuple[str, NetworkConfig] | None:
     """Return the largest named network of this kind that is smaller; None if there is none."""
+    limit = config.network.num_trunk_parameters(config.check_env())
+    smaller = [named for named in named_networks(config) if named[0] < limit]
+    return smaller[-1][1:] if smaller else None
+
+
+def named_networks(config: Config) -> list[tuple[int, str, NetworkConfig]]:
+    """Return trunk parameters, name and config of each named network of this kind, by size."""
     if config.network.is_pretrained:
-        return None  # a checkpoint has the size that it has
+        return []  # a checkpoint has the size that it has
     spec = config.check_env()
-    limit = config.network.num_trunk_parameters(spec)
-    smaller: list[tuple[int, str, NetworkConfig]] = []
-    for path in sorted((CONF_DIR / "network").glob("*.yaml")):
-        network = _named_network(path, config.network)
-        if network is not None and (count := network.num_trunk_parameters(spec)) < limit:
-            smaller.append((count, path.stem, network))
-    return max(smaller, key=lambda entry: entry[0])[1:] if smaller else None
+    named = [
+        (network.num_trunk_parameters(spec), path.stem, network)
+        for path in sorted((CONF_DIR / "network").glob("*.yaml"))
+        if (network := _named_network(path, config.network)) is not None
+    ]
+    return sorted(named, key=lambda entry: entry[0])
 
 
 def _named_network(path: Path, network: NetworkConfig) -> NetworkConfig | None:

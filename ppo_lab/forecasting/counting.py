@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ppo_lab.config.run import Config
 from ppo_lab.devices.observers import PhaseObserver
-from ppo_lab.devices.placement import Placement
+from ppo_lab.devices.placement import Placement, tensors_of
 from ppo_lab.forecasting.categories import Category
-from ppo_lab.forecasting.ledger import Ledger, tensors_of
+from ppo_lab.forecasting.ledger import Ledger
 from ppo_lab.networks import ActorCritic
 from ppo_lab.tracking import Record
 from ppo_lab.training.trainer import Trainer

@@ -18,6 +18,7 @@ from ppo_lab.config.lanes import LANE_KEYS, stack_values
 from ppo_lab.config.run import Config
 from ppo_lab.config.settings import ABOUT_A_RUN
 from ppo_lab.forecasting.dry_run import DryRun, dry_run
+from ppo_lab.memory import AutoMemory
 
 __all__ = ["Forecast", "Overhead", "cublas_workspace", "cuda_context", "forecast", "try_forecast"]
 
@@ -28,7 +29,7 @@ _A100_CONTEXT = 501 * _MIB
 _MOST_CONTEXT = 1024 * _MIB  # more than that includes another process on the GPU
 _HOPPER_WORKSPACE = 4096 * 8 * 1024
 _OLDER_WORKSPACE = (4096 * 2 + 16 * 8) * 1024
-_WITHOUT_EFFECT = (*ABOUT_A_RUN, "device", "matmul_precision")
+_WITHOUT_EFFECT = (*ABOUT_A_RUN, "device", "matmul_precision", "eval_every", "eval_episodes")
 """Keys that change no tensor's size. Of the keys that vary by lane, only being None or not does."""
 
 
@@ -74,7 +75,22 @@ def forecast(config: Config) -> Forecast:
 
     Takes seconds the first time. Configurations that differ only in what changes no tensor's size,
     such as seeds and learning rates, share one forecast. The run's device need not exist.
+
+    Args:
+        config: From ``compose``; ``memory=auto`` is resolved first.
+
+    Returns:
+        Bytes: ``total`` on the device, ``peak.by_category()``, ``bus.iteration`` over PCIe.
+
+    Example:
+        >>> from ppo_lab import compose, forecast
+        >>> forecast(compose(["env=cartpole", "network=tiny"])).num_parameters
+        {'actor': 4610, 'critic': 4545}
     """
+    if isinstance(config.memory, AutoMemory):
+        from ppo_lab.forecasting.budget import resolve_memory  # which compares forecasts
+
+        config = resolve_memory(config)
     key = _key(config)
     if key not in _forecasts:
         counted = vars(dry_run(config))

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppo_lab.devices.placement import Place, Placement
+from ppo_lab.devices.placement import Place, Placement, tensors_of
 from ppo_lab.forecasting.categories import (
     Allocation,
     Category,
@@ -36,7 +36,7 @@ from ppo_lab.networks.sequences import SequenceTrunk
 from ppo_lab.utils import torch_private
 from ppo_lab.utils.torch_private import TorchDispatchMode
 
-__all__ = ["Ledger", "tensors_of"]
+__all__ = ["Ledger"]
 
 _DEVICE_ROUNDING = 512
 """c10/core/AllocatorConfig.h, kMinBlockSize: CUDA's allocator gives multiples of it."""
@@ -304,15 +304,6 @@ class Ledger(TorchDispatchMode):
         self._list_peak()
         del self._live[allocation]
         self.now -= allocation.num_bytes
-
-
-def tensors_of(values: Any) -> Iterator[Tensor]:  # noqa: ANN401 - any nest
-    """Return the tensors in nested tuples, lists and dictionaries."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list, dict)):
-        for value in values.values() if isinstance(values, dict) else values:
-            yield from tensors_of(value)
 
 
 def _in_backward() -> bool:

@@ -14,19 +14,24 @@ from rich.text import Text
 
 from ppo_lab.config.compose import Job
 from ppo_lab.config.run import Config
+from ppo_lab.devices.placement import Traffic
 from ppo_lab.forecasting.budget import budget_bytes, over_budget
 from ppo_lab.forecasting.categories import Category, MemoryKey
 from ppo_lab.forecasting.forecast import Forecast, forecast
 from ppo_lab.tracking.tables import override_values, varying_keys
+from ppo_lab.tracking.wide_table import TextColumn, WideTable
+from ppo_lab.utils.redaction import printable
 
 __all__ = ["forecast_json", "forecast_table", "forecasts_table"]
 
+_BUS_GB_PER_S = 55
+"""Page-locked copies over PCIe 5 x16, in each direction; a run measures its own bus."""
 _NETWORKS = ("actor", "critic", "trunk", "reference", None)
 _GRID_CATEGORIES = {
     Category.weights: "weights",
     Category.gradients: "grads",
     Category.optimizer: "Adam",
-    Category.activations: "activ.",
+    Category.activations: "act.",
     Category.rollout: "rollout",
 }
 _SHORT = {"evaluation": "eval", "advantages": "adv.", "diagnostics": "diag."}  # phases
@@ -73,11 +78,17 @@ def forecasts_table(jobs: Sequence[tuple[Job, Config]]) -> RenderableType:
         by_category = planned.peak.by_category()
         sizes = [by_category[category] for category in categories]
         sizes += [planned.host_peak.total, planned.bus.iteration.total]
-        total = Text(_rounded(planned.total / divisor), "red" if over_budget(config) else "bold")
-        rows.append([total, *(_rounded(size / divisor) for size in sizes)])
-    table = _jobs_table(jobs, ["total", *categories.values(), "host", "PCIe"], rows)
-    note = f"{unit}; total with CUDA's own, the rest at the tensors' peak; PCIe per iteration"
-    parts: list[RenderableType] = [table, Text(note, "dim")]
+        is_over = over_budget(config) is not None
+        total = _rounded(planned.total / divisor) + ("!" if is_over else "")
+        milliseconds = _rounded(1000.0 * _bus_s(planned.bus.iteration))
+        row = [Text(total, "red" if is_over else "bold")]
+        rows.append([*row, *(_rounded(size / divisor) for size in sizes), milliseconds])
+    table = _jobs_table(jobs, ["total", *categories.values(), "host", "PCIe", "ms"], rows)
+    notes = [f"{unit}; total with CUDA's own, the rest at the tensors' peak"]
+    notes.append(f"PCIe: moved in each iteration, and its time at {_BUS_GB_PER_S} GB/s each way")
+    if any(str(row[0]).endswith("!") for row in rows):
+        notes.append("!: exceeds vram_budget_gib")
+    parts: list[RenderableType] = [table, *(Text(note, "dim") for note in notes)]
     if any(config.network.reads_sequences for _, config in jobs):
         parts += [Text(), *_phases_of_jobs(jobs, divisor)]
     return Group(*parts)
@@ -109,18 +120,17 @@ def _jobs_table(
     jobs: Sequence[tuple[Job, Config]],
     headings: Sequence[str],
     rows: Sequence[Sequence[str | Text]],
-) -> Table:
+) -> WideTable:
     """Return a table with the number of each job, the overrides that vary, and its row."""
     overrides = [override_values({"overrides": job.overrides}) for job, _ in jobs]
     varying = varying_keys(overrides)
-    table = _table("#", gap=1)
-    table.columns[0].justify = "right"
-    table.add_column(Text(" ".join(varying)), overflow="fold")  # breaks between words first
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for number, (chosen, row) in enumerate(zip(overrides, rows)):
-        table.add_row(str(number), Text(" ".join(chosen.get(key, "-") for key in varying)), *row)
-    return table
+    settings = [printable(" ".join(own.get(key, "-") for key in varying)) for own in overrides]
+    columns = [
+        TextColumn("#", [str(number) for number in range(len(jobs))]),
+        TextColumn(printable(" ".join(varying)), settings, is_number=False),
+        *(TextColumn(name, cells) for name, cells in zip(headings, zip(*rows))),
+    ]
+    return WideTable(columns, num_fixed=2)
 
 
 def forecast_json(jobs: Sequence[tuple[Job, Config]]) -> str:
@@ -211,10 +221,12 @@ def _totals(planned: Forecast) -> Table:
 
 
 def _traffic(planned: Forecast) -> Table:
-    """Return the bytes that cross the bus."""
-    table, bus = _table("over PCIe", "to the device", "to the host"), planned.bus
+    """Return the bytes that cross the bus, and the seconds that takes."""
+    heading = f"at {_BUS_GB_PER_S} GB/s each way"
+    table, bus = _table("over PCIe", "to the device", "to the host", heading), planned.bus
     for name, moved in (("gradient step", bus.gradient_step), ("iteration", bus.iteration)):
-        table.add_row(f"each {name}", _size(moved.h2d_bytes), _size(moved.d2h_bytes))
+        sizes = _size(moved.h2d_bytes), _size(moved.d2h_bytes)
+        table.add_row(f"each {name}", *sizes, f"{_bus_s(moved):.2g} s")
     return table
 
 
@@ -232,6 +244,11 @@ def _table(first: str, *numbers: str, gap: int = 2) -> Table:
     columns = Column(Text(first, "dim")), *(Column(name, justify="right") for name in numbers)
     padding = (0, gap, 0, 0)
     return Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
+
+
+def _bus_s(moved: Traffic) -> float:
+    """Return the seconds of a transfer in both directions at the same time."""
+    return max(moved.h2d_bytes, moved.d2h_bytes) / (_BUS_GB_PER_S * 1e9)
 
 
 def _rounded(size: float) -> str:

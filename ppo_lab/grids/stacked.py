@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import signal
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, run_job
@@ -18,17 +19,18 @@ from omegaconf import DictConfig, open_dict
 from ppo_lab.config.compose import load
 from ppo_lab.config.run import Config
 from ppo_lab.forecasting.budget import resolve_memory
+from ppo_lab.grids.progress import GridProgress
 from ppo_lab.runner.run_record import RunOutput, Status
-from ppo_lab.tracking import Terminal, read_summary
+from ppo_lab.tracking import read_summary
 from ppo_lab.tracking.local import SUMMARY_FILE
+from ppo_lab.tracking.tables import overridden_keys
 from ppo_lab.utils.json_files import write_json
-from ppo_lab.workers.base import Exited, Task, WorkerPool
+from ppo_lab.workers.base import Exited, Task, TrialProgress, WorkerPool
 from ppo_lab.workers.stacked import StackedPool
 
 __all__ = ["run_stacked_grid"]
 
 _TICK_S = 0.5
-_LINE_INTERVAL_S = 10.0
 
 
 def run_stacked_grid(
@@ -46,7 +48,8 @@ def run_stacked_grid(
     """
     compose = context.config_loader.load_sweep_config
     numbered = enumerate(job_overrides, first_number)
-    jobs = (_begin_job(context, compose(config, list(texts)), n) for n, texts in numbered)
+    task = partial(_task, varying=overridden_keys(job_overrides))
+    jobs = (_begin_job(context, compose(config, list(texts)), n, task) for n, texts in numbered)
     first = next(jobs)  # its folder is the first in the grid's
     (shared,) = first.return_value.configs
     num_jobs = len(job_overrides)
@@ -55,18 +58,19 @@ def run_stacked_grid(
     pool = StackedPool(
         shared, folder, num_workers=num_workers, max_lanes=max_lanes, num_tasks=num_jobs
     )
-    try:
-        return _run_jobs(pool, itertools.chain([first], jobs), _ProgressLine(shared, num_jobs))
-    finally:
-        pool.close()
+    named = dict(enumerate(job_overrides, first_number))
+    with closing(pool), GridProgress(folder.name, named, shared.tracking.terminal) as progress:
+        return _run_jobs(pool, itertools.chain([first], jobs), progress, num_jobs)
 
 
-def _begin_job(context: HydraContext, cfg: DictConfig, number: int) -> JobReturn:
-    """Make a job's folder as Hydra's own launcher does; ``return_value`` is its task."""
+def _begin_job(
+    context: HydraContext, cfg: DictConfig, number: int, task: Callable[[DictConfig], Task]
+) -> JobReturn:
+    """Make a job's folder as Hydra's own launcher does; ``return_value`` is its ``task``."""
     with open_dict(cfg):
         cfg.hydra.job.id = cfg.hydra.job.num = number
     return run_job(
-        _task,
+        task,
         cfg,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
@@ -75,39 +79,56 @@ def _begin_job(context: HydraContext, cfg: DictConfig, number: int) -> JobReturn
     )
 
 
-def _task(cfg: DictConfig) -> Task:
-    """Return the task of the job that Hydra is running."""
+def _task(cfg: DictConfig, varying: Sequence[str] | None) -> Task:
+    """Return the task of the job that Hydra is running; ``varying`` are the grid's keys."""
     hydra = HydraConfig.get()
     group = Path(hydra.sweep.dir).name
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
-    output = RunOutput(folder, overrides, group, resumes=True)
+    output = RunOutput(folder, overrides, group, varying, resumes=True)
     return Task(hydra.job.num, (load(cfg),), output, is_job=True)
 
 
-def _run_jobs(pool: WorkerPool, jobs: Iterator[JobReturn], line: _ProgressLine) -> list[JobReturn]:
+def _run_jobs(
+    pool: WorkerPool, jobs: Iterator[JobReturn], progress: GridProgress, num_jobs: int
+) -> list[JobReturn]:
     """Run all jobs; return them in order, each with its final return in place of its task."""
     running: dict[int, JobReturn] = {}
     ended: dict[int, JobReturn] = {}
-    num_left = line.num_jobs
+    num_left, unstackable = num_jobs, set[str]()
     while num_left or running:
         for job in itertools.islice(jobs, pool.max_running - len(running)):
             task: Task = job.return_value  # raises what went wrong
             (config,) = task.configs
-            line.note_unstackable(config)
+            if (line := _unstackable(config)) and line not in unstackable:
+                unstackable.add(line)
+                progress.print(line)
             num_left -= 1
-            planned_steps = line.num_jobs * config.total_steps
+            planned_steps = num_jobs * config.total_steps
             pool.start(replace(task, num_left=num_left, planned_steps=planned_steps))
+            progress.start(task.number, config.total_steps)
             running[task.number] = job
         for event in pool.wait(_TICK_S):
             if isinstance(event, Exited):
                 job = ended[event.number] = running.pop(event.number)
-                job.return_value = _final_return(job.return_value, event.exit_code)
-        line.show(len(ended), len(running))
+                summary = _final_summary(job.return_value, event.exit_code)
+                progress.end(event.number, summary)
+                job.return_value = summary.get("final_return")
+            elif isinstance(event, TrialProgress):
+                progress.advance(event)
+        progress.tick()
     return [ended[number] for number in sorted(ended)]
 
 
-def _final_return(task: Task, exit_code: int) -> float | None:
-    """Return the job's final return; write the summary of a job whose worker died."""
+def _unstackable(config: Config) -> str:
+    """Return a line about a memory strategy or network that cannot train several lanes."""
+    if (limit := resolve_memory(config).lane_limit) is None:
+        return ""
+    key, name, most = limit
+    return f"{key}={name} trains {most} lane: its jobs run one at a time in each worker"
+
+
+def _final_summary(task: Task, exit_code: int) -> dict[str, Any]:
+    """Return the job's summary; write that of a job whose worker died."""
     path = task.folder / SUMMARY_FILE
     if not path.is_file():
         how = f"ended with status {exit_code}"
@@ -122,36 +143,4 @@ def _final_return(task: Task, exit_code: int) -> float | None:
             "folder": str(task.folder),
         }
         write_json(path, summary)
-    final_return: float | None = read_summary(path).get("final_return")
-    return final_return
-
-
-class _ProgressLine:
-    """Prints a line about the grid's progress to stderr now and then."""
-
-    def __init__(self, config: Config, num_jobs: int) -> None:
-        self.num_jobs = num_jobs
-        self._is_silent = config.tracking.terminal is Terminal.none
-        self._shown_s, self._num_shown = time.monotonic(), 0
-        self._unstackable: set[str] = set()
-
-    def show(self, num_ended: int, num_running: int) -> None:
-        """Print a line if jobs have ended: at most every ten seconds, and at the end."""
-        now_s = time.monotonic()
-        is_due = num_ended == self.num_jobs or now_s - self._shown_s >= _LINE_INTERVAL_S
-        if is_due and num_ended != self._num_shown:
-            self._shown_s, self._num_shown = now_s, num_ended
-            self._print(f"{num_ended} of {self.num_jobs} jobs ended, {num_running} running")
-
-    def note_unstackable(self, config: Config) -> None:
-        """Print once for each memory strategy or network that it cannot train several lanes."""
-        limit = resolve_memory(config).lane_limit
-        if limit is not None and limit[1] not in self._unstackable:
-            key, name, most = limit
-            self._unstackable.add(name)
-            line = f"{key}={name} trains {most} lane: its jobs run one at a time in each worker"
-            self._print(line)
-
-    def _print(self, line: str) -> None:
-        if not self._is_silent:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - output of the command
+    return read_summary(path)

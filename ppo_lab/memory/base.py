@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.envs.base import EnvSpec
+from ppo_lab.memory.host_activations import HostActivations
 from ppo_lab.networks import ActorCritic, Initializer, NetworkConfig
-from ppo_lab.ppo.adam import LaneOptimizer
+from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer
+from ppo_lab.ppo.backward_adam import BackwardAdam
 from ppo_lab.ppo.rollout import HostObservations, ObservationStore
 from ppo_lab.utils.errors import ConfigError
 
@@ -30,15 +35,15 @@ class ParameterCost(NamedTuple):
     with the parameters is left out: step counts, clip coefficients, rounding to blocks.
     """
 
-    device: int
+    device: float
     """Stored on the device throughout an update."""
-    device_in_training: int = 0
+    device_in_training: float = 0
     """Stored on the device only while the parameter's own network is trained."""
-    host: int = 0
+    host: float = 0
     """Stored in host memory."""
-    bus_per_step: int = 0
+    bus_per_step: float = 0
     """Copied over the bus in each gradient step, both directions together."""
-    bus_per_iteration: int = 0
+    bus_per_iteration: float = 0
     """Copied over the bus in each iteration, whatever the number of gradient steps."""
 
     def describe(self, element_size: int) -> str:
@@ -56,7 +61,7 @@ class ParameterCost(NamedTuple):
             "over PCIe per iteration",
         )
         parts = zip(self, places)
-        return ", ".join(f"{count * element_size} B {place}" for count, place in parts if count)
+        return ", ".join(f"{count * element_size:.4g} B {place}" for count, place in parts if count)
 
 
 @dataclass(kw_only=True)
@@ -69,8 +74,6 @@ class MemoryStrategy(ABC):
 
     name: ClassVar[str]
     """The value of ``memory=`` on the command line."""
-    cost: ClassVar[ParameterCost]
-    """Memory and bus traffic of each parameter."""
     shares_trunk: ClassVar[bool] = False
     """Whether actor and critic are two heads of one trunk: another model, with other returns, not
     only a smaller one."""
@@ -84,6 +87,16 @@ class MemoryStrategy(ABC):
     """Whether actor and critic are clipped by their own norms even if ``separate_grad_clip`` is
     false."""
 
+    offload_fraction: float = 0.0
+    """Share of the parameters whose Adam moments and step are in host memory, 0 to 1: at most that
+    many, in whole tensors, the largest first. In float32 an offloaded parameter takes 8 B on the
+    device in place of 16, and 8 B over PCIe in each gradient step. 1 is the default of
+    memory=offloaded_optimizer; memory=parked has none."""
+    optimizer_in_backward: bool = False
+    """Step each part of the parameters within the backward pass and free its gradient: 4 B per
+    parameter less in float32, but for the largest part (a tensor, or several of 4 M elements
+    together). The same numbers to the bit. Where gradients are clipped it takes a second backward
+    pass, and activations stay until that. Not with micro-batches or an offloaded share."""
     num_micro_batches: int = 1
     """Parts of a minibatch whose gradients are added up before a step: the same gradient (to
     rounding) with that fraction of the activations, and more, smaller operations. Must divide the
@@ -92,6 +105,11 @@ class MemoryStrategy(ABC):
     """Keep only some layers' outputs for the backward pass and recompute the others: about a third
     more arithmetic. Useful where activations are most of the memory (wide, deep networks on large
     minibatches); no effect on networks of two layers."""
+    offload_activations: bool = False
+    """Keep what a forward pass saves for its backward pass in host memory: on the device are the
+    activations in use. The same numbers to the bit; every activation crosses PCIe twice in each
+    gradient step. Useful where activations are most of the memory, and on top of
+    ``checkpoint_activations``."""
     rollout_place: Place = Place.device
     """Where a rollout's observations are stored until the update. host keeps only the rows in use
     on the device and copies every row over the bus once per epoch and pass."""
@@ -104,6 +122,15 @@ class MemoryStrategy(ABC):
         if self.num_micro_batches < 1 or minibatch_size % self.num_micro_batches:
             allowed = f"must divide the minibatch's {minibatch_size} {unit}"
             raise ConfigError("memory.num_micro_batches", self.num_micro_batches, allowed)
+        if not 0.0 <= self.offload_fraction <= 1.0:
+            raise ConfigError("memory.offload_fraction", self.offload_fraction, "must be 0 to 1")
+        key = "memory.optimizer_in_backward"
+        if self.optimizer_in_backward and self.offload_fraction:
+            allowed = f"needs memory.offload_fraction=0, not {self.offload_fraction:g}"
+            raise ConfigError(key, True, allowed)
+        if self.optimizer_in_backward and self.num_micro_batches > 1:
+            allowed = "needs memory.num_micro_batches=1: the sum of gradients would have to be kept"
+            raise ConfigError(key, True, allowed)
 
     def build_model(
         self,
@@ -138,6 +165,44 @@ class MemoryStrategy(ABC):
             return HostObservations(placement)
         return ObservationStore()
 
+    def build_saving(
+        self, model: ActorCritic, placement: Placement
+    ) -> Callable[[object], AbstractContextManager[None]]:
+        """Return the context of forward passes of ``model``, as ``offload_activations`` says."""
+        if self.offload_activations:
+            return HostActivations(model, placement)
+        return lambda _: nullcontext()
+
+    @property
+    def cost(self) -> ParameterCost:
+        """Memory and bus traffic of each parameter: weight, gradient, two moments."""
+        share = self.offload_fraction  # of which gradient and weight are copied each step
+        device = 3 if self.optimizer_in_backward else 4 - 2 * share
+        return ParameterCost(device=device, host=4 * share, bus_per_step=2 * share)
+
+    @property
+    def lane_limit(self) -> tuple[str, str, int] | None:
+        """The setting that limits a stack, its value, and the most lanes; None for any number."""
+        if self.max_lanes is not None:
+            return "memory", self.name, self.max_lanes
+        if self.offload_fraction > 0.0:
+            return "memory.offload_fraction", f"{self.offload_fraction:g}", 1
+        return None
+
+    @property
+    def compile_obstacle(self) -> str | None:
+        """The option that prevents compilation; None if there is none."""
+        obstacles = {
+            f"memory={self.name}": self.max_lanes is not None,
+            "memory.rollout_place=host": self.rollout_place is not Place.device,
+            "memory.num_micro_batches": self.num_micro_batches > 1,
+            "memory.checkpoint_activations=true": self.checkpoint_activations,
+            "memory.offload_activations=true": self.offload_activations,
+            "memory.optimizer_in_backward=true": self.optimizer_in_backward,
+            f"memory.offload_fraction={self.offload_fraction:g}": self.offload_fraction > 0.0,
+        }
+        return next((name for name, applies in obstacles.items() if applies), None)
+
     @property
     def num_trunks(self) -> int:
         """Trunks of a model: 1 if it is shared or there is no critic, else 2."""
@@ -145,12 +210,31 @@ class MemoryStrategy(ABC):
 
     @abstractmethod
     def build_optimizer(
-        self, model: ActorCritic, placement: Placement, *, eps: float, separate_grad_clip: bool
+        self,
+        model: ActorCritic,
+        placement: Placement,
+        *,
+        eps: float,
+        clips: bool,
+        separate_grad_clip: bool,
     ) -> LaneOptimizer:
         """Return the optimizer of ``model``, whose parameters (L, ...) are on the device.
 
-        ``placement`` makes all copies; ``eps`` is added to the root of Adam's second moment.
+        ``placement`` makes all copies; ``eps`` is added to the root of Adam's second moment;
+        ``clips`` is whether gradients are clipped at all.
         """
+
+    def build_adam(
+        self,
+        *groups: Iterable[Parameter],
+        eps: float,
+        clips: bool,
+        zeros: Callable[[Tensor], Tensor] = torch.zeros_like,
+    ) -> LaneAdam:
+        """Return Adam on the device, as ``optimizer_in_backward`` says; see ``LaneAdam``."""
+        if self.optimizer_in_backward:
+            return BackwardAdam(*groups, eps=eps, clips=clips, zeros=zeros)
+        return LaneAdam(*groups, eps=eps, zeros=zeros)
 
 
 @dataclass(kw_only=True)
@@ -158,6 +242,13 @@ class AutoMemory(MemoryStrategy):
     """Placeholder of ``memory=auto``; ``forecast.budget.resolve_memory`` replaces it."""
 
     name: ClassVar[str] = "auto"
+
+    def check(self, minibatch_size: int, unit: str = "rows") -> None:
+        """See ``MemoryStrategy.check``; what to offload is chosen."""
+        super().check(minibatch_size, unit)
+        if self.offload_fraction:
+            allowed = "must be 0 with memory=auto, which chooses a strategy itself"
+            raise ConfigError("memory.offload_fraction", self.offload_fraction, allowed)
 
     def build_optimizer(self, *_: object, **__: object) -> LaneOptimizer:
         """Never called: every run has a strategy."""

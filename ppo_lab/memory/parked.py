@@ -22,6 +22,7 @@ from ppo_lab.devices.placement import Place, Placement
 from ppo_lab.memory.base import MemoryStrategy, ParameterCost
 from ppo_lab.networks import ActorCritic
 from ppo_lab.ppo.adam import LaneAdam, LaneOptimizer, TrainTarget
+from ppo_lab.utils.errors import ConfigError
 
 __all__ = ["Parked", "ParkedAdam"]
 
@@ -33,12 +34,6 @@ class Parked(MemoryStrategy):
     """Weights of both networks on the device, gradients and Adam's moments of one at a time."""
 
     name: ClassVar[str] = "parked"
-    cost: ClassVar[ParameterCost] = ParameterCost(
-        device=1,  # weight
-        device_in_training=3,  # gradient, two moments
-        host=2,  # two moments
-        bus_per_iteration=4,  # two moments to the device and back
-    )
     optimizer_place: ClassVar[Place] = Place.host
     max_lanes: ClassVar[int | None] = 1
     always_clips_separately: ClassVar[bool] = True
@@ -50,13 +45,44 @@ class Parked(MemoryStrategy):
     """Page-locked host memory where there is CUDA: copies run at the bus's full speed. false where
     locked memory is scarce."""
 
+    def check(self, minibatch_size: int, unit: str = "rows") -> None:
+        """See ``MemoryStrategy.check``; all moments are on the host already, between passes."""
+        super().check(minibatch_size, unit)
+        if self.offload_fraction:
+            allowed = "must be 0 with memory=parked, which moves the moments of whole networks"
+            raise ConfigError("memory.offload_fraction", self.offload_fraction, allowed)
+
+    @property
+    def cost(self) -> ParameterCost:
+        """See ``MemoryStrategy.cost``."""
+        return ParameterCost(
+            device=1,  # weight
+            device_in_training=2 if self.optimizer_in_backward else 3,  # moments, gradient
+            host=2,  # two moments
+            bus_per_iteration=4,  # two moments to the device and back
+        )
+
     def build_optimizer(
-        self, model: ActorCritic, placement: Placement, *, eps: float, separate_grad_clip: bool
+        self,
+        model: ActorCritic,
+        placement: Placement,
+        *,
+        eps: float,
+        clips: bool,
+        separate_grad_clip: bool,
     ) -> LaneOptimizer:
         """Return Adam for two passes; each network is clipped by its own norm."""
         assert separate_grad_clip
         _LOG.info("memory=parked: actor and critic are each clipped by their own gradient's norm")
-        return ParkedAdam(model, placement, eps=eps, pin_memory=self.pin_memory)
+
+        def zeros(like: Tensor) -> Tensor:
+            return placement.empty_host_like(like, pin=self.pin_memory).zero_()
+
+        actor, critic = (
+            self.build_adam(group, eps=eps, clips=clips, zeros=zeros)
+            for group in model.groups().values()
+        )
+        return ParkedAdam(actor, critic, placement)
 
 
 class ParkedAdam(LaneOptimizer):
@@ -64,16 +90,9 @@ class ParkedAdam(LaneOptimizer):
 
     num_clip_groups = 2
 
-    def __init__(
-        self, model: ActorCritic, placement: Placement, *, eps: float, pin_memory: bool
-    ) -> None:
-        """Take the parameters of both networks; their moments start on the host."""
+    def __init__(self, actor: LaneAdam, critic: LaneAdam, placement: Placement) -> None:
+        """Take both networks' optimizers, whose moments are on the host."""
         self._placement = placement
-
-        def zeros(like: Tensor) -> Tensor:
-            return placement.empty_host_like(like, pin=pin_memory).zero_()
-
-        actor, critic = (LaneAdam(g, eps=eps, zeros=zeros) for g in model.groups().values())
         self._adams = {TrainTarget.policy: actor, TrainTarget.values: critic}
         self.parameters = [p for adam in self._adams.values() for p in adam.parameters]
         self._training = TrainTarget.policy
@@ -94,6 +113,10 @@ class ParkedAdam(LaneOptimizer):
         for moment, place in zip(adam.moments, parked):
             self._placement.move(moment, Place.host, out=place, non_blocking=True)
         adam.moments = parked
+
+    def backward(self, loss: Tensor) -> None:
+        """See ``LaneOptimizer.backward``, of the network in training."""
+        self._adams[self._training].backward(loss)
 
     @torch.no_grad()
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:

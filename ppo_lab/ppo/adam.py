@@ -14,15 +14,37 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-__all__ = ["BETAS", "LaneAdam", "LaneOptimizer", "TrainTarget", "clip_coefficient", "group_by_size"]
+__all__ = [
+    "BETAS",
+    "Bucket",
+    "LaneAdam",
+    "LaneOptimizer",
+    "StepSizes",
+    "TrainTarget",
+    "clip_coefficient",
+    "group_by_size",
+    "joint_norm",
+]
 
 BETAS = (0.9, 0.999)
 _BUCKET_SIZE = 1 << 22  # elements (16 MiB of float32): the largest gradient that is copied
+
+
+class StepSizes(NamedTuple):
+    """What a step of Adam multiplies by in every bucket; tensors (L, 1)."""
+
+    weight1: float | Tensor
+    """Of the gradient in the first moment, 0 in lanes that are not active."""
+    weight2: float | Tensor
+    step_size: Tensor
+    root_scale: Tensor
+    active: Tensor | None  # (L,)
 
 
 class TrainTarget(Enum):
@@ -43,6 +65,10 @@ class LaneOptimizer(ABC):
     def passes(self) -> Iterator[TrainTarget]:
         """Yield what to train in each pass of an update; between passes state may be moved."""
         yield TrainTarget.both
+
+    def backward(self, loss: Tensor) -> None:
+        """Add to the gradients those of ``loss``."""
+        loss.backward()
 
     def prepare_final_backward(self) -> None:  # noqa: B027 (a default, not an omission)
         """Announce that the next backward pass completes the gradients."""
@@ -110,7 +136,7 @@ class LaneAdam(LaneOptimizer):
         self.parameters = [parameter for group in members for parameter in group]
         self.num_clip_groups = len(members)
         self._eps = eps
-        self._groups = [[_Bucket(part, zeros) for part in group_by_size(g)] for g in members]
+        self._groups = [[Bucket(part, zeros) for part in group_by_size(g)] for g in members]
         self._buckets = [bucket for group in self._groups for bucket in group]
         like = self.parameters[0].detach()
         self._num_steps = like.new_zeros(len(like))
@@ -119,8 +145,36 @@ class LaneAdam(LaneOptimizer):
     @torch.no_grad()
     def step(self, *, lr: Tensor, max_grad_norm: Tensor, active: Tensor | None = None) -> Tensor:
         """See ``LaneOptimizer.step``."""
-        gradients = [[bucket.take_gradient() for bucket in group] for group in self._groups]
-        norms = [_joint_norm(group) for group in gradients]  # G of (L,)
+        gradients = self.take_gradients()
+        norms = [
+            joint_norm([torch.linalg.vector_norm(gradient, dim=-1) for gradient in group])
+            for group in gradients
+        ]  # G of (L,)
+        self.apply(gradients, norms, lr=lr, max_grad_norm=max_grad_norm, active=active)
+        return norms[0].unsqueeze(0) if len(norms) == 1 else torch.stack(norms)
+
+    def take_gradients(self) -> list[list[Tensor]]:
+        """Return the gradients (L, D) of each group's buckets."""
+        return [[bucket.take_gradient() for bucket in group] for group in self._groups]
+
+    def apply(
+        self,
+        gradients: list[list[Tensor]],
+        norms: Iterable[Tensor],
+        *,
+        lr: Tensor,
+        max_grad_norm: Tensor,
+        active: Tensor | None,
+    ) -> None:
+        """Step with ``take_gradients``, which it consumes, clipped by the groups' norms (L,)."""
+        sizes = self.begin_step(lr, active)
+        for group, its_gradients, norm in zip(self._groups, gradients, norms):
+            scale = clip_coefficient(norm, max_grad_norm).unsqueeze(-1)
+            for bucket, gradient in zip(group, its_gradients):
+                self.step_bucket(bucket, gradient, scale, sizes)
+
+    def begin_step(self, lr: Tensor, active: Tensor | None) -> StepSizes:
+        """Count a step of every active lane and return its sizes, equal for all buckets."""
         weight1: float | Tensor = 1.0 - BETAS[0]
         weight2: float | Tensor = 1.0 - BETAS[1]
         if active is None:
@@ -134,20 +188,24 @@ class LaneAdam(LaneOptimizer):
         corrections = torch.expm1(self._num_steps * self._log_betas).neg_().clamp_(min=1e-12)
         step_size = (lr / corrections[0]).neg_().unsqueeze(-1)
         root_scale = corrections[1].rsqrt_().unsqueeze(-1)
-        for group, its_gradients, norm in zip(self._groups, gradients, norms):
-            scale = clip_coefficient(norm, max_grad_norm).unsqueeze(-1)
-            for bucket, gradient in zip(group, its_gradients):
-                gradient.mul_(scale)
-                if active is not None:
-                    # An inactive lane may have an infinite gradient, and 0 * inf is NaN.
-                    gradient.masked_fill_(~active.unsqueeze(-1), 0.0)
-                bucket.exp_avg.lerp_(gradient, weight1)
-                bucket.exp_avg_sq.lerp_(gradient.square_(), weight2)
-                # The gradient is used up: the rest of the arithmetic reuses its memory.
-                root = torch.sqrt(bucket.exp_avg_sq, out=gradient)
-                root.mul_(root_scale).add_(self._eps)
-                bucket.weights.addcmul_(torch.div(bucket.exp_avg, root, out=root), step_size)
-        return norms[0].unsqueeze(0) if len(norms) == 1 else torch.stack(norms)
+        return StepSizes(weight1, weight2, step_size, root_scale, active)
+
+    def step_bucket(
+        self, bucket: Bucket, gradient: Tensor, scale: Tensor | None, sizes: StepSizes
+    ) -> None:
+        """Step one bucket with its gradient (L, D), which is consumed, times ``scale`` (L, 1)."""
+        weight1, weight2, step_size, root_scale, active = sizes
+        if scale is not None:
+            gradient.mul_(scale)
+        if active is not None:
+            # An inactive lane may have an infinite gradient, and 0 * inf is NaN.
+            gradient.masked_fill_(~active.unsqueeze(-1), 0.0)
+        bucket.exp_avg.lerp_(gradient, weight1)
+        bucket.exp_avg_sq.lerp_(gradient.square_(), weight2)
+        # The gradient is used up: the rest of the arithmetic reuses its memory.
+        root = torch.sqrt(bucket.exp_avg_sq, out=gradient)
+        root.mul_(root_scale).add_(self._eps)
+        bucket.weights.addcmul_(torch.div(bucket.exp_avg, root, out=root), step_size)
 
     @property
     def state_tensors(self) -> list[Tensor]:
@@ -196,10 +254,11 @@ class LaneAdam(LaneOptimizer):
             tensor.index_fill_(0, lanes, 0.0)
 
 
-class _Bucket:
+class Bucket:
     """Some parameters' weights and moments as flat (L, D) tensors."""
 
     def __init__(self, parameters: list[Parameter], zeros: Callable[[Tensor], Tensor]) -> None:
+        """Move parameters (L, ...) into one tensor; ``zeros`` allocates the moments."""
         self.parameters = parameters
         weights = [p.detach().flatten(1) for p in parameters]
         self.weights = weights[0] if len(weights) == 1 else torch.cat(weights, -1)  # (L, D)
@@ -228,9 +287,8 @@ class _Bucket:
         return torch.cat(parts, -1)
 
 
-def _joint_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Return each lane's norm (L,) over gradients (L, D)."""
-    norms = [torch.linalg.vector_norm(gradient, dim=-1) for gradient in gradients]
+def joint_norm(norms: list[Tensor]) -> Tensor:
+    """Return each lane's norm (L,) over parts with norms (L,)."""
     return norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
 
 

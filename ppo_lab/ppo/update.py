@@ -72,6 +72,8 @@ class UpdatePlan:
     """Most rows per lane in a forward pass without gradients; fewer are not worth a split."""
     around_step: Callable[[], AbstractContextManager[None]] = nullcontext
     """Context of each optimizer step, for the observers that count memory."""
+    around_forward: Callable[[object], AbstractContextManager[None]] = lambda _: nullcontext()
+    """Context of each forward pass that is differentiated, given its micro-batch and its log."""
     num_dry_steps: int | None = None
     """For a forecast: only so many gradient steps per pass (they need the memory of all)."""
 
@@ -174,10 +176,11 @@ def update(
         for step, batch in zip(log.steps[: plan.num_dry_steps], batches):
             batch = plan.scale(batch, step)
             for number, part in enumerate(zip(batch.split(num_parts), step.split(num_parts)), 1):
-                total = loss(*part, target).sum()  # the lanes' gradients are independent
+                with plan.around_forward(part):
+                    total = loss(*part, target).sum()  # the lanes' gradients are independent
                 if number == num_parts:
                     optimizer.prepare_final_backward()
-                (total if num_parts == 1 else total * (1.0 / num_parts)).backward()
+                optimizer.backward(total if num_parts == 1 else total * (1.0 / num_parts))
             with plan.around_step():
                 norms = optimizer.step(
                     lr=hyperparameters.lr,

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ppo_lab.config.run import Config
-from ppo_lab.forecasting.summary import device_section, forecast_section, memory_section
-from ppo_lab.networks import ActorCritic
+from ppo_lab.forecasting.summary import forecast_section, memory_section
 from ppo_lab.runner.lock import lock_run_folder
+from ppo_lab.runner.measured import Begin, facts, measured, num_parameters
 from ppo_lab.runner.resume import comparable
-from ppo_lab.tracking import Progress, RunInfo, Tracker, cut_metrics
+from ppo_lab.runner.run_name import name_parts, network_name, run_name
+from ppo_lab.tracking import Progress, Record, RunInfo, Tracker, cut_metrics
 from ppo_lab.tracking.local import METRICS_FILE, SUMMARY_FILE
 from ppo_lab.training.checkpoint import (
     Checkpoint,
@@ -28,12 +27,12 @@ from ppo_lab.training.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
-from ppo_lab.training.policy import save_policy
-from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
+from ppo_lab.training.evaluation import BestPolicy
+from ppo_lab.training.policy import BEST_FOLDER, save_policy, write_policy
+from ppo_lab.training.scores import History, policy_state
 from ppo_lab.training.trainer import Trainer
 from ppo_lab.utils.crash_points import crash_point
 from ppo_lab.utils.errors import EnvironmentFault
-from ppo_lab.utils.provenance import git_state, machine, versions
 
 __all__ = ["RunOutput", "RunRecorder", "Status", "one_line", "static_summary"]
 
@@ -61,6 +60,8 @@ class RunOutput:
     overrides: Sequence[str]
     group: str | None = None
     """The grid or study this run belongs to."""
+    varying: Collection[str] | None = None
+    """Keys that differ between the runs of the group, for its name; None: unknown."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Added to the summary, such as a trial's number."""
     run_id: str | None = None
@@ -70,14 +71,6 @@ class RunOutput:
     """Whether the summary holds the memory forecast even if the run is not profiled."""
     resumes: bool = False
     """Whether the folder may hold a run that was killed, to go on from its newest checkpoint."""
-
-
-class _Begin(NamedTuple):
-    """Progress of the stack when the run began in it."""
-
-    elapsed_s: float
-    num_live_steps: int
-    phase_seconds: Mapping[str, float]
 
 
 class RunRecorder:
@@ -96,10 +89,12 @@ class RunRecorder:
         self._lock = lock_run_folder(output.folder)
         self.config, self.output = config, output
         self.tracker = Tracker(config.tracking, Path("outputs").resolve(), progress)
+        self._is_shown = progress.is_shown
         self.summary = static_summary(config, output)
-        self._begin = _Begin(0.0, 0, {})
+        self._begin = Begin(0.0, 0, {})
         self._start_s = time.perf_counter()
         self._run_id, self._settings = "", comparable(config)
+        self._saved_best: BestPolicy | None = None
         self.earlier: Mapping[str, Any] = {}
         """Manifest of the checkpoint from which the run goes on; empty for a new run."""
 
@@ -123,8 +118,8 @@ class RunRecorder:
             output = replace(output, run_id=f"{output.run_id}-{attempt}")
         resumed_at = self.earlier.get("iteration", 0)
         info = replace(_run_info(self.config, output), resumed_at=resumed_at)
-        self._run_id = info.id
         self.tracker.start(info)
+        self._run_id = self.tracker.run_id or info.id
         if self.output.has_forecast or self.config.is_profiled:
             self.summary["memory"]["forecast"] = forecast_section(self.config)
 
@@ -141,13 +136,24 @@ class RunRecorder:
             remove_checkpoints(folder, keep=[checkpoint.state.numbers["iteration"]])
         crash_point("resume_after_cut")
 
+    def describe(self, trainer: Trainer) -> None:
+        """Add to the trackers' config what is known only with the trainer."""
+        sizes = num_parameters(trainer.model)
+        self.tracker.describe({"num_parameters": {**sizes, "total": sum(sizes.values())}})
+
     def begin(self, trainer: Trainer) -> None:
         """Note the stack's progress before this run."""
-        self._begin = _Begin(trainer.elapsed_s, trainer.num_live_steps, trainer.phase_seconds())
+        self._begin = Begin(trainer.elapsed_s, trainer.num_live_steps, trainer.phase_seconds())
+
+    def record(self, record: Record, history: History) -> None:
+        """Send an iteration to the trackers, with the policy's state where it is shown."""
+        if self._is_shown and (state := policy_state(history, self.config.env.score_range())):
+            record = replace(record, state=state)
+        self.tracker.record(record)
 
     def measure(self, trainer: Trainer, lane: int, busy_frac: float) -> None:
         """Add measurements; ``busy_frac`` is the share of the stack's lanes that trained."""
-        self.summary.update(_measured(self.config, trainer, lane, self._begin))
+        self.summary.update(measured(self.config, trainer, lane, self._begin))
         if (num_lanes := len(trainer.configs)) > 1:
             self.summary["stack"] = {"num_lanes": num_lanes, "lane": lane, "busy_frac": busy_frac}
         self.summary["memory"] |= memory_section(trainer)
@@ -170,6 +176,7 @@ class RunRecorder:
         """Set the status, and save the run unless it diverged; ``stopped`` is why if pruned."""
         diverged = trainer.history(lane).diverged
         if diverged is not None:
+            self._save_best(trainer, lane)
             self.end(Status.diverged, diverged)
             return
         self.save_checkpoint(trainer, lane)
@@ -177,9 +184,18 @@ class RunRecorder:
         self.end(Status.finished if stopped is None else Status.pruned, stopped)
 
     def save_policy(self, trainer: Trainer, lane: int) -> None:
-        """Save the policy as it is."""
+        """Save the policy as it is, and the best one."""
         state, folder, spec = trainer.env.state_dict(), self.output.folder, trainer.spec
         save_policy(folder, self.config, trainer.model, state, spec=spec, lane=lane)
+        self._save_best(trainer, lane)
+
+    def _save_best(self, trainer: Trainer, lane: int) -> None:
+        """Save the best policy of the evaluations so far, unless it is saved."""
+        best = trainer.evaluator.best[lane]
+        if best is not None and best is not self._saved_best:
+            folder, model = self.output.folder / BEST_FOLDER, trainer.model
+            write_policy(folder, self.config, model, best.tensors, spec=trainer.spec)
+            self._saved_best = best
 
     def save_checkpoint(self, trainer: Trainer, lane: int) -> bool:
         """Write a checkpoint if the run can go on exactly from here; return whether it is there.
@@ -241,24 +257,20 @@ def one_line(error: BaseException) -> str:
 
 
 def _run_info(config: Config, output: RunOutput) -> RunInfo:
-    facts = _facts(config.torch_device)
-    env = re.sub(r"[^A-Za-z0-9._=-]", "-", config.env.id)[:24]
-    parts = [env, config.memory.name, f"eps{config.epsilon_label}", f"s{config.seed}"]
-    named = [config.name] if config.name != Config.name else []
-    in_name = ("name", "env", "memory", "epsilon", "seed")
-    overrides = output.overrides if output.group else ()  # which tell the runs of a grid apart
-    more = [text for text in overrides if text.partition("=")[0].lstrip("+") not in in_name]
-    commit = facts["git"].get("commit")
+    found, values = facts(config.torch_device), config.as_dict()
+    network = {"name": network_name(config.network, output.overrides), **values["network"]}
+    commit = found["git"].get("commit")
     tags = [config.env.id, config.memory.name, *([f"g{commit[:7]}"] if commit else [])]
     return RunInfo(
         folder=output.folder,
-        id=output.run_id or "-".join([*parts, secrets.token_hex(8)]),
-        name="__".join([*named, config.env.id, *parts[1:], *more]),
-        is_named=bool(named),
+        id=output.run_id or "-".join([*name_parts(config), secrets.token_hex(8)]),
+        name=run_name(config, output.overrides, output.varying),
+        is_named=config.name != Config.name,
         group=output.group,
         tags=tuple(tag[:64] for tag in [*tags, *config.tracking.tags]),
         total_steps=config.num_counted_steps,
-        config={**config.as_dict(), "overrides": list(output.overrides), **facts, **output.notes},
+        config=values
+        | {"network": network, "overrides": list(output.overrides), **found, **output.notes},
         job_type=output.job_type,
     )
 
@@ -276,59 +288,5 @@ def static_summary(config: Config, output: RunOutput) -> dict[str, Any]:
         "folder": str(output.folder),
         **output.notes,
         **epsilon,
-        **_facts(config.torch_device),
+        **facts(config.torch_device),
     }
-
-
-def _measured(config: Config, trainer: Trainer, lane: int, begin: _Begin) -> dict[str, Any]:
-    """Return the measurements of a run and of its stack since the run began."""
-    trainer.meters.clock.read()
-    history = trainer.history(lane)
-    elapsed_s = trainer.elapsed_s - begin.elapsed_s
-    phases_s = trainer.phase_seconds().items()
-    measured = _scores(config, history) | {
-        "env_steps": trainer.lane_steps(lane),
-        "num_episodes": history.num_episodes,
-        "num_parameters": _num_parameters(trainer.model),
-        # Of the whole stack, like peak memory.
-        "time": {f"{name}_s": s - begin.phase_seconds.get(name, 0.0) for name, s in phases_s},
-        "env_steps_per_s": (trainer.num_live_steps - begin.num_live_steps) / max(elapsed_s, 1e-9),
-    }
-    if trainer.placement.is_cuda or config.is_profiled:
-        measured |= device_section(trainer)
-    return measured
-
-
-def _scores(config: Config, history: History) -> dict[str, Any]:
-    scores: dict[str, Any] = {
-        "final_return": history.final_return,
-        "best_return": history.best_return,
-        "auc_return": area_under_curve(history.steps, history.returns),
-        "collapsed": None,
-        "dead": None,
-    }
-    if history.texts:
-        scores["text"] = history.texts
-    if score_range := config.env.score_range():
-        random_return, target_return = score_range
-        scores["collapsed"] = has_collapsed(
-            history.returns, random_return=random_return, target_return=target_return
-        )
-        scores["dead"] = is_dead(
-            history.returns, history.entropy_fracs, history.kls, random_return=random_return
-        )
-    return scores
-
-
-def _num_parameters(model: ActorCritic) -> dict[str, int]:
-    """Return one lane's parameters by group: actor, critic and, where shared, trunk."""
-    return {
-        name: sum(p.numel() // p.shape[0] for p in parameters)
-        for name, parameters in model.groups().items()
-    }
-
-
-@functools.cache
-def _facts(device: torch.device) -> dict[str, Any]:
-    """Return versions, commit and machine, which are the same for all runs of this process."""
-    return {"versions": versions(), "git": git_state(), "machine": machine(device)}

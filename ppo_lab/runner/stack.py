@@ -62,11 +62,11 @@ class Stack:
     the memory, its groups run again in two halves. So a failure costs the other groups only time.
     """
 
-    def __init__(self, max_lanes: int, style: Terminal = Terminal.none) -> None:
-        """Use at most ``max_lanes`` lanes, or one group's; ``style`` is the terminal output."""
+    def __init__(self, max_lanes: int, progress: Progress | None = None) -> None:
+        """Use at most ``max_lanes`` lanes, or one group's; show ``progress``, or nothing."""
         self.queue = GroupQueue(max_lanes)
         self.utilization = LaneUtilization()
-        self._progress = Progress(style)
+        self._progress = progress or Progress(Terminal.none)
         self._running: list[RunGroup] = []
         self._trainer: Trainer | None = None
         self._limits = contextlib.ExitStack()
@@ -160,6 +160,8 @@ class Stack:
 
     def _load(self, group: RunGroup, trainer: Trainer, *, is_new: bool) -> None:
         """Continue a group from its checkpoints; finish it if its runs had ended there."""
+        for recorder in group.recorders:
+            recorder.describe(trainer)
         try:
             group.load(trainer)
         except Exception as error:
@@ -220,7 +222,8 @@ class Stack:
         return trainer
 
     def _record(self, lane: int, record: Record) -> None:
-        self._recorders[lane].tracker.record(record)
+        assert self._trainer is not None
+        self._recorders[lane].record(record, self._trainer.history(lane))
         crash_point("row_written")
 
     def _iterate(self, trainer: Trainer) -> None:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from ppo_lab.config.run import Config
 from ppo_lab.runner.lock import holder_of
 from ppo_lab.tracking import read_summary
 from ppo_lab.tracking.local import SUMMARY_FILE
+from ppo_lab.utils.json_files import atomic_write
+from ppo_lab.utils.redaction import mask
 
-__all__ = ["stored_summary"]
+__all__ = ["CONFIG_FILE", "stored_summary", "write_config"]
+
+CONFIG_FILE = Path(".hydra", "config.yaml")
+"""The resolved config in a run's folder, where Hydra writes it."""
+
+
+def write_config(folder: Path, config: Config, overrides: Sequence[str]) -> None:
+    """Write into a run's folder what Hydra writes where it starts the run; secrets are masked."""
+    hydras = (folder / CONFIG_FILE).parent
+    hydras.mkdir(parents=True, exist_ok=True)
+    values = OmegaConf.structured(config), [*overrides]
+    for name, value in zip((CONFIG_FILE.name, "overrides.yaml"), values):
+        atomic_write(hydras / name, mask(OmegaConf.to_yaml(value)).encode())
 
 
 def stored_summary(folder: Path) -> dict[str, Any]:

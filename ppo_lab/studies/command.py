@@ -15,11 +15,13 @@ from optuna.study import Study
 from rich.console import Console
 
 from ppo_lab.config.error_messages import explain
+from ppo_lab.grids.table import grid_table
+from ppo_lab.reports.report import report_place
 from ppo_lab.studies.choose_executor import choose_executor
 from ppo_lab.studies.definition.plan import Plan, make_plan
 from ppo_lab.studies.display.log_lines import print_line
 from ppo_lab.studies.results.confirmation import Confirmed, confirmation_plan, read_confirmation
-from ppo_lab.studies.results.files import output_files
+from ppo_lab.studies.results.files import output_files, run_summaries
 from ppo_lab.studies.results.panel import commands, study_panel
 from ppo_lab.studies.results.study_result import StudyResult, importances, read_study
 from ppo_lab.studies.results.wandb import track_study
@@ -50,7 +52,7 @@ def run_study(command: DictConfig, loader: ConfigLoader) -> None:
         plan = make_plan(command, loader)
         if (num_trials := plan.study.num_trials) < command.study.num_trials:
             print_line(f"the grid is complete after {num_trials} trials, which end the study")
-        _, status = run_plan(plan)
+        _, status = run_plan(plan, makes_report=command.report)
     except ConfigError as error:  # found only in the stored study, such as another space
         print_line(explain(error, list(command.hydra.overrides.task)) or str(error))
         status = _EXIT_REFUSED
@@ -58,7 +60,9 @@ def run_study(command: DictConfig, loader: ConfigLoader) -> None:
         sys.exit(status)
 
 
-def run_plan(plan: Plan, pool: WorkerPool | None = None) -> tuple[Ending, int]:
+def run_plan(
+    plan: Plan, pool: WorkerPool | None = None, *, makes_report: bool = False
+) -> tuple[Ending, int]:
     """Run a study's trials and its confirmation, write its files; return why it ended.
 
     The exit status comes with it: 1 if every trial failed, if a file or another view of the result
@@ -78,7 +82,7 @@ def run_plan(plan: Plan, pool: WorkerPool | None = None) -> tuple[Ending, int]:
             # Ctrl-C ends the command at once until the storage is open, as nothing runs yet.
             runner = StudyRunner(plan, pool, interrupts)
             with closing(runner.database), interrupts.installed():
-                ending, status = _run(plan, runner, interrupts)
+                ending, status = _run(plan, runner, interrupts, makes_report)
     except StorageLostError as error:
         log.error("%s", error)
         ending, status = Ending.storage_lost, _EXIT_FAILED
@@ -89,7 +93,9 @@ def run_plan(plan: Plan, pool: WorkerPool | None = None) -> tuple[Ending, int]:
     return ending, status
 
 
-def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> tuple[Ending, int]:
+def _run(
+    plan: Plan, runner: StudyRunner, interrupts: InterruptHandler, makes_report: bool
+) -> tuple[Ending, int]:
     ending, study = runner.run(plan)
     last, confirmed = _LastSteps(), None
     if ending is Ending.complete:
@@ -105,8 +111,11 @@ def _run(plan: Plan, runner: StudyRunner, interrupts: InterruptHandler) -> tuple
         for name, write in output_files(result).items():
             last.take(name, runner.call, "write", write)
         last.take("the panel", _show, result)
+        if makes_report and not interrupts.is_stopping:
+            place = report_place(plan.folder, plan.url)
+            Console().out(f"report     {place}", highlight=False)
         if runner.had_work and not interrupts.is_urgent:
-            last.take("W&B", _track, result)
+            last.take("W&B", _track, result, study)
     runner.close()  # else the trials stay reserved until the next start finds us dead
     is_bad = last.has_failed or (result is not None and result.is_failure)
     return ending, _EXIT_FAILED if is_bad else 0
@@ -134,11 +143,13 @@ class _LastSteps:
 def _show(result: StudyResult) -> None:
     console = Console()
     console.print(study_panel(result))
+    if result.plan.is_forecast and (runs := run_summaries(result)):
+        console.print(grid_table(runs), crop=False)
     console.out(commands(result.plan), highlight=False)
 
 
-def _track(result: StudyResult) -> None:
-    if link := track_study(result):
+def _track(result: StudyResult, study: Study) -> None:
+    if link := track_study(result, study):
         Console().out(f"W&B        {link}", highlight=False)
 
 

@@ -161,6 +161,7 @@ class StudyScheduler:
             folder,
             plan.trial_overrides(claim.params),
             group=plan.name,
+            varying=[parameter.key for parameter in plan.space.parameters],
             notes={"study": plan.name, "trial": number, "attempt": claim.attempt},
             run_id=self._store.run_id(claim),
             job_type="trial",

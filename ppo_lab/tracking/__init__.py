@@ -3,7 +3,7 @@
 from ppo_lab.tracking.base import Histogram, Record, RunInfo, Sink
 from ppo_lab.tracking.config import Terminal, TrackingConfig, TrackingMode
 from ppo_lab.tracking.local import LocalSink, cut_metrics, read_metrics, read_summary
-from ppo_lab.tracking.tables import grid_table, places, reasons, summary_panel
+from ppo_lab.tracking.tables import next_steps, places, reasons, summary_panel
 from ppo_lab.tracking.terminal import Progress, TerminalSink
 from ppo_lab.tracking.tracker import SafeSink, Tracker
 from ppo_lab.tracking.wandb_sink import WandbSink
@@ -11,4 +11,5 @@ from ppo_lab.tracking.wandb_sink import WandbSink
 __all__ = [
     "Histogram", "LocalSink", "Progress", "Record", "RunInfo", "SafeSink", "Sink", "Terminal",
     "TerminalSink", "Tracker", "TrackingConfig", "TrackingMode", "WandbSink", "cut_metrics",
-    "grid_table", "places", "read_metrics", "read_summary", "reasons", "summary_panel"]  # fmt: skip
+    "next_steps", "places", "read_metrics", "read_summary", "reasons",
+    "summary_panel"]  # fmt: skip

@@ -38,6 +38,8 @@ class Record:
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
     samples: Sequence[tuple[str, float]] = ()
     """Some texts with their rewards; most records have none."""
+    state: str = ""
+    """``dead`` or ``collapsed`` while the policy is; see ``training.scores``."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ class Sink(ABC):
     @abstractmethod
     def start(self, run: RunInfo) -> None:
         """Open whatever ``run`` needs."""
+
+    def describe(self, values: Mapping[str, Any]) -> None:  # noqa: B027 - most sinks have no config
+        """Add to the run's config what was not known at its start."""
 
     @abstractmethod
     def record(self, record: Record) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -68,8 +69,16 @@ class TrackingConfig:
     save_code: bool = False
     """Upload the git commit, uncommitted changes, machine data, and the started script if it is in
     the repository. Off, since a diff can contain secrets; the config includes the commit anyway."""
+    log_model: bool = False
+    """Upload the policy as a W&B artifact of type model when the run ends, also one that was
+    recorded offline. A large one needs a longer ``finish_timeout_s``."""
+    tensorboard: bool = False
+    """Write TensorBoard's event file into the run's folder, besides W&B (extra ``tensorboard``);
+    ``tracking=tensorboard`` is this without W&B."""
+    csv: bool = False
+    """Write ``metrics.csv`` into the run's folder, besides W&B; ``tracking=csv``: without W&B."""
     log_every: int = 1
-    """Iterations between two records in W&B and on the terminal; metrics.jsonl has all of them.
+    """Iterations between two records in all trackers and on the terminal; metrics.jsonl has all.
     Larger saves 0.1 to 0.5 ms per run and iteration: for stacks of many short iterations."""
     terminal: Terminal = Terminal.auto
     """Progress on stderr: ``live`` line, ``plain`` lines, ``none``; ``auto``: live on a tty."""
@@ -89,6 +98,9 @@ class TrackingConfig:
         mode = os.environ.get("WANDB_MODE")
         if self.mode is TrackingMode.auto and mode and mode not in MODES_OF_ENV:
             raise ConfigError("WANDB_MODE", mode, f"must be one of {', '.join(MODES_OF_ENV)}")
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            allowed = "needs TensorBoard: pip install 'ppo_lab[tensorboard]'"
+            raise ConfigError("tracking.tensorboard", "true", allowed)
         if self.log_every < 1:
             raise ConfigError("tracking.log_every", self.log_every, "iterations, at least 1")
         for key, longest in (("init_timeout_s", 60), ("finish_timeout_s", 600)):

@@ -121,12 +121,13 @@ def cut_metrics(folder: Path, position: int) -> None:
         os.close(descriptor)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path, most: int | None = None) -> list[dict[str, Any]]:
     r"""Read a run's metrics.
 
     Args:
         path: A ``metrics.jsonl``. An incomplete last line (the run was killed, or is writing) is
             ignored.
+        most: Read at most so many rows, evenly spaced, the last one included. None: all.
 
     Returns:
         One dict per iteration, in order: ``iteration``, ``global_step`` and the metrics by name;
@@ -146,7 +147,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         [{'iteration': 1, 'global_step': 512, 'ppo/kl': nan}]
     """
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(read_bounded(path, _MAX_METRICS_BYTES).split(b"\n")[:-1], 1):
+    lines = list(enumerate(read_bounded(path, _MAX_METRICS_BYTES).split(b"\n")[:-1], 1))
+    stride = max(-(-len(lines) // most), 1) if most else 1
+    for number, line in lines[(len(lines) - 1) % stride :: stride]:
         row = parse_object(line, f"{path}, line {number}")
         if not (type(row.get("iteration")) is int and type(row.get("global_step")) is int):
             raise ValueError(f"{path}, line {number}: has no iteration and global_step")

@@ -1,12 +1,12 @@
-"""Results on the terminal: a panel for one run, a table for the jobs of a grid."""
+"""Results on the terminal: the panel of one run, and what follows it."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -15,8 +15,8 @@ from rich.text import Text
 from ppo_lab.tracking.terminal import format_duration
 from ppo_lab.utils.redaction import printable
 
-__all__ = ["grid_table", "places", "plain_table", "reasons", "summary_panel"]
-__all__ += ["override_values", "varying_keys"]
+__all__ = ["duration", "next_steps", "overridden_keys", "override_values", "places", "reasons"]
+__all__ += ["state_of", "summary_panel", "varying_keys"]
 
 _BAR_CELLS = 24
 _ABSENT = "-"
@@ -35,41 +35,8 @@ def summary_panel(summary: Mapping[str, Any]) -> RenderableType:
     if "final_return" in summary:
         parts.append(_returns(summary))
     parts += [*_time_bars(summary), *_device_bars(summary), *_memory_bars(summary)]
-    title = Text(f"{status} in {_duration(summary.get('wall_time_s'))}")
+    title = Text(f"{status} in {duration(summary.get('wall_time_s'))}")
     return Panel(Group(*parts), title=title, border_style=status.style, expand=False)
-
-
-def grid_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Return a table with one row per job's summary: the settings that vary, and the results."""
-    overrides = [override_values(row) for row in rows]
-    varying = varying_keys(overrides) if len(rows) != 1 else [*overrides[0]]
-    table = plain_table()
-    table.add_column("#", justify="right")
-    for key in varying:
-        table.add_column(Text(printable(key)), overflow="fold")
-    for heading in ("return", "best", "collapsed", "steps/s", "time"):
-        table.add_column(heading, justify="right")
-    table.add_column("status", no_wrap=True)
-    for number, (row, values) in enumerate(zip(rows, overrides)):
-        collapsed = row.get("collapsed")
-        cells = [
-            str(number),
-            *(printable(values.get(key, _ABSENT)) for key in varying),
-            _number(row.get("final_return")),
-            _number(row.get("best_return")),
-            _ABSENT if collapsed is None else ("yes" if collapsed else "no"),
-            _number(row.get("env_steps_per_s"), 0),
-            _duration(row.get("wall_time_s")),
-        ]
-        table.add_row(*map(Text, cells), _status(row))
-    return table
-
-
-def plain_table(title: str | None = None) -> Table:
-    """Return an empty table in the project's style."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.title, table.title_justify, table.title_style = title, "left", "bold"
-    return table
 
 
 def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -82,13 +49,25 @@ def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def places(summary: Mapping[str, Any]) -> str:
-    """Return the run's folder and W&B link, one line each, relative to the current folder."""
+    """Return a run's folder, policy and W&B link, one a line, relative to the current folder."""
     here = f"{Path.cwd()}/"
     return "\n".join(
         f"{label:<8}{printable(summary[key]).replace(here, '')}"
-        for label, key in (("folder", "folder"), ("W&B", "wandb"))
+        for label, key in (("folder", "folder"), ("policy", "policy"), ("W&B", "wandb"))
         if summary.get(key)
     )
+
+
+def next_steps(folder: Path, *, has_policy: bool, is_resumable: bool, tracked: bool) -> str:
+    """Return the commands that follow a run or grid in ``folder``, one line each."""
+    path = shlex.quote(printable(folder).replace(f"{Path.cwd()}/", ""))
+    commands = {
+        "resume": f"python -m ppo_lab resume={path}" if is_resumable else "",
+        "play": f"python -m ppo_lab.play {path}" if has_policy else "",
+        "report": f"python -m ppo_lab.report {path}",
+        "browse": "python -m ppo_lab.browse" if tracked else "",
+    }
+    return "\n".join(f"{label:<8}{command}" for label, command in commands.items() if command)
 
 
 def override_values(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -115,14 +94,26 @@ def varying_keys(overrides: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if len({values.get(key) for values in overrides}) > 1]
 
 
+def overridden_keys(jobs: Sequence[Sequence[str]]) -> list[str] | None:
+    """Return the keys that differ between the overrides of a grid's jobs; None if none does."""
+    return varying_keys([override_values({"overrides": job}) for job in jobs]) or None
+
+
 def _returns(summary: Mapping[str, Any]) -> Text:
     final, best = (_number(summary.get(f"{name}_return")) for name in ("final", "best"))
     text = Text.assemble("return  ", (final, "bold"), " final, ", (best, "bold"), " best")
+    if "final_eval_return" in summary:
+        text.append(f"   {_number(summary['final_eval_return'])} evaluated")
     if "env_steps_per_s" in summary:
         text.append(f"   {_number(summary['env_steps_per_s'], 0)} steps/s")
-    if summary.get("collapsed"):
-        text.append("   collapsed", "red")
+    if state := state_of(summary):
+        text.append(f"   {state}", "red")
     return text
+
+
+def state_of(summary: Mapping[str, Any]) -> str:
+    """Return ``dead`` or ``collapsed`` if the policy is, else an empty text."""
+    return next((name for name in ("dead", "collapsed") if summary.get(name)), "")
 
 
 def _time_bars(summary: Mapping[str, Any]) -> list[Table]:
@@ -212,7 +203,8 @@ def _number(value: float | None, num_digits: int = 1) -> str:
     return _ABSENT if value is None else f"{float(value):,.{num_digits}f}"
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Return seconds with a decimal, or minutes and more without; ``-`` if unknown."""
     if seconds is None:
         return _ABSENT
     return f"{seconds:.1f} s" if seconds < 60 else format_duration(seconds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -29,6 +30,8 @@ _PLAIN_MIN_S = 10.0
 _PLAIN_MAX_S = 300.0
 _REFRESH_PER_S = 4.0
 _BAR_CELLS = 20
+_DROPPED_FIRST = ("epsilon", "lanes", "vram", "clipped", "speed", "kl")
+"""Parts of the line in the order in which a narrow terminal loses them."""
 
 
 class Progress:
@@ -49,6 +52,11 @@ class Progress:
         self._style = style
         self._live: Live | None = None
         self._reset()
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether anything is printed."""
+        return self._style is not Terminal.none
 
     def open(self, run_id: str, lane: TerminalSink) -> None:
         """Add a run; the first one starts the clock."""
@@ -95,8 +103,11 @@ class Progress:
     def _share(self, steps: int) -> float:
         return steps / max(sum(lane.total_steps for lane in self._lanes.values()), 1)
 
-    def _line(self) -> Text:
-        return Text(progress_line([*self._lanes.values()], self._clock() - self._started_s))
+    def _line(self, width: int | None = None) -> Text:
+        elapsed_s = self._clock() - self._started_s
+        line = Text(progress_line([*self._lanes.values()], elapsed_s, width))
+        line.highlight_words(("dead", "collapsed"), "red")
+        return line
 
     def _print_line(self) -> None:
         self._console.print(self._line(), soft_wrap=True)
@@ -104,7 +115,7 @@ class Progress:
 
     def _draw(self) -> Text:
         """Return the live line: a bar in the space that the numbers leave, then the numbers."""
-        line = self._line()
+        line = self._line(self._console.width)
         cells = max(min(self._console.width - line.cell_len - 1, _BAR_CELLS), 0)
         done = round(cells * min(self._share(self._count_steps()), 1.0))
         bar = Text.assemble(("━" * done, "cyan"), ("━" * (cells - done), "dim"), " ")
@@ -124,6 +135,7 @@ class TerminalSink(Sink):
     """Steps taken before this process resumed the run; excluded from its speed."""
     resumed_at: int = 0  # iteration
     metrics: Mapping[str, float] = field(default_factory=dict)
+    state: str = ""
     is_open: bool = True
 
     def start(self, run: RunInfo) -> None:
@@ -136,6 +148,7 @@ class TerminalSink(Sink):
         if not self.global_step:
             self.steps_before = round(record.global_step * self.resumed_at / record.iteration)
         self.global_step, self.metrics = record.global_step, record.metrics
+        self.state = record.state
         self.progress.update()
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:  # noqa: ARG002
@@ -144,48 +157,61 @@ class TerminalSink(Sink):
         self.progress.close()
 
 
-def progress_line(lanes: Sequence[TerminalSink], elapsed_s: float) -> str:
-    """Return steps, return, epsilon, clip fraction, VRAM and speed in one line.
+def progress_line(lanes: Sequence[TerminalSink], elapsed_s: float, width: int | None = None) -> str:
+    """Return steps, return, state, epsilon, clip fraction, KL, VRAM and speed in one line.
 
     Steps are summed over all lanes, metrics averaged over the open ones; epsilon is a range and
-    VRAM the maximum, which is the process's. Metrics that no lane has are omitted.
+    VRAM the maximum, which is the process's. Metrics that no lane has are omitted, and in a line of
+    at most ``width`` characters those that matter least.
 
     Example:
         >>> lane = TerminalSink(Progress(), 1000, 100, metrics={"ppo/epsilon": 0.2})
         >>> progress_line([lane], elapsed_s=0.5)
         '100/1,000  ε 0.2  200 steps/s  ETA 0:04'
+        >>> progress_line([lane], elapsed_s=0.5, width=35)
+        '100/1,000  200 steps/s  ETA 0:04'
     """
     open_lanes = [lane for lane in lanes if lane.is_open]
     steps = sum(lane.global_step for lane in lanes)
     total = sum(lane.total_steps for lane in lanes)
-    parts = [f"{len(open_lanes or lanes)} lanes"] if len(lanes) > 1 else []
-    parts.append(f"{steps:,}/{total:,}")
-    parts += _metric_parts(open_lanes or lanes)
+    parts = {"lanes": f"{len(open_lanes or lanes)} lanes"} if len(lanes) > 1 else {}
+    parts["steps"] = f"{steps:,}/{total:,}"
+    parts |= _metric_parts(open_lanes or lanes)
     new_steps = steps - sum(lane.steps_before for lane in lanes)
     if new_steps > 0 and elapsed_s > 0:
         per_s = new_steps / elapsed_s
         left = sum(max(lane.total_steps - lane.global_step, 0) for lane in open_lanes)
+        parts["speed"] = f"{per_s:,.0f} steps/s"
         eta = f"ETA {format_duration(left / per_s)}"
-        parts += [f"{per_s:,.0f} steps/s", eta if left else f"in {format_duration(elapsed_s)}"]
-    return "  ".join(parts)
+        parts["time"] = eta if left else f"in {format_duration(elapsed_s)}"
+    for name in _DROPPED_FIRST:
+        if width is None or len("  ".join(parts.values())) < width:
+            break
+        parts.pop(name, None)
+    return "  ".join(parts.values())
 
 
-def _metric_parts(lanes: Sequence[TerminalSink]) -> list[str]:
+def _metric_parts(lanes: Sequence[TerminalSink]) -> dict[str, str]:
     def values(name: str) -> list[float]:
         return [float(lane.metrics[name]) for lane in lanes if name in lane.metrics]
 
-    parts = []
+    parts = {}
     # The mean of the last 100 episodes exists even if no episode ended in this iteration.
     returns = values("charts/episodic_return_last100") or values("charts/episodic_return")
     if returns:
-        parts.append(f"return {_finite_mean(returns):.1f}")
+        parts["return"] = f"return {_finite_mean(returns):,.1f}"
+    if states := Counter(lane.state for lane in lanes if lane.state):
+        several = len(lanes) > 1
+        parts["state"] = ", ".join(f"{n} {name}" if several else name for name, n in states.items())
     if epsilons := values("ppo/epsilon"):
         low, high = min(epsilons), max(epsilons)
-        parts.append(f"ε {low:.3g}" if low == high else f"ε {low:.3g} to {high:.3g}")
+        parts["epsilon"] = f"ε {low:.3g}" if low == high else f"ε {low:.3g} to {high:.3g}"
     if clipped := values("losses/clipfrac"):
-        parts.append(f"clipped {_finite_mean(clipped):.1%}")
+        parts["clipped"] = f"clipped {_finite_mean(clipped):.1%}"
+    if kls := values("ppo/kl_k3"):
+        parts["kl"] = f"KL {_finite_mean(kls):.2g}"
     if allocated := values("memory/allocated_gib"):
-        parts.append(f"VRAM {max(allocated):.2f} GiB")
+        parts["vram"] = f"VRAM {max(allocated):.2f} GiB"
     return parts
 
 

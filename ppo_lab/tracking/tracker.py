@@ -10,7 +10,9 @@ from typing import Any
 
 from ppo_lab.tracking.base import Record, RunInfo, Sink
 from ppo_lab.tracking.config import TrackingConfig
+from ppo_lab.tracking.csv_sink import CsvSink
 from ppo_lab.tracking.local import LocalSink
+from ppo_lab.tracking.tensorboard_sink import TensorBoardSink
 from ppo_lab.tracking.terminal import Progress, TerminalSink
 from ppo_lab.tracking.wandb_sink import WandbSink
 from ppo_lab.utils.redaction import mask
@@ -42,6 +44,11 @@ class SafeSink(Sink):
         """Start the sink."""
         self._has_started = self._attempt("start", self.sink.start, run)
 
+    def describe(self, values: Mapping[str, Any]) -> None:
+        """Forward additions to the config."""
+        if self._has_started and self.num_failures < MAX_FAILURES:
+            self._attempt("describe", self.sink.describe, values)
+
     def record(self, record: Record) -> None:
         """Forward a record unless the sink has failed too often."""
         if self.keeps or (self._has_started and self.num_failures < MAX_FAILURES):
@@ -72,9 +79,9 @@ class SafeSink(Sink):
 
 
 class Tracker(Sink):
-    """Sends each record to the run's files, to W&B unless disabled, and to the terminal.
+    """Sends each record to the run's files, to the trackers chosen, and to the terminal.
 
-    The files get every record, the others one in ``log_every`` and the last.
+    The files get every record, the others one in ``log_every``, each evaluation, and the last.
     """
 
     def __init__(self, config: TrackingConfig, outputs: Path, progress: Progress) -> None:
@@ -84,13 +91,16 @@ class Tracker(Sink):
         self._first = 1
         self._wandb_sink, self._local_sink = WandbSink(config, outputs), LocalSink()
         self._wandb = SafeSink(self._wandb_sink)
+        more: list[Sink] = [CsvSink()] if config.csv else []
+        more += [TensorBoardSink()] if config.tensorboard else []
+        self._more = [SafeSink(sink) for sink in more]
         self._files = SafeSink(self._local_sink, keeps=True)
         self._terminal = SafeSink(TerminalSink(progress))
 
     @property
     def _sinks(self) -> tuple[SafeSink, ...]:
         """The sinks; the terminal last, since its live line would hide log lines of the others."""
-        return self._files, self._wandb, self._terminal
+        return self._files, *self._more, self._wandb, self._terminal
 
     @property
     def link(self) -> str | None:
@@ -130,6 +140,11 @@ class Tracker(Sink):
         for sink in self._sinks:
             sink.start(run)
 
+    def describe(self, values: Mapping[str, Any]) -> None:
+        """Add to the run's config in every sink that shows one."""
+        for sink in self._sinks:
+            sink.describe(values)
+
     def sync(self) -> int:
         """Write all rows to disk; return the position for ``cut_metrics``.
 
@@ -143,13 +158,13 @@ class Tracker(Sink):
         self._files.record(record)
         self._unsent = record
         is_due = record.iteration == self._first or record.iteration % self._log_every == 0
-        if is_due or record.samples:
+        if is_due or record.samples or "eval/return" in record.metrics:
             self._send()
 
     def _send(self) -> None:
         if self._unsent is not None:
-            self._wandb.record(self._unsent)
-            self._terminal.record(self._unsent)
+            for sink in self._sinks[1:]:
+                sink.record(self._unsent)
         self._unsent = None
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
@@ -158,6 +173,7 @@ class Tracker(Sink):
         self._terminal.finish(summary, exit_code)
         full = {**summary, **self.notes}
         self._files.finish(full, exit_code)  # first, so that Ctrl-C during W&B's wait loses nothing
-        self._wandb.finish(full, exit_code)
+        for sink in (*self._more, self._wandb):
+            sink.finish(full, exit_code)
         if (corrected := {**summary, **self.notes}) != full:  # the upload or a file failed
             self._files.finish(corrected, exit_code)

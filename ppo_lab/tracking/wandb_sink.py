@@ -32,6 +32,7 @@ from ppo_lab.tracking.wandb_service import (
     upload_error,
     waits_for_sync,
 )
+from ppo_lab.tracking.wandb_sweep import check_used
 from ppo_lab.utils.json_files import to_jsonable
 from ppo_lab.utils.redaction import mask, mask_values
 
@@ -46,6 +47,7 @@ _FLUSH_S = 2.0  # how much of a killed run is lost at most; wandb's default is 1
 # Time for a run's finish once the server is known to be unreachable; a stack has many runs.
 _BROKEN_FINISH_S = 0.05
 _MAX_NAME_CHARS = 128
+_POLICY = ("checkpoint", "best", ".hydra/config.yaml")  # the second if the run was evaluated
 
 
 class WandbSink(Sink):
@@ -61,6 +63,7 @@ class WandbSink(Sink):
         self._run: wandb.Run | None = None
         self._is_online = False
         self._folder: Path | None = None
+        self._run_folder = Path()  # ours, not W&B's
         self._url: str | None = None
         self._sent = 0  # iterations that an earlier process has recorded
         self._id = ""
@@ -83,10 +86,15 @@ class WandbSink(Sink):
 
         A resumed run continues under its id, offline if its first part has not been uploaded;
         iterations that are recorded already are skipped.
+
+        Raises:
+            ConfigError: A W&B sweep sets what the run does not use.
         """
         mode = self._config.resolved_mode()
         if mode == "disabled":
             return
+        check_used(run.config)
+        self._run_folder = run.folder
         if PROCESS.is_online_broken:
             mode = "offline"
         run_id = _choose_id(run)
@@ -109,6 +117,12 @@ class WandbSink(Sink):
         self._folder, self._url = Path(opened.dir).parent, opened.url
         opened.define_metric("global_step")
         opened.define_metric("*", step_metric="global_step")
+
+    def describe(self, values: Mapping[str, Any]) -> None:
+        """Add to the run's config."""
+        if self._run is not None:
+            config: Any = self._run.config
+            config.update(to_jsonable(values), allow_val_change=True)
 
     def record(self, record: Record) -> None:
         """Queue one row for wandb's service process; takes 0.1 to 0.5 ms.
@@ -147,16 +161,40 @@ class WandbSink(Sink):
             return
         PROCESS.live.discard(self._id)
         try:
-            run.summary.update(mask_values(to_jsonable(summary)))
-            if (status := summary.get("status", "finished")) != "finished":
-                run.tags = (*(run.tags or ()), str(status))  # filters pruned or failed runs
-            if self._is_online and PROCESS.is_upload_broken:
-                self._close_in_background(run, exit_code)
-            else:
-                self._close(run, exit_code)
+            try:
+                self._log_results(run)
+            finally:
+                self._end(run, summary, exit_code)
         except ConnectionError:
             self._lose_service()
             raise
+
+    def _end(self, run: wandb.Run, summary: Mapping[str, Any], exit_code: int) -> None:
+        run.summary.update(mask_values(to_jsonable(summary)))
+        if (status := summary.get("status", "finished")) != "finished":
+            run.tags = (*(run.tags or ()), str(status))  # filters pruned or failed runs
+        if self._is_online and PROCESS.is_upload_broken:
+            self._close_in_background(run, exit_code)
+        else:
+            self._close(run, exit_code)
+
+    def _log_results(self, run: wandb.Run) -> None:
+        """Log what there is at the end only: the policy, as ``load_policy`` and play read it."""
+        if self._config.log_model:
+            self._log_artifact(run, "model", *_POLICY)
+
+    def _log_artifact(self, run: wandb.Run, kind: str, first: str, *more: str) -> None:
+        """Log files and folders of the run's folder as one artifact if the first is there."""
+        import wandb
+
+        if not (self._run_folder / first).exists():
+            return
+        artifact = wandb.Artifact(f"{self._id.replace('=', '-')}-{kind}", type=kind)
+        for name in (first, *more):
+            path = self._run_folder / name
+            if path.exists():
+                (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path), name=name)
+        run.log_artifact(artifact)
 
     def _lose_service(self) -> None:
         """Forget a dead service process; what it has written can be uploaded, if there is any."""
@@ -227,7 +265,8 @@ class WandbSink(Sink):
                 mode=mode,  # type: ignore[arg-type]
                 dir=str(self._outputs),
                 id=run_id,
-                name=_choose_name(run),
+                # A page that exists keeps its name, which may have been changed there.
+                name=None if run.resumed_at and mode == "online" else _choose_name(run),
                 project=config.resolved_project,
                 entity=config.entity,
                 group=config.group or os.environ.get("WANDB_RUN_GROUP") or run.group,
@@ -257,10 +296,12 @@ def _settings(config: TrackingConfig) -> wandb.Settings:
         save_code=config.save_code,
         disable_code=not config.save_code,
         disable_git=not config.save_code,
+        disable_job_creation=True,
+        host=os.environ.get("WANDB_HOST", ""),  # else this machine's name
         x_disable_meta=True,  # it includes the command line
-        x_disable_machine_info=not config.save_code,  # wandb saves code along with it
         x_save_requirements=False,
         x_disable_stats=bool(PROCESS.live),  # measure the machine once, not per lane
+        x_stats_pid=os.getpid(),  # wandb's default is the process that imported it
         x_transaction_log_flush_interval=_FLUSH_S,
     )
 

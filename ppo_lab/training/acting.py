@@ -22,7 +22,7 @@ from ppo_lab.networks import ActorCritic
 from ppo_lab.networks.sequences import Memory, Sequences, SequenceTrunk
 from ppo_lab.utils import rng
 
-__all__ = ["OBSERVATION_MEAN", "OBSERVATION_VAR", "Policy", "Texts"]
+__all__ = ["OBSERVATION_MEAN", "OBSERVATION_VAR", "Policy", "Texts", "read_step"]
 
 OBSERVATION_MEAN, OBSERVATION_VAR = "observation_mean", "observation_var"
 _NONE = -1  # no token is given: the policy chooses
@@ -216,13 +216,8 @@ class Policy:
         if OBSERVATION_MEAN in self._state:
             var, mean = self._state[OBSERVATION_VAR], self._state[OBSERVATION_MEAN]
             rows = normalize(rows, var=var, mean=mean)
-        if not self._model.reads_sequences:
-            return self._model.policy(rows), None
-        if memory is None:
-            num_steps = self.texts.num_steps if self.texts else 1  # which does not limit others
-            actor = cast(SequenceTrunk, self._model.actor)
-            memory = actor.empty_memory(rows.shape[1], num_steps)
-        return self._model.act(Sequences(rows.unsqueeze(2), starts, memory))
+        num_steps = self.texts.num_steps if self.texts else 1  # which does not limit others
+        return read_step(self._model, rows, memory, starts, num_steps)
 
     def _choose(self, parameters: Tensor, seed: int, number: int, is_greedy: bool) -> Tensor:
         """Return actions (1, n, …): the modes, or the samples of ``seed`` with a ``number``."""
@@ -232,3 +227,22 @@ class Policy:
         keys = rng.fold_in(rng.lane_keys(torch.tensor([seed]), rng.Stream.EVAL), number)
         dtype = self._model.dtype
         return distribution.sample(parameters, distribution.noise(keys, parameters.shape[1], dtype))
+
+
+def read_step(
+    model: ActorCritic,
+    rows: Tensor,
+    memory: Memory | None,
+    starts: Tensor | None = None,
+    num_steps: int = 1,
+) -> tuple[Tensor, Memory | None]:
+    """Return the distributions' parameters (L, n, P) for observations (L, n, O), and the memory.
+
+    Of a policy without a memory that is None. None for ``memory``: nothing has been read; there
+    will be ``num_steps`` at most, if the network has a limit.
+    """
+    if not model.reads_sequences:
+        return model.policy(rows), None
+    if memory is None:
+        memory = cast(SequenceTrunk, model.actor).empty_memory(rows.shape[1], num_steps)
+    return model.act(Sequences(rows.unsqueeze(2), starts, memory))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ppo_lab.config.run import Config
+from ppo_lab.devices.meters import Meters
+from ppo_lab.envs.base import Env
 from ppo_lab.training.lane_progress import LaneProgress
 from ppo_lab.training.lane_values import LaneValues
 from ppo_lab.training.recorder import Recorder
@@ -18,6 +22,9 @@ class LaneRuns:
     lane is still computed, with a learning rate of 0, until another config replaces it.
     """
 
+    config: Config
+    env: Env
+    meters: Meters
     progress: LaneProgress
     recorder: Recorder
     _lanes: LaneValues
@@ -68,3 +75,30 @@ class LaneRuns:
         """Stop recording a lane and freeze its parameters."""
         self.progress.is_live[lane] = False
         self._lanes.freeze_lane(lane)
+
+    def is_policy_start(self, lane: int) -> bool:
+        """Return whether the policy of ``lane`` begins to train, after a while of its critic."""
+        return 0 < self.configs[lane].policy_start_iteration == self.lane_iteration(lane)
+
+    def is_at_boundary(self, lane: int) -> bool:
+        """Return whether the environments of ``lane`` restart before its next iteration.
+
+        They do at fixed iterations, so that interrupted and other runs are equal.
+        """
+        done = self.lane_iteration(lane)
+        is_boundary = self.config.checkpoint.is_boundary(done, self.config.num_rows)
+        return is_boundary and done > 0 and self.env.state_mode == "boundary"
+
+    def lanes_to_evaluate(self) -> Sequence[int]:
+        """Return the lanes whose policies are evaluated after the iteration that has ended."""
+        if not (every := self.config.eval_every):
+            return ()
+        return [
+            lane
+            for lane in self.live_lanes
+            if self.lane_iteration(lane) % every == 0 or self.progress.is_done(lane)
+        ]
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Return the seconds spent so far in each phase; see ``PhaseClock.without_overlap``."""
+        return self.meters.clock.without_overlap()

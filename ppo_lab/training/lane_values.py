@@ -20,7 +20,7 @@ __all__ = ["LaneValues", "schedule_metrics"]
 
 
 _REQUIRED = ("gamma", "lr", "entropy_coef", "value_coef", "max_grad_norm")
-_STREAMS = Stream.ACTION, Stream.SHUFFLE, Stream.RESTART
+_STREAMS = Stream.ACTION, Stream.SHUFFLE, Stream.RESTART, Stream.EVAL
 _LAMBDAS = "gae_lambda_policy", "gae_lambda_value"
 _OPTIONAL = ("value_epsilon", "dual_clip", "target_kl")
 """Left out of the program where no lane uses them."""

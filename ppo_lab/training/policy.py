@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ from ppo_lab.networks import NETWORKS, ActorCritic, Initializer, NetworkConfig
 from ppo_lab.training.acting import OBSERVATION_MEAN, OBSERVATION_VAR, Policy, Texts
 from ppo_lab.utils.json_files import atomic_write, parse_object, read_bounded, to_jsonable
 
-__all__ = ["load_policy", "save_policy"]
+__all__ = ["BEST_FOLDER", "load_policy", "policy_tensors", "save_policy", "write_policy"]
+
+BEST_FOLDER = "best"
+"""Folder in a run's that holds its best policy, where policies were evaluated."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,12 +62,37 @@ def save_policy(
     lane: int = 0,
 ) -> Path:
     """Save one lane's policy for environments of ``spec``; return ``folder/checkpoint``."""
-    checkpoint = folder / "checkpoint"
-    checkpoint.mkdir(parents=True, exist_ok=True)
+    tensors = policy_tensors(model, env_state, lane)
+    checkpoint = write_policy(folder, config, model, tensors, spec=spec)
+    config.network.export(model.actor, model.policy_head, checkpoint / "pretrained")
+    return checkpoint
+
+
+def policy_tensors(
+    model: ActorCritic, env_state: Mapping[str, Tensor], lane: int
+) -> dict[str, Tensor]:
+    """Return what is saved of one lane, on the host: weights and statistics, (1, …) each.
+
+    ``env_state`` holds the statistics of all lanes.
+    """
     # ``named_parameters`` lists a shared trunk once, as safetensors requires.
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     tensors |= {f"env.{name}": value for name, value in env_state.items()}
-    weights = save({name: t[lane : lane + 1].contiguous().cpu() for name, t in tensors.items()})
+    return {name: t[lane : lane + 1].contiguous().cpu() for name, t in tensors.items()}
+
+
+def write_policy(
+    folder: Path,
+    config: Config,
+    model: ActorCritic,
+    tensors: dict[str, Tensor],
+    *,
+    spec: EnvSpec,
+) -> Path:
+    """Write a policy with the ``tensors`` of a model like ``model``; see ``save_policy``."""
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    weights = save(tensors)
     network_kind = next(kind for kind, c in NETWORKS.items() if type(config.network) is c)
     actions, network = (to_jsonable(dataclasses.asdict(d)) for d in (spec.actions, config.network))
     described = {
@@ -84,7 +113,6 @@ def save_policy(
     # A policy whose files do not belong together is refused, so their order does not matter.
     atomic_write(checkpoint / _WEIGHTS, weights)
     atomic_write(checkpoint / _DESCRIPTION, text.encode())
-    config.network.export(model.actor, model.policy_head, checkpoint / "pretrained")
     return checkpoint
 
 
@@ -92,7 +120,7 @@ def load_policy(run: str | Path) -> Policy:
     """Return the policy saved in a run's folder.
 
     Args:
-        run: Folder of a finished run, such as ``outputs/runs/<run>``.
+        run: Folder of a finished run, such as ``outputs/runs/<run>``, or ``best/`` in it.
 
     Returns:
         The policy, on the CPU.

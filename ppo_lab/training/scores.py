@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["History", "area_under_curve", "has_collapsed", "is_dead"]
+__all__ = ["History", "area_under_curve", "has_collapsed", "is_dead", "policy_state"]
 
 _SCORE_EPISODES = 100  # averaged in final_return, as in the paper (arXiv:1707.06347, 6.1)
 _COLLAPSE_GAIN = 0.2  # share of the task's range that must have been gained before a collapse
@@ -40,6 +40,10 @@ class History:
     """The first metric that was not finite, with its value; None while all are finite."""
     texts: dict[str, float] = field(default_factory=dict)
     """Metrics of the texts of the latest iteration; empty without texts."""
+    eval_steps: list[int] = field(default_factory=list)
+    """Environment steps at the evaluations of the deterministic policy, if there are any."""
+    eval_returns: list[float] = field(default_factory=list)
+    """Mean return of each evaluation."""
     _last: deque[float] = field(default_factory=lambda: deque(maxlen=_SCORE_EPISODES))
 
     def add(
@@ -55,10 +59,28 @@ class History:
             self.steps.append(step)
             self.returns.append(sum(self._last) / len(self._last))
 
+    def add_eval(self, step: int, mean_return: float) -> bool:
+        """Append an evaluation; return whether its policy is the best so far."""
+        best = self.eval_scores().get("best_eval_return")
+        self.eval_steps.append(step)
+        self.eval_returns.append(mean_return)
+        return math.isfinite(mean_return) and (best is None or mean_return > best)
+
+    def eval_scores(self) -> dict[str, float | None]:
+        """Return the mean returns of the last and of the best evaluation; empty without any."""
+        if not self.eval_returns:
+            return {}
+        best = max(filter(math.isfinite, self.eval_returns), default=None)
+        return {"final_eval_return": self.eval_returns[-1], "best_eval_return": best}
+
     def columns(self) -> dict[str, list[float]]:
         """Return all sequences, for ``from_columns``."""
         steps, last = list(map(float, self.steps)), list(self._last)
-        return {"steps": steps, "last": last} | {name: getattr(self, name) for name in _CURVES}
+        columns = {"steps": steps, "last": last} | {name: getattr(self, name) for name in _CURVES}
+        if self.eval_steps:
+            columns["eval_steps"] = list(map(float, self.eval_steps))
+            columns["eval_returns"] = self.eval_returns
+        return columns
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Sequence[float]], num_episodes: int) -> History:
@@ -67,6 +89,8 @@ class History:
         returns, entropy_fracs, kls = curves
         history = cls(steps, returns, entropy_fracs, kls, num_episodes)
         history._last.extend(columns["last"])
+        history.eval_steps = list(map(int, columns.get("eval_steps", ())))
+        history.eval_returns = list(columns.get("eval_returns", ()))
         return history
 
     @property
@@ -145,3 +169,23 @@ def is_dead(
         and all(kl < _DEAD_KL for kl in kls[-_DEAD_UPDATES:])
         and returns[-1] <= random_return
     )
+
+
+def policy_state(history: History, score_range: tuple[float, float] | None) -> str:
+    """Return ``dead`` or ``collapsed`` while that holds for a run so far, else an empty text.
+
+    ``score_range`` is the return of a random and of a good policy; without it neither is known.
+    """
+    if score_range is None or not history.returns:
+        return ""
+    low, high = score_range
+    if is_dead(history.returns, history.entropy_fracs, history.kls, random_return=low):
+        return "dead"
+    # The search for the best window is needed only once the return is well below its maximum.
+    best = max(history.returns) if high > low else min(history.returns)
+    width = max(int(len(history.returns) * _WINDOW_SHARE), 1)
+    last = sum(history.returns[-width:]) / width
+    may_have = (last - low) / (high - low) < _COLLAPSE_KEPT * (best - low) / (high - low)
+    if may_have and has_collapsed(history.returns, random_return=low, target_return=high):
+        return "collapsed"
+    return ""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -28,16 +27,18 @@ from ppo_lab.ppo.advantages import Advantages
 from ppo_lab.ppo.diagnostics import UpdateDiagnostics
 from ppo_lab.ppo.rollout import Rollout, RolloutRows, lane_rows
 from ppo_lab.ppo.sequence_collector import SequenceCollector
-from ppo_lab.ppo.update import UpdatePlan, update
+from ppo_lab.ppo.update import update
 from ppo_lab.tracking import Record
 from ppo_lab.training.advantages import estimate
 from ppo_lab.training.checkpoint import LaneState
 from ppo_lab.training.collectors import build_collector
+from ppo_lab.training.evaluation import Evaluator
 from ppo_lab.training.finite import FiniteCheck
 from ppo_lab.training.lane_progress import LaneProgress
 from ppo_lab.training.lane_runs import LaneRuns
 from ppo_lab.training.lane_state import LaneStates
 from ppo_lab.training.lane_values import LaneValues, schedule_metrics
+from ppo_lab.training.plan import build_plan
 from ppo_lab.training.pretraining import pretrained, start_from
 from ppo_lab.training.recorder import EpisodeMeter, IterationTensors, Recorder
 from ppo_lab.training.reference import TextKl, build_reference, named_metrics
@@ -87,7 +88,11 @@ class Trainer(LaneRuns):
         self._text_kl: TextKl | None = None  # of the latest rollout
         self.model = self._build_model(seeds)
         self.optimizer = memory.build_optimizer(
-            self.model, placement, eps=config.adam_eps, separate_grad_clip=config.clips_separately
+            self.model,
+            placement,
+            eps=config.adam_eps,
+            clips=config.max_grad_norm is not None,
+            separate_grad_clip=config.clips_separately,
         )
         self._lanes = LaneValues(configs, device, dtype)
         self.env = config.env.build(
@@ -99,18 +104,7 @@ class Trainer(LaneRuns):
             is_dry=dry_steps is not None,
             num_steps=config.rollout_steps,
         )
-        self.plan = UpdatePlan(
-            config.num_minibatches,
-            config.advantage_normalization,
-            store=memory.build_store(placement),
-            num_micro_batches=memory.num_micro_batches,
-            rows_per_pass=max(config.num_rows // config.num_minibatches, UpdatePlan.rows_per_pass),
-            around_step=PhaseObservers(observers).optimizer_step if observers else nullcontext,
-            num_dry_steps=dry_steps,
-            policy_loss=config.policy_loss,
-            aggregation=config.aggregation,
-            num_sequence_steps=config.rollout_steps if config.keeps_sequences else 1,
-        )
+        self.plan = build_plan(config, self.model, placement, dry_steps, observers)
         self.collector = build_collector(config, self.env, self.model, self.plan)
         if compiles is None:
             compiles = should_compile(config, num_lanes, sum(c.total_steps for c in configs))
@@ -126,6 +120,7 @@ class Trainer(LaneRuns):
         others = {"reference.kl_coef": self.reference.kl_coef} if self.reference else {}
         digest = self._first.digest if self._first else None
         self._states = LaneStates(*parts, self.recorder.histories, others, digest)
+        self.evaluator = Evaluator(config, num_lanes)
         self._start_s = time.perf_counter()
 
     def _build_model(self, seeds: Tensor) -> ActorCritic:
@@ -141,7 +136,7 @@ class Trainer(LaneRuns):
         """Run one iteration of every lane: collect, advantages, update, diagnose, record."""
         if self._compilation.is_due:
             self.phase("compile", self._compilation.compile, self._noise())
-        if at_boundary := list(filter(self._is_at_boundary, self.live_lanes)):
+        if at_boundary := list(filter(self.is_at_boundary, self.live_lanes)):
             self.phase("restart", self._restart_environments, at_boundary)
         self.meters.begin_iteration(self.iteration + 1)
         rollout, tensors = self.run_phases()
@@ -149,10 +144,6 @@ class Trainer(LaneRuns):
         if rollout.live is not None:
             self._lanes.num_live += rollout.live.sum((0, 2))
         self.record(tensors)
-
-    def _is_policy_start(self, lane: int) -> bool:
-        """Return whether the policy of ``lane`` begins to train, after a while of its critic."""
-        return 0 < self.configs[lane].policy_start_iteration == self.lane_iteration(lane)
 
     def run_phases(self) -> tuple[Rollout, IterationTensors]:
         """Run the phases of an iteration, for a run as for its forecast."""
@@ -162,7 +153,7 @@ class Trainer(LaneRuns):
             rollout = self.phase("evaluation", self._evaluate, collector, rollout)
         advantages = self.phase("advantages", self.advantages, rollout)
         rows = lane_rows(rollout, advantages, self.config.aggregation)
-        if starting := list(filter(self._is_policy_start, self.live_lanes)):
+        if starting := list(filter(self.is_policy_start, self.live_lanes)):
             self.optimizer.reset_lanes(torch.tensor(starting, device=self.placement.device))
         diagnostics = self.phase("update", self.update, rows)
         return rollout, self.phase("diagnostics", self.diagnose, rollout, rows, diagnostics)
@@ -227,13 +218,25 @@ class Trainer(LaneRuns):
         return IterationTensors(diagnostics, after, episodes, check, sums, named)
 
     def record(self, tensors: IterationTensors) -> None:
-        """Copy the iteration's results to the host and pass one record per live lane on."""
+        """Copy the iteration's results to the host and pass one record per live lane on.
+
+        Policies whose turn it is are evaluated before, as records have the time of that too.
+        """
+        evals: Mapping[int, dict[str, float]] = {}
+        if lanes := self.lanes_to_evaluate():
+            keys = self._lanes.keys(rng.Stream.EVAL, self.iteration)
+            with self.meters.phase("eval"):
+                evals = self.evaluator.evaluate(self.model, self.env.state_dict(), keys, lanes)
         begin_s = time.perf_counter()
         records = self.recorder.records(tensors, self.progress, shared=self._measure())
+        for lane, metrics in evals.items():
+            history, step = self.history(lane), self.lane_steps(lane)
+            if history.diverged is None and history.add_eval(step, metrics["eval/return"]):
+                self.evaluator.keep(lane, step, self.model, self.env.state_dict())
         if self._on_record is not None:
             for lane, record in records.items():
                 schedule = schedule_metrics(self.configs[lane], self.progress.spent[lane])
-                metrics = {**record.metrics, **schedule}
+                metrics = {**record.metrics, **schedule, **evals.get(lane, {})}
                 self._on_record(lane, dataclasses.replace(record, metrics=metrics))
         self.meters.clock.add("record", time.perf_counter() - begin_s)
 
@@ -257,10 +260,6 @@ class Trainer(LaneRuns):
         """Seconds since the trainer was built."""
         return time.perf_counter() - self._start_s
 
-    def phase_seconds(self) -> dict[str, float]:
-        """Return the seconds spent so far in each phase; see ``PhaseClock.without_overlap``."""
-        return self.meters.clock.without_overlap()
-
     @torch.no_grad()
     def replace_lanes(self, configs: Mapping[int, Config]) -> None:
         """Start new runs in the lanes of ``configs``, as if the stack had been built with them.
@@ -283,12 +282,12 @@ class Trainer(LaneRuns):
         self._episodes.reset_lanes(lanes)
         for lane, config in configs.items():
             self.progress.begin_lane(lane, config)
-            self.recorder.histories[lane] = History()
+            self.recorder.histories[lane], self.evaluator.best[lane] = History(), None
             self.collector.reset_lane(lane, config.seed)
 
     def has_state(self, lane: int) -> bool:
         """Return whether the run in ``lane`` can be continued from here; see ``Env.state_mode``."""
-        is_readable = self.env.state_mode == "exact" or self._is_at_boundary(lane)
+        is_readable = self.env.state_mode == "exact" or self.is_at_boundary(lane)
         return is_readable and self.history(lane).diverged is None
 
     def lane_state(self, lane: int) -> LaneState:
@@ -298,7 +297,8 @@ class Trainer(LaneRuns):
         numbers = {"iteration": self.lane_iteration(lane), "is_compiled": is_compiled}
         if self.config.whole_episodes:
             numbers["env_steps"] = self.lane_steps(lane)
-        return self._states.read(lane, numbers)
+        state = self._states.read(lane, numbers)
+        return LaneState(state.tensors | self.evaluator.lane_tensors(lane), state.numbers)
 
     def load_lane_state(self, lane: int, state: LaneState) -> None:
         """Continue a run in ``lane``, which already has its config, where ``state`` was taken.
@@ -313,6 +313,7 @@ class Trainer(LaneRuns):
         else:
             self.collector.keeps_columns = False
         self._states.write(lane, state)
+        self.evaluator.load(lane, state.tensors)
         ages = state.numbers["iteration"], state.numbers.get("env_steps")
         begin = self.progress.begin_lane(lane, self.configs[lane], *ages)
         self._lanes.begin_lane(lane, begin, num_live=self.lane_steps(lane))
@@ -328,15 +329,6 @@ class Trainer(LaneRuns):
         hyperparameters = self._lanes.hyperparameters(self.iteration)
         self._compilation.keep_examples(rows, self._permutations(), hyperparameters)
 
-    def _is_at_boundary(self, lane: int) -> bool:
-        """Return whether the environments of ``lane`` restart before its next iteration.
-
-        They do at fixed iterations, so that interrupted and other runs are equal.
-        """
-        done = self.lane_iteration(lane)
-        is_boundary = self.config.checkpoint.is_boundary(done, self.config.num_rows)
-        return is_boundary and done > 0 and self.env.state_mode == "boundary"
-
     def _restart_environments(self, lanes: Sequence[int]) -> None:
         """Restart the environments of ``lanes`` with seeds from (seed, iteration)."""
         seeds = self._lanes.keys(rng.Stream.RESTART, self.iteration) & (2**63 - 1)
@@ -347,4 +339,5 @@ class Trainer(LaneRuns):
     def close(self) -> None:
         """Stop an open profiler window and close the environments."""
         self.meters.close()
+        self.evaluator.close()
         self.env.close()

@@ -22,6 +22,7 @@ __all__ += ["retry_while_full", "to_jsonable", "write_json"]
 _LOG = logging.getLogger(__name__)
 
 _FULL_PAUSE_S = 0.5
+_OF_NON_FINITE = (b'NaN"', b'nfinity"', b'inf"', b"\\u")
 # "inf" is an earlier spelling in settings; both are read.
 _NON_FINITE = {"NaN": math.nan} | {
     sign + word: float(sign + word) for word in ("Infinity", "inf") for sign in ("", "-")
@@ -102,7 +103,9 @@ def parse_object(text: bytes, where: object) -> dict[str, Any]:
         ValueError: ``text`` is something else; the message begins with ``where``.
     """
     try:
-        content = from_jsonable(json.loads(text))
+        content = json.loads(text)
+        if any(part in text for part in _OF_NON_FINITE):  # without them it takes a fifth
+            content = from_jsonable(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: is not JSON ({error})") from None
     if not isinstance(content, dict):

@@ -47,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TrialProgress:
-    """Worker to scheduler, about twice a second: the current state of a trial."""
+    """Worker to scheduler, about twice a second: the current state of a trial or job."""
 
     number: int
     step: int
@@ -56,6 +56,10 @@ class TrialProgress:
     """Latest mean return of each seed; None before its first episode has ended."""
     env_steps_per_s: float | None
     vram_gib: float | None
+    kl: float | None = None
+    """Of the last update, mean over the seeds that train."""
+    state: str = ""
+    """``dead`` or ``collapsed`` while that holds for the policy of a seed."""
 
 
 @dataclass(frozen=True)

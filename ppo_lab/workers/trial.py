@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import fmean
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from ppo_lab.config.run import Config
 from ppo_lab.forecasting.budget import resolve_memory
@@ -27,11 +26,11 @@ from ppo_lab.runner.resume import copy_run
 from ppo_lab.runner.run_record import RunOutput, one_line
 from ppo_lab.runner.signals import Interrupted
 from ppo_lab.runner.stack import Stack
+from ppo_lab.runner.stored import write_config
 from ppo_lab.tracking import Terminal
 from ppo_lab.training.checkpoint import load_checkpoint
-from ppo_lab.training.scores import History
+from ppo_lab.training.scores import History, policy_state
 from ppo_lab.training.trainer import Trainer
-from ppo_lab.utils.json_files import atomic_write
 from ppo_lab.workers.base import Decision, Task, TrialProgress, TrialReport
 
 __all__ = ["Mailbox", "TaskRun"]
@@ -85,7 +84,7 @@ class TaskRun:
         self.mailbox = mailbox
         self._task, self._stack, self._on_end = task, stack, on_end
         self._configs: list[Config] = []
-        self._reporter = None if task.is_job else _Reporter(task, mailbox)
+        self._reporter = _Reporter(task, mailbox)
         self.group: RunGroup | None = None
         """The seeds that wait or train now."""
         self.summaries: list[dict[str, Any]] = []
@@ -108,8 +107,7 @@ class TaskRun:
         seeds = range(first, first + len(configs))
         outputs, steps = [_output(self._task, c) for c in configs], self._task.planned_steps
         self.group = RunGroup(configs, outputs, on_finish=self._on_finish, planned_steps=steps)
-        if self._reporter is not None:
-            self.group.should_stop = partial(self._reporter.after_iteration, seeds)
+        self.group.should_stop = partial(self._reporter.after_iteration, seeds)
         self._stack.queue.put(self.group)
 
     def _on_finish(self, summaries: list[dict[str, Any]]) -> None:
@@ -156,11 +154,8 @@ def _output(task: Task, config: Config) -> RunOutput:
         return dataclasses.replace(task.output, resumes=True)
     name = f"seed_{config.seed}"
     folder = task.folder / name
-    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     overrides = [*task.output.overrides, f"seed={config.seed}"]
-    text = OmegaConf.to_yaml(OmegaConf.structured(config))
-    atomic_write(folder / ".hydra" / "config.yaml", text.encode())
-    atomic_write(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(overrides).encode())
+    write_config(folder, config, overrides)
     if load_checkpoint(folder) is None:
         any(copy_run(former / name, folder) for former in _former_attempts(task.folder))
     run_id = task.output.run_id and f"{task.output.run_id}-s{config.seed}"
@@ -205,7 +200,7 @@ class _Reporter:
                 return f"{history.diverged} (seed {trainer.configs[lane].seed})"
             self._latest[seed] = history.final_return
         step = min(map(trainer.lane_steps, lanes))
-        self._send_progress(trainer, len(lanes), step)
+        self._send_progress(trainer, lanes, step)
         stop = None
         while self._next < len(self._steps) and step >= self._steps[self._next] and stop is None:
             mark = self._steps[self._next]
@@ -232,18 +227,27 @@ class _Reporter:
                 return decision.stop
         return None
 
-    def _send_progress(self, trainer: Trainer, num_lanes: int, step: int) -> None:
+    def _send_progress(self, trainer: Trainer, lanes: Sequence[int], step: int) -> None:
         now_s = time.monotonic()
         # A scheduler that retries its storage does not read; a full pipe must not stop training.
         if now_s - self._progress_s < _PROGRESS_INTERVAL_S or not self._mailbox.is_writable:
             return
         self._progress_s = now_s
         memory = trainer.meters.memory.read()
-        share = num_lanes / len(trainer.configs)  # of the stack's speed
+        share = len(lanes) / len(trainer.configs)  # of the stack's speed
         steps_per_s = share * trainer.num_live_steps / max(trainer.elapsed_s, 1e-9)
         vram_gib = None if memory is None else memory.gib().get("peak_reserved_gib")
         returns = tuple(self._latest)
-        self._mailbox.send(TrialProgress(self._number, step, returns, steps_per_s, vram_gib))
+        histories = [trainer.history(lane) for lane in lanes]
+        kls = [history.kls[-1] for history in histories if history.kls]
+        score_range = trainer.configs[lanes[0]].env.score_range()
+        states = [policy_state(history, score_range) for history in histories]
+        self._mailbox.send(
+            TrialProgress(
+                self._number, step, returns, steps_per_s, vram_gib,
+                kl=fmean(kls) if kls else None, state=next(filter(None, states), ""),
+            )
+        )  # fmt: skip
 
 
 def _return_at(history: History, mark: int, num_rows: int) -> float | None:

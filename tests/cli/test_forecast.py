@@ -73,3 +73,31 @@ def test_a_budget_that_is_large_enough_changes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "outputs" / "runs").iterdir()
     assert json.loads((run / "summary.json").read_text())["memory"]["strategy"] == "co_resident"
+
+
+def test_fit_prints_the_largest_run_and_its_command_and_makes_nothing(tmp_path):
+    small = [word for word in SMALL if not word.startswith("num_minibatches")]
+    asked = (*small, "num_minibatches=64", "fit=true", "fit_over=num_minibatches")
+    done = ppo_lab(tmp_path, *asked, "vram_budget_gib=1", COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    what, command = done.stdout.splitlines()[-2:]
+    assert what.startswith("num_minibatches=1: 0.")
+    assert what.endswith("GiB of 1.00 GiB; nothing larger may be asked for")
+    words = " ".join(small)
+    assert command == f"python -m ppo_lab {words} vram_budget_gib=1 num_minibatches=1"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ((), "ppo_lab: vram_budget_gib=auto: fit=true needs a budget: a number of GiB"),
+        (("sweep=memory", "vram_budget_gib=1"), "ppo_lab: fit=true: is for runs, and grids"),
+        (("vram_budget_gib=1", "fit_over=lanes"), "ppo_lab: fit_over=lanes: must be one of"),
+    ],
+)
+def test_a_fit_that_cannot_be_had_is_one_line(tmp_path, words, line):
+    done = ppo_lab(tmp_path, *SMALL, "fit=true", "device=cpu", *words)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0].startswith(line), done.stderr
+    assert not list(tmp_path.iterdir())

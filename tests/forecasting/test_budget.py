@@ -28,12 +28,18 @@ def fake_forecast(settings):
     if settings.dtype.value == "bfloat16":
         total -= activations // 2
     total -= activations - activations // settings.memory.num_micro_batches
+    total -= GIB * settings.memory.optimizer_in_backward + 2 * GIB * (
+        settings.memory.offload_fraction == 0.5
+    )
+    if settings.memory.offload_activations:
+        total -= activations // 4
     if settings.network == config("network=large").network:
         total = total // 10
     shares = {
         MemoryKey(Category.activations): activations,
         MemoryKey(Category.weights): activations,
     }
+    shares |= {MemoryKey(Category.gradients): 4 * GIB}
     peak = Peak(total, "update", "backward", shares)
     bus = BusBytes(Traffic(), Traffic(), Traffic(h2d_bytes=mib * 1024**2))
     none = Overhead("none", 0, "none")
@@ -100,6 +106,20 @@ def test_advice_is_ranked_by_what_it_saves_and_says_what_it_alters():
     assert by_override["dtype=bfloat16",].total == 22.5 * GIB  # half of 15 GiB of activations less
     # 15 GiB + 15 / 8: less than the 18 GiB of parked
     assert by_override["memory.num_micro_batches=8",].total == 16.875 * GIB
+
+
+def test_advice_has_the_options_that_change_where_adam_steps_and_activations_stay():
+    by_override = {change.overrides: change for change in advice(wanted())}
+    in_backward = by_override["memory.optimizer_in_backward=true",]
+    assert (in_backward.total, in_backward.price) == (29 * GIB, "a second backward pass")
+    assert by_override["memory.offload_fraction=0.5",].total == 28 * GIB
+    assert by_override["memory.offload_activations=true",].total == 26.25 * GIB
+    one_pass = {change.overrides: change.price for change in advice(wanted("max_grad_norm=none"))}
+    assert one_pass["memory.optimizer_in_backward=true",] == ""
+    offloaded = overrides_of(wanted("memory=offloaded_optimizer"))
+    assert ("memory.optimizer_in_backward=true",) not in offloaded  # refused
+    assert ("memory.offload_fraction=0.5",) not in offloaded  # it is 1
+    assert offloaded["memory=parked",] == 18  # with its own defaults
 
 
 @pytest.mark.parametrize(

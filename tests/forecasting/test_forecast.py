@@ -22,6 +22,9 @@ CHECKPOINTED = (DEEP, "memory.checkpoint_activations=true")
 IN_PARTS = (DEEP, "memory.num_micro_batches=4")
 ON_HOST = (DEEP, "memory.rollout_place=host")
 ALL = (*CHECKPOINTED, "dtype=bfloat16", "memory.num_micro_batches=2", "memory.rollout_place=host")
+HALF = "memory.offload_fraction=0.5"
+SAVED_ON_HOST = "memory.offload_activations=true"
+IN_BACKWARD = (*CHECKPOINTED, "dtype=bfloat16", "memory.optimizer_in_backward=true")
 MEDIUM = ("network=medium", "network.init=default")  # as orthogonal it takes seconds
 TEXTS = (  # of more steps than a dry run takes
     *("env=text", "env.pretrain_steps=0", "network=gpt_tiny"),
@@ -37,6 +40,18 @@ CASES = [
     *[(strategy, (*ROLLOUT, *ALL)) for strategy in STRATEGIES],
     *[(strategy, TEXTS) for strategy in STRATEGIES],
     *[("parked", TEXTS_ALL), ("critic_free", TEXTS_ALL)],
+    *[(strategy, (*ROLLOUT, *ALL, HALF)) for strategy in ("co_resident", "shared_trunk")],
+    *[(strategy, (*ROLLOUT, *IN_BACKWARD)) for strategy in ("co_resident", "parked")],
+    *[("shared_trunk", (*ROLLOUT, *MEDIUM, "memory.optimizer_in_backward=true"))],
+    *[
+        (strategy, (*ROLLOUT, *ALL, SAVED_ON_HOST))
+        for strategy in ("parked", "offloaded_optimizer")
+    ],
+    *[
+        ("critic_free", (*TEXTS, SAVED_ON_HOST)),
+        ("co_resident", (*MASKED, SAVED_ON_HOST, *IN_BACKWARD[2:])),
+    ],
+    *[("critic_free", (*ROLLOUT, DEEP, HALF)), ("co_resident", (*ROLLOUT, *MEDIUM, HALF))],
     *[("co_resident", MASKED), ("shared_trunk", (*MASKED, "network=gru"))],
     *[("parked", (*MASKED, "network=gru", "memory.rollout_place=host"))],
     *[("co_resident", (*ROLLOUT, "dtype=bfloat16")), ("co_resident", (*ROLLOUT, *IN_PARTS))],

@@ -41,7 +41,7 @@ def counted(strategy, *options):
 
 def said(strategy, num_parameters, element_size):
     """Return the same by the strategy's own numbers."""
-    cost, count = STRATEGIES[strategy].cost, sum(num_parameters.values())
+    cost, count = STRATEGIES[strategy]().cost, sum(num_parameters.values())
     in_training = num_parameters["actor"]  # the larger one; shared, nothing is in training alone
     sizes = (
         cost.device * count + cost.device_in_training * in_training,
@@ -62,6 +62,31 @@ def test_a_parameter_costs_what_was_worked_out_by_hand(strategy):
     assert said(strategy, num_parameters, chosen.weights_dtype.itemsize) == expected
 
 
+def test_an_offloaded_share_costs_half_on_the_device_and_8_bytes_a_step():
+    """Half of two networks: three of the six matrices of 4096 x 4096, then what is small."""
+    *sizes, _ = counted("co_resident", "memory.offload_fraction=0.5")
+    half = 3 * 4096**2
+    assert half / BOTH == pytest.approx(0.5, abs=1e-3)
+    expected = [16 * BOTH - 8 * half, 16 * half, 8 * half, 0]
+    assert sizes == pytest.approx(expected, rel=1e-3, abs=80 * 1024)
+    cost = config("memory.offload_fraction=0.5").memory.cost
+    said = "12 B on the device, 8 B on the host, 4 B over PCIe per gradient step"
+    assert cost.describe(4) == said
+
+
+@pytest.mark.parametrize("strategy", ["co_resident", "parked"])
+def test_stepping_in_the_backward_pass_leaves_the_gradient_of_one_matrix(strategy):
+    option = ("memory.num_micro_batches=1", "memory.optimizer_in_backward=true")
+    size, host, per_step, _, num_parameters = counted(strategy, *option)
+    gradients = {"co_resident": BOTH, "parked": TRUNK + ACTOR_HEAD}[strategy]
+    expected = DEVICE[strategy] - 4 * gradients
+    assert size == pytest.approx(expected + 4 * 4096**2, rel=1e-3)
+    assert (host, per_step) == (pytest.approx(HOST[strategy], rel=1e-3), 0)
+    cost = config(f"memory={strategy}", option[1]).memory.cost
+    in_training = cost.device_in_training * num_parameters["actor"]
+    assert 4 * (cost.device * BOTH + in_training) == expected
+
+
 @pytest.mark.parametrize(
     ("strategy", "dtype", "element_size"),
     [*((name, "bfloat16", 4) for name in STRATEGIES), ("offloaded_optimizer", "float64", 8)],
@@ -74,7 +99,7 @@ def test_a_strategys_numbers_are_those_of_the_dry_run_in_every_type(strategy, dt
 
 
 def test_the_cost_is_said_in_words_and_in_bytes_of_the_weights_type():
-    words = {name: strategy.cost.describe(4) for name, strategy in STRATEGIES.items()}
+    words = {name: strategy().cost.describe(4) for name, strategy in STRATEGIES.items()}
     assert words == {
         "co_resident": "16 B on the device",
         "offloaded_optimizer": "8 B on the device, 16 B on the host, 8 B over PCIe per gradient"
@@ -84,7 +109,7 @@ def test_the_cost_is_said_in_words_and_in_bytes_of_the_weights_type():
         "shared_trunk": "16 B on the device",
         "critic_free": "16 B on the device",
     }
-    assert STRATEGIES["co_resident"].cost.describe(8) == "32 B on the device"
+    assert STRATEGIES["co_resident"]().cost.describe(8) == "32 B on the device"
 
 
 def activations(*overrides):

@@ -131,6 +131,7 @@ OPTIONS = {
     "micro-batches": ("memory.num_micro_batches=4",),
     "checkpointed": ("memory.checkpoint_activations=true", "network.hidden=[64,64,64,64]"),
     "rollout on the host": ("memory.rollout_place=host",),
+    "activations on the host": ("memory.offload_activations=true",),
 }
 
 
@@ -152,6 +153,19 @@ def test_strategies_of_two_networks_agree_on_cuda_with_every_option(strategy, op
         other.update(other_rows)
         assert largest_difference(weights(resident), weights(other)) < 1e-5
     assert largest_difference(weights(resident), start) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "option", ["memory.optimizer_in_backward=true", "memory.offload_fraction=0.5"]
+)
+def test_adam_in_the_backward_pass_or_half_on_the_host_agrees_on_cuda(option):
+    plain, other = cuda_trainer("max_grad_norm=0.1"), cuda_trainer("max_grad_norm=0.1", option)
+    rows, start = record_rows(plain), weights(plain)
+    for _ in range(2):
+        plain.update(rows)
+        other.update(rows)
+    assert largest_difference(weights(plain), weights(other)) < 1e-5
+    assert largest_difference(weights(plain), start) > 1e-3
 
 
 def test_gradients_go_down_while_the_backward_pass_still_computes(tmp_path):

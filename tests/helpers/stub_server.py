@@ -28,11 +28,11 @@ class StubServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, fault: str, history: dict[str, list[str]]) -> None:
+    def __init__(self, fault: str, history: dict[str, list[str]], bodies: list[bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.fault, self.history = fault, history
         self.is_closing = threading.Event()
-        self.bodies: list[bytes] = []
+        self.bodies = bodies
 
     @property
     def url(self) -> str:
@@ -80,6 +80,11 @@ class _Handler(BaseHTTPRequestHandler):
         if "RunResumeStatus" in query:
             rows = self.server.history.get(json.loads(query)["variables"]["name"])
             return {"data": {"model": rows and {"bucket": _bucket_of(rows)}}}
+        if "query Viewer" in query or "GetDefaultEntity" in query:
+            viewer = {"id": "U", "entity": "me", "username": "me", "flags": "{}"}
+            return {"data": {"viewer": viewer | {"teams": {"edges": []}}}}
+        if "UpsertView2" in query:
+            return {"data": {"upsertView": {"view": {"id": "V", "name": "nw-abc-v"}}}}
         if "CreateRunFiles" in query:  # wandb's process dies of an empty answer here
             return {"data": {"createRunFiles": {"runID": "B", "uploadHeaders": [], "files": []}}}
         return {"data": {}}
@@ -97,17 +102,22 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(fault: str, history: dict[str, list[str]] | None = None) -> Iterator[str]:
+def serve(
+    fault: str,
+    history: dict[str, list[str]] | None = None,
+    bodies: list[bytes] | None = None,
+) -> Iterator[str]:
     """Yield the base URL of a server with ``fault``; ``refused`` is a port nobody listens on.
 
-    A run's rows are added to ``history``, and the server knows the runs of which it holds rows.
+    A run's rows are added to ``history``, and the server knows the runs of which it holds rows;
+    all that it is sent to ``bodies``.
     """
     if fault == "refused":
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
             yield f"http://127.0.0.1:{unused.getsockname()[1]}"
         return
-    server = StubServer(fault, {} if history is None else history)
+    server = StubServer(fault, {} if history is None else history, [] if bodies is None else bodies)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

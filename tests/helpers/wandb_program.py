@@ -3,7 +3,8 @@
 Each round starts LANES W&B sinks, records three rows on each, and finishes them with exit code
 equal to the round's number. Prints one JSON line per run: its time and its link. Options:
 ``first=N`` is a resumed run whose rows begin at N, ``kill=core`` kills wandb's service process
-after the first row of the first round, ``ids=single`` has no group, ``init_timeout_s=S``.
+after the first row of the first round, ``ids=single`` has no group, ``host=NAME`` is this machine's
+name, ``init_timeout_s=S``, ``pause_s=S`` is a pause before the end, for the system metrics.
 """
 
 import json
@@ -11,6 +12,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -71,6 +73,7 @@ def main(outputs: Path, num_rounds: int, num_lanes: int, options: dict[str, str]
                 guard.record(rows(float(lane), first)[k])
             if "kill" in options and k == number == 0:
                 kill_core()
+        time.sleep(float(options.get("pause_s", 0.0)))
         for lane, guard in enumerate(guards):
             begin = time.perf_counter()
             guard.finish({"final_return": 30.0 + lane, "loss": math.nan}, number)
@@ -86,4 +89,6 @@ def main(outputs: Path, num_rounds: int, num_lanes: int, options: dict[str, str]
 
 if __name__ == "__main__":
     words = dict(word.split("=") for word in sys.argv[4:])
+    if "host" in words:
+        socket.gethostname = lambda: words["host"]
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), words)

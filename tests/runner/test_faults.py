@@ -50,7 +50,7 @@ def broken_for(monkeypatch, owner, name, seed, error):
         (run_record, "_run_info", RuntimeError("no name for it"), "RuntimeError: no name for it"),
         (stack, "over_budget", RuntimeError("no forecast"), "RuntimeError: no forecast"),
         (run_record, "save_policy", OSError(28, "No space left"), "OSError: [Errno 28] No space"),
-        (run_record, "_measured", ValueError("a clock"), "ValueError: a clock"),
+        (run_record, "measured", ValueError("a clock"), "ValueError: a clock"),
     ],
 )
 def test_what_fails_around_a_run_fails_it_and_not_its_neighbours(

@@ -13,12 +13,13 @@ from tests.helpers.commands import ppo_lab
 from tests.helpers.trainers import config
 
 KILLED = -signal.SIGKILL
+EVALUATED = ("eval_every=2", "eval_episodes=2", "env.max_episode_steps=25")
 
 
 def train(folder, lanes=1, **environment):
     """Train runs with the seeds 1 to ``lanes`` as one stack; return the exit status."""
     configs = folder.parent / f"{lanes}.pickle"
-    base = config(*SIZES)
+    base = config(*SIZES, *EVALUATED)
     configs.write_bytes(pickle.dumps([replace(base, seed=seed + 1) for seed in range(lanes)]))
     words = str(folder), str(configs)
     done = ppo_lab(folder.parent, *words, module="benchmarks.resumable", **environment)
@@ -36,6 +37,7 @@ def undisturbed(tmp_path_factory):
             folder = tmp_path_factory.mktemp("undisturbed") / "runs"
             assert train(folder, lanes=lanes) == 0
             known[lanes] = outcome(folder)
+            assert len(known[lanes][0].policies) == 2  # the best and the last
         return known[lanes]
 
     return of

@@ -43,6 +43,14 @@ def test_it_shows_the_result_and_the_commands_to_go_on(study):
     assert f"run best   {command}" in shown
 
 
+def test_it_makes_a_page_of_the_search_and_the_confirmation(study):
+    assert "report     outputs/studies/quick/report.html\n" in study[1]
+    text = (folder_of(study) / "report.html").read_text()
+    for heading in ("Study quick", "CartPole-v1", "CartPole-v1: confirmation with fresh seeds"):
+        assert f"<h2>{heading}</h2>" in text
+    assert '"name":"history-quick"' in text
+
+
 def test_the_table_has_a_row_per_trial_with_parameters_and_folders(study):
     with (folder_of(study) / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))

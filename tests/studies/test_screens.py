@@ -61,9 +61,9 @@ def test_the_lines_name_the_best_so_far(shown):
     search = err.partition("complete: 4/4 trials  3 kept  1 pruned")[0]
     ends = [line for line in search.splitlines() if " in 0:0" in line]
     assert [line.partition("  in ")[0] for line in ends] == [
-        "#0 kept  21.5 ± 6.4  epsilon=0.2",
-        "#1 kept  11.5 ± 6.4  epsilon=0.1",
-        "#2 kept  31.5 ± 6.4  epsilon=0.3",
+        "#0 kept  21.5 ± 6.4 (95 %)  epsilon=0.2",
+        "#1 kept  11.5 ± 6.4 (95 %)  epsilon=0.1",
+        "#2 kept  31.5 ± 6.4 (95 %)  epsilon=0.3",
         "#3 OOM  epsilon=0.4",
     ]
     assert ["best so far" in line for line in ends] == [True, True, False, False]
@@ -73,7 +73,7 @@ def test_the_lines_name_the_best_so_far(shown):
 def test_the_panel_shows_the_smallest_and_counts_by_outcome(shown):
     _, out, _, _ = shown
     assert "study quick: 4 of 4 trials" in out
-    assert "search  11.5 ± 6.4 final_return over 2 seeds, trial #1" in out
+    assert "search  11.5 ± 6.4 (95 %) final_return over 2 seeds, trial #1" in out
     assert "trials  3 kept, 1 OOM" in out
 
 
@@ -83,7 +83,7 @@ def test_the_gain_of_less_is_positive(shown):
     plan, out, _, _ = shown
     row = next(line for line in out.splitlines() if "[+" in line)
     assert row.strip("│ ").split() == [
-        "#1", "11.5", "13.5", "±", "6.4", "+10", "[+6.96,", "+13]", "epsilon=0.1",
+        "#1", "11.5", "13.5", "±", "6.4", "(95", "%)", "+10", "[+6.96,", "+13]", "epsilon=0.1",
     ]  # fmt: skip
     assert "Winner: trial #1, better than the defaults at 95% confidence." in out
     confirmed = json.loads((plan.folder / "confirm.json").read_text())
@@ -103,7 +103,7 @@ def test_the_files_hold_the_same(shown):
     assert [row["num_seeds"] for row in rows] == ["2"] * 4
     assert float(rows[1]["final_return_half_width"]) == pytest.approx(6.353, abs=1e-3)
     text = (plan.folder / "best.yaml").read_text()
-    title = "# Trial 1 of study quick: final_return 13.5 ± 6.4 over 2 fresh seeds."
+    title = "# Trial 1 of study quick: final_return 13.5 ± 6.4 (95 %) over 2 fresh seeds."
     assert text.startswith(f"{title}\n")
     assert yaml.safe_load(text)["epsilon"] == 0.1
     space = yaml.safe_load((plan.folder / "space.yaml").read_text())

@@ -1,15 +1,13 @@
-"""Options of tracking, and the command that browses local W&B runs."""
+"""Options of tracking."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from ppo_lab import browse
 from ppo_lab.tracking import Terminal, TrackingConfig, TrackingMode
 from ppo_lab.utils.errors import ConfigError
 
@@ -93,26 +91,3 @@ def test_a_variable_that_wandb_would_refuse_is_named(
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"{name}={value}"):
         TrackingConfig().check()
-
-
-@pytest.mark.parametrize("start", [".", "outputs", "outputs/wandb", "outputs/runs/one"])
-def test_browse_finds_the_folder_that_directly_holds_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
-) -> None:
-    runs = tmp_path / "outputs" / "wandb"
-    (runs / "offline-run-20260101_000000-a").mkdir(parents=True)
-    (tmp_path / "outputs" / "runs" / "one").mkdir(parents=True)
-    calls: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda _, command: calls.append(command))
-    monkeypatch.chdir(tmp_path if start != "." else tmp_path / "outputs")
-    browse.main([start])
-    assert calls[0][1:] == ["-m", "wandb", "leet", str(runs)]
-
-
-def test_browse_says_in_one_line_that_there_is_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert browse.main([str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert str(tmp_path) in error

@@ -218,6 +218,17 @@ def test_every_tenth_record_goes_to_the_other_sinks_and_the_last(
     assert len(read_metrics(tmp_path / METRICS_FILE)) == 25
 
 
+def test_evaluations_go_to_every_sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(sink := Broken(), "record", lambda record: seen.append(record.iteration))
+    tracker = files_tracker(tmp_path, sink, log_every=10)
+    for iteration in range(1, 9):
+        metrics = {"eval/return": 1.0} if iteration in (4, 8) else {}
+        tracker.record(Record(iteration, iteration, metrics))
+    tracker.finish({}, 0)
+    assert seen == [1, 4, 8]
+
+
 def use(guard: SafeSink, folder: Path) -> None:
     guard.start(describe(folder))
     for iteration in range(1, 6):

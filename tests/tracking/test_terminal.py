@@ -16,11 +16,12 @@ from ppo_lab.tracking import (
     RunInfo,
     Terminal,
     TerminalSink,
-    grid_table,
+    next_steps,
     places,
     reasons,
     summary_panel,
 )
+from ppo_lab.tracking.terminal import progress_line
 
 METRICS = {
     "charts/episodic_return": 20.0,
@@ -142,6 +143,35 @@ def test_a_terminal_shows_a_live_line_and_leaves_one_plain_line() -> None:
     assert text.splitlines()[-1].endswith("clipped 12.5%  100 steps/s  in 0:01")
 
 
+def test_the_line_says_kl_and_that_the_policy_is_dead() -> None:
+    dead = Record(100, 1, METRICS | {"ppo/kl_k3": 0.00432}, state="dead")
+    line = shown(Terminal.plain, dead).splitlines()[0]
+    assert line.startswith("100/1,000  return 20.0  dead  ε 0.2  clipped 12.5%  KL 0.0043  ")
+    # A record that is no longer dead is not shown as dead.
+    again = shown(Terminal.plain, dead, Record(200, 2, METRICS)).splitlines()[-1]
+    assert "dead" not in again
+
+
+def test_a_narrow_line_loses_what_matters_least_and_keeps_the_state_and_the_time() -> None:
+    lane = TerminalSink(Progress(), 1_000_000, 100_000, state="collapsed")
+    lane.metrics = METRICS | {"ppo/kl_k3": 0.01, "memory/allocated_gib": 1.5}
+    line = progress_line([lane], elapsed_s=10.0, width=70)
+    assert line == "100,000/1,000,000  return 20.0  collapsed  KL 0.01  ETA 1:30"
+    assert len(progress_line([lane], 10.0)) > 100
+
+
+def test_next_steps_are_commands_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "outputs" / "a run"
+    shown = next_steps(folder, has_policy=True, is_resumable=True, tracked=False)
+    assert shown.splitlines() == [
+        "resume  python -m ppo_lab resume='outputs/a run'",
+        "play    python -m ppo_lab.play 'outputs/a run'",
+        "report  python -m ppo_lab.report 'outputs/a run'",
+    ]
+    assert "browse" in next_steps(folder, has_policy=False, is_resumable=False, tracked=True)
+
+
 def test_none_prints_nothing() -> None:
     assert shown(Terminal.none, Record(100, 1, METRICS)) == ""
 
@@ -223,25 +253,5 @@ def test_the_panel_says_which_tracking_failed_and_shows_no_control_characters() 
     text = text_of(summary_panel(summary))
     assert r"tracking: WandbSink 1 failed, first finish: RuntimeError: \x1b[31mrefused" in text
     assert r"http://...@h\x07" in text
-    rows = [{"status": "x\x1b", "reason": "a\nb", "overrides": [f"k={n}\x1b[2J"]} for n in "12"]
-    assert "\x1b" not in text_of(grid_table(rows))
+    rows = [{"status": "x\x1b", "reason": "a\nb"} for _ in range(2)]
     assert reasons(rows).splitlines() == [rf"job {n} x\x1b: a\nb" for n in (0, 1)]
-
-
-def test_the_grid_shows_what_varies_and_why_a_job_failed() -> None:
-    rows: list[dict[str, Any]] = [
-        SUMMARY,
-        SUMMARY | {"overrides": ["epsilon=0.2", "env=cartpole", "network.sizes=[64,64]"]},
-        {
-            "status": "failed",
-            "reason": "OOM",
-            "overrides": ["epsilon=0.3", "env=cartpole", "network.sizes=[8]"],
-        },
-    ]
-    lines = [line.split() for line in text_of(grid_table(rows)).splitlines() if line.strip()]
-    assert lines[0][:4] == ["#", "epsilon", "network.sizes", "return"]  # env is the same in all
-    results = ["480.2", "500.0", "no", "52,310", "12.5", "s", "finished"]
-    assert lines[2] == ["0", "0.1", "[64,64]", *results]
-    assert lines[3] == ["1", "0.2", "[64,64]", *results]
-    assert lines[4] == ["2", "0.3", "[8]", *"-----", "failed"]
-    assert reasons(rows) == "job 2 failed: OOM"

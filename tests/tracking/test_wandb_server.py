@@ -90,9 +90,16 @@ def test_the_death_of_wandbs_process_ends_neither_the_run_nor_later_ones(run_wit
         assert result["link"] == f"{url}/me/ppo_lab/runs/r1-l{lane}"
 
 
-def test_a_good_server_gets_the_run_and_the_link_is_its_page(run_with: Run) -> None:
-    with serve("ok") as url:
-        (result,) = run_with(url, 1, 1).runs
+def test_a_good_server_gets_the_run_with_the_machines_metrics_but_not_its_name(
+    run_with: Run,
+) -> None:
+    bodies: list[bytes] = []
+    with serve("ok", bodies=bodies) as url:
+        words = ("host=host-canary", "token=argument-canary", "pause_s=2")
+        (result,) = run_with(url, 1, 1, *words).runs
+    sent = b"".join(bodies)
+    assert b"proc.memory.rssMB" in sent
+    assert b"canary" not in sent
     assert result["link"] == f"{url}/me/ppo_lab/runs/r0-l0"
     assert result["num_failures"] == 0
 
@@ -101,9 +108,13 @@ def test_a_resumed_run_goes_on_under_its_id_after_the_rows_that_the_server_has(
     run_with: Run,
 ) -> None:
     history: dict[str, list[str]] = {}
-    with serve("ok", history) as url:
+    bodies: list[bytes] = []
+    with serve("ok", history, bodies) as url:
         (first,) = run_with(url, 1, 1).runs
+        assert b"name-r0-l0" in b"".join(bodies)
+        bodies.clear()
         (resumed,) = run_with(url, 1, 1, "first=3").runs  # iterations 3 to 5; 3 is there already
     assert first["link"] == resumed["link"] == f"{url}/me/ppo_lab/runs/r0-l0"
+    assert b"name-r0-l0" not in b"".join(bodies)  # it may have another name there by now
     assert list(history) == ["r0-l0"]
     assert [json.loads(row)["iteration"] for row in history["r0-l0"]] == [1, 2, 3, 4, 5]

@@ -6,10 +6,11 @@ import os
 import pty
 import select
 import shlex
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,9 @@ from tests.helpers.wandb_processes import (
 )
 
 Run = Callable[..., Outcome]
+
+
+CANARIES = (b"argument-canary", b"environment-canary", b"host-canary")
 
 
 def sync_folder(link: str) -> Path:
@@ -117,25 +121,46 @@ def test_two_long_ids_stay_two_and_none_is_cut() -> None:
     assert fitted_id("a/b") != fitted_id("a:b")
 
 
-def test_no_secret_of_the_environment_or_the_command_line_is_written(
+def test_system_metrics_are_recorded_once_for_all_lanes_and_no_secret_or_host_name_is_written(
     run_program: Run, tmp_path: Path
 ) -> None:
     outputs = tmp_path / "outputs"
-    run_program(
+    outcome = run_program(
         outputs,
         1,
-        1,
+        2,
         "token=argument-canary",
+        "host=host-canary",
+        "pause_s=2",
         MY_SECRET="environment-canary",
         WANDB_API_KEY=CANARY_KEY,
         WANDB_MODE="offline",
     )
+    with_lane = [inspect(sync_folder(result["link"])) for result in outcome.runs]
+    measured = [of_kind(records, "stats") for records in with_lane]
+    assert {"proc.memory.rssMB", "memory_percent"} <= measured[0][0]["item"].keys()
+    assert not measured[1]
+    for records in with_lane:
+        assert "host" not in of_kind(records, "run")[0]
+        assert not of_kind(records, "environment")  # command line, user, packages, hardware
+        texts = [text for record in records for text in strings_of(record)]
+        assert len(texts) > 10
+        assert socket.gethostname() not in texts
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
     for path in files:
         content = path.read_bytes()
-        for canary in (b"argument-canary", b"environment-canary", CANARY_KEY.encode()):
+        for canary in (*CANARIES, CANARY_KEY.encode()):
             assert canary not in content, path
+
+
+def strings_of(value: object) -> Iterator[str]:
+    """Yield all strings in a nesting of lists and dicts."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from strings_of(item)
 
 
 def test_without_a_key_a_terminal_is_not_asked_for_one(tmp_path: Path) -> None:

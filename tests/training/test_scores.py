@@ -4,7 +4,13 @@ import random
 
 import pytest
 
-from ppo_lab.training.scores import History, area_under_curve, has_collapsed, is_dead
+from ppo_lab.training.scores import (
+    History,
+    area_under_curve,
+    has_collapsed,
+    is_dead,
+    policy_state,
+)
 
 
 def collapsed(returns, random_return=0.0, target_return=100.0):
@@ -131,3 +137,29 @@ def test_a_history_has_no_curve_before_the_first_episode_ends():
     assert (history.steps, history.returns) == ([2000, 3000], [4.0, 4.0])
     assert history.entropy_fracs == [0.9, 0.8]
     assert history.kls == [0.01, 0.02, 0.03]
+
+
+def test_the_state_of_a_run_so_far_is_that_of_its_scores():
+    # 5 windows of 20 returns at 0, then 90, then 20 of a good 100: less than half of the gain.
+    fallen = History(returns=[0.0] * 50 + [90.0] * 100 + [20.0] * 50)
+    assert policy_state(fallen, (0.0, 100.0)) == "collapsed"
+    assert policy_state(fallen, None) == ""
+    assert policy_state(History(returns=fallen.returns[:150]), (0.0, 100.0)) == ""
+    # Of costs, such as Acrobot's -500 to -80, the same.
+    costs = [-500.0 + 4.0 * value for value in fallen.returns]
+    assert policy_state(History(returns=costs), (-500.0, -100.0)) == "collapsed"
+    dead = History(returns=[9.0] * 10, entropy_fracs=[0.0] * 10, kls=[0.0] * 10)
+    assert policy_state(dead, (22.0, 500.0)) == "dead"
+    assert policy_state(History(), (22.0, 500.0)) == ""
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_state_says_collapsed_exactly_where_the_full_search_does(seed):
+    noise = random.Random(seed)
+    level, returns = 0.0, []
+    for _ in range(200):
+        level = min(max(level + noise.gauss(0.5, 12.0), 0.0), 100.0)
+        returns.append(level)
+        expected = has_collapsed(returns, random_return=0.0, target_return=100.0)
+        state = policy_state(History(returns=returns), (0.0, 100.0))
+        assert (state == "collapsed") is bool(expected)

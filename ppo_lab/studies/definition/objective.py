@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ppo_lab.config.run import Config
 from ppo_lab.config.study import Aggregate
 from ppo_lab.utils.errors import ConfigError, did_you_mean
 
@@ -23,8 +24,9 @@ _SHORT = {  # short name to dotted key of the summary
 }
 _PHASES = (
     "build", "compile", "env", "rollout", "evaluation", "advantages", "update", "diagnostics",
-    "record",
+    "record", "eval",
 )  # fmt: skip
+_EVALUATED = ("final_eval_return", "best_eval_return")
 _CATEGORIES = (
     "weights", "gradients", "optimizer", "activations", "logits", "cache", "rollout",
     "environment", "workspace",
@@ -62,7 +64,7 @@ _SECTIONS: dict[str, Sequence[str]] = {
 }  # fmt: skip
 _KNOWN = frozenset(
     ["final_return", "best_return", "auc_return", "env_steps", "num_episodes", "env_steps_per_s",
-     "wall_time_s", "epsilon", *_SHORT]
+     "wall_time_s", "epsilon", *_EVALUATED, *_SHORT]
     + [f"{section}.{name}" for section, names in _SECTIONS.items() for name in names]
 )  # fmt: skip
 """The numbers of a run's summary; some of them only on CUDA, in a stack or of a profiled run."""
@@ -70,7 +72,8 @@ _OF_A_PROCESS = (
     "env_steps_per_s", "wall_time_s", "memory.measured.", "memory.ledger.", "time.", "pcie.",
     "perf.",
 )  # fmt: skip
-_CUDA_ONLY = {"peak_vram_gib"}
+_ON_CUDA = ("memory.measured.allocated", "memory.measured.reserved", "memory.measured.phases",
+            "perf.")  # fmt: skip
 _SMALLER_IS_BETTER = {"peak_vram_gib", "peak_host_gib", "forecast_vram_gib", "wall_time_s"}
 _DIRECTIONS = ("maximize", "minimize")
 _NAME = r"[A-Za-z_][A-Za-z0-9_.]*"
@@ -204,15 +207,28 @@ def parse_constraints(texts: Sequence[str]) -> tuple[Constraint, ...]:
 
 
 def check_measured(
-    objectives: Sequence[Objective], constraints: Sequence[Constraint], *, is_cuda: bool
+    objectives: Sequence[Objective], constraints: Sequence[Constraint], config: Config
 ) -> None:
-    """Raise ``ConfigError`` for a quantity that the study's device does not measure."""
+    """Raise ``ConfigError`` for a quantity that no run like ``config`` has in its summary."""
     keys = [("study.objective", objective.key) for objective in objectives]
     keys += [("study.constraints", constraint.key) for constraint in constraints]
     for where, key in keys:
-        if key in _CUDA_ONLY and not is_cuda:
-            allowed = "is measured on CUDA devices only; forecast_vram_gib is known everywhere"
-            raise ConfigError(where, key, allowed)
+        if (needed := _needed(key, config)) is not None:
+            raise ConfigError(where, key, needed)
+
+
+def _needed(key: str, config: Config) -> str | None:
+    """Return why the summary of a run like ``config`` has no ``key``; None if it has."""
+    path, is_cuda = _path(key), config.torch_device.type == "cuda"
+    if path.startswith(_ON_CUDA) and not is_cuda:
+        return "is measured on CUDA devices only; forecast_vram_gib is known everywhere"
+    if path.startswith("memory.ledger.") and not config.is_profiled:
+        return "is counted with profile=always only"
+    if path.startswith("text.") and not config.env.whole_episodes:
+        return "is known of texts only, such as env=text"
+    if path in _EVALUATED and not config.eval_every:
+        return "is known of evaluated policies: add eval_every=10"
+    return None
 
 
 def _parse_constraint(text: str) -> Constraint:

@@ -44,7 +44,7 @@ _MOST_NAME_CHARS = 80
 _NO_PRUNER = "optuna.pruners.NopPruner"
 _PRUNED_SHARE = 0.5  # of all steps, where trials are pruned (benchmarks/results/pruning.md)
 _OF_STUDY = ("sweep", "study")
-_NOT_IN_NAME = (*_OF_STUDY, "hydra", "tracking", "num_threads", "device")
+_NOT_IN_NAME = (*_OF_STUDY, "hydra", "tracking", "num_threads", "device", "report")
 # Keys that change where and how a run is computed and shown, not its numbers.
 _NOT_IN_FINGERPRINT = {*ABOUT_A_RUN, "device", "checkpoint"}
 _MOST_LINES = 12
@@ -181,13 +181,12 @@ class Plan:
             raise ConfigError("study.confirm.top", study.confirm.top, allowed)
         if (text := self.space.texts().get("seed")) is not None:
             raise ConfigError("seed", text, "is not searched but repeated over: study.num_seeds=3")
+        check_measured(self.objectives, self.constraints, self.config)
         check_sampler(study, self.space, self.starts, num_objectives)
         check_pruner(study, self.config.total_steps, num_objectives)
         if not self._is_of_returns and study.pruner["_target_"] != _NO_PRUNER:
             allowed = "cannot be pruned by: only final_return can; use study/pruner=none"
             raise ConfigError("study.objective", study.objective, allowed)
-        is_cuda = self.config.torch_device.type == "cuda"
-        check_measured(self.objectives, self.constraints, is_cuda=is_cuda)
         self.space.check(self.base)
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from optuna.trial import FrozenTrial
+from rich.text import Text
 
 from ppo_lab.studies.definition.objective import Objective
 from ppo_lab.studies.results.trial_table import TrialSummary, best_trial, read_trial
 from ppo_lab.studies.store.outcome import Counts
 from ppo_lab.tracking.terminal import format_duration
+from ppo_lab.utils.format import score_text
 from ppo_lab.workers.base import TrialProgress, TrialReport
 
 __all__ = ["StudyProgress"]
@@ -32,6 +35,7 @@ class StudyProgress:
     best: TrialSummary | None = None
     """Of one objective, among trials within limits."""
     clock: Callable[[], float] = time.monotonic
+    noun: ClassVar[str] = "trial"
     name: str = ""
     counts: Counts = field(default_factory=lambda: Counts(0, 0, 0, 0, 0))
     running: dict[int, TrialSummary] = field(default_factory=dict)
@@ -94,6 +98,19 @@ class StudyProgress:
         """Note that a call has waited for the storage; running trials continue."""
         self.away_s, self.away_why = waited_s, why
         self.refresh()
+
+    def score(self, trial: TrialSummary) -> str:
+        """Return a trial's latest return, with its interval."""
+        return score_text(*trial.mean_return(self.objectives[0].aggregate))
+
+    def notes(self) -> Iterator[Text]:
+        """Yield lines about the best trial, and about a storage that is away."""
+        if best := self.best:
+            found = (f"#{best.number}  {best.scores[0]}", "bold")
+            yield Text.assemble("best  ", found, "  ", best.setting)
+        if self.away_s is not None:
+            away = f"the storage is away for {self.away_s:.0f} s; trials go on meanwhile"
+            yield Text(f"{away}: {self.away_why}", "yellow")
 
     def tick(self) -> None:
         """Refresh, with the storage available; called about twice a second."""

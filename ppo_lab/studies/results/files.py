@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +11,8 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from ppo_lab.config.composer import without_hydra
+from ppo_lab.grids.results import RESULTS_FILE, write_csv, write_results
+from ppo_lab.runner.stored import stored_summary
 from ppo_lab.studies.definition.parameter import Choice
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.definition.storage_url import masked
@@ -22,21 +22,23 @@ from ppo_lab.studies.results.trial_table import TrialSummary, trial_table
 from ppo_lab.utils.json_files import atomic_write, to_jsonable, write_json
 from ppo_lab.utils.paths import CONF_DIR
 
-__all__ = ["BEST_FILE", "output_files", "run_command", "space_of"]
+__all__ = ["BEST_FILE", "output_files", "run_command", "run_summaries", "space_of"]
 
 BEST_FILE = "best.yaml"
 _GROUPS = ("env", "network", "memory", "tracking")
 
 
 def output_files(result: StudyResult) -> dict[str, Callable[[], None]]:
-    """Return what writes trials.csv, space.yaml, importance.json, confirm.json and best.yaml.
+    """Return what writes each file, by name; results.csv has a row for each run.
 
     ``confirm.json`` is deleted unless there is a confirmation. ``best.yaml`` is the confirmation's
     winner, else the search's best trial: of several objectives, the best in the first.
     """
     plan, confirmed, space = result.plan, result.confirmed, result.plan.folder / "space.yaml"
+    trials = trial_table(plan, result.trials)
     files: dict[str, Callable[[], None]] = {
-        "trials.csv": lambda: _write_table(result),
+        "trials.csv": lambda: write_csv(plan.folder / "trials.csv", trials),
+        RESULTS_FILE: lambda: write_results(plan.folder, run_summaries(result)),
         "space.yaml": lambda: atomic_write(space, OmegaConf.to_yaml(space_of(plan)).encode()),
         "importance.json": lambda: write_json(plan.folder / "importance.json", result.importances),
         CONFIRM_FILE: lambda: (plan.folder / CONFIRM_FILE).unlink(missing_ok=True),
@@ -55,13 +57,14 @@ def output_files(result: StudyResult) -> dict[str, Callable[[], None]]:
     return files | {BEST_FILE: lambda: _write_best(plan, best.params, title)}
 
 
-def _write_table(result: StudyResult) -> None:
-    table = trial_table(result.plan, result.trials)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]) if table else ["trial"])
-    writer.writeheader()
-    writer.writerows(table)
-    atomic_write(result.plan.folder / "trials.csv", text.getvalue().encode())
+def run_summaries(result: StudyResult) -> list[dict[str, Any]]:
+    """Return the summary of each seed of each trial that has finished, as far as it is here."""
+    return [
+        {"seed": seed.get("seed")} | stored_summary(Path(seed["folder"]))
+        for trial in result.trials
+        for seed in trial.seeds
+        if seed.get("folder")
+    ]
 
 
 def _scores(plan: Plan, trial: TrialSummary) -> str:

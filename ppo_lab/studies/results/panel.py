@@ -19,8 +19,8 @@ from ppo_lab.studies.results.format import params_text, score_text
 from ppo_lab.studies.results.statistics import CONFIDENCE, Gain
 from ppo_lab.studies.results.study_result import StudyResult
 from ppo_lab.studies.results.trial_table import count_labels
-from ppo_lab.tracking.tables import plain_table
 from ppo_lab.tracking.terminal import format_duration
+from ppo_lab.tracking.wide_table import plain_table
 
 __all__ = ["commands", "study_panel"]
 

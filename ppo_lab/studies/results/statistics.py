@@ -15,11 +15,10 @@ from scipy.special import stdtrit
 
 from ppo_lab.config.study import Aggregate
 from ppo_lab.studies.definition.objective import all_known
+from ppo_lab.utils.format import CONFIDENCE, t_half_width
 
 __all__ = ["CONFIDENCE", "Gain", "compare_with_default", "half_width", "importance", "pareto"]
 
-CONFIDENCE = 0.95
-"""Of every interval that a study shows."""
 _FEWEST_TRIALS = 10
 _FEWEST_AT_TOP = 5  # trials that the top quantile should hold, by Optuna's documentation
 
@@ -48,7 +47,7 @@ def half_width(
     else:
         num_kept = num_seeds
         error = statistics.stdev(known) / math.sqrt(num_seeds)
-    return float(stdtrit(num_kept - 1, (1 + CONFIDENCE) / 2)) * error
+    return t_half_width(error, num_kept - 1)
 
 
 def importance(study: Study, objective: int = 0) -> dict[str, float] | None:

@@ -11,6 +11,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from ppo_lab.config.study import Aggregate
+from ppo_lab.grids.live_table import Row
 from ppo_lab.studies.definition.objective import Objective, aggregate_seeds, all_known
 from ppo_lab.studies.definition.plan import Plan
 from ppo_lab.studies.results.format import params_text, score_text
@@ -33,26 +34,12 @@ _LABELS = {
 
 
 @dataclass(frozen=True)
-class TrialSummary:
+class TrialSummary(Row):
     """A trial, running or finished; what is not known yet is None or empty."""
 
-    number: int
     role: str
     """baseline, start or search."""
     params: Mapping[str, Any]
-    label: str = "running"
-    """Its state in a word or two."""
-    reason: str | None = None
-    """Why it did not finish, or which limits it broke."""
-    slot: int = 0
-    num_seeds: int = 0
-    step: int = 0
-    """Environment steps of the seed that is furthest behind."""
-    total_steps: int = 0
-    returns: Sequence[float | None] = ()
-    """Latest mean return of each seed."""
-    env_steps_per_s: float | None = None
-    vram_gib: float | None = None
     took_s: float | None = None
     values: Sequence[float | None] = ()
     """One per objective."""
@@ -71,20 +58,19 @@ class TrialSummary:
     folder: str | None = None
 
     @property
-    def done_frac(self) -> float:
-        """Share of the trial's steps that are done."""
-        return min(self.step / self.total_steps, 1.0) if self.total_steps else 0.0
-
-    @property
     def setting(self) -> str:
         """Its parameters, as one line."""
         return params_text(self.params) or "the defaults"
 
     @property
     def scores(self) -> list[str]:
-        """Its values as text, the first with its interval."""
+        """Its values as text, the first with its 95 % interval."""
         half_widths = [self.half_width, *[None] * len(self.values)]
-        return [score_text(*pair) for pair in zip(self.values, half_widths) if pair[0] is not None]
+        return [
+            score_text(value, half_width) + (" (95 %)" if half_width is not None else "")
+            for value, half_width in zip(self.values, half_widths)
+            if value is not None
+        ]
 
     def mean_return(self, aggregate: Aggregate) -> tuple[float | None, float | None]:
         """Return the latest return over seeds and half its interval, once every seed has one."""

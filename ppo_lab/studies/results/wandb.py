@@ -1,13 +1,16 @@
-"""The study as a W&B run beside those of its trials: the table of trials and the result.
+"""The study as a W&B run beside those of its trials: table, figures, report and the result.
 
 Logged once the study has ended and through ``SafeSink``, so that W&B can neither stop nor slow it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from ppo_lab.studies.results.files import space_of
 from ppo_lab.studies.results.study_result import StudyResult
@@ -15,33 +18,61 @@ from ppo_lab.studies.results.trial_table import count_labels, trial_table
 from ppo_lab.tracking import RunInfo, SafeSink, WandbSink
 from ppo_lab.utils.json_files import to_jsonable
 
+if TYPE_CHECKING:
+    import wandb
+
 __all__ = ["track_study"]
+
+_REPORT_FILE = "report.html"
 
 
 class _StudySink(WandbSink):
-    """Logs the table of trials before it closes the run."""
+    """Logs the table of trials, the importances, parallel coordinates, and the study's report."""
 
-    def __init__(self, result: StudyResult) -> None:
+    def __init__(self, result: StudyResult, study: Study) -> None:
         super().__init__(result.plan.config.tracking, Path("outputs"))
-        self._table = trial_table(result.plan, result.trials)
+        self._result, self._study = result, study
 
-    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        if self._run is not None and self._table:
-            import wandb
+    def _log_results(self, run: wandb.Run) -> None:
+        import wandb
 
-            columns: list[str | int] = list(self._table[0])
-            data = [[to_jsonable(value) for value in row.values()] for row in self._table]
-            self._run.log({"trials": wandb.Table(columns=columns, data=data)})
-        super().finish(summary, exit_code)
+        if table := trial_table(self._result.plan, self._result.trials):
+            data = [[to_jsonable(value) for value in row.values()] for row in table]
+            run.log({"trials": wandb.Table(columns=[*table[0]], data=data)})
+        for objective, shares in self._result.importances.items():
+            if shares:
+                bars = wandb.Table(columns=["parameter", "importance"], data=[*shares.items()])
+                title = f"importance for {objective}"
+                chart = wandb.plot.bar(bars, "parameter", "importance", title=title)
+                run.log({f"study/importance_{objective}": chart})
+        if any(trial.label == "kept" for trial in self._result.trials):
+            run.log(self._parallel_coordinates())
+        self._log_artifact(run, "report", _REPORT_FILE)
+
+    def _parallel_coordinates(self) -> dict[str, Any]:
+        """Return a Plotly figure for each objective."""
+        from optuna.visualization import plot_parallel_coordinate
+
+        names = [objective.key for objective in self._result.plan.objectives]
+        return {
+            f"study/parallel_{name}": plot_parallel_coordinate(
+                self._study, target=partial(_value, number), target_name=name
+            )
+            for number, name in enumerate(names)
+        }
 
 
-def track_study(result: StudyResult) -> str | None:
+def _value(number: int, trial: FrozenTrial) -> float:
+    return trial.values[number]
+
+
+def track_study(result: StudyResult, study: Study) -> str | None:
     """Log the study to W&B unless disabled; return its page, or the command to upload it.
 
     Later ends of the study resume the same run.
     """
     plan, best = result.plan, result.best
-    sink = _StudySink(result)
+    sink = _StudySink(result, study)
     guarded = SafeSink(sink)
     guarded.start(
         RunInfo(

@@ -252,14 +252,21 @@ def test_the_forecasts_limit_is_the_lowest_upper_one_by_either_name():
     assert limit(*both, "final_return <= 5") == 6.0
 
 
-def test_vram_is_not_measured_without_cuda():
-    vram = parse_constraints(["peak_vram_gib <= 8"])
-    check_measured(objectives(), vram, is_cuda=True)
-    check_measured(objectives(), parse_constraints(["forecast_vram_gib <= 8"]), is_cuda=False)
-    with pytest.raises(ConfigError, match=r"study.constraints=peak_vram_gib: .*CUDA devices only"):
-        check_measured(objectives(), vram, is_cuda=False)
-    with pytest.raises(ConfigError, match=r"study.objective=peak_vram_gib"):
-        check_measured(objectives("peak_vram_gib"), [], is_cuda=False)
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("peak_vram_gib", "CUDA devices only"),
+        ("memory.ledger.peak_gib", "profile=always"),
+        ("text.kl", "texts only"),
+    ],
+)
+def test_a_quantity_that_no_summary_of_the_study_has_is_refused(key, why):
+    config = config_of("profile=never", "device=cpu")
+    check_measured(objectives("forecast_vram_gib"), [], config)
+    with pytest.raises(ConfigError, match=rf"study.constraints={key}: .*{why}"):
+        check_measured(objectives(), parse_constraints([f"{key} <= 8"]), config)
+    with pytest.raises(ConfigError, match=rf"study.objective={key}: .*{why}"):
+        check_measured(objectives(key), [], config)
 
 
 def plan_with(
@@ -339,3 +346,11 @@ def test_a_long_list_of_changes_is_cut():
     changed = plan_with("env=halfcheetah", "gamma=0.9", "seed=7")
     with pytest.raises(ConfigError, match=r"and \d+ more"):
         changed.refuse_change(fingerprint_of())
+
+
+def test_returns_of_evaluations_need_evaluations():
+    best = objectives("best_eval_return")
+    assert best[0].direction == "maximize"
+    check_measured(best, [], config_of("eval_every=10"))
+    with pytest.raises(ConfigError, match="is known of evaluated policies: add eval_every=10"):
+        check_measured(best, [], config_of())

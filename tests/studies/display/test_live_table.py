@@ -10,8 +10,9 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from ppo_lab.config.study import Aggregate
+from ppo_lab.grids.live_table import draw
 from ppo_lab.studies.definition.objective import parse_objectives
-from ppo_lab.studies.display.live_table import LiveTable, draw
+from ppo_lab.studies.display.live_table import LiveTable
 from ppo_lab.studies.display.log_lines import LogLines
 from ppo_lab.studies.display.progress import StudyProgress
 from ppo_lab.studies.results.format import number_text, params_text, score_text
@@ -250,7 +251,7 @@ def test_plain_lines_report_starts_ends_and_the_best(lines):
     lines.retry(5, "killed by SIGKILL", num_crashes=1, max_retries=2)
     assert written == [
         "#4 begins  epsilon=0.2",
-        "#4 kept  12.0 ± 25.4  epsilon=0.2  in 0:00  best so far"
+        "#4 kept  12.0 ± 25.4 (95 %)  epsilon=0.2  in 0:00  best so far"
         "  [5/10 trials  4 kept  1 pruned  ETA 0:00]",
         "#5 killed by SIGKILL; run again (1 of 2)",
     ]

@@ -1,0 +1,1 @@
+"""The page and the pictures of finished runs: loading, statistics, figures, HTML."""
