@@ -22,7 +22,7 @@ def text() -> list[str]:
     names = ("text/reward_mean", "text/grammatical_frac", "text/distinct_frac")
     for panel, name in zip(panels, names):
         draw_bands(panel, groups, name)
-    panels[1].legend(frameon=False, fontsize=8)
+    panels[2].legend(frameon=False, fontsize=8, loc="lower left")
     save(figure, "text")
     rows = [
         [label, len(its), *(interval([run.last(name) for run in its], 2) for name in names)]
