@@ -100,7 +100,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     mask_output()
     register()
-    arguments, unknown = get_args_parser().parse_known_args()
+    arguments, unknown = get_args_parser().parse_known_intermixed_args()
     with _explained(()):
         check_flags(unknown, sys.argv[1:])
     shows_only = ("help", "hydra_help", "info", "cfg", "shell_completion")

@@ -22,9 +22,11 @@ def start_server(*, is_tracked: bool) -> None:
     wandb = _PRELOADED_WANDB if is_tracked else ()
     multiprocessing.set_forkserver_preload([*_PRELOADED, *wandb])
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb reads it when it is imported
-    # The server ignores Ctrl-C, but by itself only after its imports.
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, timeout(1) and Slurm signal the whole process group. The server, with which workers
+    # die, ends when this process closes its pipe: after the workers have saved their runs.
+    handlers = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -111,3 +111,15 @@ def test_ctrl_c_ends_a_grid_with_its_table_and_the_folders_of_what_ran(tmp_path)
     assert summaries_in(tmp_path)[0]["status"] == "interrupted"
     assert "interrupted" in shown
     assert "Traceback" not in told
+
+
+def test_sigterm_to_the_whole_group_as_by_timeout_or_slurm_leaves_runs_that_can_go_on(tmp_path):
+    process = grid(tmp_path, "seed=1,2", "total_steps=100000000")
+    for number in (0, 1):
+        wait_for(lambda n=number: [p for p in is_training(tmp_path, n) if p.read_text()])
+    os.killpg(process.pid, signal.SIGTERM)  # the command, the fork server, the workers
+    shown, told = process.communicate(timeout=120)
+    assert process.returncode in (75, 143), told
+    assert {s["status"] for s in summaries_in(tmp_path).values()} == {"interrupted"}
+    assert len([*tmp_path.glob("outputs/grids/*/*/checkpoints/*")]) >= 2
+    assert "python -m ppo_lab resume=" in shown
