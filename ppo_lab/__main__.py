@@ -45,7 +45,8 @@ def shows_alone(words: Sequence[str]) -> bool:
     try:
         print(help_text(topics))  # noqa: T201 - the command's output
     except ConfigError as error:
-        sys.exit(f"ppo_lab: {error.value}: {error.allowed}")
+        print(f"ppo_lab: {error.value}: {error.allowed}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
     return True
 
 

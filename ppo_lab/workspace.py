@@ -29,6 +29,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "return, last 100 episodes": ("charts/episodic_return_last100",),
         "return of this iteration's episodes": ("charts/episodic_return",),
         "episode length": ("charts/episodic_length",),
+        "return of the evaluated policy": ("eval/return",),
     },
     "Clip": {
         "clipped, above and below": ("ppo/clip_above_frac", "ppo/clip_below_frac"),

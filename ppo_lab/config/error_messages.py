@@ -98,6 +98,8 @@ def _unknown_option(missing: str, options: Sequence[str]) -> str:
     if not group:
         return _line(f"--config-name={name}", "there is no such file in the config folders")
     names = [option for option in options if option != "schema"]
+    if missing.startswith("sweep/"):  # may be in folders
+        group, name, names = "sweep", missing.removeprefix("sweep/"), [*SWEEP_FILES]
     allowed = f"must be one of {', '.join(names)}{did_you_mean(name, names)}"
     return _line(f"{group}={name}", allowed)
 

@@ -137,7 +137,8 @@ def _options(group: str) -> dict[str, str]:
     """Return the options of a config group, with the comment at the head of their files."""
     folder = SWEEPS_DIR if group == "sweep" else CONF_DIR / group
     files = {path.relative_to(folder).with_suffix(""): path for path in folder.rglob("*.yaml")}
-    return {str(name): _comment(files[name]) for name in sorted(files)}
+    shown = sorted(name for name in files if (group, str(name)) != ("sweep", "wandb"))  # W&B's own
+    return {str(name): _comment(files[name]) for name in shown}
 
 
 def _comment(path: Path) -> str:

@@ -126,7 +126,8 @@ class MemoryStrategy(ABC):
             raise ConfigError("memory.offload_fraction", self.offload_fraction, "must be 0 to 1")
         key = "memory.optimizer_in_backward"
         if self.optimizer_in_backward and self.offload_fraction:
-            allowed = f"needs memory.offload_fraction=0, not {self.offload_fraction:g}"
+            allowed = f"needs Adam on the device; memory={self.name} keeps"
+            allowed += f" {self.offload_fraction:.0%} of it on the host"
             raise ConfigError(key, True, allowed)
         if self.optimizer_in_backward and self.num_micro_batches > 1:
             allowed = "needs memory.num_micro_batches=1: the sum of gradients would have to be kept"
