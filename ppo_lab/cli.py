@@ -179,7 +179,7 @@ def _run_grid(opened: Hydra, command: Command, stored: Stored | None) -> None:
         if config.report:
             from ppo_lab.reports.report import report_place
 
-            print_lines(f"report  {report_place(folder)}")
+            print_lines(f"page    {report_place(folder)}")
     if any(summary["status"] != Status.finished.value for summary in summaries):
         sys.exit(EXIT_FAILED)
 
